@@ -1,0 +1,64 @@
+//! The init of a test guest: fills memory, touches it by a pattern, checks that no page ever changes by itself.
+//!
+//! In: the pattern on the kernel command line, commands on the serial console. Out: a few lines there.
+//! Both are described in `tiering_tests::pattern`. It runs as process 1 and does not return: it switches the machine off.
+//! To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
+
+mod histogram;
+mod memory;
+mod random;
+mod sys;
+mod walker;
+
+use anyhow::{Context, Result};
+use std::io::BufRead;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+use tiering_tests::pattern::{Pattern, READY, RESULT};
+use walker::Walker;
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("tiering-guest is the init of a test guest: `cargo xtask run --demo` boots some");
+        std::process::exit(64);
+    }
+    if let Err(error) = run() {
+        println!("tg: {error:#}");
+    }
+    sys::power_off();
+}
+
+fn run() -> Result<()> {
+    sys::mount_proc()?;
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the command line")?;
+    let mut walker = Walker::new(&Pattern::from_cmdline(&cmdline)?)?;
+    let commands = console();
+    println!("{READY}");
+    loop {
+        let pause = walker.step(Instant::now());
+        match commands.recv_timeout(pause) {
+            Ok(command) if command == "poweroff" => return Ok(()),
+            Ok(command) if command == "finish" => break,
+            Ok(command) => println!("tg: unknown command {command}"),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+    let result = serde_json::to_string(&walker.finish())?;
+    println!("{RESULT}{result}");
+    while commands.recv().is_ok_and(|command| command != "poweroff") {}
+    Ok(())
+}
+
+/// Reads the console's lines in a thread, so that the pattern does not wait for them.
+fn console() -> Receiver<String> {
+    let (lines, received) = channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if lines.send(line.trim().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    received
+}

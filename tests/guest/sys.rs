@@ -1,0 +1,52 @@
+//! The few things that need the kernel: memory without huge pages, a load that really happens, /proc, switching off.
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+use std::io::Error;
+use tiering_tests::content::Page;
+use tiering_tests::pattern::PAGE_BYTES;
+
+/// Maps zeroed anonymous memory of its own, never to be unmapped, in small pages.
+pub fn map_pages(pages: usize) -> Result<&'static mut [Page]> {
+    const { assert!(size_of::<Page>() == PAGE_BYTES) }
+    ensure!(pages > 0, "a pattern without memory");
+    let bytes = pages * PAGE_BYTES;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    ensure!(start != libc::MAP_FAILED, "mapping {bytes} bytes: {}", Error::last_os_error());
+    // SAFETY: the range is the mapping made above; the advice changes no content.
+    let advised = unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
+    // EINVAL means a kernel without huge pages: nothing to switch off.
+    let refused = advised != 0 && Error::last_os_error().raw_os_error() != Some(libc::EINVAL);
+    ensure!(!refused, "switching huge pages off: {}", Error::last_os_error());
+    // SAFETY: the mapping is page-aligned, zeroed (valid integers), `bytes` long, stays for ever, and nothing else refers to it.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), pages) })
+}
+
+/// Loads a word: not optimised away, and not moved past the clock.
+pub fn load(word: &u64) {
+    // SAFETY: a reference is valid to read from.
+    let _ = unsafe { std::ptr::from_ref(word).read_volatile() };
+}
+
+pub fn mount_proc() -> Result<()> {
+    let nothing: Option<&str> = None;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing).context("mounting /proc")
+}
+
+/// Switches the machine off. As process 1 there is nothing else left to do.
+pub fn power_off() -> ! {
+    // SAFETY: no arguments but the command; no memory is involved.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    // Only without the right to do it; init must not return.
+    std::process::exit(1)
+}

@@ -1,0 +1,285 @@
+//! A small real guest in QEMU, whose memory behaves as told and can be checked at the end.
+//!
+//! In: a [`Builder`]. Out: a running [`Guest`]; what went wrong is an error with the end of its console.
+//! The guest is killed by pid when it is dropped. It never decides what a test means.
+
+use crate::initramfs;
+use crate::lines::Lines;
+use crate::pattern::{GuestResult, Pattern, READY, RESULT};
+use crate::qemu::Machine;
+use crate::{kernel, paths};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Write;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+pub use crate::qemu::{Accel, Backend};
+
+/// The final pass may have to read all memory back from a slow tier, on a busy machine.
+const FINISH_LIMIT: Duration = Duration::from_secs(180);
+const POWEROFF_LIMIT: Duration = Duration::from_secs(30);
+/// Enough for QEMU to start and a kernel to boot where KVM is real.
+const KVM_LIMIT: Duration = Duration::from_secs(10);
+/// How often a waiting function looks.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A guest to be.
+#[derive(Debug, Clone)]
+pub struct Builder(Machine);
+
+impl Builder {
+    /// RAM of the guest, all in all.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.0.memory_mib = mib;
+        self
+    }
+
+    /// What it does with its memory.
+    #[must_use]
+    pub fn pattern(mut self, pattern: Pattern) -> Self {
+        self.0.pattern = pattern;
+        self
+    }
+
+    /// What its RAM is on the host.
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.0.backend = backend;
+        self
+    }
+
+    /// Who executes its instructions.
+    #[must_use]
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.0.accel = accel;
+        self
+    }
+
+    /// Starts it, from a thread that must live as long as the guest; it is not booted yet when this returns.
+    ///
+    /// # Errors
+    /// Where kernel, init or QEMU are missing.
+    pub fn start(self) -> Result<Guest> {
+        let kernel = kernel::find()?;
+        let init = paths::guest_init()?;
+        let init = std::fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
+        let mut image = tempfile::NamedTempFile::with_prefix("tiering-guest-")?;
+        image.write_all(&initramfs::build(&init))?;
+        let mut command = self.0.command(&kernel, image.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+        let console = Lines::default();
+        console.read(child.stdout.take().context("the child has no standard output")?);
+        console.read(child.stderr.take().context("the child has no standard error")?);
+        let input = child.stdin.take().context("the child has no standard input")?;
+        Ok(Guest { name: self.0.name, child, input, console, _initramfs: image })
+    }
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Guest {
+    name: String,
+    child: Child,
+    /// The guest's serial line, towards it.
+    input: ChildStdin,
+    console: Lines,
+    /// Read by QEMU when it starts; removed with the guest.
+    _initramfs: tempfile::NamedTempFile,
+}
+
+impl Guest {
+    /// A guest of 256 MiB with anonymous RAM, emulated, of the default pattern.
+    #[must_use]
+    pub fn builder(name: &str) -> Builder {
+        Builder(Machine {
+            name: name.to_owned(),
+            memory_mib: 256,
+            pattern: Pattern::default(),
+            backend: Backend::Anonymous,
+            accel: Accel::Tcg,
+        })
+    }
+
+    /// The name that QEMU was given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// QEMU's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything the guest and QEMU have said.
+    #[must_use]
+    pub fn console(&self) -> &Lines {
+        &self.console
+    }
+
+    /// Fails where the guest is not running any more.
+    ///
+    /// # Errors
+    /// With the reason and the end of the console.
+    pub fn check_alive(&mut self) -> Result<()> {
+        // After an internal error of KVM QEMU does not end but stands still.
+        let fatal = |line: &str| line.contains("Kernel panic") || line.contains("KVM internal error");
+        let panic = self.console.find(0, |line| fatal(line).then(|| line.to_owned()));
+        let exit = self.child.try_wait().with_context(|| format!("waiting for {}", self.name))?;
+        let what = match (panic, exit) {
+            (Some(line), _) => line,
+            (None, Some(status)) => format!("QEMU ended: {status}"),
+            (None, None) => return Ok(()),
+        };
+        bail!("guest {}: {what}; the end of its console:\n{}", self.name, self.console.tail())
+    }
+
+    /// All pages are filled and the pattern runs. Does not wait.
+    ///
+    /// # Errors
+    /// Where the guest is not running any more.
+    pub fn is_ready(&mut self) -> Result<bool> {
+        self.check_alive()?;
+        Ok(self.console.find(0, |line| line.contains(READY).then_some(())).is_some())
+    }
+
+    /// Waits until the pattern runs.
+    ///
+    /// # Errors
+    /// Where the guest ends, or is not ready in time.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        self.wait("is not ready", limit, |guest| Ok(guest.is_ready()?.then_some(())))
+    }
+
+    /// Tells the guest to stop the pattern and verify all its memory. Does not wait.
+    ///
+    /// # Errors
+    /// Where QEMU does not read.
+    pub fn send_finish(&mut self) -> Result<()> {
+        self.send("finish")
+    }
+
+    /// The result, when it is there. Does not wait.
+    ///
+    /// # Errors
+    /// Where the guest is not running any more, or prints nonsense.
+    pub fn result(&mut self) -> Result<Option<GuestResult>> {
+        let json = self.console.find(0, |line| Some(line.split_once(RESULT)?.1.to_owned()));
+        match json {
+            Some(json) => serde_json::from_str(&json).map(Some).with_context(|| format!("the result {json}")),
+            None => self.check_alive().map(|()| None),
+        }
+    }
+
+    /// Stops the pattern, verifies all memory, and returns what the guest found. The guest then waits.
+    ///
+    /// # Errors
+    /// Where the guest ends or takes more than three minutes.
+    pub fn finish(&mut self) -> Result<GuestResult> {
+        self.send_finish()?;
+        self.wait("has not finished", FINISH_LIMIT, Self::result)
+    }
+
+    /// Stops all threads of QEMU: the guest holds its breath.
+    ///
+    /// # Errors
+    /// Where there is no such process any more.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`Guest::stop`].
+    ///
+    /// # Errors
+    /// Where there is no such process any more.
+    pub fn cont(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Ends QEMU at once, as a crash would.
+    pub fn kill(&mut self) {
+        // An error means that it has ended and was waited for: what we want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Switches the guest off and waits for QEMU's end.
+    ///
+    /// # Errors
+    /// Where it does not end in half a minute; it is killed then.
+    pub fn poweroff(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        self.send("poweroff")?;
+        let started = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if started.elapsed() > POWEROFF_LIMIT {
+                self.kill();
+                bail!(
+                    "guest {} did not switch off; the end of its console:\n{}",
+                    self.name,
+                    self.console.tail()
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, command: &str) -> Result<()> {
+        let sent = self.input.write_all(format!("{command}\n").as_bytes()).and_then(|()| self.input.flush());
+        sent.with_context(|| format!("sending {command} to guest {}", self.name))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?);
+        kill(pid, signal).with_context(|| format!("{signal} to guest {}", self.name))
+    }
+
+    fn wait<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        look: impl Fn(&mut Self) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let started = Instant::now();
+        loop {
+            if let Some(value) = look(self)? {
+                return Ok(value);
+            }
+            if started.elapsed() > limit {
+                let tail = self.console.tail();
+                bail!("guest {} {what} after {limit:?}; the end of its console:\n{tail}", self.name);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Whether a KVM guest boots here: /dev/kvm alone says little where KVM is nested. Asked once a process.
+///
+/// # Errors
+/// Why it does not.
+pub fn kvm_works() -> Result<()> {
+    static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();
+    let boot = || {
+        let pattern = Pattern { mem_mib: 8, hot_mib: 1, loop_mib: 1, ..Pattern::default() };
+        let small = Guest::builder("kvm-check").memory_mib(128).pattern(pattern).accel(Accel::Kvm);
+        small.start()?.wait_ready(KVM_LIMIT)
+    };
+    let answer = ANSWER.get_or_init(|| boot().map_err(|error| format!("{error:#}")));
+    answer.clone().map_err(|error| anyhow!("KVM guests do not work here: {error}"))
+}

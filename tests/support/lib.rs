@@ -1,0 +1,17 @@
+//! What the tests and the demo share: small guests in QEMU, folders that can hold swap files, the agent as a process.
+//!
+//! In: the guest kernel, the guest's init and the `tiering` binary that `cargo xtask build` leaves below the target folder
+//! (each can be named by an environment variable instead). Out: processes and files that are gone when their owner is dropped.
+//! Nothing here asserts: tests do.
+
+pub mod agent;
+pub mod content;
+pub mod guest;
+pub mod initramfs;
+pub mod kernel;
+pub mod lines;
+pub mod paths;
+pub mod pattern;
+pub mod qemu;
+pub mod scratch;
+pub mod skip;

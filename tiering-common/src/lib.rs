@@ -1,0 +1,122 @@
+//! The types on the wire between the eBPF programs and the agent, and nothing else.
+//!
+//! Every type is `#[repr(C)]` with explicit padding, holds no `bool`, `Option` or `usize`, and has its size
+//! asserted below. [`LAYOUT_VERSION`] changes with any of them and stands in every [`VmEntry`], where
+//! `bpftool map dump` shows it.
+#![no_std]
+
+/// Version of everything in this crate.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Most RAM ranges of one virtual machine that the kernel side looks at.
+pub const MAX_RANGES: usize = 8;
+
+/// Most virtual machines tracked at a time.
+pub const MAX_VMS: usize = 1024;
+
+/// Bytes of the ring buffer `tier_events`.
+pub const RING_BYTES: usize = 4 << 20;
+
+/// Bytes waiting in the ring from which a sample wakes the agent; below it, the agent's own tick collects.
+///
+/// Waking for every sample costs the faulting guest 1.7 times the fault itself (measured on 6.18: +168 %,
+/// against +20 % with a threshold of a quarter and a tick).
+pub const RING_WAKE_BYTES: u64 = (RING_BYTES / 4) as u64;
+
+/// The access was a write.
+pub const SAMPLE_WRITE: u32 = 1 << 0;
+/// The page was present and the fault one of protection (copy on write, write-protected).
+pub const SAMPLE_PRESENT: u32 = 1 << 1;
+/// The fault was an instruction fetch.
+pub const SAMPLE_FETCH: u32 = 1 << 2;
+/// The fault happened in kernel mode (a system call that touched guest RAM).
+pub const SAMPLE_KERNEL: u32 = 1 << 3;
+
+/// One access, as the kernel saw it. A record of the ring `tier_events`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Sample {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// Host-virtual address in the virtual machine's process.
+    pub hva: u64,
+    /// [`VmEntry::vm`] of the process that faulted.
+    pub vm: u32,
+    /// `SAMPLE_*` bits.
+    pub flags: u32,
+}
+
+/// A range of guest RAM in host-virtual addresses, `start` included, `end` excluded, bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// A tracked process. Value of the map `tier_vms`; the key is the process id (`u32`, initial namespace).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmEntry {
+    /// Number the agent gave this virtual machine; never given twice in one run.
+    pub vm: u32,
+    /// [`LAYOUT_VERSION`] of the agent that wrote the entry.
+    pub layout: u32,
+    /// How many of `ranges` are in use.
+    pub range_count: u32,
+    pub _pad: u32,
+    pub ranges: [Range; MAX_RANGES],
+}
+
+/// Counters of one virtual machine on one CPU. Value of the per-CPU map `tier_stats`; the key is
+/// [`VmEntry::vm`]. Only the kernel side writes it, so that the sums always balance:
+/// `produced` = samples the agent consumed + `dropped`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmStats {
+    /// Accesses seen in guest RAM.
+    pub produced: u64,
+    /// Of these, lost because the ring was full.
+    pub dropped: u64,
+    /// Of `produced`: reads, and writes.
+    pub reads: u64,
+    pub writes: u64,
+    /// Of `produced`: faults of protection on a present page.
+    pub present: u64,
+    /// Of `produced`: faults in kernel mode.
+    pub kernel: u64,
+}
+
+/// What the agent did for one virtual machine, pages. Value of the map `tier_moves`; the key is
+/// [`VmEntry::vm`]. Only the agent writes it (a second writer of `tier_stats` would lose counts).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmMoves {
+    pub demoted: u64,
+    pub promoted: u64,
+    /// Pages brought up ahead of need, and how many of them were touched, or not touched in time.
+    pub prefetched: u64,
+    pub used: u64,
+    pub wasted: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Sample>() == 24);
+    assert!(size_of::<Range>() == 16);
+    assert!(size_of::<VmEntry>() == 16 + 16 * MAX_RANGES);
+    assert!(size_of::<VmStats>() == 48);
+    assert!(size_of::<VmMoves>() == 40);
+    assert!(RING_BYTES.is_power_of_two());
+};
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: `repr(C)`, made of integers only, without padding: any bytes are a value and may be shown to
+    // the kernel.
+    unsafe impl aya::Pod for super::VmEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VmStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VmMoves {}
+}

@@ -1,0 +1,107 @@
+//! What the programs decide, without any eBPF in it, so that it is tested on the host.
+//!
+//! Written for the verifier: bounded loops, no indexing that could panic.
+#![no_std]
+
+use tiering_common::{Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry};
+
+/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18).
+const PF_PROT: u64 = 1 << 0;
+const PF_WRITE: u64 = 1 << 1;
+const PF_INSTR: u64 = 1 << 4;
+
+/// Where a fault was raised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    User,
+    Kernel,
+}
+
+/// The `SAMPLE_*` bits of a fault with this error code.
+#[inline(always)]
+pub fn sample_flags(error_code: u64, mode: Mode) -> u32 {
+    let mut flags = 0;
+    if error_code & PF_PROT != 0 {
+        flags |= SAMPLE_PRESENT;
+    }
+    if error_code & PF_WRITE != 0 {
+        flags |= SAMPLE_WRITE;
+    }
+    if error_code & PF_INSTR != 0 {
+        flags |= SAMPLE_FETCH;
+    }
+    if mode == Mode::Kernel {
+        flags |= SAMPLE_KERNEL;
+    }
+    flags
+}
+
+/// Whether `hva` lies in the guest RAM of `vm`.
+#[inline(always)]
+pub fn is_guest_ram(vm: &VmEntry, hva: u64) -> bool {
+    let mut seen = 0;
+    for Range { start, end } in &vm.ranges {
+        if seen == vm.range_count {
+            return false;
+        }
+        if hva >= *start && hva < *end {
+            return true;
+        }
+        seen += 1;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tiering_common::{LAYOUT_VERSION, MAX_RANGES};
+
+    fn vm(ranges: &[(u64, u64)]) -> VmEntry {
+        let mut all = [Range::default(); MAX_RANGES];
+        for (slot, (start, end)) in all.iter_mut().zip(ranges) {
+            *slot = Range { start: *start, end: *end };
+        }
+        let range_count = u32::try_from(ranges.len()).unwrap();
+        VmEntry { vm: 1, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges: all }
+    }
+
+    #[test]
+    fn a_range_holds_its_start_and_not_its_end() {
+        let vm = vm(&[(0x1000, 0x3000), (0x8000, 0x9000)]);
+        for (hva, inside) in
+            [(0xfff, false), (0x1000, true), (0x2fff, true), (0x3000, false), (0x8fff, true), (0x9000, false)]
+        {
+            assert_eq!(is_guest_ram(&vm, hva), inside, "{hva:#x}");
+        }
+    }
+
+    #[test]
+    fn only_ranges_in_use_count() {
+        let mut vm = vm(&[(0x1000, 0x2000)]);
+        vm.ranges[1] = Range { start: 0x5000, end: 0x6000 };
+        assert!(!is_guest_ram(&vm, 0x5000));
+        vm.range_count = 2;
+        assert!(is_guest_ram(&vm, 0x5000));
+    }
+
+    #[test]
+    fn every_range_can_be_used() {
+        let last = MAX_RANGES as u64 * 0x10000;
+        let mut ranges = [(0, 0); MAX_RANGES];
+        for (range, start) in ranges.iter_mut().zip((0x10000..).step_by(0x10000)) {
+            *range = (start, start + 0x1000);
+        }
+        assert!(is_guest_ram(&vm(&ranges), last + 0xfff));
+        assert!(!is_guest_ram(&vm(&ranges), last + 0x1000));
+    }
+
+    #[test]
+    fn error_codes_become_flags() {
+        assert_eq!(sample_flags(0x4, Mode::User), 0, "a user-mode read of an absent page");
+        assert_eq!(sample_flags(0x6, Mode::User), SAMPLE_WRITE);
+        assert_eq!(sample_flags(0x7, Mode::User), SAMPLE_WRITE | SAMPLE_PRESENT);
+        assert_eq!(sample_flags(0x14, Mode::User), SAMPLE_FETCH);
+        assert_eq!(sample_flags(0x2, Mode::Kernel), SAMPLE_WRITE | SAMPLE_KERNEL);
+    }
+}

@@ -1,0 +1,146 @@
+//! The two threads that carry steps out.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use tokio::sync::mpsc as async_mpsc;
+
+use super::bring_up::{bring_up, drop_stage, stage};
+use super::place::place;
+use super::target::{Outcome, Roots, Skip, Target};
+use crate::policy::{Action, Step};
+use crate::sys;
+use crate::tiers::{Areas, SwapError, SwapTiers, TierId};
+
+/// Something for a lane to do.
+#[derive(Debug)]
+pub enum Job {
+    Step(Target, Step),
+    Drain(TierId),
+}
+
+/// Something a lane has done.
+#[derive(Debug)]
+pub enum Done {
+    Step(Outcome),
+    /// Pages brought up, and how long it took.
+    Drain(TierId, Result<u64, SwapError>, std::time::Duration),
+}
+
+/// What both lanes go by.
+#[derive(Clone, Debug)]
+struct Settings {
+    roots: Roots,
+    dry_run: bool,
+    areas: Areas,
+}
+
+/// The running lanes. Dropped, they finish what they have begun and end.
+#[derive(Debug)]
+pub struct Lanes {
+    mover: Lane,
+    stager: Lane,
+}
+
+#[derive(Debug)]
+struct Lane {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Lanes {
+    /// Starts both; what they have done arrives at `done`. Without swap tiers, every step is a dry run.
+    ///
+    /// # Errors
+    /// Where the system has no thread left.
+    pub fn start(
+        swap: Option<SwapTiers>,
+        roots: Roots,
+        done: async_mpsc::UnboundedSender<Done>,
+    ) -> std::io::Result<Self> {
+        let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
+        let settings = Settings { roots, dry_run: swap.is_none(), areas };
+        let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
+        let stager = Lane::start("tiering-stager", settings, None, done)?;
+        Ok(Self { mover, stager })
+    }
+
+    /// Hands a job to the lane it belongs to. At most a few at a time are waiting: callers send the next when the
+    /// one before is done.
+    pub fn send(&self, job: Job) {
+        let lane = match &job {
+            Job::Step(_, step) if matches!(step.action, Action::Stage | Action::DropStage) => &self.stager,
+            Job::Step(..) | Job::Drain(_) => &self.mover,
+        };
+        if let Some(jobs) = &lane.jobs {
+            // A lane ends only with this value.
+            jobs.send(job).ok();
+        }
+    }
+}
+
+impl Lane {
+    fn start(
+        name: &str,
+        settings: Settings,
+        mut swap: Option<SwapTiers>,
+        done: async_mpsc::UnboundedSender<Done>,
+    ) -> std::io::Result<Self> {
+        let (sender, jobs) = mpsc::channel();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            for job in jobs {
+                if done.send(run(job, &settings, swap.as_mut())).is_err() {
+                    break;
+                }
+            }
+            if let Some(swap) = &mut swap {
+                swap.release_empty();
+            }
+        })?;
+        Ok(Self { jobs: Some(sender), thread: Some(thread) })
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>) -> Done {
+    match job {
+        Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap)),
+        Job::Drain(tier) => {
+            let began = Instant::now();
+            let result = match swap {
+                Some(swap) => swap.drain(tier),
+                None => Ok(0),
+            };
+            Done::Drain(tier, result, began.elapsed())
+        }
+    }
+}
+
+fn run_step(target: &Target, step: Step, settings: &Settings, swap: Option<&mut SwapTiers>) -> Outcome {
+    let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
+    let asked = outcome.asked.len() as u64;
+    if settings.dry_run {
+        outcome.skip(Skip::DryRun, asked);
+    } else if let Some(why) = target.refusal(&settings.roots) {
+        outcome.skip(why, asked);
+    } else {
+        match (step.action, swap) {
+            (Action::Place { to }, Some(swap)) => place(target, to, swap, &mut outcome),
+            (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
+            (Action::BringUp, _) => bring_up(target, &settings.areas, &mut outcome),
+            (Action::Stage, _) => stage(target, &mut outcome),
+            (Action::DropStage, _) => drop_stage(target, &settings.areas, &mut outcome),
+        }
+    }
+    outcome.finished = sys::now();
+    outcome
+}

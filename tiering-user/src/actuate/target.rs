@@ -1,0 +1,188 @@
+//! The machine a job is about, and what becomes of the job.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::policy::{Action, Reason};
+use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pagemap, Pidfd, Span};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, into_runs};
+use crate::track::VmId;
+use crate::vm::{self, Vm};
+
+/// Where the system's trees are mounted.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    pub proc: PathBuf,
+    /// cgroup v2.
+    pub cgroup: PathBuf,
+}
+
+/// A machine that can be acted on.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub id: VmId,
+    pub vm: Arc<Vm>,
+    pub process: Arc<Pidfd>,
+    pub layout: Arc<Layout>,
+}
+
+/// Why pages were left alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Skip {
+    /// Only planned, not done.
+    DryRun,
+    /// The tier has no room for them.
+    TierFull,
+    /// The kernel left them where they are: pinned, locked, or mapped by another process too.
+    Stayed,
+    /// Paged out, but into another area than the one meant.
+    ElsewhereInSwap,
+    /// There is no page.
+    Absent,
+    /// The process ended.
+    Gone,
+    /// The machine may not be touched now.
+    Refused(String),
+    /// The kernel or the swap tier gave an error.
+    Failed(String),
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DryRun => f.write_str("dry run"),
+            Self::TierFull => f.write_str("the tier is full"),
+            Self::Stayed => f.write_str("left by the kernel (pinned, locked or shared)"),
+            Self::ElsewhereInSwap => f.write_str("in another swap area"),
+            Self::Absent => f.write_str("no page there"),
+            Self::Gone => f.write_str("the machine has ended"),
+            Self::Refused(reason) | Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// What became of a step.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub vm: VmId,
+    pub action: Action,
+    pub reason: Reason,
+    pub asked: Vec<PageIndex>,
+    /// Where the pages are now, as read back; ascending.
+    pub found: Vec<(PageRun, Place)>,
+    /// Pages that now are where the step wanted them and were not before.
+    pub moved_pages: u64,
+    pub skipped: BTreeMap<Skip, u64>,
+    pub finished: Monotonic,
+}
+
+impl Outcome {
+    pub(super) fn new(vm: VmId, action: Action, reason: Reason, asked: Vec<PageIndex>) -> Self {
+        let finished = Monotonic::default();
+        Self { vm, action, reason, asked, found: Vec::new(), moved_pages: 0, skipped: BTreeMap::new(), finished }
+    }
+
+    pub(super) fn skip(&mut self, why: Skip, pages: u64) {
+        if pages > 0 {
+            *self.skipped.entry(why).or_default() += pages;
+        }
+    }
+
+    /// Of the asked pages, those in `place` now.
+    pub fn in_place(&self, place: Place) -> u64 {
+        self.found.iter().filter(|(_, there)| *there == place).map(|(run, _)| u64::from(run.count)).sum()
+    }
+}
+
+impl Target {
+    /// Why the machine may not be touched now, if so.
+    pub(super) fn refusal(&self, roots: &Roots) -> Option<Skip> {
+        if !self.process.is_alive() {
+            return Some(Skip::Gone);
+        }
+        vm::recheck(&roots.proc, &roots.cgroup, &self.vm).map(|refusal| Skip::Refused(refusal.to_string()))
+    }
+
+    /// The states of these pages, in the same order.
+    pub(super) fn states(&self, pages: &[PageIndex]) -> io::Result<Vec<PageState>> {
+        let pagemap = Pagemap::open(self.process.pid())?;
+        let mut states = Vec::with_capacity(pages.len());
+        for span in self.spans(pages) {
+            states.extend(pagemap.read(span.start, (span.bytes / PAGE_BYTES) as usize)?);
+        }
+        Ok(states)
+    }
+
+    /// Whether all of these pages are shared memory. A step's pages come from one region or several of one kind;
+    /// one private page makes the answer no.
+    pub(super) fn is_shared(&self, pages: &[PageIndex]) -> bool {
+        pages.iter().all(|page| self.layout.locate(*page).is_some_and(|(_, shared)| shared))
+    }
+
+    /// Gives advice for these pages, in as few calls as possible. Spans that the kernel does not take one after
+    /// another are tried alone, so that one bad range costs only itself.
+    pub(super) fn advise(&self, pages: &[PageIndex], advice: Advice) -> io::Result<()> {
+        for chunk in self.spans(pages).chunks(MAX_RANGES_PER_CALL) {
+            if let Err(error) = sys::advise(&self.process, chunk, advice) {
+                if error.raw_os_error() == Some(libc::ESRCH) {
+                    return Err(error);
+                }
+                for span in chunk {
+                    // What stays is seen when it is read back.
+                    sys::advise(&self.process, &[*span], advice).ok();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps these pages by reading a byte of each.
+    pub(super) fn touch_read(&self, pages: &[PageIndex]) -> io::Result<()> {
+        let spans: Vec<Span> = pages
+            .iter()
+            .filter_map(|page| self.layout.locate(*page))
+            .map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES })
+            .collect();
+        let mut rest = spans.as_slice();
+        while !rest.is_empty() {
+            let chunk = &rest[..rest.len().min(MAX_RANGES_PER_CALL)];
+            let touched = match sys::touch_read(&self.process, chunk) {
+                Ok(touched) => touched,
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
+                Err(error) => return Err(error),
+            };
+            // The page after the last one touched cannot be: go on behind it.
+            rest = &rest[(touched + usize::from(touched < chunk.len())).min(rest.len())..];
+        }
+        Ok(())
+    }
+
+    /// Makes these pages give back their swap slots.
+    pub(super) fn touch_write(&self, pages: &[PageIndex]) -> io::Result<()> {
+        self.spans(pages).into_iter().try_for_each(|span| sys::touch_write(&self.process, span))
+    }
+
+    /// The addresses of these ascending pages.
+    fn spans(&self, pages: &[PageIndex]) -> Vec<Span> {
+        into_runs(pages, u32::MAX)
+            .into_iter()
+            .flat_map(|run| self.layout.cut(run))
+            .map(|(run, hva, _)| Span { start: hva.0, bytes: u64::from(run.count) * PAGE_BYTES })
+            .collect()
+    }
+}
+
+/// Runs of `pages` that have one place, ascending.
+pub(super) fn place_runs(pages: &[PageIndex], places: impl Iterator<Item = Place>) -> Vec<(PageRun, Place)> {
+    let mut runs: Vec<(PageRun, Place)> = Vec::new();
+    for (&page, place) in pages.iter().zip(places) {
+        match runs.last_mut() {
+            Some((run, last)) if *last == place && run.first + run.count == page => run.count += 1,
+            _ => runs.push((PageRun { first: page, count: 1 }, place)),
+        }
+    }
+    runs
+}

@@ -1,0 +1,283 @@
+//! Answers to requests: the map, an operator's move, the drain of a tier.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::machine::Machine;
+use super::state::State;
+use crate::actuate::{Job, Outcome};
+use crate::policy::{Action, Reason, Step};
+use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap};
+use crate::telemetry::request::{
+    ApiError, DrainOutcome, Location, MapRun, MoveOutcome, Reply, Request, VmMap,
+};
+use crate::tiermap::{PageEntry, PageIndex, Place};
+use crate::tiers::{SwapError, TierId, TierKind};
+use crate::track::VmId;
+
+/// Tries to sweep a machine for a map while moves keep making the sweep out of date.
+const MAP_TRIES: u32 = 50;
+
+/// A map that waits for a sweep which began after it was asked for.
+pub(super) struct PendingMap {
+    vm: VmId,
+    hva: Option<Range<u64>>,
+    asked: Monotonic,
+    tries: u32,
+    reply: Reply<VmMap>,
+}
+
+/// An operator's move, as far as it has come.
+pub(super) struct Ticket {
+    to: TierId,
+    batches: usize,
+    began: Instant,
+    outcome: MoveOutcome,
+    reply: Reply<MoveOutcome>,
+}
+
+impl Ticket {
+    pub(super) fn fail(self, error: ApiError) {
+        // The client may have gone.
+        self.reply.send(Err(error)).ok();
+    }
+}
+
+impl State {
+    pub(super) fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Map { vm, hva, reply } => match self.find(&vm) {
+                Some(id) => {
+                    self.maps.push(PendingMap { vm: id, hva, asked: sys::now(), tries: 0, reply });
+                    self.start_sweep(id);
+                }
+                None => drop(reply.send(Err(no_such_vm(&vm)))),
+            },
+            Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva, reply),
+            Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
+        }
+    }
+
+    fn find(&self, id: &str) -> Option<VmId> {
+        self.machines.values().find(|machine| machine.target.vm.id() == id).map(|machine| machine.target.id)
+    }
+
+    /// A sweep of `vm` that began at `began` is in: maps that waited for one are answered if it is up to date,
+    /// else wait for the next.
+    pub(super) fn answer_maps(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
+        let mut again = false;
+        for mut map in std::mem::take(&mut self.maps) {
+            let Some(machine) = self.machines.get(&map.vm) else {
+                map.reply.send(Err(ApiError::NotFound("the virtual machine has ended".into()))).ok();
+                continue;
+            };
+            if map.vm == vm && began >= map.asked && (fresh || map.tries >= MAP_TRIES) {
+                map.reply.send(Ok(self.map(machine, map.hva.as_ref()))).ok();
+                continue;
+            }
+            if map.vm == vm {
+                map.tries += 1;
+                again = true;
+            }
+            self.maps.push(map);
+        }
+        if again {
+            self.start_sweep(vm);
+        }
+    }
+
+    fn map(&self, machine: &Machine, hva: Option<&Range<u64>>) -> VmMap {
+        let now = self.clock.seconds();
+        let pagemap = Pagemap::open(machine.target.process.pid()).ok();
+        let mut runs: Vec<MapRun> = Vec::new();
+        for (region, start, _) in machine.pages.layout().regions() {
+            let mut open: Option<(PageEntry, PageIndex)> = None;
+            for page in region.pages() {
+                let address = start.0 + u64::from(page - region.first) * PAGE_BYTES;
+                if hva.is_some_and(|range| !range.contains(&address)) {
+                    open = None;
+                    continue;
+                }
+                let entry = machine.pages.get(page);
+                match (&open, runs.last_mut()) {
+                    (Some((first, _)), Some(run)) if alike(*first, entry, now) => run.pages += 1,
+                    _ => {
+                        open = Some((entry, page));
+                        let touched = entry.place() != Place::Untouched;
+                        runs.push(MapRun {
+                            hva: address,
+                            pages: 1,
+                            gpa: None,
+                            tier: self.place_name(entry.place()),
+                            frame_or_slot: pagemap.as_ref().and_then(|pagemap| location(pagemap, address)),
+                            heat: entry.heat().into(),
+                            idle_ms: touched.then(|| u64::from(entry.idle(now)) * 1000),
+                            staged: entry.staged(),
+                            written: entry.written(),
+                        });
+                    }
+                }
+            }
+        }
+        VmMap { vm: machine.target.vm.id(), page_bytes: PAGE_BYTES, runs }
+    }
+
+    /// How a place is called in answers.
+    pub(super) fn place_name(&self, place: Place) -> String {
+        match place {
+            Place::Untouched => "untouched".to_owned(),
+            Place::OtherSwap => "swap".to_owned(),
+            Place::In(id) => self.ladder.get(id).map_or("swap", |tier| tier.name.as_str()).to_owned(),
+        }
+    }
+
+    fn begin_move(&mut self, vm: &str, to: &str, hva: Option<Range<u64>>, reply: Reply<MoveOutcome>) {
+        let step = match self.move_step(vm, to, hva) {
+            Ok(step) => step,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let (id, to) = (step.vm, self.ladder.by_name(to).map_or(TierId(0), |tier| tier.id));
+        let now = self.clock.seconds();
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let outcome = MoveOutcome { asked_pages: step.pages.len() as u64, ..MoveOutcome::default() };
+        let batches = machine.enqueue(&step, now, Some(ticket));
+        if batches == 0 {
+            reply.send(Ok(outcome)).ok();
+            return;
+        }
+        self.tickets.insert(ticket, Ticket { to, batches, began: Instant::now(), outcome, reply });
+        self.send_next(id);
+    }
+
+    fn move_step(&self, vm: &str, to: &str, hva: Option<Range<u64>>) -> Result<Step, ApiError> {
+        let id = self.find(vm).ok_or_else(|| no_such_vm(vm))?;
+        let machine = &self.machines[&id];
+        let names = || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+        let tier = self
+            .ladder
+            .by_name(to)
+            .ok_or_else(|| ApiError::NotFound(format!("no tier is called `{to}`: there are {}", names())))?;
+        if let Some(reason) = machine.unmovable() {
+            return Err(ApiError::Refused(format!("{} is not moved: {reason}", machine.target.vm.name)));
+        }
+        if self.drained.contains(&tier.id) {
+            return Err(ApiError::Refused(format!("tier `{to}` was drained: restart the agent to use it again")));
+        }
+        let wanted = Place::In(tier.id);
+        let mut pages: Vec<PageIndex> = Vec::new();
+        machine.pages.for_each(|page, entry| {
+            let address = machine.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
+            if entry.place() != wanted && hva.as_ref().is_none_or(|range| range.contains(&address)) {
+                pages.push(page);
+            }
+        });
+        let action = match tier.kind {
+            TierKind::Node { .. } => Action::BringUp,
+            TierKind::Swap { .. } => Action::Place { to: tier.id },
+        };
+        Ok(Step { vm: id, action, pages, reason: Reason::Operator })
+    }
+
+    /// One batch of an operator's move is done.
+    pub(super) fn on_ticket(&mut self, id: u64, outcome: &Outcome) {
+        let Some(ticket) = self.tickets.get_mut(&id) else { return };
+        let total = &mut ticket.outcome;
+        total.moved_pages += outcome.moved_pages;
+        total.moved_bytes += outcome.moved_pages * PAGE_BYTES;
+        total.in_tier_pages += outcome.in_place(Place::In(ticket.to));
+        for (skip, pages) in &outcome.skipped {
+            *total.skipped.entry(skip.to_string()).or_default() += pages;
+        }
+        ticket.batches -= 1;
+        if ticket.batches == 0
+            && let Some(mut ticket) = self.tickets.remove(&id)
+        {
+            ticket.outcome.elapsed_ms = millis(ticket.began.elapsed());
+            ticket.reply.send(Ok(ticket.outcome)).ok();
+        }
+    }
+
+    fn begin_drain(&mut self, name: &str, reply: Reply<DrainOutcome>) {
+        let error = match self.ladder.by_name(name) {
+            None => ApiError::NotFound(format!("no tier is called `{name}`")),
+            Some(tier) if matches!(tier.kind, TierKind::Node { .. }) => {
+                ApiError::Refused(format!("tier `{name}` is memory and cannot be drained"))
+            }
+            Some(_) if self.dry_run => ApiError::Refused("this is a dry run: there is nothing to drain".into()),
+            Some(tier) => {
+                let id = tier.id;
+                self.drained.insert(id);
+                for machine in self.machines.values_mut() {
+                    machine.queue.retain(|queued| queued.ticket.is_some());
+                }
+                self.drains.push((id, reply));
+                self.lanes.send(Job::Drain(id));
+                return;
+            }
+        };
+        reply.send(Err(error)).ok();
+    }
+
+    pub(super) fn on_drained(&mut self, tier: TierId, result: Result<u64, SwapError>, elapsed: Duration) {
+        let answer = match result {
+            Ok(brought_up_pages) => Ok(DrainOutcome {
+                tier: self.place_name(Place::In(tier)),
+                brought_up_pages,
+                elapsed_ms: millis(elapsed),
+            }),
+            Err(error) => {
+                self.drained.remove(&tier);
+                Err(ApiError::Unavailable(error.to_string()))
+            }
+        };
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            self.start_sweep(id);
+        }
+        let waiting = std::mem::take(&mut self.drains);
+        for (waits_for, reply) in waiting {
+            if waits_for == tier {
+                reply.send(answer.clone()).ok();
+            } else {
+                self.drains.push((waits_for, reply));
+            }
+        }
+    }
+
+    /// Guest RAM by place, bytes, under the names of the status.
+    pub(super) fn bytes_by_name(&self, pages: &BTreeMap<Place, u64>) -> BTreeMap<String, u64> {
+        let mut bytes: BTreeMap<String, u64> =
+            self.ladder.tiers().iter().map(|tier| (tier.name.clone(), 0)).collect();
+        for (place, count) in pages.iter().filter(|(place, count)| **place != Place::Untouched && **count > 0) {
+            *bytes.entry(self.place_name(*place)).or_default() += count * PAGE_BYTES;
+        }
+        bytes
+    }
+}
+
+fn no_such_vm(vm: &str) -> ApiError {
+    ApiError::NotFound(format!("no virtual machine is called `{vm}`: see `tiering vm list`"))
+}
+
+/// Whether two pages go into one row of the map. Idle time is told to the second, which would split any run that
+/// was not touched at once: a factor of two is alike enough.
+fn alike(a: PageEntry, b: PageEntry, now: crate::tiermap::Seconds) -> bool {
+    let shape = |entry: PageEntry| {
+        (entry.place(), entry.heat(), entry.staged(), entry.written(), entry.idle(now).checked_ilog2())
+    };
+    shape(a) == shape(b)
+}
+
+fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
+    match pagemap.read(address, 1).ok()?.first()? {
+        PageState::Present { pfn } => Some(Location::Frame { pfn: *pfn }),
+        PageState::Swapped { area, slot } => Some(Location::Slot { area: (*area).into(), slot: *slot }),
+        PageState::Absent => None,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

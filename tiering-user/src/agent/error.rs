@@ -1,0 +1,54 @@
+//! Why the agent cannot run.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::bpf::{BpfError, PinError};
+use crate::telemetry::socket::SocketError;
+use crate::tiers::{SecondNodeTier, SwapError};
+use crate::vm::VmError;
+
+/// Exit codes of sysexits(3).
+const EX_UNAVAILABLE: u8 = 69;
+const EX_NOPERM: u8 = 77;
+const EX_CONFIG: u8 = 78;
+
+/// The agent cannot run, or not go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("the agent needs root: run it with sudo, or as a service")]
+    NotRoot,
+    #[error("another agent runs here ({}): stop it first", lock.display())]
+    Running { lock: PathBuf },
+    #[error("{}: {source}", path.display())]
+    Lock { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Ladder(#[from] SecondNodeTier),
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Discover(#[from] VmError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    #[error("{}: cannot write the report: {source}", path.display())]
+    Report { path: PathBuf, source: io::Error },
+}
+
+impl Error {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotRoot | Self::Bpf(BpfError::NotPermitted(_)) => EX_NOPERM,
+            Self::Ladder(_) => EX_CONFIG,
+            _ => EX_UNAVAILABLE,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One virtual machine, as the agent keeps it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::actuate::{Outcome, Target};
+use crate::config::VmSettings;
+use crate::policy::{Action, Reason, Rules, Step, backoff_after_return};
+use crate::predict::{Stages, Tape};
+use crate::sys::{self, Monotonic, Pidfd};
+use crate::tiermap::{Layout, PageIndex, Place, Seconds, VmPages};
+use crate::tiers::TierId;
+use crate::track::{Access, VmId};
+use crate::vm::Vm;
+
+/// Pages of one job: 32 MiB, so that the last look before each is recent.
+const BATCH_PAGES: usize = 8192;
+
+/// A step that waits for the mover, or is with it.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub step: Step,
+    /// When it was decided.
+    pub planned: Seconds,
+    /// The operator's request it is part of.
+    pub ticket: Option<u64>,
+}
+
+/// Totals of what the agent did, pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    pub demoted: u64,
+    pub promoted: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub target: Target,
+    pub settings: VmSettings,
+    pub pages: VmPages,
+    pub tape: Tape,
+    pub stages: Stages,
+    pub moved: Moved,
+    /// Highest number of pages seen in each place; written when the status is made.
+    pub peaks: BTreeMap<Place, u64>,
+    /// Anonymous huge pages of the process, bytes; written by sweeps.
+    pub huge_bytes: u64,
+    /// Accessed within `demote_after`, pages; written once a second.
+    pub working_set_pages: u64,
+    pub queue: VecDeque<Queued>,
+    /// With the mover now.
+    pub in_flight: Option<Queued>,
+    /// When a move last began or ended: a sweep that began before is out of date.
+    pub moved_at: Monotonic,
+    pub sweep_running: bool,
+    pub swept_at: Option<Monotonic>,
+    /// Planning pauses until then.
+    pub rest_until: Monotonic,
+}
+
+impl Machine {
+    pub(super) fn new(id: VmId, vm: Vm, process: Pidfd, settings: VmSettings) -> Self {
+        let layout = Layout::new(&vm.ram);
+        let target =
+            Target { id, vm: Arc::new(vm), process: Arc::new(process), layout: Arc::new(layout.clone()) };
+        Self {
+            target,
+            settings,
+            tape: Tape::new(layout.pages()),
+            pages: VmPages::new(layout),
+            stages: Stages::default(),
+            moved: Moved::default(),
+            peaks: BTreeMap::new(),
+            huge_bytes: 0,
+            working_set_pages: 0,
+            queue: VecDeque::new(),
+            in_flight: None,
+            moved_at: Monotonic::default(),
+            sweep_running: false,
+            swept_at: None,
+            rest_until: Monotonic::default(),
+        }
+    }
+
+    /// Why nothing of it is moved, if so.
+    pub(super) fn unmovable(&self) -> Option<String> {
+        if !self.settings.managed {
+            return Some("excluded by the configuration (managed = false)".to_owned());
+        }
+        self.target.vm.refusal.as_ref().map(ToString::to_string)
+    }
+
+    /// Notes an access. Adds to `to_stage` the pages that followed it last time and are in a lower tier.
+    pub(super) fn on_access(
+        &mut self,
+        access: &Access,
+        rules: &Rules,
+        now: Seconds,
+        threshold: Option<f64>,
+        to_stage: &mut BTreeSet<PageIndex>,
+    ) {
+        let Some(page) = self.pages.layout().page(access.hva) else { return };
+        let touch = self.pages.touch(page, now, access.write);
+        let was_staged = self.stages.touched(page, access.time);
+        if touch.was_lower {
+            let backoff = backoff_after_return(touch.before, rules, now);
+            self.pages.update(page, |entry| entry.with_backoff(backoff));
+        }
+        if !touch.was_lower && !was_staged {
+            return;
+        }
+        let Some(before) = self.tape.record(page) else { return };
+        let Some(threshold) = threshold else { return };
+        if !self.stages.worth_it(threshold) {
+            return;
+        }
+        for next in self.tape.following(before, self.stages.window()) {
+            let entry = self.pages.get(next);
+            if !entry.staged() && is_lower(entry.place()) {
+                to_stage.insert(next);
+            }
+        }
+    }
+
+    /// The step that stages these pages, which count as staged from now on.
+    pub(super) fn stage(&mut self, pages: BTreeSet<PageIndex>, now: Monotonic) -> Step {
+        for page in &pages {
+            self.pages.update(*page, |entry| entry.with_staged(true));
+            self.stages.requested(*page, now);
+        }
+        Step {
+            vm: self.target.id,
+            action: Action::Stage,
+            pages: pages.into_iter().collect(),
+            reason: Reason::FollowedLastTime,
+        }
+    }
+
+    /// Queues a step for the mover, in batches.
+    pub(super) fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
+        let batches = step.pages.chunks(BATCH_PAGES);
+        let count = batches.len();
+        self.queue.extend(batches.map(|pages| Queued {
+            step: Step { pages: pages.to_vec(), ..step.clone() },
+            planned,
+            ticket,
+        }));
+        count
+    }
+
+    /// The next batch for the mover, after a last look: what was accessed since it was planned stays.
+    pub(super) fn next_batch(&mut self, now: Seconds) -> Option<Step> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        while let Some(mut queued) = self.queue.pop_front() {
+            if queued.ticket.is_none() {
+                let age = now.0.wrapping_sub(queued.planned.0);
+                queued.step.pages.retain(|page| {
+                    let entry = self.pages.get(*page);
+                    entry.idle(now) >= age && !entry.staged()
+                });
+            }
+            if !queued.step.pages.is_empty() || queued.ticket.is_some() {
+                let step = queued.step.clone();
+                self.in_flight = Some(queued);
+                return Some(step);
+            }
+        }
+        None
+    }
+
+    /// Plans nothing for this many seconds.
+    pub(super) fn rest(&mut self, seconds: u64) {
+        self.rest_until = sys::now().after(Duration::from_secs(seconds));
+    }
+
+    /// Takes over what became of a step.
+    pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
+        for (run, place) in &outcome.found {
+            for page in run.pages() {
+                let stayed = *place == Place::In(TierId(0)) && matches!(outcome.action, Action::Place { .. });
+                self.pages.update(page, |entry| {
+                    let entry = entry.with_place(*place);
+                    // What the kernel would not take is not worth trying again at once.
+                    if stayed { entry.postponed(now) } else { entry }
+                });
+            }
+        }
+        match outcome.action {
+            Action::Place { .. } => self.moved.demoted += outcome.moved_pages,
+            Action::BringUp => self.moved.promoted += outcome.moved_pages,
+            Action::Stage if outcome.moved_pages > 0 => {
+                self.moved.promoted += outcome.moved_pages;
+                outcome.asked.iter().for_each(|page| self.stages.done(*page, outcome.finished));
+            }
+            Action::Stage => {
+                for page in &outcome.asked {
+                    self.stages.failed(*page);
+                    self.pages.update(*page, |entry| entry.with_staged(false));
+                }
+            }
+            Action::DropStage => {}
+        }
+        if outcome.action == Action::DropStage {
+            // A page that was touched between the deadline and the drop is mapped, and accessed now.
+            let mapped = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(0)));
+            for page in mapped.flat_map(|(run, _)| run.pages()) {
+                self.pages.touch(page, now, false);
+            }
+        }
+    }
+}
+
+/// Whether a page in this place must be brought up before it can be used.
+pub(super) fn is_lower(place: Place) -> bool {
+    !matches!(place, Place::Untouched | Place::In(TierId(0)))
+}

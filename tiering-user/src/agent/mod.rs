@@ -1,0 +1,203 @@
+//! The agent: owns the state, and joins the parts.
+//!
+//! One task owns everything and never waits for a disk. Around it: the scanner and the sweeper (threads that read
+//! `/proc`), the two lanes of `actuate` (threads that move pages), and the control socket. All of them talk to it
+//! by channels.
+//!
+//! | when | what |
+//! |---|---|
+//! | the ring passes its fill threshold, or a tick (1 ms while there are accesses, else 20 ms) | samples are drained, the table is updated, what follows is staged |
+//! | a lane is done | the table takes over what was read back, the next batch goes out |
+//! | every second | demotions are planned, stages expire, sweeps are due, the status is published |
+//! | a request | it is answered, or queued for the mover |
+
+mod answers;
+mod error;
+mod lock;
+mod machine;
+mod planning;
+mod report;
+mod state;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch as latest};
+use tokio::time::{Instant, interval, sleep, sleep_until};
+
+pub use error::Error;
+use lock::Lock;
+use state::State;
+
+use crate::actuate::{Lanes, Roots};
+use crate::bpf::{Faults, PROBE_ROADS, Pins};
+use crate::config::Config;
+use crate::sys;
+use crate::telemetry::{RunOptions, api, socket};
+use crate::tiers::{Ladder, SwapTiers};
+
+/// Where the lock lies: one agent a host, whatever its configuration.
+const RUN_DIR: &str = "/run/tiering";
+/// Samples of one drain; between two, the other channels get their turn.
+const DRAIN_SAMPLES: usize = 16_384;
+const BUSY_TICK: Duration = Duration::from_millis(1);
+const QUIET_TICK: Duration = Duration::from_millis(20);
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// Runs the agent until a signal comes or its time is up.
+///
+/// # Errors
+/// Any [`Error`]. Programs, pins and empty swap files are gone then; swap files that hold pages stay on, for the
+/// next agent or `tiering drain`.
+pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let _lock = Lock::take(Path::new(RUN_DIR))?;
+    let ladder = Ladder::new(&config)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::Start)?
+        .block_on(serve(config, ladder, options))
+}
+
+async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(), Error> {
+    // First what can fail and leaves nothing behind, then what must be cleaned up.
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(Error::Start)?;
+    let listener = socket::listen(&config.agent.socket)?;
+    let socket_file = RemoveOnDrop(&config.agent.socket.clone());
+    let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
+    let swap =
+        if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
+    lock_memory();
+
+    let roots = Roots { proc: "/proc".into(), cgroup: cgroup_root() };
+    let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
+    let (done, mut lane_done) = mpsc::unbounded_channel();
+    let lanes = Lanes::start(swap, roots.clone(), done).map_err(Error::Start)?;
+    let (found, mut scanned) = mpsc::channel(16);
+    let (swept, mut sweep_done) = mpsc::unbounded_channel();
+    let scanner = watch::Scanning::start(roots, found).map_err(Error::Start)?;
+    let sweeper = watch::Sweeping::start(areas.clone(), swept).map_err(Error::Start)?;
+
+    let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
+    let mut state = State::new(config, ladder, areas, lanes, sweeper, options.dry_run);
+    let (status, status_reader) = latest::channel(Arc::new(state.status(&faults)));
+    let (request_sender, mut requests) = mpsc::channel(16);
+    let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
+    let handle = api::Handle { status: status_reader, requests: request_sender };
+    let api = tokio::spawn(api::serve(listener, handle, async move {
+        api_stopped.await.ok();
+    }));
+
+    tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
+    let end = options.duration.map(|duration| Instant::now() + duration);
+    let mut second = interval(Duration::from_secs(1));
+    let mut reported = Instant::now();
+    let mut busy_until = Instant::now();
+    loop {
+        let tick = if Instant::now() < busy_until { BUSY_TICK } else { QUIET_TICK };
+        tokio::select! {
+            biased;
+            _ = interrupted.recv() => break,
+            _ = terminated.recv() => break,
+            () = at(end) => break,
+            Some(done) = lane_done.recv() => state.on_done(done),
+            Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
+            Some(sweep) = sweep_done.recv() => state.on_sweep(sweep),
+            Some(request) = requests.recv() => state.on_request(request),
+            _ = second.tick() => {
+                state.every_second(&mut faults);
+                status.send_replace(Arc::new(state.status(&faults)));
+                if reported.elapsed() >= REPORT_EVERY {
+                    reported = Instant::now();
+                    report::write(&status.borrow(), options)?;
+                }
+            }
+            ready = filled.readable_mut() => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+            () = sleep(tick) => {}
+        }
+        if state.drain(&mut faults, DRAIN_SAMPLES) > 0 {
+            busy_until = Instant::now() + Duration::from_millis(100);
+        }
+    }
+
+    tracing::info!("stopping");
+    drop(scanner);
+    faults.detach();
+    while state.drain(&mut faults, DRAIN_SAMPLES) > 0 {}
+    let last = state.status(&faults);
+    report::write(&last, options)?;
+    status.send_replace(Arc::new(last));
+    stop_api.send(()).ok();
+    api.await.ok();
+    drop(socket_file);
+    // The mover finishes the batch it has begun, and switches off what is empty.
+    tokio::task::spawn_blocking(move || drop(state)).await.ok();
+    Ok(())
+}
+
+async fn at(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps the agent's own memory out of the swap it fills.
+fn lock_memory() {
+    use nix::sys::mman::{MlockAllFlags, mlockall};
+    let flags = MlockAllFlags::from_bits_retain(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    if let Err(error) = mlockall(flags) {
+        tracing::warn!(%error, "cannot lock the agent's memory: it may be slow while memory is short");
+    }
+}
+
+/// Where cgroup v2 is mounted: at the usual place, or beside v1 hierarchies.
+fn cgroup_root() -> std::path::PathBuf {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if unified.exists() { unified.into() } else { "/sys/fs/cgroup".into() }
+}
+
+struct RemoveOnDrop<'a>(&'a Path);
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        std::fs::remove_file(self.0).ok();
+    }
+}
+
+/// Seconds since the agent's start, and the clock they are taken from.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    start: sys::Monotonic,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: sys::now() }
+    }
+
+    fn uptime(self) -> Duration {
+        sys::now().since(self.start)
+    }
+
+    fn seconds(self) -> crate::tiermap::Seconds {
+        self.seconds_at(sys::now())
+    }
+
+    fn seconds_at(self, time: sys::Monotonic) -> crate::tiermap::Seconds {
+        // Wraps, as the table expects.
+        crate::tiermap::Seconds((time.since(self.start).as_secs() & 0xffff) as u16)
+    }
+}

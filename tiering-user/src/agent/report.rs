@@ -1,0 +1,153 @@
+//! The status: what is known, in the form that users and scripts see.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::Error;
+use super::machine::Machine;
+use super::state::State;
+use crate::bpf::{Counters, Faults};
+use crate::sys::PAGE_BYTES;
+use crate::telemetry::RunOptions;
+use crate::telemetry::status::{
+    self, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus, Status, TierStatus, VmStatus,
+};
+use crate::tiermap::Place;
+use crate::tiers::{Tier, TierKind};
+
+/// Writes the status to the report file, if one is asked for. A reader never sees half of it.
+///
+/// # Errors
+/// [`Error::Report`].
+pub(super) fn write(status: &Status, options: &RunOptions) -> Result<(), Error> {
+    let Some(path) = &options.report else { return Ok(()) };
+    let failed = |source| Error::Report { path: path.clone(), source };
+    let text = serde_json::to_string_pretty(status).map_err(io::Error::from).map_err(failed)?;
+    let new = path.with_extension("new");
+    fs::write(&new, text + "\n").and_then(|()| fs::rename(&new, path)).map_err(failed)
+}
+
+impl State {
+    pub(super) fn status(&mut self, faults: &Faults) -> Status {
+        for machine in self.machines.values_mut() {
+            for (place, pages) in places(machine) {
+                let peak = machine.peaks.entry(place).or_default();
+                *peak = pages.max(*peak);
+            }
+        }
+        let mut sum = self.gone;
+        let mut vms = Vec::new();
+        for machine in self.machines.values() {
+            let counters = faults.counters(machine.target.id);
+            sum = sum.plus(counters);
+            vms.push(self.vm_status(machine, counters));
+        }
+        let used = self.swap_used_bytes();
+        let tiers = self.ladder.tiers().iter().map(|tier| {
+            let vm_pages: u64 = self.machines.values().map(|m| m.pages.counts().get(Place::In(tier.id))).sum();
+            let swap_used = used.get(&tier.id).copied().unwrap_or(0);
+            TierStatus {
+                vm_bytes: vm_pages * PAGE_BYTES,
+                written_bytes_total: self.written_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
+                ..tier_status(tier, swap_used)
+            }
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.clock.uptime().as_secs_f64(),
+            dry_run: self.dry_run,
+            tiers: tiers.collect(),
+            vms,
+            events: EventCounts { produced: sum.produced, consumed: faults.consumed(), dropped: sum.dropped },
+            sources: vec![SourceStatus {
+                name: "page_fault".to_owned(),
+                state: SourceState::Active,
+                detail: faults.road().name().to_owned(),
+            }],
+        }
+    }
+
+    fn vm_status(&self, machine: &Machine, counters: Counters) -> VmStatus {
+        let vm = &machine.target.vm;
+        let reason = machine.unmovable();
+        let stages = machine.stages.counts();
+        let class = match machine.settings.class {
+            Some(class) => ClassStatus { name: class.name().to_owned(), confidence: 1.0 },
+            None => ClassStatus::default(),
+        };
+        VmStatus {
+            id: vm.id(),
+            name: vm.name.clone(),
+            namespace: vm.namespace.clone(),
+            pid: vm.key.pid.cast_unsigned(),
+            tenant: machine.settings.tenant.clone().unwrap_or_else(|| vm.id()),
+            priority: machine.settings.priority,
+            class,
+            movable: reason.is_none(),
+            reason,
+            ram_bytes: vm.ram_bytes(),
+            tier_bytes: self.bytes_by_name(&places(machine)),
+            tier_bytes_peak: self.bytes_by_name(&machine.peaks),
+            huge_bytes: machine.huge_bytes,
+            untouched_bytes: machine.pages.counts().get(Place::Untouched) * PAGE_BYTES,
+            wss_bytes: machine.working_set_pages * PAGE_BYTES,
+            reads_total: counters.reads,
+            writes_total: counters.writes,
+            faults_total: counters.produced,
+            stall_ns_total: None,
+            demoted_bytes_total: machine.moved.demoted * PAGE_BYTES,
+            promoted_bytes_total: machine.moved.promoted * PAGE_BYTES,
+            prefetch: PrefetchCounts {
+                issued_pages: stages.issued,
+                used_pages: stages.used,
+                wasted_pages: stages.wasted,
+                late_pages: stages.late,
+                from: PrefetchOrigins { own: stages.issued, ..PrefetchOrigins::default() },
+            },
+        }
+    }
+}
+
+fn places(machine: &Machine) -> BTreeMap<Place, u64> {
+    let counts = machine.pages.counts();
+    let tiers = (0..14).map(|level| Place::In(crate::tiers::TierId(level)));
+    tiers.chain([Place::OtherSwap]).map(|place| (place, counts.get(place))).filter(|(_, n)| *n > 0).collect()
+}
+
+fn tier_status(tier: &Tier, swap_used_bytes: u64) -> TierStatus {
+    let (kind, nodes, capacity_bytes, used_bytes) = match &tier.kind {
+        TierKind::Node { nodes } => {
+            let (total, free) = nodes.iter().filter_map(|node| node_memory(Path::new("/sys"), *node)).fold(
+                (0, 0),
+                |(total, free), (node_total, node_free)| (total + node_total, free + node_free),
+            );
+            (status::TierKind::Node, nodes.clone(), total, total - free)
+        }
+        TierKind::Swap { capacity_bytes, .. } => {
+            (status::TierKind::Swap, Vec::new(), *capacity_bytes, swap_used_bytes)
+        }
+    };
+    TierStatus {
+        name: tier.name.clone(),
+        level: tier.id.0.into(),
+        kind,
+        nodes,
+        capacity_bytes,
+        used_bytes,
+        vm_bytes: 0,
+        read_latency_ns: None,
+        written_bytes_total: 0,
+    }
+}
+
+/// Total and free bytes of a NUMA node.
+fn node_memory(sys_root: &Path, node: u32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(sys_root.join(format!("devices/system/node/node{node}/meminfo"))).ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.contains(name))?;
+        line.split_ascii_whitespace().nth(3)?.parse::<u64>().ok().map(|kib| kib << 10)
+    };
+    Some((field("MemTotal:")?, field("MemFree:")?))
+}

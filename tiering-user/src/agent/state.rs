@@ -1,0 +1,275 @@
+//! Everything the agent knows, and what it does with each thing that arrives.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tiering_common::Sample;
+
+use super::Clock;
+use super::answers::{PendingMap, Ticket};
+use super::machine::Machine;
+use super::watch::{Sweeping, Swept};
+use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
+use crate::bpf::{Counters, Faults};
+use crate::config::Config;
+use crate::policy::{Action, Rules};
+use crate::sys::{self, PAGE_BYTES, Pidfd};
+use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
+use crate::tiers::{Areas, Ladder, TierId, TierKind, WriteBudget};
+use crate::track::{Access, VmId};
+use crate::vm::{Changes, ProcessKey, Vm, VmError};
+
+pub(super) struct State {
+    pub config: Config,
+    pub ladder: Ladder,
+    pub areas: Areas,
+    pub lanes: Lanes,
+    pub sweeper: Sweeping,
+    pub dry_run: bool,
+    pub clock: Clock,
+    pub machines: BTreeMap<VmId, Machine>,
+    next_id: u32,
+    /// Counters of machines that have gone.
+    pub gone: Counters,
+    /// Bytes that moves wrote, by level.
+    pub written_bytes: Vec<u64>,
+    pub budgets: Vec<WriteBudget>,
+    /// Tiers that take nothing any more.
+    pub drained: BTreeSet<TierId>,
+    pub drains: Vec<(TierId, Reply<DrainOutcome>)>,
+    pub tickets: BTreeMap<u64, Ticket>,
+    pub next_ticket: u64,
+    pub maps: Vec<PendingMap>,
+    /// The first tier has less free than it should; looked at once a second.
+    pub pressure: bool,
+    /// Staging stops when memory is really short.
+    pub may_stage: bool,
+    batch: Vec<Sample>,
+}
+
+impl State {
+    pub(super) fn new(
+        config: Config,
+        ladder: Ladder,
+        areas: Areas,
+        lanes: Lanes,
+        sweeper: Sweeping,
+        dry_run: bool,
+    ) -> Self {
+        let now = sys::now();
+        let budgets = ladder.tiers().iter().map(|tier| match &tier.kind {
+            TierKind::Node { .. } => WriteBudget::new(None, None, now),
+            TierKind::Swap { write_limit, daily_writes, .. } => {
+                WriteBudget::new(*write_limit, *daily_writes, now)
+            }
+        });
+        Self {
+            budgets: budgets.collect(),
+            written_bytes: vec![0; ladder.tiers().len()],
+            config,
+            ladder,
+            areas,
+            lanes,
+            sweeper,
+            dry_run,
+            clock: Clock::start(),
+            machines: BTreeMap::new(),
+            next_id: 1,
+            gone: Counters::default(),
+            drained: BTreeSet::new(),
+            drains: Vec::new(),
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            maps: Vec::new(),
+            pressure: false,
+            may_stage: true,
+            batch: Vec::new(),
+        }
+    }
+
+    pub(super) fn rules(&self, priority: u8) -> Rules {
+        Rules { demote_after: self.config.policy.demote_after.0, priority, pressure: self.pressure }
+    }
+
+    /// Takes samples out of the ring and follows them up. Returns how many there were.
+    pub(super) fn drain(&mut self, faults: &mut Faults, most: usize) -> usize {
+        let mut batch = std::mem::take(&mut self.batch);
+        let taken = faults.drain(&mut batch, most);
+        let mut to_stage: BTreeMap<VmId, BTreeSet<u32>> = BTreeMap::new();
+        let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
+        for access in batch.drain(..).map(Access::from) {
+            let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority) else {
+                continue;
+            };
+            let rules = self.rules(priority);
+            let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
+            let threshold =
+                (staging && machine.unmovable().is_none()).then_some(self.config.prefetch.threshold);
+            let pages = to_stage.entry(access.vm).or_default();
+            machine.on_access(&access, &rules, self.clock.seconds_at(access.time), threshold, pages);
+        }
+        self.batch = batch;
+        for (id, pages) in to_stage {
+            if let Some(machine) = self.machines.get_mut(&id)
+                && !pages.is_empty()
+            {
+                let step = machine.stage(pages, sys::now());
+                self.lanes.send(Job::Step(machine.target.clone(), step));
+            }
+        }
+        taken
+    }
+
+    /// Machines came or went.
+    pub(super) fn on_changes(&mut self, changes: Result<Changes, VmError>, faults: &mut Faults) {
+        let changes = match changes {
+            Ok(changes) => changes,
+            Err(error) => {
+                tracing::error!(%error, "cannot look for virtual machines");
+                return;
+            }
+        };
+        for error in &changes.errors {
+            tracing::warn!(%error, "a process was left out");
+        }
+        for key in changes.gone {
+            self.forget(key, faults);
+        }
+        if self.config.discover.qemu {
+            for vm in changes.appeared {
+                self.admit(vm, faults);
+            }
+        }
+    }
+
+    fn admit(&mut self, vm: Vm, faults: &mut Faults) {
+        self.forget(vm.key, faults);
+        let process = match Pidfd::open(vm.key.pid) {
+            Ok(process) => process,
+            // It ended between the scan and now: the next scan says so.
+            Err(error) => {
+                tracing::debug!(pid = vm.key.pid, %error, "gone before it could be tracked");
+                return;
+            }
+        };
+        let id = VmId(self.next_id);
+        self.next_id += 1;
+        if let Err(error) = faults.track(id, &vm) {
+            tracing::warn!(vm = vm.name, %error, "not tracked");
+            return;
+        }
+        let settings = self.config.vm_settings(&vm.name);
+        let machine = Machine::new(id, vm, process, settings);
+        let vm = &machine.target.vm;
+        match machine.unmovable() {
+            None => tracing::info!(vm = vm.name, pid = vm.key.pid, ram_mib = vm.ram_bytes() >> 20, "found"),
+            Some(reason) => tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved"),
+        }
+        self.machines.insert(id, machine);
+        self.start_sweep(id);
+    }
+
+    fn forget(&mut self, key: ProcessKey, faults: &mut Faults) {
+        let Some(id) = self.machines.values().find(|m| m.target.vm.key == key).map(|m| m.target.id) else {
+            return;
+        };
+        if let Some(machine) = self.machines.remove(&id) {
+            let last = faults.untrack(id, &machine.target.vm);
+            self.gone = self.gone.plus(last);
+            tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
+            let waiting = machine.queue.iter().chain(&machine.in_flight);
+            let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
+            for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
+                ticket.fail(ApiError::NotFound("the virtual machine has ended".into()));
+            }
+        }
+    }
+
+    /// Sends a machine to the sweeper, unless it is there already.
+    pub(super) fn start_sweep(&mut self, id: VmId) {
+        if let Some(machine) = self.machines.get_mut(&id)
+            && !machine.sweep_running
+        {
+            machine.sweep_running = true;
+            machine.swept_at = Some(sys::now());
+            self.sweeper.send(machine.target.clone());
+        }
+    }
+
+    /// A sweep is back.
+    pub(super) fn on_sweep(&mut self, swept: Swept) {
+        let now = self.clock.seconds();
+        let began = self.clock.seconds_at(swept.began);
+        let Some(machine) = self.machines.get_mut(&swept.vm) else { return };
+        machine.sweep_running = false;
+        machine.huge_bytes = swept.huge_bytes;
+        let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
+        match swept.sweep {
+            Ok(sweep) if fresh => {
+                machine.pages.apply(&sweep, began, now);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed"),
+        }
+        self.answer_maps(swept.vm, swept.began, fresh);
+    }
+
+    /// A lane has finished something.
+    pub(super) fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Step(outcome) => self.on_outcome(&outcome),
+            Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
+        }
+    }
+
+    fn on_outcome(&mut self, outcome: &Outcome) {
+        let now = self.clock.seconds();
+        tracing::debug!(
+            vm = outcome.vm.0, action = ?outcome.action, reason = %outcome.reason, asked = outcome.asked.len(),
+            moved_bytes = outcome.moved_pages * PAGE_BYTES, skipped = ?outcome.skipped, "step done"
+        );
+        if let Action::Place { to } = outcome.action
+            && let Some(written) = self.written_bytes.get_mut(usize::from(to.0))
+        {
+            *written += outcome.moved_pages * PAGE_BYTES;
+        }
+        let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
+        machine.on_outcome(outcome, now);
+        if matches!(outcome.action, Action::Stage | Action::DropStage) {
+            return;
+        }
+        machine.moved_at = sys::now();
+        let ticket = machine.in_flight.take().and_then(|queued| queued.ticket);
+        for (skip, pages) in &outcome.skipped {
+            match skip {
+                Skip::DryRun => {
+                    tracing::info!(
+                        vm = machine.target.vm.name, action = ?outcome.action, reason = %outcome.reason,
+                        bytes = pages * PAGE_BYTES, "dry run: would move"
+                    );
+                    machine.rest(10);
+                }
+                Skip::Refused(reason) | Skip::Failed(reason) => {
+                    tracing::warn!(vm = machine.target.vm.name, pages, reason, "not moved");
+                    machine.rest(10);
+                }
+                Skip::TierFull => machine.rest(10),
+                _ => {}
+            }
+        }
+        if let Some(ticket) = ticket {
+            self.on_ticket(ticket, outcome);
+        }
+        self.send_next(outcome.vm);
+    }
+
+    /// Hands the machine's next batch to the mover.
+    pub(super) fn send_next(&mut self, id: VmId) {
+        let now = self.clock.seconds();
+        if let Some(machine) = self.machines.get_mut(&id)
+            && let Some(step) = machine.next_batch(now)
+        {
+            machine.moved_at = sys::now();
+            self.lanes.send(Job::Step(machine.target.clone(), step));
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The page-fault source.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
+use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf, EbpfError, include_bytes_aligned};
+use thiserror::Error;
+use tiering_common::{LAYOUT_VERSION, MAX_RANGES, Range, Sample, VmEntry, VmMoves, VmStats};
+use zerocopy::FromBytes as _;
+
+use super::pins::{PinError, Pins};
+use crate::track::VmId;
+use crate::vm::Vm;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tiering-bpf"));
+
+/// The kernel side cannot be had.
+#[derive(Debug, Error)]
+pub enum BpfError {
+    #[error("the kernel refuses BPF: run as root, or with CAP_BPF and CAP_PERFMON ({0})")]
+    NotPermitted(String),
+    #[error("cannot load the eBPF object: {0}")]
+    Load(#[from] EbpfError),
+    #[error("no way to see page faults works here: {0}")]
+    NoRoad(String),
+    #[error("the eBPF object has no `{0}`")]
+    Missing(&'static str),
+    #[error("map `{map}`: {source}")]
+    Map { map: &'static str, source: MapError },
+    #[error("{0} has more RAM ranges than the {MAX_RANGES} that can be tracked")]
+    TooManyRanges(String),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+}
+
+/// How the programs are attached; the first that works is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    /// BTF-typed tracepoint.
+    TpBtf,
+    /// Raw tracepoint: needs no BTF.
+    Raw,
+    /// Classic tracepoint: needs tracefs.
+    Classic,
+}
+
+/// The roads in order of preference.
+pub const PROBE_ROADS: [Road; 3] = [Road::TpBtf, Road::Raw, Road::Classic];
+
+impl Road {
+    /// As `status` and `doctor` name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::Raw => "raw tracepoint",
+            Self::Classic => "classic tracepoint",
+        }
+    }
+
+    fn programs(self) -> [(&'static str, &'static str); 2] {
+        let [user, kernel] = match self {
+            Self::TpBtf => ["fault_user_btf", "fault_kern_btf"],
+            Self::Raw => ["fault_user_raw", "fault_kern_raw"],
+            Self::Classic => ["fault_user_tp", "fault_kern_tp"],
+        };
+        [(user, "page_fault_user"), (kernel, "page_fault_kernel")]
+    }
+}
+
+/// Sums over CPUs and virtual machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub produced: u64,
+    pub dropped: u64,
+    pub reads: u64,
+    pub writes: u64,
+}
+
+impl Counters {
+    fn add(&mut self, stats: &VmStats) {
+        self.produced += stats.produced;
+        self.dropped += stats.dropped;
+        self.reads += stats.reads;
+        self.writes += stats.writes;
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            produced: self.produced + other.produced,
+            dropped: self.dropped + other.dropped,
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+        }
+    }
+}
+
+/// The attached programs and their maps.
+pub struct Faults {
+    /// Keeps the programs attached; `None` once detached.
+    ebpf: Option<Ebpf>,
+    road: Road,
+    vms: HashMap<MapData, u32, VmEntry>,
+    stats: PerCpuHashMap<MapData, u32, VmStats>,
+    moves: HashMap<MapData, u32, VmMoves>,
+    ring: RingBuf<MapData>,
+    /// Samples taken from the ring.
+    consumed: u64,
+    _pins: Option<Pins>,
+}
+
+impl Faults {
+    /// Loads the object and attaches the first of `roads` that works. With `pins`, pins programs and maps there.
+    ///
+    /// # Errors
+    /// Any [`BpfError`]; nothing stays loaded or pinned.
+    pub fn attach(roads: &[Road], pins: Option<Pins>) -> Result<Self, BpfError> {
+        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| match permission(&error) {
+            true => BpfError::NotPermitted(error.to_string()),
+            false => BpfError::Load(error),
+        })?;
+        let road = attach_first(&mut ebpf, roads)?;
+        if let Some(pins) = &pins {
+            pin_all(&mut ebpf, road, pins)?;
+        }
+        Ok(Self {
+            vms: typed(&mut ebpf, "tier_vms")?,
+            stats: typed(&mut ebpf, "tier_stats")?,
+            moves: typed(&mut ebpf, "tier_moves")?,
+            ring: typed(&mut ebpf, "tier_events")?,
+            ebpf: Some(ebpf),
+            road,
+            consumed: 0,
+            _pins: pins,
+        })
+    }
+
+    /// How the programs are attached.
+    pub fn road(&self) -> Road {
+        self.road
+    }
+
+    /// Begins to track `vm` under the number `id`.
+    ///
+    /// # Errors
+    /// [`BpfError::TooManyRanges`], or [`BpfError::Map`] where the map is full.
+    pub fn track(&mut self, id: VmId, vm: &Vm) -> Result<(), BpfError> {
+        let mut ranges = [Range::default(); MAX_RANGES];
+        if vm.ram.len() > MAX_RANGES {
+            return Err(BpfError::TooManyRanges(vm.name.clone()));
+        }
+        for (range, region) in ranges.iter_mut().zip(&vm.ram) {
+            *range = Range { start: region.start.0, end: region.end().0 };
+        }
+        let range_count = u32::try_from(vm.ram.len()).unwrap_or(0);
+        let entry = VmEntry { vm: id.0, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges };
+        // Counters first: a fault that finds the process but no counters is not counted at all.
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| map_error("tier_stats")(MapError::IoError(error)))?;
+        let zero = aya::maps::PerCpuValues::try_from(vec![VmStats::default(); cpus])
+            .map_err(|error| map_error("tier_stats")(MapError::IoError(error)))?;
+        self.stats.insert(id.0, zero, 0).map_err(map_error("tier_stats"))?;
+        self.moves.insert(id.0, VmMoves::default(), 0).map_err(map_error("tier_moves"))?;
+        self.vms.insert(pid_key(vm), entry, 0).map_err(map_error("tier_vms"))
+    }
+
+    /// Ends tracking of `vm`. Returns its last counters.
+    pub fn untrack(&mut self, id: VmId, vm: &Vm) -> Counters {
+        self.vms.remove(&pid_key(vm)).ok();
+        let last = self.counters(id);
+        self.stats.remove(&id.0).ok();
+        self.moves.remove(&id.0).ok();
+        last
+    }
+
+    /// The counters of one machine; zero where it is not tracked.
+    pub fn counters(&self, id: VmId) -> Counters {
+        let mut sum = Counters::default();
+        if let Ok(values) = self.stats.get(&id.0, 0) {
+            values.iter().for_each(|stats| sum.add(stats));
+        }
+        sum
+    }
+
+    /// Shows what was done for one machine to `bpftool`.
+    pub fn show_moves(&mut self, id: VmId, moves: VmMoves) {
+        // The entry goes when the machine does; then there is nothing to show.
+        self.moves.insert(id.0, moves, 0).ok();
+    }
+
+    /// Takes what is in the ring, at most `most` samples, and appends it to `batch`. Returns how many.
+    pub fn drain(&mut self, batch: &mut Vec<Sample>, most: usize) -> usize {
+        let mut taken = 0;
+        while taken < most
+            && let Some(record) = self.ring.next()
+        {
+            // Every record is a sample: nothing else is ever put into this ring.
+            if let Ok(sample) = Sample::read_from_bytes(&record) {
+                batch.push(sample);
+            }
+            taken += 1;
+        }
+        self.consumed += taken as u64;
+        taken
+    }
+
+    /// A descriptor that becomes readable when the ring's fill threshold is passed.
+    ///
+    /// # Errors
+    /// Where this process may not open another descriptor.
+    pub fn ring_fd(&self) -> io::Result<OwnedFd> {
+        self.ring.as_fd().try_clone_to_owned()
+    }
+
+    /// Samples taken from the ring so far.
+    pub fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// Detaches the programs, and waits until none of them runs any more, so that the counters stand still.
+    pub fn detach(&mut self) {
+        self.ebpf = None;
+        // A program that began before it was detached runs for microseconds; detaching itself waits for a grace
+        // period only on some kernels.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn pid_key(vm: &Vm) -> u32 {
+    vm.key.pid.cast_unsigned()
+}
+
+fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { map, source }
+}
+
+fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError>
+where
+    T: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
+    T::try_from(map).map_err(map_error(name))
+}
+
+fn attach_first(ebpf: &mut Ebpf, roads: &[Road]) -> Result<Road, BpfError> {
+    let mut reasons = Vec::new();
+    for road in roads {
+        match road.programs().into_iter().try_for_each(|(name, event)| attach(ebpf, *road, name, event)) {
+            Ok(()) => return Ok(*road),
+            Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
+        }
+    }
+    Err(BpfError::NoRoad(reasons.join("; ")))
+}
+
+fn attach(ebpf: &mut Ebpf, road: Road, name: &'static str, event: &str) -> Result<(), String> {
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no `{name}`"))?;
+    let attached = (|| -> Result<(), ProgramError> {
+        match road {
+            Road::TpBtf => {
+                let program: &mut BtfTracePoint = program.try_into()?;
+                program.load(event, &Btf::from_sys_fs()?)?;
+                program.attach()?;
+            }
+            Road::Raw => {
+                let program: &mut RawTracePoint = program.try_into()?;
+                program.load()?;
+                program.attach(event)?;
+            }
+            Road::Classic => {
+                let program: &mut TracePoint = program.try_into()?;
+                program.load()?;
+                program.attach("exceptions", event)?;
+            }
+        }
+        Ok(())
+    })();
+    attached.map_err(|error| chain(&error))
+}
+
+fn pin_all(ebpf: &mut Ebpf, road: Road, pins: &Pins) -> Result<(), BpfError> {
+    for (name, _) in road.programs() {
+        let path = pins.path(name);
+        let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
+        program.pin(&path).map_err(|error| PinError::new(&path, "pin", std::io::Error::other(error)))?;
+    }
+    for (name, map) in ebpf.maps_mut().filter(|(name, _)| name.starts_with("tier_")) {
+        let path = pins.path(name);
+        map.pin(&path).map_err(|error| PinError::new(&path, "pin", std::io::Error::other(error)))?;
+    }
+    Ok(())
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn permission(error: &EbpfError) -> bool {
+    chain(error).contains("Operation not permitted")
+}

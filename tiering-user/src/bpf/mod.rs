@@ -1,0 +1,10 @@
+//! The kernel side: programs loaded and attached, maps written and read, the ring drained.
+//!
+//! In: which processes to track, and where their RAM is. Out: batches of samples, counters. The programs and maps
+//! are pinned for `bpftool`; links are not, so that the programs of an agent that died detach by themselves.
+
+mod faults;
+mod pins;
+
+pub use faults::{BpfError, Counters, Faults, PROBE_ROADS, Road};
+pub use pins::{PIN_DIR, PinError, Pins};

@@ -1,0 +1,84 @@
+//! What each command does: load the configuration, ask, print.
+//!
+//! In: the parsed arguments. Out: text or JSON on standard output. A reader that closes the pipe early
+//! (`| head`) ends the command without a failure. Not here: how things look (`render`).
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::failure::{CONFIG, Failure, INTERNAL};
+use super::{Cli, Command, ConfigCommand, VmCommand, render};
+use crate::telemetry::RunOptions;
+use crate::telemetry::client::{Client, ClientError};
+use crate::{agent, host};
+
+pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
+    let (config, origin) = cli.load_config()?;
+    let client = Client::new(config.agent.socket.clone());
+    match &cli.command {
+        Command::Run { dry_run, duration, report } => {
+            // A --socket from the command line has not been checked yet.
+            config.validate().map_err(|problem| Failure::new(CONFIG, problem.to_string()))?;
+            let options = RunOptions {
+                dry_run: *dry_run || config.agent.dry_run,
+                duration: *duration,
+                report: report.clone(),
+            };
+            Ok(agent::run(config, &options)?)
+        }
+        Command::Doctor(output) => {
+            let checks = host::doctor(&config);
+            print(output.json, &checks, |checks| render::doctor(checks, &config))
+        }
+        Command::Status(output) => print(output.json, &ask(client.status())?, render::status),
+        Command::Vm(VmCommand::List(output)) => {
+            let status = ask(client.status())?;
+            if output.json {
+                return print_json(&status.vms);
+            }
+            print_text(&render::vms(&status))
+        }
+        Command::Vm(VmCommand::Show { vm, output }) => print(output.json, &ask(client.vm(vm))?, render::vm),
+        Command::Map { vm, range, output } => {
+            print(output.json, &ask(client.map(vm, range.hva.as_ref()))?, render::map)
+        }
+        Command::Move { vm, to, range, output } => {
+            let outcome = ask(client.move_pages(vm, to, range.hva.as_ref()))?;
+            print(output.json, &outcome, |outcome| render::moved(outcome, to))
+        }
+        Command::Drain { tier, output } => print(output.json, &ask(client.drain(tier))?, render::drained),
+        Command::Config(ConfigCommand::Check) => print_text(&format!("{origin}: ok\n")),
+        Command::Config(ConfigCommand::Show(output)) => {
+            print(output.json, &config, crate::config::Config::to_toml)
+        }
+    }
+}
+
+/// Waits for the agent's answer.
+fn ask<T>(question: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Failure::new(INTERNAL, format!("no event loop ({error}): raise the open file limit"))
+    })?;
+    Ok(runtime.block_on(question)?)
+}
+
+fn print<T: Serialize>(json: bool, facts: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    if json { print_json(facts) } else { print_text(&text(facts)) }
+}
+
+fn print_json(facts: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(facts)
+        .map_err(|error| Failure::new(INTERNAL, format!("the answer cannot be written as JSON: {error}")))?;
+    print_text(&format!("{json}\n"))
+}
+
+fn print_text(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(INTERNAL, format!("standard output: {error}: check where it goes to")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,277 @@
+//! Facts as text for people.
+//!
+//! In: the same types that `--json` prints. Out: text with aligned tables; sizes in KiB, MiB, GiB. Not here:
+//! anything a script should read.
+
+use bytesize::ByteSize;
+
+use super::table::Table;
+use crate::config::Config;
+use crate::host::{Check, State};
+use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
+use crate::telemetry::status::{SourceState, Status, TierKind, VmStatus};
+
+const SHARING_OFF: &str =
+    "every VM is its own tenant: set `tenant` in [[vm]] to let alike VMs learn from each other\n";
+const NONE: &str = "-";
+
+pub fn status(status: &Status) -> String {
+    let dry_run = if status.dry_run { ", dry run: plans are made, nothing is moved" } else { "" };
+    let mut text = format!("tiering {}, up {:.0} s{dry_run}\n\n", status.version, status.uptime_s);
+    text += &tiers(status);
+    text.push('\n');
+    text += &vms(status);
+    if status.sharing_is_off() {
+        text += SHARING_OFF;
+    }
+    let events = &status.events;
+    text += &format!(
+        "\nevents: {} produced, {} consumed, {} dropped\n\n",
+        events.produced, events.consumed, events.dropped
+    );
+    let mut sources = Table::new(["SOURCE", "STATE", "DETAIL"]);
+    for source in &status.sources {
+        let state = match source.state {
+            SourceState::Active => "active",
+            SourceState::Unavailable => "unavailable",
+        };
+        sources.row([source.name.clone(), state.to_owned(), source.detail.clone()]);
+    }
+    text + &sources.to_string()
+}
+
+fn tiers(status: &Status) -> String {
+    let mut table = Table::new([
+        "TIER",
+        ">LEVEL",
+        "KIND",
+        ">CAPACITY",
+        ">USED",
+        ">BY VMS",
+        ">READ P50",
+        ">READ P99",
+        ">WRITTEN",
+    ]);
+    for tier in &status.tiers {
+        let kind = match tier.kind {
+            TierKind::Node => {
+                let nodes: Vec<_> = tier.nodes.iter().map(u32::to_string).collect();
+                format!("node {}", nodes.join(","))
+            }
+            TierKind::Swap => "swap".to_owned(),
+        };
+        table.row([
+            tier.name.clone(),
+            tier.level.to_string(),
+            kind,
+            size(tier.capacity_bytes),
+            size(tier.used_bytes),
+            size(tier.vm_bytes),
+            or_none(tier.read_latency_ns.map(|latency| nanoseconds(latency.p50))),
+            or_none(tier.read_latency_ns.map(|latency| nanoseconds(latency.p99))),
+            size(tier.written_bytes_total),
+        ]);
+    }
+    table.to_string()
+}
+
+/// One line a VM, with a column for each tier in the order of the ladder.
+pub fn vms(status: &Status) -> String {
+    if status.vms.is_empty() {
+        return "no VM is seen\n".to_owned();
+    }
+    let mut places: Vec<&str> = status.tiers.iter().map(|tier| tier.name.as_str()).collect();
+    for place in status.vms.iter().flat_map(|vm| vm.tier_bytes.keys()) {
+        if !places.contains(&place.as_str()) {
+            places.push(place);
+        }
+    }
+    let place_titles: Vec<String> = places.iter().map(|place| format!(">{}", place.to_uppercase())).collect();
+    let header = ["NAME", ">PID", ">RAM"].into_iter().chain(place_titles.iter().map(String::as_str)).chain([
+        ">WSS",
+        ">FAULTS",
+        ">DEMOTED",
+        ">PROMOTED",
+        ">PREFETCHED",
+        ">USED",
+        ">WASTED",
+        "MOVABLE",
+    ]);
+    let mut table = Table::new(header);
+    for vm in &status.vms {
+        let in_places = places.iter().map(|place| size(vm.tier_bytes.get(*place).copied().unwrap_or(0)));
+        table.row(
+            [full_name(vm), vm.pid.to_string(), size(vm.ram_bytes)].into_iter().chain(in_places).chain([
+                size(vm.wss_bytes),
+                vm.faults_total.to_string(),
+                size(vm.demoted_bytes_total),
+                size(vm.promoted_bytes_total),
+                vm.prefetch.issued_pages.to_string(),
+                vm.prefetch.used_pages.to_string(),
+                vm.prefetch.wasted_pages.to_string(),
+                movable(vm),
+            ]),
+        );
+    }
+    table.to_string()
+}
+
+pub fn vm(vm: &VmStatus) -> String {
+    let mut table = Table::new(["VM".to_owned(), full_name(vm)].iter().map(String::as_str));
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("id", vm.id.clone());
+    row("pid", vm.pid.to_string());
+    row("tenant", vm.tenant.clone());
+    row("priority", vm.priority.to_string());
+    row("class", format!("{} ({:.0} %)", vm.class.name, vm.class.confidence * 100.0));
+    row("movable", movable(vm));
+    row("ram", size(vm.ram_bytes));
+    for (tier, bytes) in &vm.tier_bytes {
+        let peak = vm.tier_bytes_peak.get(tier).copied().unwrap_or(*bytes);
+        row(&format!("in {tier}"), format!("{} (peak {})", size(*bytes), size(peak)));
+    }
+    row("untouched", size(vm.untouched_bytes));
+    row("in huge pages", size(vm.huge_bytes));
+    row("working set", size(vm.wss_bytes));
+    row("accesses seen", format!("{} reads, {} writes", vm.reads_total, vm.writes_total));
+    row("faults", vm.faults_total.to_string());
+    row("stalled", vm.stall_ns_total.map_or_else(|| "no source can tell".to_owned(), nanoseconds));
+    row("demoted", size(vm.demoted_bytes_total));
+    row("promoted", size(vm.promoted_bytes_total));
+    let prefetch = &vm.prefetch;
+    row(
+        "prefetched pages",
+        format!(
+            "{} issued, {} used, {} wasted, {} late",
+            prefetch.issued_pages, prefetch.used_pages, prefetch.wasted_pages, prefetch.late_pages
+        ),
+    );
+    let from = &prefetch.from;
+    row(
+        "  foretold by",
+        format!("{} self, {} gfn, {} file, {} tag", from.own, from.gfn, from.file, from.tag),
+    );
+    table.to_string()
+}
+
+pub fn map(map: &VmMap) -> String {
+    let mut table = Table::new([
+        ">HVA",
+        ">GPA",
+        ">PAGES",
+        ">SIZE",
+        "TIER",
+        "FIRST FRAME OR SLOT",
+        ">HEAT",
+        ">IDLE",
+        "STATE",
+    ]);
+    for run in &map.runs {
+        table.row([
+            format!("{:#x}", run.hva),
+            or_none(run.gpa.map(|gpa| format!("{gpa:#x}"))),
+            run.pages.to_string(),
+            size(run.pages.saturating_mul(map.page_bytes)),
+            run.tier.clone(),
+            or_none(run.frame_or_slot.map(location)),
+            run.heat.to_string(),
+            or_none(run.idle_ms.map(|ms| nanoseconds(ms.saturating_mul(1_000_000)))),
+            page_state(run),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn moved(outcome: &MoveOutcome, to: &str) -> String {
+    let mut text = format!(
+        "moved {} of {} pages ({}) towards {to} in {} ms; read back there: {}\n",
+        outcome.moved_pages,
+        outcome.asked_pages,
+        size(outcome.moved_bytes),
+        outcome.elapsed_ms,
+        outcome.in_tier_pages
+    );
+    for (reason, pages) in &outcome.skipped {
+        text += &format!("left alone: {pages} pages, {reason}\n");
+    }
+    text
+}
+
+pub fn drained(outcome: &DrainOutcome) -> String {
+    format!(
+        "{} is empty and off: {} pages were brought up in {} ms\n",
+        outcome.tier, outcome.brought_up_pages, outcome.elapsed_ms
+    )
+}
+
+pub fn doctor(checks: &[Check], config: &Config) -> String {
+    let mut table = Table::new(["CHECK", "STATE", "DETAIL", "WHAT IS LOST"]);
+    for check in checks {
+        let state = match check.state {
+            State::Ok => "ok",
+            State::Degraded => "degraded",
+            State::Missing => "missing",
+        };
+        let consequence = check.consequence.clone().unwrap_or_default();
+        table.row([check.name.clone(), state.to_owned(), check.detail.clone(), consequence]);
+    }
+    let mut text = table.to_string();
+    if config.vms.iter().all(|rule| rule.tenant.is_none()) {
+        text.push('\n');
+        text += SHARING_OFF;
+    }
+    text
+}
+
+fn full_name(vm: &VmStatus) -> String {
+    match &vm.namespace {
+        Some(namespace) => format!("{namespace}/{}", vm.name),
+        None => vm.name.clone(),
+    }
+}
+
+fn movable(vm: &VmStatus) -> String {
+    match (&vm.reason, vm.movable) {
+        (_, true) => "yes".to_owned(),
+        (Some(reason), false) => format!("no: {reason}"),
+        (None, false) => "no".to_owned(),
+    }
+}
+
+fn page_state(run: &MapRun) -> String {
+    match (run.staged, run.written) {
+        (false, false) => String::new(),
+        (true, false) => "staged".to_owned(),
+        (false, true) => "written".to_owned(),
+        (true, true) => "staged, written".to_owned(),
+    }
+}
+
+fn location(location: Location) -> String {
+    match location {
+        Location::Frame { pfn } => format!("frame {pfn:#x}"),
+        Location::Slot { area, slot } => format!("area {area} slot {slot}"),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}
+
+/// In the unit that leaves one to three digits before the point.
+fn nanoseconds(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{}.{} us", ns / 1_000, ns % 1_000 / 100),
+        1_000_000..1_000_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
+        _ => format!("{}.{} s", ns / 1_000_000_000, ns % 1_000_000_000 / 100_000_000),
+    }
+}
+
+fn or_none(value: Option<String>) -> String {
+    value.unwrap_or_else(|| NONE.to_owned())
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

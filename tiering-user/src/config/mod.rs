@@ -1,0 +1,301 @@
+//! The operator's configuration: one TOML file, in which every key has a default.
+//!
+//! In: the text of the file. Out: a [`Config`] that has passed [`Config::validate`], or an [`Error`] with
+//! file, line and column. Not here: whether the host really has these nodes and devices (`host` finds out),
+//! and what orchestrators say about a VM (`vm` reads that and lets it override [`VmSettings`]).
+
+mod glob;
+mod load;
+mod validate;
+mod values;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use glob::Glob;
+pub use load::Error;
+pub use validate::{MAX_TIERS, MIN_SWAP_BYTES, Problem};
+pub use values::{Percent, Period, Rate, Size, ValueError};
+
+/// Priority of a VM that no rule names.
+pub const DEFAULT_PRIORITY: u8 = 50;
+
+/// Everything the operator can decide.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub agent: Agent,
+    /// The ladder, fastest first.
+    #[serde(rename = "tier")]
+    pub tiers: Vec<Tier>,
+    pub discover: Discover,
+    pub policy: Policy,
+    pub prefetch: Prefetch,
+    /// Rules for VMs; the first one that matches counts, see [`Config::vm_settings`].
+    #[serde(rename = "vm", skip_serializing_if = "Vec::is_empty")]
+    pub vms: Vec<VmRule>,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// Folder for what outlives the agent: learned profiles and keys.
+    pub state_dir: PathBuf,
+    /// Plan and report, but move nothing.
+    pub dry_run: bool,
+    /// The control socket.
+    pub socket: PathBuf,
+}
+
+/// One rung of the ladder. Its level is its place in [`Config::tiers`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "TierKeys", into = "TierKeys")]
+pub struct Tier {
+    /// One to fifteen of `a-z`, `0-9`, `-`; unique.
+    pub name: String,
+    pub backing: Backing,
+}
+
+/// What holds a tier's pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory of these NUMA nodes.
+    Nodes(Vec<u32>),
+    /// A swap file that the agent creates.
+    Swap(Swap),
+}
+
+/// The swap file (or files) of a tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Swap {
+    /// Folder the agent keeps its swap files in.
+    pub path: PathBuf,
+    /// Capacity of the tier.
+    pub size: Size,
+    /// Most that is written to it at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_limit: Option<Rate>,
+    /// Most that is written to it in one day, against flash wear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily_writes: Option<Size>,
+}
+
+/// Which processes are VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discover {
+    /// QEMU processes, however they were started.
+    pub qemu: bool,
+}
+
+/// When pages go down.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Least idle time of a page before it is demoted.
+    pub demote_after: Period,
+    /// Share of tier 0 that is kept free.
+    pub free_target: Percent,
+    /// Memory stall (PSI) at which demotion backs off.
+    pub psi_limit: Percent,
+}
+
+/// When pages come up before they are asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prefetch {
+    pub enabled: bool,
+    /// Probability, 0 to 1, under which nothing is staged.
+    pub threshold: f64,
+    /// Probability, 0 to 1, from which on a page is staged into tier 0; below it, one tier lower.
+    pub tier0_threshold: f64,
+}
+
+/// Settings for the VMs whose name matches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmRule {
+    #[serde(rename = "match")]
+    pub matches: VmMatch,
+    /// 0 to 100; the higher, the longer a VM keeps its pages in fast tiers.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
+    /// Overrides the learned class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// Trust domain: VMs of one tenant may learn from each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// `false`: watch the VM, but never move its pages.
+    #[serde(default = "yes")]
+    pub managed: bool,
+}
+
+/// What a [`VmRule`] looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmMatch {
+    pub name: Glob,
+}
+
+/// Kind of workload, as an operator can name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    Database,
+    Web,
+    Cache,
+    Batch,
+    Build,
+    Idle,
+}
+
+impl Class {
+    /// As the configuration and the status write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Web => "web",
+            Self::Cache => "cache",
+            Self::Batch => "batch",
+            Self::Build => "build",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// What the configuration says about one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSettings {
+    pub priority: u8,
+    pub class: Option<Class>,
+    /// `None`: the VM is its own tenant.
+    pub tenant: Option<String>,
+    pub managed: bool,
+}
+
+impl Config {
+    /// The settings of the VM called `name`: those of the first matching rule, else the defaults.
+    #[must_use]
+    pub fn vm_settings(&self, name: &str) -> VmSettings {
+        match self.vms.iter().find(|rule| rule.matches.name.matches(name)) {
+            Some(rule) => VmSettings {
+                priority: rule.priority,
+                class: rule.class,
+                tenant: rule.tenant.clone(),
+                managed: rule.managed,
+            },
+            None => VmSettings { priority: DEFAULT_PRIORITY, class: None, tenant: None, managed: true },
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let swap = |name: &str, path: &str, gib: u64| Tier {
+            name: name.to_owned(),
+            backing: Backing::Swap(Swap {
+                path: PathBuf::from(path),
+                size: Size(gib << 30),
+                write_limit: None,
+                daily_writes: None,
+            }),
+        };
+        Self {
+            agent: Agent::default(),
+            tiers: vec![
+                Tier { name: "dram".to_owned(), backing: Backing::Nodes(vec![0]) },
+                swap("nvme", "/var/lib/tiering/nvme", 4),
+                swap("qlc", "/var/lib/tiering/qlc", 8),
+            ],
+            discover: Discover::default(),
+            policy: Policy::default(),
+            prefetch: Prefetch::default(),
+            vms: Vec::new(),
+        }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            state_dir: PathBuf::from("/var/lib/tiering"),
+            dry_run: false,
+            socket: PathBuf::from("/run/tiering/tiering.sock"),
+        }
+    }
+}
+
+impl Default for Discover {
+    fn default() -> Self {
+        Self { qemu: true }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            demote_after: Period(Duration::from_mins(2)),
+            free_target: Percent(10.0),
+            psi_limit: Percent(0.5),
+        }
+    }
+}
+
+impl Default for Prefetch {
+    fn default() -> Self {
+        Self { enabled: true, threshold: 0.5, tier0_threshold: 0.8 }
+    }
+}
+
+/// A tier as it stands in the file, before it is known to have exactly one backing.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TierKeys {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nodes: Option<Vec<u32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    swap: Option<Swap>,
+}
+
+impl TryFrom<TierKeys> for Tier {
+    type Error = String;
+
+    fn try_from(keys: TierKeys) -> Result<Self, String> {
+        let backing = match (keys.nodes, keys.swap) {
+            (Some(nodes), None) => Backing::Nodes(nodes),
+            (None, Some(swap)) => Backing::Swap(swap),
+            (None, None) => {
+                return Err(format!("tier `{}` needs `nodes` or `swap`", keys.name));
+            }
+            (Some(_), Some(_)) => {
+                return Err(format!("tier `{}` has both `nodes` and `swap`: leave one out", keys.name));
+            }
+        };
+        Ok(Self { name: keys.name, backing })
+    }
+}
+
+impl From<Tier> for TierKeys {
+    fn from(tier: Tier) -> Self {
+        let (nodes, swap) = match tier.backing {
+            Backing::Nodes(nodes) => (Some(nodes), None),
+            Backing::Swap(swap) => (None, Some(swap)),
+        };
+        Self { name: tier.name, nodes, swap }
+    }
+}
+
+fn default_priority() -> u8 {
+    DEFAULT_PRIORITY
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,179 @@
+use super::*;
+use crate::config::{Backing, Class, Percent, Period, Rate, Size};
+use std::time::Duration;
+
+/// The example that users are shown.
+const EXAMPLE: &str = r#"
+[agent]
+state_dir = "/var/lib/tiering"
+dry_run = false
+
+[[tier]]
+name = "dram"
+nodes = [0]
+[[tier]]
+name = "cxl"
+nodes = [1]
+[[tier]]
+name = "nvme"
+swap = { path = "/var/lib/tiering/nvme", size = "64GiB", write_limit = "500MB/s" }
+[[tier]]
+name = "qlc"
+swap = { path = "/mnt/qlc/tiering", size = "512GiB", write_limit = "50MB/s", daily_writes = "1TB" }
+
+[discover]
+qemu = true
+
+[policy]
+demote_after = "90s"
+free_target = "12.5%"
+psi_limit = "0.5%"
+
+[prefetch]
+enabled = true
+threshold = 0.5
+tier0_threshold = 0.8
+
+[[vm]]
+match = { name = "db-*" }
+priority = 90
+class = "database"
+tenant = "acme"
+[[vm]]
+match = { name = "fw-*" }
+managed = false
+[[vm]]
+match = { name = "*" }
+priority = 10
+"#;
+
+fn parse(text: &str) -> Config {
+    Config::parse(text, "test.toml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn message(text: &str) -> String {
+    Config::parse(text, "test.toml").expect_err("this text must be refused").to_string()
+}
+
+/// The message for `text` must start with the position and name all of `words`, on one line.
+#[track_caller]
+fn assert_refused(text: &str, position: &str, words: &[&str]) {
+    let message = message(text);
+    assert!(message.starts_with(&format!("test.toml:{position}: ")), "{message}");
+    for word in words {
+        assert!(message.contains(word), "no {word:?} in {message}");
+    }
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn an_empty_file_is_the_default_configuration() {
+    let config = parse("");
+    assert_eq!(config, Config::default());
+    let names: Vec<_> = config.tiers.iter().map(|tier| tier.name.as_str()).collect();
+    assert_eq!(names, ["dram", "nvme", "qlc"]);
+    assert_eq!(config.agent.socket, Path::new("/run/tiering/tiering.sock"));
+    assert_eq!(config.policy.demote_after, Period(Duration::from_secs(120)));
+}
+
+#[test]
+fn the_example_is_read_as_written() {
+    let config = parse(EXAMPLE);
+    assert_eq!(config.tiers[1].backing, Backing::Nodes(vec![1]));
+    let Backing::Swap(qlc) = &config.tiers[3].backing else { panic!("{:?}", config.tiers[3]) };
+    assert_eq!(qlc.size, Size(512 << 30));
+    assert_eq!(qlc.write_limit, Some(Rate(50_000_000)));
+    assert_eq!(qlc.daily_writes, Some(Size(1_000_000_000_000)));
+    assert_eq!(config.policy.demote_after, Period(Duration::from_secs(90)));
+    assert_eq!(config.policy.free_target, Percent(12.5));
+}
+
+#[test]
+fn what_is_shown_reads_back_as_the_same_configuration() {
+    for config in [Config::default(), parse(EXAMPLE)] {
+        assert_eq!(parse(&config.to_toml()), config, "{}", config.to_toml());
+    }
+}
+
+#[test]
+fn the_first_matching_rule_sets_a_vm() {
+    let config = parse(EXAMPLE);
+    let database = config.vm_settings("db-1");
+    assert_eq!((database.priority, database.class), (90, Some(Class::Database)));
+    assert_eq!(database.tenant.as_deref(), Some("acme"));
+    let firewall = config.vm_settings("fw-1");
+    assert_eq!((firewall.priority, firewall.managed), (50, false));
+    assert_eq!(config.vm_settings("web-1").priority, 10);
+    let unnamed = Config::default().vm_settings("web-1");
+    assert_eq!((unnamed.priority, unnamed.tenant, unnamed.managed), (50, None, true));
+}
+
+#[test]
+fn unknown_keys_are_refused_with_those_that_exist() {
+    assert_refused("[policy]\ndemote_aftr = \"2m\"", "2:1", &["demote_aftr", "demote_after", "psi_limit"]);
+    assert_refused("[polcy]", "1:2", &["polcy", "policy", "prefetch"]);
+    assert_refused("[[vm]]\nmatch = { nam = \"x\" }", "2:11", &["nam", "name"]);
+    assert_refused("[[discover.process]]\nexe = \"/usr/bin/redis-server\"", "1:12", &["process", "qemu"]);
+    assert_refused(
+        "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"nvme\"\nswap = { device = \"/dev/sdb\" }",
+        "6:10",
+        &["device", "path"],
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_with_what_is_allowed() {
+    assert_refused("[policy]\n  demote_after = 120", "2:18", &["integer", "in quotes", "2m"]);
+    assert_refused("[policy]\nfree_target = \"ten\"", "2:15", &["ten", "10%"]);
+    assert_refused("[[vm]]\nmatch = { name = \"*\" }\nclass = \"databse\"", "3:9", &["databse", "database"]);
+    assert_refused("[agent]\ndry_run = \"no\"", "2:11", &["boolean"]);
+    assert_refused("[agent\n", "1:7", &[]);
+}
+
+#[test]
+fn a_tier_has_exactly_one_backing() {
+    assert_refused("[[tier]]\nname = \"dram\"", "1:1", &["dram", "nodes", "swap"]);
+    let both = "[[tier]]\nname = \"dram\"\nnodes = [0]\nswap = { path = \"/s\", size = \"1GiB\" }";
+    assert_refused(both, "1:1", &["dram", "both"]);
+}
+
+#[test]
+fn the_ladder_starts_with_memory_and_its_tiers_differ() {
+    let swap = |name: &str, path: &str, size: &str| {
+        format!("[[tier]]\nname = \"{name}\"\nswap = {{ path = \"{path}\", size = \"{size}\" }}\n")
+    };
+    let node = |name: &str, node: u32| format!("[[tier]]\nname = \"{name}\"\nnodes = [{node}]\n");
+    let dram = node("dram", 0);
+
+    assert_refused("tier = []", "1:8", &["at least one"]);
+    assert_refused(&swap("nvme", "/s", "1GiB"), "1:1", &["nvme", "first", "nodes"]);
+    assert_refused(&format!("{dram}{}", node("dram", 1)), "5:8", &["two tiers", "dram"]);
+    assert_refused(&format!("{dram}{}", node("cxl", 0)), "6:9", &["node 0", "twice"]);
+    assert_refused(&format!("{dram}{}", node("CXL", 1)), "5:8", &["CXL", "a-z"]);
+    assert_refused(&node("a-name-of-16-chr", 0), "2:8", &["1 to 15"]);
+    assert_refused(&node("swap", 0), "2:8", &["swap", "choose another"]);
+    assert_refused(&format!("{dram}{}", swap("nvme", "/s", "15MiB")), "6:30", &["15MiB", "16MiB"]);
+    assert_refused(&format!("{dram}{}", swap("nvme", "s", "1GiB")), "6:17", &["absolute"]);
+    let twins = format!("{dram}{}{}", swap("nvme", "/s", "1GiB"), swap("qlc", "/s", "1GiB"));
+    assert_refused(&twins, "9:17", &["/s", "another tier"]);
+    let nine: String = (0..9).map(|i| node(&format!("n{i}"), i)).collect();
+    assert_refused(&nine, "25:1", &["9 tiers", "at most 8"]);
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_where_they_stand() {
+    assert_refused("[policy]\ndemote_after = \"500ms\"", "2:16", &["at least", "1s"]);
+    assert_refused("[prefetch]\nthreshold = 1.5", "2:13", &["0 to 1", "1.5"]);
+    assert_refused("[prefetch]\nthreshold = nan", "2:13", &["0 to 1"]);
+    assert_refused("[prefetch]\nthreshold = 0.7\ntier0_threshold = 0.6", "3:19", &["0.6", "0.7"]);
+    // The key at fault stands on its default: the table is shown.
+    assert_refused("# x\n[prefetch]\nthreshold = 0.9", "2:1", &["0.8", "0.9"]);
+    assert_refused("[[vm]]\nmatch = { name = \"*\" }\npriority = 101", "3:12", &["0 to 100"]);
+    assert_refused("[[vm]]\nmatch = { name = \"\" }", "2:18", &["empty"]);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/nonexistent/tiering.toml")).expect_err("there is no such file");
+    assert!(error.to_string().starts_with("/nonexistent/tiering.toml: "), "{error}");
+}

@@ -1,0 +1,165 @@
+//! Rules that no single value can tell: what the parts of a configuration must be to each other.
+//!
+//! In: a [`Config`]. Out: the first [`Problem`], with the key it is about. Not here: syntax, types, units and
+//! unknown keys, which the parser refuses.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::{Backing, Config, Tier};
+
+/// The longest ladder.
+pub const MAX_TIERS: usize = 8;
+/// Smallest swap tier, bytes: each CPU allocates from a cluster of 2 MiB of its own, so a smaller one would
+/// be full before it is used.
+pub const MIN_SWAP_BYTES: u64 = 16 << 20;
+const MAX_NAME_CHARS: usize = 15;
+const MIN_DEMOTE_AFTER: Duration = Duration::from_secs(1);
+const MAX_PRIORITY: u8 = 100;
+/// What the mapping table calls pages that are in no known tier.
+const RESERVED_NAMES: [&str; 2] = ["swap", "untouched"];
+
+/// A rule that the configuration breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// The key, as steps from the root: table names, and indexes of arrays (`tier.1.name`).
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+fn problem(key: impl Into<String>, message: impl Into<String>) -> Problem {
+    Problem { key: key.into(), message: message.into() }
+}
+
+impl Config {
+    /// Checks the rules between values.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn validate(&self) -> Result<(), Problem> {
+        if !self.agent.state_dir.is_absolute() {
+            return Err(problem("agent.state_dir", "`state_dir` must be an absolute path"));
+        }
+        if !self.agent.socket.is_absolute() {
+            return Err(problem("agent.socket", "`socket` must be an absolute path"));
+        }
+        self.validate_ladder()?;
+        if self.policy.demote_after.0 < MIN_DEMOTE_AFTER {
+            return Err(problem("policy.demote_after", "`demote_after` must be at least \"1s\""));
+        }
+        let prefetch = &self.prefetch;
+        for (key, value) in [("threshold", prefetch.threshold), ("tier0_threshold", prefetch.tier0_threshold)]
+        {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(problem(
+                    format!("prefetch.{key}"),
+                    format!("`{key}` is a probability: it must be from 0 to 1, not {value}"),
+                ));
+            }
+        }
+        if prefetch.tier0_threshold < prefetch.threshold {
+            return Err(problem(
+                "prefetch.tier0_threshold",
+                format!(
+                    "`tier0_threshold` ({}) must not be below `threshold` ({})",
+                    prefetch.tier0_threshold, prefetch.threshold
+                ),
+            ));
+        }
+        for (index, rule) in self.vms.iter().enumerate() {
+            if rule.matches.name.0.is_empty() {
+                return Err(problem(
+                    format!("vm.{index}.match.name"),
+                    "the pattern is empty and matches no VM: write a name, with `*` and `?` where it varies",
+                ));
+            }
+            if rule.priority > MAX_PRIORITY {
+                return Err(problem(
+                    format!("vm.{index}.priority"),
+                    format!("`priority` must be from 0 to {MAX_PRIORITY}, not {}", rule.priority),
+                ));
+            }
+            if rule.tenant.as_deref() == Some("") {
+                return Err(problem(
+                    format!("vm.{index}.tenant"),
+                    "`tenant` is empty: name one, or leave the key out so that the VM is its own tenant",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_ladder(&self) -> Result<(), Problem> {
+        match self.tiers.first() {
+            Some(Tier { backing: Backing::Nodes(_), .. }) => {}
+            Some(first) => {
+                return Err(problem(
+                    "tier.0",
+                    format!("tier `{}` comes first, so it must have `nodes`, not `swap`", first.name),
+                ));
+            }
+            None => return Err(problem("tier", "at least one [[tier]] with `nodes` is needed")),
+        }
+        if self.tiers.len() > MAX_TIERS {
+            return Err(problem(
+                format!("tier.{MAX_TIERS}"),
+                format!("{} tiers are too many: at most {MAX_TIERS} are possible", self.tiers.len()),
+            ));
+        }
+        let (mut names, mut nodes_seen, mut paths) = (HashSet::new(), HashSet::new(), HashSet::new());
+        for (index, tier) in self.tiers.iter().enumerate() {
+            let name_key = format!("tier.{index}.name");
+            let name = tier.name.as_str();
+            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.bytes().all(plain) {
+                return Err(problem(
+                    name_key,
+                    format!("tier name `{name}`: use 1 to {MAX_NAME_CHARS} of the characters a-z, 0-9 and -"),
+                ));
+            }
+            if RESERVED_NAMES.contains(&name) {
+                return Err(problem(
+                    name_key,
+                    format!("tier name `{name}` has a meaning of its own in reports: choose another"),
+                ));
+            }
+            if !names.insert(name) {
+                return Err(problem(name_key, format!("two tiers are called `{name}`: rename one")));
+            }
+            match &tier.backing {
+                Backing::Nodes(nodes) => {
+                    let key = format!("tier.{index}.nodes");
+                    if nodes.is_empty() {
+                        return Err(problem(key, format!("tier `{name}` has no node: name at least one")));
+                    }
+                    if let Some(node) = nodes.iter().find(|node| !nodes_seen.insert(**node)) {
+                        return Err(problem(key, format!("node {node} is listed twice: list it once")));
+                    }
+                }
+                Backing::Swap(swap) => {
+                    if !swap.path.is_absolute() {
+                        return Err(problem(
+                            format!("tier.{index}.swap.path"),
+                            format!("`path` of tier `{name}` must be absolute"),
+                        ));
+                    }
+                    if !paths.insert(&swap.path) {
+                        return Err(problem(
+                            format!("tier.{index}.swap.path"),
+                            format!("another tier has the path {} too: choose another", swap.path.display()),
+                        ));
+                    }
+                    if swap.size.0 < MIN_SWAP_BYTES {
+                        return Err(problem(
+                            format!("tier.{index}.swap.size"),
+                            format!("`size` of tier `{name}` is {}: at least 16MiB are needed", swap.size),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

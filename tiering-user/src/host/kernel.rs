@@ -1,0 +1,158 @@
+//! What the kernel can do for tracking and moving.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::Check;
+use crate::bpf::{Faults, PROBE_ROADS};
+use crate::sys::{PageState, Pagemap, ZeroPages};
+
+/// Oldest kernel that the agent is meant for.
+const OLDEST: (u32, u32) = (6, 1);
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        root(),
+        release(),
+        lockdown(),
+        btf(),
+        bpffs(),
+        page_faults(),
+        kvm_faults(),
+        frames(),
+        pagemap_scan(),
+        pressure(),
+        cgroup(),
+        damon(),
+    ]
+}
+
+fn root() -> Check {
+    const NAME: &str = "privileges";
+    if nix::unistd::geteuid().is_root() {
+        Check::ok(NAME, "root")
+    } else {
+        Check::missing(NAME, "not root", "the agent does not start; run it as root")
+    }
+}
+
+fn release() -> Check {
+    const NAME: &str = "kernel";
+    let release = read("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= OLDEST {
+        Check::ok(NAME, release)
+    } else {
+        Check::degraded(NAME, release, format!("untested before {}.{}", OLDEST.0, OLDEST.1))
+    }
+}
+
+fn lockdown() -> Check {
+    const NAME: &str = "lockdown";
+    let text = read("/sys/kernel/security/lockdown");
+    let mode = text.split(['[', ']']).nth(1).unwrap_or("none");
+    match mode {
+        "confidentiality" => Check::missing(NAME, mode, "the kernel refuses BPF programs that read its memory"),
+        _ => Check::ok(NAME, mode),
+    }
+}
+
+fn btf() -> Check {
+    const NAME: &str = "BTF";
+    let path = "/sys/kernel/btf/vmlinux";
+    if Path::new(path).exists() {
+        Check::ok(NAME, path)
+    } else {
+        Check::degraded(NAME, "missing", "raw or classic tracepoints serve; `bpftool map dump` shows bytes, not fields")
+    }
+}
+
+fn bpffs() -> Check {
+    const NAME: &str = "bpffs";
+    if statfs("/sys/fs/bpf").is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        Check::ok(NAME, "/sys/fs/bpf")
+    } else {
+        Check::ok(NAME, "not mounted: the agent mounts /sys/fs/bpf while it runs")
+    }
+}
+
+fn page_faults() -> Check {
+    const NAME: &str = "source page_fault";
+    let tried: Vec<_> = PROBE_ROADS.map(|road| (road, Faults::attach(&[road], None))).into_iter().collect();
+    let works: Vec<_> = tried.iter().filter(|(_, result)| result.is_ok()).map(|(road, _)| road.name()).collect();
+    match (works.first(), tried.first()) {
+        (Some(first), _) => Check::ok(NAME, format!("{first} (works here: {})", works.join(", "))),
+        (None, Some((_, Err(error)))) => {
+            Check::missing(NAME, error.to_string(), "no access is seen: the agent does not start")
+        }
+        (None, _) => Check::missing(NAME, "nothing to try", "no access is seen: the agent does not start"),
+    }
+}
+
+fn kvm_faults() -> Check {
+    const NAME: &str = "source kvm_page_fault";
+    let consequence = "accesses of KVM guests are seen only where QEMU itself faults: their pages are placed by idle \
+                       time alone and nothing is staged for them";
+    Check::missing(NAME, "not in this version", consequence)
+}
+
+fn frames() -> Check {
+    const NAME: &str = "pagemap";
+    match own_page() {
+        Ok(Some(PageState::Present { pfn: 0 })) => {
+            Check::degraded(NAME, "without frame numbers", "`tiering map` shows no frames; needs CAP_SYS_ADMIN")
+        }
+        Ok(_) => Check::ok(NAME, "with frame numbers"),
+        Err(error) => Check::missing(NAME, error.to_string(), "where pages are cannot be read: the agent does not start"),
+    }
+}
+
+fn own_page() -> std::io::Result<Option<PageState>> {
+    let value = Box::new(1u8);
+    let address = std::ptr::from_ref(&*value).addr() as u64;
+    Ok(Pagemap::of_self()?.read(address, 1)?.first().copied())
+}
+
+fn pagemap_scan() -> Check {
+    const NAME: &str = "PAGEMAP_SCAN";
+    let tried = ZeroPages::map(1).and_then(|page| {
+        let start = page.start() as u64;
+        Pagemap::of_self()?.scan(start, start + crate::sys::PAGE_BYTES, |_| ())
+    });
+    match tried {
+        Ok(()) => Check::ok(NAME, "works"),
+        Err(error) => Check::degraded(NAME, error.to_string(), "sweeps read all of pagemap, which costs more CPU"),
+    }
+}
+
+fn pressure() -> Check {
+    const NAME: &str = "PSI";
+    if Path::new("/proc/pressure/memory").exists() {
+        Check::ok(NAME, "/proc/pressure/memory")
+    } else {
+        Check::degraded(NAME, "off", "demotion does not back off when memory stalls; boot with psi=1")
+    }
+}
+
+fn cgroup() -> Check {
+    const NAME: &str = "cgroup v2";
+    let mounts = read("/proc/self/mounts");
+    match mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")) {
+        Some(line) => Check::ok(NAME, line.split(' ').nth(1).unwrap_or_default()),
+        None => Check::degraded(NAME, "not mounted", "swap limits of a machine's cgroup are not seen"),
+    }
+}
+
+fn damon() -> Check {
+    const NAME: &str = "source damon";
+    let state = read("/sys/kernel/mm/damon/admin/kdamonds/0/state");
+    let detail = if state == "on" { "in use by somebody else, left alone" } else { "not in this version" };
+    Check::missing(NAME, detail, "a page that stays mapped shows no accesses: it is demoted once to find out")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,98 @@
+//! What there is to put pages on.
+
+use std::fs;
+use std::path::Path;
+
+use super::Check;
+use crate::config::Config;
+use crate::tiers::{BASE_PRIORITY, Ladder, Tier, TierKind, check_folder, read_proc_swaps};
+
+/// Swap areas a kernel takes at most: 32 numbers, less those for migration, poison and device memory
+/// (include/linux/swap.h; 27 on Debian's 6.1 and 6.12, 28 on a 6.18 without device memory).
+const MOST_AREAS: usize = 27;
+
+pub(super) fn checks(config: &Config) -> Vec<Check> {
+    let mut checks = vec![swap_areas(), zswap(), page_cluster(), huge_pages()];
+    match Ladder::new(config) {
+        Ok(ladder) => checks.extend(ladder.tiers().iter().map(tier)),
+        Err(error) => checks.push(Check::missing("ladder", error.to_string(), "the agent does not start")),
+    }
+    checks
+}
+
+fn swap_areas() -> Check {
+    const NAME: &str = "swap areas";
+    let on = match read_proc_swaps() {
+        Ok(on) => on,
+        Err(error) => return Check::missing(NAME, error.to_string(), "this kernel has no swap: nothing can be demoted"),
+    };
+    let detail = format!("{} of {MOST_AREAS} on", on.len());
+    let above: Vec<_> =
+        on.iter().filter(|area| area.priority >= BASE_PRIORITY && !is_ours(&area.path)).collect();
+    let zram = on.iter().any(|area| area.path.starts_with("/dev/zram"));
+    if on.len() + 2 > MOST_AREAS {
+        Check::missing(NAME, detail, "there is no room for the tiers' areas: switch some off")
+    } else if let Some(area) = above.first() {
+        let detail = format!("{detail}; {} has priority {}", area.path.display(), area.priority);
+        Check::degraded(NAME, detail, "it fills before the tiers: give it a lower priority")
+    } else if zram {
+        Check::degraded(NAME, format!("{detail}; zram among them"), "what goes there stays in memory, compressed")
+    } else {
+        Check::ok(NAME, detail)
+    }
+}
+
+fn is_ours(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-"))
+}
+
+fn zswap() -> Check {
+    const NAME: &str = "zswap";
+    if read("/sys/module/zswap/parameters/enabled") == "Y" {
+        Check::degraded(NAME, "on", "demoted pages may stay in memory, compressed: a tier's used bytes are not what left it")
+    } else {
+        Check::ok(NAME, "off")
+    }
+}
+
+fn page_cluster() -> Check {
+    Check::ok("swap readahead", format!("2^{} pages", read("/proc/sys/vm/page-cluster")))
+}
+
+fn huge_pages() -> Check {
+    const NAME: &str = "huge pages";
+    let text = read("/sys/kernel/mm/transparent_hugepage/enabled");
+    let mode = text.split(['[', ']']).nth(1).unwrap_or("not in this kernel");
+    if mode == "always" || mode == "madvise" {
+        Check::degraded(NAME, mode, "a demoted huge page is split, and is not collapsed again in this version")
+    } else {
+        Check::ok(NAME, mode)
+    }
+}
+
+fn tier(tier: &Tier) -> Check {
+    let name = format!("tier {}", tier.name);
+    match &tier.kind {
+        TierKind::Node { nodes } => {
+            let lacking: Vec<_> = nodes
+                .iter()
+                .filter(|node| !Path::new(&format!("/sys/devices/system/node/node{node}")).exists())
+                .map(ToString::to_string)
+                .collect();
+            if lacking.is_empty() {
+                Check::ok(&name, format!("nodes {nodes:?}"))
+            } else {
+                let detail = format!("this host has no node {}", lacking.join(", "));
+                Check::missing(&name, detail, "correct `nodes` in the configuration")
+            }
+        }
+        TierKind::Swap { folder, capacity_bytes, .. } => match check_folder(folder, *capacity_bytes) {
+            Ok(()) => Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20)),
+            Err(error) => Check::missing(&name, error.to_string(), "the tier cannot be used"),
+        },
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}

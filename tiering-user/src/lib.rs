@@ -1,0 +1,24 @@
+//! Memory tiering for virtual machines: the host agent, as a library.
+//!
+//! Data flows one way, and each module imports only what stands before it:
+//!
+//! `sys` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `predict` → `policy` → `actuate` → `telemetry` →
+//! `host` → `agent` → `cli`
+//!
+//! `track`, `tiermap` (but for its sweep), `predict` and `policy` are pure: time is an argument, and nothing is touched.
+//! Unsafe code lives in `sys` alone.
+
+pub mod actuate;
+pub mod agent;
+pub mod bpf;
+pub mod cli;
+pub mod config;
+pub mod host;
+pub mod policy;
+pub mod predict;
+pub mod sys;
+pub mod telemetry;
+pub mod tiermap;
+pub mod tiers;
+pub mod track;
+pub mod vm;

@@ -1,0 +1,240 @@
+//! Pages brought up ahead of need, and what became of them.
+//!
+//! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
+//! its deadline passes (wasted). Every [`EPISODE`] ends, the window doubles if most were used and halves if not,
+//! and the confidence follows.
+//!
+//! # Limits
+//! One confidence a virtual machine, not one a page. A window at its least keeps probing, however bad it is,
+//! unless the configured threshold stops it; then one chance in [`PROBE_EVERY`] is taken.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+
+/// Ends after which the window is judged.
+const EPISODE: u32 = 256;
+/// Pages ahead: at first, at least, at most.
+const WINDOW_START: u32 = 32;
+const WINDOW_LEAST: u32 = 4;
+const WINDOW_MOST: u32 = 256;
+/// Below the threshold, one chance in this many is taken all the same.
+const PROBE_EVERY: u32 = 100;
+
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    requested: Monotonic,
+    done: Option<Monotonic>,
+}
+
+/// Totals, pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageCounts {
+    pub issued: u64,
+    pub used: u64,
+    pub wasted: u64,
+    /// Of `used`: touched before the stage was done.
+    pub late: u64,
+}
+
+/// The stages of one virtual machine.
+#[derive(Clone, Debug)]
+pub struct Stages {
+    open: HashMap<PageIndex, Stage>,
+    /// In order of request. A page may stand here after its stage has ended.
+    order: VecDeque<(Monotonic, PageIndex)>,
+    counts: StageCounts,
+    window: u32,
+    /// Used and ended stages of the running episode, carried over at half weight.
+    used: u32,
+    ended: u32,
+    since_judged: u32,
+    refused: u32,
+}
+
+impl Default for Stages {
+    fn default() -> Self {
+        Self {
+            open: HashMap::new(),
+            order: VecDeque::new(),
+            counts: StageCounts::default(),
+            window: WINDOW_START,
+            used: 0,
+            ended: 0,
+            since_judged: 0,
+            refused: 0,
+        }
+    }
+}
+
+impl Stages {
+    pub fn counts(&self) -> StageCounts {
+        self.counts
+    }
+
+    /// How many pages ahead to stage.
+    pub fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// Probability that a staged page will be used: the mean of a Beta distribution that began at 2 used of 3.
+    pub fn confidence(&self) -> f64 {
+        f64::from(self.used + 2) / f64::from(self.ended + 3)
+    }
+
+    /// Whether a chance to stage should be taken: always at or above `threshold`, now and then below it.
+    pub fn worth_it(&mut self, threshold: f64) -> bool {
+        if self.confidence() >= threshold {
+            return true;
+        }
+        self.refused = (self.refused + 1) % PROBE_EVERY;
+        self.refused == 0
+    }
+
+    /// `page` was asked to be brought up.
+    pub fn requested(&mut self, page: PageIndex, now: Monotonic) {
+        if self.open.insert(page, Stage { requested: now, done: None }).is_none() {
+            self.counts.issued += 1;
+            self.order.push_back((now, page));
+        }
+    }
+
+    /// `page` is up.
+    pub fn done(&mut self, page: PageIndex, now: Monotonic) {
+        if let Some(stage) = self.open.get_mut(&page) {
+            stage.done = Some(now);
+        }
+    }
+
+    /// The stage of `page` came to nothing; it counts neither way.
+    pub fn failed(&mut self, page: PageIndex) {
+        if self.open.remove(&page).is_some() {
+            self.counts.issued -= 1;
+        }
+    }
+
+    /// `page` was touched at `time`. Returns whether a stage ended by it.
+    pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> bool {
+        let Some(stage) = self.open.remove(&page) else { return false };
+        self.counts.used += 1;
+        if stage.done.is_none_or(|done| time < done) {
+            self.counts.late += 1;
+        }
+        self.end(true);
+        true
+    }
+
+    /// Stages older than `deadline`, which end as wasted.
+    pub fn expire(&mut self, now: Monotonic, deadline: Duration) -> Vec<PageIndex> {
+        let mut wasted = Vec::new();
+        while let Some((requested, page)) = self.order.front().copied()
+            && now.since(requested) >= deadline
+        {
+            self.order.pop_front();
+            // A page may have been used and staged anew since.
+            if self.open.get(&page).is_some_and(|stage| stage.requested == requested) {
+                self.open.remove(&page);
+                self.counts.wasted += 1;
+                self.end(false);
+                wasted.push(page);
+            }
+        }
+        wasted
+    }
+
+    fn end(&mut self, used: bool) {
+        self.ended += 1;
+        self.used += u32::from(used);
+        self.since_judged += 1;
+        if self.since_judged < EPISODE {
+            return;
+        }
+        let share = f64::from(self.used) / f64::from(self.ended);
+        if share >= 0.8 {
+            self.window = (self.window * 2).min(WINDOW_MOST);
+        } else if share < 0.5 {
+            self.window = (self.window / 2).max(WINDOW_LEAST);
+        }
+        self.since_judged = 0;
+        self.used /= 2;
+        self.ended /= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(seconds * SECOND)
+    }
+
+    #[test]
+    fn a_touch_after_it_is_done_is_in_time_and_one_before_is_late() {
+        let mut stages = Stages::default();
+        for page in [1, 2, 3] {
+            stages.requested(page, at(1));
+        }
+        stages.done(1, at(2));
+        stages.done(2, at(4));
+        assert!(stages.touched(1, at(3)));
+        assert!(stages.touched(2, at(3)));
+        assert!(stages.touched(3, at(3)), "not done at all yet");
+        assert!(!stages.touched(3, at(3)), "it ended already");
+        assert_eq!(stages.counts(), StageCounts { issued: 3, used: 3, wasted: 0, late: 2 });
+    }
+
+    #[test]
+    fn what_is_not_touched_in_time_is_wasted_once() {
+        let mut stages = Stages::default();
+        stages.requested(1, at(1));
+        stages.requested(2, at(1));
+        stages.touched(1, at(2));
+        stages.requested(1, at(8));
+        let deadline = Duration::from_secs(10);
+        assert_eq!(stages.expire(at(10), deadline), []);
+        assert_eq!(stages.expire(at(11), deadline), [2]);
+        assert_eq!(stages.expire(at(18), deadline), [1]);
+        assert_eq!(stages.counts(), StageCounts { issued: 3, used: 1, wasted: 2, late: 0 });
+    }
+
+    #[test]
+    fn a_failed_stage_is_as_if_never_asked_for() {
+        let mut stages = Stages::default();
+        stages.requested(1, at(1));
+        stages.failed(1);
+        assert!(!stages.touched(1, at(2)));
+        assert_eq!(stages.counts(), StageCounts::default());
+    }
+
+    #[test]
+    fn the_window_follows_the_outcome() {
+        let mut stages = Stages::default();
+        for page in 0..600 {
+            stages.requested(page, at(1));
+            stages.done(page, at(1));
+            stages.touched(page, at(2));
+        }
+        assert_eq!(stages.window(), 4 * WINDOW_START);
+        assert!(stages.confidence() > 0.9);
+
+        for page in 1000..4000 {
+            stages.requested(page, at(3));
+        }
+        stages.expire(at(100), Duration::from_secs(1));
+        assert_eq!(stages.window(), WINDOW_LEAST);
+        assert!(stages.confidence() < 0.1);
+    }
+
+    #[test]
+    fn below_the_threshold_one_in_a_hundred_is_tried() {
+        let mut stages = Stages::default();
+        assert!(stages.worth_it(0.5));
+        let tried = (0..1000).filter(|_| stages.worth_it(0.99)).count();
+        assert_eq!(tried, 10);
+    }
+}

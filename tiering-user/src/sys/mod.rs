@@ -1,0 +1,23 @@
+//! Raw system calls that no crate wraps, and nothing else: the only unsafe code of the agent.
+//!
+//! In: plain numbers, file descriptors and slices. Out: `std::io::Error`s as the kernel gave them; callers add
+//! the path, process and address. Does not retry, interpret or decide.
+
+mod clock;
+mod pagemap;
+mod process_memory;
+mod swap;
+mod wake;
+mod zero_pages;
+
+pub use clock::{Monotonic, now};
+pub use pagemap::{PageState, Pagemap, ScanRange};
+pub use process_memory::{Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, touch_read, touch_write};
+pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};
+pub use wake::wake_on;
+pub use zero_pages::ZeroPages;
+
+/// Bytes of a base page: what pagemap, swap slots and the mapping table count in.
+///
+/// The agent is built for x86-64, where this is fixed.
+pub const PAGE_BYTES: u64 = 4096;

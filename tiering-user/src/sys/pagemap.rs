@@ -1,0 +1,180 @@
+//! `/proc/PID/pagemap`: where each page of a process is, and `PAGEMAP_SCAN`, which tells it by ranges.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::PAGE_BYTES;
+
+/// Where a page is (Documentation/admin-guide/mm/pagemap.rst).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageState {
+    /// No page: never touched, or shared memory that is not mapped now.
+    Absent,
+    /// In RAM. The frame number is 0 without CAP_SYS_ADMIN.
+    Present { pfn: u64 },
+    /// In the swap area with this kernel number, at this slot.
+    Swapped { area: u8, slot: u64 },
+}
+
+impl PageState {
+    fn decode(entry: u64) -> Self {
+        if entry >> 63 & 1 == 1 {
+            Self::Present { pfn: entry & ((1 << 55) - 1) }
+        } else if entry >> 62 & 1 == 1 {
+            Self::Swapped { area: (entry & 0x1f) as u8, slot: entry >> 5 & ((1 << 50) - 1) }
+        } else {
+            Self::Absent
+        }
+    }
+}
+
+/// Pages in a row that are all present, or all swapped; whatever lies between two ranges is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanRange {
+    /// Host-virtual address of the first page.
+    pub start: u64,
+    /// Host-virtual address behind the last.
+    pub end: u64,
+    pub swapped: bool,
+}
+
+/// An open pagemap.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens that of process `pid`.
+    ///
+    /// # Errors
+    /// `ENOENT` (gone), `EACCES` (no CAP_SYS_PTRACE).
+    pub fn open(pid: i32) -> io::Result<Self> {
+        File::open(Path::new("/proc").join(pid.to_string()).join("pagemap")).map(Self)
+    }
+
+    /// Opens our own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_self() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// Reads `count` pages from address `hva`.
+    ///
+    /// # Errors
+    /// `ESRCH`, or end of file where the process has ended.
+    pub fn read(&self, hva: u64, count: usize) -> io::Result<Vec<PageState>> {
+        let mut bytes = vec![0u8; count * 8];
+        self.0.read_exact_at(&mut bytes, hva / PAGE_BYTES * 8)?;
+        let entries = bytes.as_chunks::<8>().0.iter();
+        Ok(entries.map(|entry| PageState::decode(u64::from_ne_bytes(*entry))).collect())
+    }
+
+    /// Calls `found` for every range of present or swapped pages between `start` and `end`, in order.
+    ///
+    /// # Errors
+    /// `ENOTTY` on kernels before 6.7, which lack `PAGEMAP_SCAN`.
+    pub fn scan(&self, start: u64, end: u64, mut found: impl FnMut(ScanRange)) -> io::Result<()> {
+        let mut regions = [PageRegion::default(); 512];
+        let mut next = start;
+        while next < end {
+            let mut request = ScanRequest {
+                size: size_of::<ScanRequest>() as u64,
+                start: next,
+                end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: regions.len() as u64,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                ..ScanRequest::default()
+            };
+            // SAFETY: `request` has the size it says, and `vec` points to `vec_len` regions that outlive the call.
+            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut request) };
+            let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+            for region in regions.iter().take(count) {
+                found(ScanRange {
+                    start: region.start,
+                    end: region.end,
+                    swapped: region.categories & PAGE_IS_PRESENT == 0,
+                });
+            }
+            if request.walk_end <= next {
+                return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
+            }
+            next = request.walk_end;
+        }
+        Ok(())
+    }
+}
+
+// include/uapi/linux/fs.h, Linux 6.7 and later.
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanRequest {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const _: () = assert!(size_of::<ScanRequest>() == 0x60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_decoded() {
+        assert_eq!(PageState::decode(0), PageState::Absent);
+        assert_eq!(PageState::decode(1 << 63 | 1 << 56 | 0x1234), PageState::Present { pfn: 0x1234 });
+        assert_eq!(PageState::decode(1 << 62 | 7 << 5 | 3), PageState::Swapped { area: 3, slot: 7 });
+    }
+
+    #[test]
+    fn a_scan_agrees_with_reading_each_page() {
+        let pages = 64usize;
+        let mut memory = crate::sys::ZeroPages::map(pages).unwrap();
+        for page in [3usize, 4, 5, 40] {
+            memory.page_out(page, 1).unwrap();
+        }
+        let own = Pagemap::of_self().unwrap();
+        let states = memory.states(0, pages, &own).unwrap();
+        let start = memory.start() as u64;
+        let mut scanned = vec![false; pages];
+        match own.scan(start, start + pages as u64 * PAGE_BYTES, |range| {
+            for page in (range.start..range.end).step_by(PAGE_BYTES as usize) {
+                scanned[((page - start) / PAGE_BYTES) as usize] = true;
+            }
+        }) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => return,
+            result => result.unwrap(),
+        }
+        let read: Vec<bool> = states.iter().map(|state| *state != PageState::Absent).collect();
+        assert_eq!(scanned, read);
+        assert_eq!(scanned.iter().filter(|there| **there).count(), 4);
+    }
+}

@@ -1,0 +1,104 @@
+//! Zero-filled pages of the agent itself: what the plug of a swap tier is made of.
+
+use std::io;
+
+use super::{PAGE_BYTES, PageState, Pagemap};
+
+/// A mapping of our own whose pages can be made present (all zero), paged out and freed, part by part.
+#[derive(Debug)]
+pub struct ZeroPages {
+    start: *mut libc::c_void,
+    pages: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone, and the methods that change it take `&mut self`.
+unsafe impl Send for ZeroPages {}
+
+impl ZeroPages {
+    /// Maps `pages` pages, none of them present, without huge pages and never locked.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn map(pages: usize) -> io::Result<Self> {
+        let bytes = pages * PAGE_BYTES as usize;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Self { start, pages };
+        // Best effort: a kernel without THP or MCL_FUTURE has nothing to switch off.
+        mapping.advise(0, pages, libc::MADV_NOHUGEPAGE).ok();
+        // SAFETY: the range is the mapping just made.
+        unsafe { libc::munlock(start, bytes) };
+        Ok(mapping)
+    }
+
+    /// How many pages are mapped.
+    pub fn len(&self) -> usize {
+        self.pages
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.pages == 0
+    }
+
+    /// Makes `count` pages from page `first` present and pages them out. A page that the kernel would not take
+    /// stays present; see [`Self::states`].
+    ///
+    /// # Errors
+    /// As `madvise(MADV_PAGEOUT)`.
+    pub fn page_out(&mut self, first: usize, count: usize) -> io::Result<()> {
+        for page in first..first + count {
+            let byte = self.page(page).cast::<u8>();
+            // SAFETY: inside the mapping, which is writable and ours alone. Volatile, or the store of the value
+            // that is there anyway would be dropped.
+            unsafe { byte.write_volatile(0) };
+        }
+        self.advise(first, count, libc::MADV_PAGEOUT)
+    }
+
+    /// Frees `count` pages from page `first`, with the swap slots they hold.
+    ///
+    /// # Errors
+    /// As `madvise(MADV_DONTNEED)`.
+    pub fn free(&mut self, first: usize, count: usize) -> io::Result<()> {
+        self.advise(first, count, libc::MADV_DONTNEED)
+    }
+
+    /// Where `count` pages from page `first` are now.
+    ///
+    /// # Errors
+    /// As [`Pagemap::read`].
+    pub fn states(&self, first: usize, count: usize, own: &Pagemap) -> io::Result<Vec<PageState>> {
+        own.read(self.page(first) as u64, count)
+    }
+
+    /// Address of the first page.
+    pub fn start(&self) -> *const libc::c_void {
+        self.start
+    }
+
+    fn page(&self, page: usize) -> *mut libc::c_void {
+        assert!(page <= self.pages, "page {page} of {}", self.pages);
+        self.start.wrapping_byte_add(page * PAGE_BYTES as usize)
+    }
+
+    fn advise(&self, first: usize, count: usize, advice: i32) -> io::Result<()> {
+        assert!(first + count <= self.pages, "pages {first}+{count} of {}", self.pages);
+        // SAFETY: the range lies in the mapping; none of these advices invalidates a Rust reference, as none to
+        // its content is ever made.
+        let result = unsafe { libc::madvise(self.page(first), count * PAGE_BYTES as usize, advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for ZeroPages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, of which nothing else has an address.
+        unsafe { libc::munmap(self.start, self.pages * PAGE_BYTES as usize) };
+    }
+}

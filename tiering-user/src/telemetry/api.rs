@@ -1,0 +1,204 @@
+//! HTTP with JSON on the control socket.
+//!
+//! In: the latest [`Status`], a channel that takes [`Request`]s, a listening socket. Out: answers, and for an
+//! error the fitting HTTP status with `{"error": "what is wrong: what to do"}`. Status routes never wait for
+//! the agent. Not here: who may connect (the socket's mode says so), and doing what is asked.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, Reply, Request, VmMap, parse_range};
+use super::status::{Status, VmStatus};
+
+/// How long open connections may go on after the agent was told to stop.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What the routes work with.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// Written by the agent; when the agent drops its end, it is gone.
+    pub status: watch::Receiver<Arc<Status>>,
+    /// Read by the agent's task, which answers each request.
+    pub requests: mpsc::Sender<Request>,
+}
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: String,
+}
+
+/// Serves until `shutdown` is done, then lets open connections finish for a short time.
+///
+/// # Errors
+/// The listening socket's.
+pub async fn serve(
+    listener: UnixListener,
+    handle: Handle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (stopping, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, router(handle)).with_graceful_shutdown(async move {
+        shutdown.await;
+        drop(stopping);
+    });
+    // A client that does not read its answer must not keep the agent alive.
+    let overtime = async {
+        let _ = stopped.await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        result = server => result,
+        () = overtime => Ok(()),
+    }
+}
+
+/// The routes.
+pub fn router(handle: Handle) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/v1/status", get(status))
+        .route("/v1/vms", get(vms))
+        .route("/v1/vms/{vm}", get(vm))
+        .route("/v1/vms/{vm}/map", get(map))
+        .route("/v1/vms/{vm}/move", post(move_pages))
+        .route("/v1/tiers/{tier}/drain", post(drain))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(handle)
+}
+
+async fn healthz(State(handle): State<Handle>) -> Result<&'static str, ApiError> {
+    match handle.status.has_changed() {
+        Ok(_) => Ok("ok\n"),
+        Err(_) => Err(gone()),
+    }
+}
+
+async fn status(State(handle): State<Handle>) -> Response {
+    Json(handle.latest().as_ref()).into_response()
+}
+
+async fn vms(State(handle): State<Handle>) -> Response {
+    Json(&handle.latest().vms).into_response()
+}
+
+async fn vm(State(handle): State<Handle>, Path(vm): Path<String>) -> Result<Json<VmStatus>, ApiError> {
+    find(&handle.latest(), &vm).cloned().map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MapQuery {
+    hva: Option<String>,
+}
+
+async fn map(
+    State(handle): State<Handle>,
+    Path(vm): Path<String>,
+    query: Result<Query<MapQuery>, QueryRejection>,
+) -> Result<Json<VmMap>, ApiError> {
+    let Query(query) = query.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
+    let vm = find(&handle.latest(), &vm)?.id.clone();
+    let hva = optional_range(query.hva.as_deref())?;
+    handle.ask(|reply| Request::Map { vm, hva, reply }).await
+}
+
+async fn move_pages(
+    State(handle): State<Handle>,
+    Path(vm): Path<String>,
+    body: Result<Json<MoveBody>, JsonRejection>,
+) -> Result<Json<MoveOutcome>, ApiError> {
+    let Json(body) = body.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
+    let status = handle.latest();
+    let vm = find(&status, &vm)?.id.clone();
+    let to = known_tier(&status, body.to)?;
+    let hva = optional_range(body.hva.as_deref())?;
+    handle.ask(|reply| Request::Move { vm, to, hva, reply }).await
+}
+
+async fn drain(
+    State(handle): State<Handle>,
+    Path(tier): Path<String>,
+) -> Result<Json<DrainOutcome>, ApiError> {
+    let tier = known_tier(&handle.latest(), tier)?;
+    handle.ask(|reply| Request::Drain { tier, reply }).await
+}
+
+async fn no_such_route(uri: Uri) -> ApiError {
+    ApiError::NotFound(format!("no such path {}: see /v1/status and /v1/vms", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let error = format!("{method} is not what {} takes: GET reads, POST acts", uri.path());
+    (StatusCode::METHOD_NOT_ALLOWED, Json(ErrorBody { error })).into_response()
+}
+
+impl Handle {
+    fn latest(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<Json<T>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?.map(Json)
+    }
+}
+
+fn gone() -> ApiError {
+    ApiError::Unavailable("the agent is shutting down: start it again with `tiering run`".to_owned())
+}
+
+fn find<'a>(status: &'a Status, vm: &str) -> Result<&'a VmStatus, ApiError> {
+    match status.find_vms(vm).as_slice() {
+        [found] => Ok(found),
+        [] => {
+            Err(ApiError::NotFound(format!("no VM `{vm}` is known: `tiering vm list` shows those that are")))
+        }
+        several => {
+            let ids: Vec<_> = several.iter().map(|vm| vm.id.as_str()).collect();
+            Err(ApiError::BadRequest(format!("several VMs are called `{vm}`: use one of {}", ids.join(", "))))
+        }
+    }
+}
+
+fn known_tier(status: &Status, tier: String) -> Result<String, ApiError> {
+    if status.tiers.iter().any(|known| known.name == tier) {
+        return Ok(tier);
+    }
+    let names: Vec<_> = status.tiers.iter().map(|known| known.name.as_str()).collect();
+    Err(ApiError::NotFound(format!("no tier `{tier}` is configured: use one of {}", names.join(", "))))
+}
+
+fn optional_range(text: Option<&str>) -> Result<Option<Range<u64>>, ApiError> {
+    text.map(parse_range).transpose().map_err(ApiError::BadRequest)
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let code = match self {
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Refused(_) => StatusCode::CONFLICT,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+        };
+        (code, Json(ErrorBody { error: self.to_string() })).into_response()
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

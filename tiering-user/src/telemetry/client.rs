@@ -1,0 +1,185 @@
+//! The other end of the control socket, for the command line.
+//!
+//! In: the socket's path and typed questions. Out: typed answers, or a [`ClientError`] that says what to do.
+//! Not here: retries and time limits; a move takes as long as it takes, and Ctrl-C ends the waiting.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::api::ErrorBody;
+use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, VmMap, format_range};
+use super::status::{Status, VmStatus};
+
+/// A question without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no agent answers on {}: start it with `tiering run`", socket.display())]
+    NoAgent { socket: PathBuf },
+    #[error("no permission to use {}: run this as the agent's user, as a rule root", socket.display())]
+    Denied { socket: PathBuf },
+    #[error("{}: connecting failed ({source}): check the path given with --socket", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    /// The agent said no.
+    #[error(transparent)]
+    Agent(#[from] ApiError),
+    #[error("the connection to the agent broke ({0}): see its log")]
+    Broken(#[from] hyper::Error),
+    #[error("the answer is not what this version of `tiering` understands ({0}): use the agent's version")]
+    Unreadable(String),
+}
+
+/// Asks the agent behind one socket; each question has a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// Does not connect yet.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The whole status.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for all questions.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// All VMs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn vms(&self) -> Result<Vec<VmStatus>, ClientError> {
+        self.get("/v1/vms").await
+    }
+
+    /// One VM, by name, UUID, pid or NAMESPACE/NAME.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ApiError::NotFound`] in it for an unknown VM.
+    pub async fn vm(&self, vm: &str) -> Result<VmStatus, ClientError> {
+        self.get(&format!("/v1/vms/{}", segment(vm))).await
+    }
+
+    /// The mapping table of a VM, or the part of it in a range of host-virtual addresses.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn map(&self, vm: &str, hva: Option<&Range<u64>>) -> Result<VmMap, ClientError> {
+        let query = hva.map(|range| format!("?hva={}", format_range(range))).unwrap_or_default();
+        self.get(&format!("/v1/vms/{}/map{query}", segment(vm))).await
+    }
+
+    /// Moves a VM's pages to the tier `to`; returns when they are moved.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ApiError::Refused`] in it where the VM must be left alone.
+    pub async fn move_pages(
+        &self,
+        vm: &str,
+        to: &str,
+        hva: Option<&Range<u64>>,
+    ) -> Result<MoveOutcome, ClientError> {
+        let body = MoveBody { to: to.to_owned(), hva: hva.map(format_range) };
+        self.post(&format!("/v1/vms/{}/move", segment(vm)), &body).await
+    }
+
+    /// Empties a tier and switches it off; returns when it is done.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ApiError::Refused`] in it where the memory above has no room.
+    pub async fn drain(&self, tier: &str) -> Result<DrainOutcome, ClientError> {
+        self.post(&format!("/v1/tiers/{}/drain", segment(tier)), &()).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Unreadable(error.to_string()))?;
+        self.ask(Method::POST, path, body.into()).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            let socket = self.socket.clone();
+            match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
+                io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+                _ => ClientError::Connect { socket, source },
+            }
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let request = HttpRequest::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "tiering")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .expect("method and headers are fixed, and the path is percent-encoded");
+        let answer = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+        };
+        // The connection has to be driven for the answer to come; it ends when `sender` is dropped after it.
+        let ((status, bytes), _) = tokio::try_join!(answer, connection)?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes)
+                .map_err(|error| ClientError::Unreadable(error.to_string()));
+        }
+        let text = match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(body) => body.error,
+            Err(_) => return Err(ClientError::Unreadable(format!("HTTP status {status} without a reason"))),
+        };
+        Err(match status {
+            StatusCode::NOT_FOUND => ApiError::NotFound(text),
+            StatusCode::CONFLICT => ApiError::Refused(text),
+            StatusCode::BAD_REQUEST => ApiError::BadRequest(text),
+            _ => ApiError::Unavailable(text),
+        }
+        .into())
+    }
+}
+
+/// One segment of a path: everything but unreserved characters is percent-encoded (RFC 3986, section 2).
+fn segment(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' | b'.' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn names_stay_one_path_segment() {
+        assert_eq!(segment("web-1"), "web-1");
+        assert_eq!(segment("prod/db 1?%"), "prod%2Fdb%201%3F%25");
+    }
+}

@@ -1,0 +1,194 @@
+//! What is known of one page, in four bytes.
+
+use crate::tiers::TierId;
+
+/// Seconds since the agent's start; what idle age is measured in. Wraps after 18 hours, which
+/// [`PageEntry::idle`] takes into account as long as [`PageEntry::cap_idle`] is called more often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Seconds(pub u16);
+
+/// Idle ages beyond this are all the same, seconds.
+const IDLE_CAP: u16 = 50_000;
+/// Most that coming back can multiply the idle age a page must reach: 2 to this power.
+pub(super) const BACKOFF_MAX: u32 = 3;
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Never touched: it takes no memory anywhere.
+    Untouched,
+    In(TierId),
+    /// In a swap area that is not one of the ladder's, or, for shared guest RAM, in one that cannot be told.
+    OtherSwap,
+}
+
+const TIER_SHIFT: u32 = 28;
+const OTHER_SWAP: u32 = 15;
+const STAGED: u32 = 1 << 27;
+const WRITTEN: u32 = 1 << 26;
+const BACKOFF_SHIFT: u32 = 24;
+const BACKOFF_MASK: u32 = 3 << BACKOFF_SHIFT;
+const HEAT_SHIFT: u32 = 16;
+const HEAT_MASK: u32 = 0xff << HEAT_SHIFT;
+const LAST_MASK: u32 = 0xffff;
+
+/// Bits, from the top: 4 place, 1 staged, 1 written, 2 back-off, 8 heat, 16 second of the last access.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageEntry(u32);
+
+impl PageEntry {
+    /// A page that was found, and of whose accesses nothing is known: as if accessed now.
+    pub fn found(place: Place, now: Seconds) -> Self {
+        Self(0).with_place(place).with_last(now)
+    }
+
+    pub fn place(self) -> Place {
+        match self.0 >> TIER_SHIFT {
+            0 => Place::Untouched,
+            OTHER_SWAP => Place::OtherSwap,
+            code => Place::In(TierId((code - 1) as u8)),
+        }
+    }
+
+    #[must_use]
+    pub fn with_place(self, place: Place) -> Self {
+        let code = match place {
+            Place::Untouched => 0,
+            Place::In(TierId(level)) => u32::from(level) + 1,
+            Place::OtherSwap => OTHER_SWAP,
+        };
+        Self(self.0 & !(0xf << TIER_SHIFT) | code << TIER_SHIFT)
+    }
+
+    /// Brought up ahead of need, and not touched since.
+    pub fn staged(self) -> bool {
+        self.0 & STAGED != 0
+    }
+
+    #[must_use]
+    pub fn with_staged(self, staged: bool) -> Self {
+        Self(if staged { self.0 | STAGED } else { self.0 & !STAGED })
+    }
+
+    /// Whether a write was ever seen.
+    pub fn written(self) -> bool {
+        self.0 & WRITTEN != 0
+    }
+
+    /// How often it came back soon after a demotion; its idle age must reach 2 to this power times the usual.
+    pub fn backoff(self) -> u32 {
+        (self.0 & BACKOFF_MASK) >> BACKOFF_SHIFT
+    }
+
+    #[must_use]
+    pub fn with_backoff(self, backoff: u32) -> Self {
+        Self(self.0 & !BACKOFF_MASK | backoff.min(BACKOFF_MAX) << BACKOFF_SHIFT)
+    }
+
+    /// Accesses seen lately, halved as time goes by.
+    pub fn heat(self) -> u8 {
+        ((self.0 & HEAT_MASK) >> HEAT_SHIFT) as u8
+    }
+
+    #[must_use]
+    fn with_heat(self, heat: u8) -> Self {
+        Self(self.0 & !HEAT_MASK | u32::from(heat) << HEAT_SHIFT)
+    }
+
+    #[must_use]
+    fn with_last(self, now: Seconds) -> Self {
+        Self(self.0 & !LAST_MASK | u32::from(now.0))
+    }
+
+    /// Seconds since the last access that is known.
+    pub fn idle(self, now: Seconds) -> u16 {
+        now.0.wrapping_sub((self.0 & LAST_MASK) as u16)
+    }
+
+    /// The same entry after an access.
+    #[must_use]
+    pub fn accessed(self, now: Seconds, write: bool) -> Self {
+        let entry = self.with_heat(self.heat().saturating_add(1)).with_last(now).with_staged(false);
+        if write { Self(entry.0 | WRITTEN) } else { entry }
+    }
+
+    /// The same entry after a demotion that the kernel did not carry out: as if it had come back just now.
+    #[must_use]
+    pub fn postponed(self, now: Seconds) -> Self {
+        self.with_backoff(self.backoff() + 1).with_last(now)
+    }
+
+    /// The same entry with its heat halved.
+    #[must_use]
+    pub fn cooled(self) -> Self {
+        self.with_heat(self.heat() / 2)
+    }
+
+    /// The same entry with its idle age kept from wrapping around.
+    #[must_use]
+    pub fn cap_idle(self, now: Seconds) -> Self {
+        if self.idle(now) > IDLE_CAP { self.with_last(Seconds(now.0.wrapping_sub(IDLE_CAP))) } else { self }
+    }
+}
+
+impl std::fmt::Debug for PageEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageEntry")
+            .field("place", &self.place())
+            .field("staged", &self.staged())
+            .field("written", &self.written())
+            .field("backoff", &self.backoff())
+            .field("heat", &self.heat())
+            .finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(size_of::<PageEntry>() == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn place() -> impl Strategy<Value = Place> {
+        prop_oneof![
+            Just(Place::Untouched),
+            Just(Place::OtherSwap),
+            (0u8..8).prop_map(|level| Place::In(TierId(level)))
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn fields_do_not_disturb_each_other(
+            place in place(), staged: bool, backoff in 0u32..4, touches in 0u16..600, last: u16, later: u16, write: bool,
+        ) {
+            let mut entry = PageEntry::found(Place::Untouched, Seconds(0));
+            for _ in 0..touches {
+                entry = entry.accessed(Seconds(last), false);
+            }
+            if write {
+                entry = entry.accessed(Seconds(last), true);
+            }
+            let seen = touches + u16::from(write);
+            let last = if seen == 0 { 0 } else { last };
+            let entry = entry.with_place(place).with_backoff(backoff).with_staged(staged);
+            prop_assert_eq!(entry.place(), place);
+            prop_assert_eq!(entry.staged(), staged);
+            prop_assert_eq!(entry.written(), write);
+            prop_assert_eq!(entry.backoff(), backoff);
+            prop_assert_eq!(u16::from(entry.heat()), seen.min(255));
+            prop_assert_eq!(entry.idle(Seconds(last.wrapping_add(later))), later);
+        }
+    }
+
+    #[test]
+    fn a_long_idle_page_does_not_become_young_again() {
+        let mut entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
+        for hour in 1..100u32 {
+            let now = Seconds((hour * 3600 % 65536) as u16);
+            entry = entry.cap_idle(now);
+            assert!(entry.idle(now) >= 3600, "hour {hour}");
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The mapping table: for every page of every virtual machine, in which tier it is and how warm.
+//!
+//! In: accesses, outcomes of moves, and sweeps of the page tables. Out: look-ups by page, counts per tier, and
+//! walks for the policy. Four bytes a page, allocated for each 2 MiB block that was ever touched. Frames and swap
+//! slots go stale, so they are read when asked for and not kept here.
+//!
+//! # Limits
+//! Between a change in the kernel and the access, outcome or sweep that tells of it, the table is behind. Every
+//! move is therefore read back, and `tiering map` sweeps first.
+
+mod entry;
+mod layout;
+mod sweep;
+mod table;
+
+pub use entry::{Place, PageEntry, Seconds};
+pub use layout::{Layout, PageIndex, PageRun, into_runs};
+pub(crate) use sweep::place_of;
+pub use sweep::{Sweep, sweep};
+pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

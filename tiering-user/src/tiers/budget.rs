@@ -1,0 +1,91 @@
+//! How much may be written to a tier: a rate and a daily allowance.
+//!
+//! A token bucket that holds at most one second of the rate, so that a quiet minute does not become a burst.
+//! Pure: the time is an argument.
+
+use std::time::Duration;
+
+use crate::sys::Monotonic;
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// The allowance of one tier.
+#[derive(Clone, Debug)]
+pub struct WriteBudget {
+    bytes_per_second: Option<u64>,
+    bytes_per_day: Option<u64>,
+    tokens: u64,
+    refilled: Monotonic,
+    day_began: Monotonic,
+    written_today: u64,
+}
+
+impl WriteBudget {
+    /// A full budget. `None` means no limit.
+    pub fn new(bytes_per_second: Option<u64>, bytes_per_day: Option<u64>, now: Monotonic) -> Self {
+        let tokens = bytes_per_second.unwrap_or(0);
+        Self { bytes_per_second, bytes_per_day, tokens, refilled: now, day_began: now, written_today: 0 }
+    }
+
+    /// Bytes that may be written now.
+    pub fn available(&mut self, now: Monotonic) -> u64 {
+        if let Some(rate) = self.bytes_per_second {
+            let elapsed = now.since(self.refilled).as_secs_f64();
+            // Truncation is fine: what is not granted now is granted at the next call.
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds times a rate")]
+            let earned = (elapsed * rate as f64) as u64;
+            if earned > 0 {
+                self.tokens = self.tokens.saturating_add(earned).min(rate);
+                self.refilled = now;
+            }
+        }
+        if now.since(self.day_began) >= DAY {
+            self.day_began = now;
+            self.written_today = 0;
+        }
+        let by_rate = self.bytes_per_second.map_or(u64::MAX, |_| self.tokens);
+        let by_day = self.bytes_per_day.map_or(u64::MAX, |most| most.saturating_sub(self.written_today));
+        by_rate.min(by_day)
+    }
+
+    /// Takes `bytes` out.
+    pub fn spend(&mut self, bytes: u64) {
+        self.tokens = self.tokens.saturating_sub(bytes);
+        self.written_today = self.written_today.saturating_add(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn without_limits_all_may_be_written() {
+        let mut budget = WriteBudget::new(None, None, at(0));
+        budget.spend(u64::MAX);
+        assert_eq!(budget.available(at(1)), u64::MAX);
+    }
+
+    #[test]
+    fn a_rate_refills_and_never_holds_more_than_a_second() {
+        let mut budget = WriteBudget::new(Some(100), None, at(0));
+        budget.spend(100);
+        assert_eq!(budget.available(at(0)), 0);
+        assert_eq!(budget.available(Monotonic(500_000_000)), 50);
+        assert_eq!(budget.available(at(3600)), 100);
+    }
+
+    #[test]
+    fn a_day_ends() {
+        let mut budget = WriteBudget::new(None, Some(1000), at(0));
+        budget.spend(900);
+        assert_eq!(budget.available(at(10)), 100);
+        budget.spend(100);
+        assert_eq!(budget.available(at(86_399)), 0);
+        assert_eq!(budget.available(at(86_400)), 1000);
+    }
+}

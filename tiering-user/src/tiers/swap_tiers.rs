@@ -1,0 +1,456 @@
+//! The swap files of all tiers, and how a page-out is directed into the one that was chosen.
+//!
+//! A stock kernel fills swap areas by priority, highest first, and offers no choice per process. So:
+//!
+//! 1. The fastest swap tier is one area with the lowest priority of ours; each lower tier has higher ones, and
+//!    is made of up to [`SEGMENTS`] files that are added when they are needed.
+//! 2. At rest every free slot of the lower tiers is plugged ([`super::plug`]): what the kernel reclaims on its
+//!    own goes to the fastest swap tier.
+//! 3. [`SwapTiers::aim`] opens one tier: it lets go as much of that tier's plug as the batch needs, and uses up
+//!    what this CPU still holds of the area it filled before (a cluster of 512 slots from Linux 6.15 on, a cache
+//!    of 64 before). The caller pages its batch out from the same thread, bound to that CPU.
+//! 4. [`SwapTiers::settle`] plugs what is left.
+//!
+//! In: the ladder, `/proc/swaps`. Out: areas that are on, and which kernel number belongs to which tier
+//! ([`Areas`]). Areas that an agent before this one left on are taken over with what is in them.
+//!
+//! # Limits
+//! While a tier is open, the kernel's own reclaim may take slots of it too. Where a page went is therefore read
+//! back by the caller, never assumed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use super::area::{self, AreaError};
+use super::plug::Plug;
+use super::{Ladder, SwapLine, TierId, TierKind, numbers, read_proc_swaps};
+use crate::sys::{PAGE_BYTES, PageState, Pagemap, SWAP_PRIORITY_MAX, ZeroPages};
+
+/// Most files of one lower tier.
+const SEGMENTS: u64 = 8;
+/// Least size of such a file.
+const SEGMENT_MIN_BYTES: u64 = 64 << 20;
+/// Priority of the fastest swap tier's area; a lower tier's are [`PRIORITY_STEP`] a level above.
+pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
+const PRIORITY_STEP: i32 = 50;
+/// Pages of our own that are enough to use up what a CPU still holds of another area.
+const PRIMER_PAGES: usize = 1280;
+/// Slots let go beyond a batch: what the primer takes, and what others may take meanwhile.
+const SLACK_PAGES: u64 = 512;
+
+/// Why a swap tier cannot be used.
+#[derive(Debug, Error)]
+pub enum SwapError {
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    #[error("cannot read /proc/swaps: {0}")]
+    ProcSwaps(io::Error),
+    #[error("tier `{0}` is no swap tier")]
+    NotSwap(String),
+    #[error("tier `{tier}` cannot be plugged or primed: {source}")]
+    Plug { tier: String, source: io::Error },
+    #[error("the kernel's number of {} cannot be found out: is another swap area filled first?", path.display())]
+    NoNumber { path: PathBuf },
+}
+
+/// An area of ours that is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Area {
+    pub path: PathBuf,
+    pub tier: TierId,
+    /// The kernel's number, as pagemap shows it.
+    pub number: u8,
+    pub priority: i32,
+    /// Slots the plug holds.
+    pub plugged_pages: u64,
+}
+
+/// Which areas are ours; shared with everyone who reads pagemap.
+#[derive(Clone, Debug, Default)]
+pub struct Areas(Arc<Mutex<Vec<Area>>>);
+
+impl Areas {
+    /// The tier that the area with this kernel number belongs to, if it is ours.
+    pub fn tier_of(&self, number: u8) -> Option<TierId> {
+        self.list().iter().find(|area| area.number == number).map(|area| area.tier)
+    }
+
+    /// All of them.
+    pub fn list(&self) -> Vec<Area> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, areas: Vec<Area>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = areas;
+    }
+}
+
+#[derive(Debug)]
+struct SwapTier {
+    id: TierId,
+    name: String,
+    folder: PathBuf,
+    capacity_bytes: u64,
+    /// The fastest swap tier is never plugged: it is where the kernel's own reclaim belongs.
+    fastest: bool,
+    closed: bool,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    area: Area,
+    plug: Option<Plug>,
+}
+
+/// The swap tiers, owned by the one thread that pages out.
+#[derive(Debug)]
+pub struct SwapTiers {
+    tiers: Vec<SwapTier>,
+    areas: Areas,
+    numbers: numbers::Store,
+    own: Pagemap,
+}
+
+impl SwapTiers {
+    /// Takes over areas that are on below the tiers' folders, removes files of ours that are not, creates the
+    /// fastest tier's area, and plugs the others.
+    ///
+    /// # Errors
+    /// Any [`SwapError`]; areas that were on stay on.
+    pub fn open(ladder: &Ladder, state_dir: &Path) -> Result<Self, SwapError> {
+        let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
+        let mut fastest = true;
+        let mut tiers = Vec::new();
+        for tier in ladder.swap_tiers() {
+            let TierKind::Swap { folder, capacity_bytes, .. } = &tier.kind else { continue };
+            tiers.push(SwapTier {
+                id: tier.id,
+                name: tier.name.clone(),
+                // As /proc/swaps will show it.
+                folder: std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
+                capacity_bytes: *capacity_bytes,
+                fastest,
+                closed: false,
+                segments: Vec::new(),
+            });
+            fastest = false;
+        }
+        let mut this = Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
+        this.adopt()?;
+        if let Some(first) = this.tiers.first()
+            && first.segments.is_empty()
+        {
+            this.grow(0)?;
+        }
+        this.settle()?;
+        Ok(this)
+    }
+
+    /// Which areas are ours.
+    pub fn areas(&self) -> &Areas {
+        &self.areas
+    }
+
+    fn adopt(&mut self) -> Result<(), SwapError> {
+        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let numbers = self.numbers.load(&on);
+        for index in 0..self.tiers.len() {
+            let tier = &self.tiers[index];
+            let (id, folder) = (tier.id, tier.folder.clone());
+            let mut segments = Vec::new();
+            for (line, number) in on.iter().zip(&numbers) {
+                if line.path.parent() == Some(&folder) {
+                    tracing::info!(path = %line.path.display(), used_mib = line.used_bytes >> 20, "taking over a swap file");
+                    segments.push(Segment {
+                        plug: self.plug_for(index, line.size_bytes)?,
+                        area: Area {
+                            path: line.path.clone(),
+                            tier: id,
+                            number: *number,
+                            priority: line.priority,
+                            plugged_pages: 0,
+                        },
+                    });
+                }
+            }
+            remove_stale_files(&folder, &on);
+            self.tiers[index].segments = segments;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn plug_for(&self, tier: usize, bytes: u64) -> Result<Option<Plug>, SwapError> {
+        if self.tiers[tier].fastest {
+            return Ok(None);
+        }
+        let slots = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
+        Plug::new(slots).map(Some).map_err(|source| self.plug_error(tier, source))
+    }
+
+    fn plug_error(&self, tier: usize, source: io::Error) -> SwapError {
+        SwapError::Plug { tier: self.tiers[tier].name.clone(), source }
+    }
+
+    /// Adds a swap file to the tier. Returns false where the tier has its full size.
+    fn grow(&mut self, tier: usize) -> Result<bool, SwapError> {
+        let SwapTier { id, name, folder, capacity_bytes, fastest, segments, .. } = &self.tiers[tier];
+        let used: u64 = segments.len() as u64 * segment_bytes(*capacity_bytes, *fastest);
+        let bytes = segment_bytes(*capacity_bytes, *fastest).min(capacity_bytes.saturating_sub(used));
+        if bytes < SEGMENT_MIN_BYTES.min(*capacity_bytes) {
+            return Ok(false);
+        }
+        let names: BTreeSet<_> = segments.iter().map(|segment| segment.area.path.clone()).collect();
+        let path = (0u32..).map(|n| folder.join(format!("segment-{n}.swap"))).find(|path| !names.contains(path));
+        let Some(path) = path else { return Ok(false) };
+        let level = i32::try_from(tier).unwrap_or(0);
+        let priority = BASE_PRIORITY + level * PRIORITY_STEP + i32::try_from(segments.len()).unwrap_or(0);
+        let id = *id;
+        area::create(&path, bytes, &format!("tiering-{name}"), priority)?;
+        let number = match self.find_number(tier, priority) {
+            Ok(number) => number,
+            Err(error) => {
+                area::remove(&path, 0).ok();
+                return Err(error);
+            }
+        };
+        let Some(number) = number else {
+            area::remove(&path, 0).ok();
+            return Err(SwapError::NoNumber { path });
+        };
+        tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap file switched on");
+        let plug = self.plug_for(tier, bytes)?;
+        let area = Area { path, tier: id, number, priority, plugged_pages: 0 };
+        self.tiers[tier].segments.push(Segment { area, plug });
+        self.publish();
+        self.numbers.save(&self.areas.list());
+        Ok(true)
+    }
+
+    /// The kernel's number of the area just switched on, which is the one our own pages land in now.
+    fn find_number(&mut self, tier: usize, priority: i32) -> Result<Option<u8>, SwapError> {
+        // Areas above the new one would be filled first.
+        for index in 0..self.tiers.len() {
+            self.plug_up(index, priority)?;
+        }
+        let landed = self.primer_landing().map_err(|source| self.plug_error(tier, source))?;
+        let known = self.areas.list();
+        Ok(landed.filter(|number| known.iter().all(|area| area.number != *number)))
+    }
+
+    /// The number of the area that the kernel fills once what this CPU held of another one is used up.
+    fn primer_landing(&self) -> io::Result<Option<u8>> {
+        let mut pages = ZeroPages::map(PRIMER_PAGES)?;
+        pages.page_out(0, PRIMER_PAGES)?;
+        let last = pages.states(PRIMER_PAGES - 1, 1, &self.own)?;
+        Ok(last.first().and_then(|state| match state {
+            PageState::Swapped { area, .. } => Some(*area),
+            _ => None,
+        }))
+    }
+
+    /// Pages zero pages of our own out until one lands in an area of these numbers, so that this CPU fills that
+    /// area next.
+    fn prime(&self, numbers: &[u8]) -> io::Result<()> {
+        const CHUNK: usize = 64;
+        let mut pages = ZeroPages::map(PRIMER_PAGES)?;
+        for first in (0..PRIMER_PAGES).step_by(CHUNK) {
+            pages.page_out(first, CHUNK)?;
+            let states = pages.states(first, CHUNK, &self.own)?;
+            if let Some(PageState::Swapped { area, .. }) = states.last()
+                && numbers.contains(area)
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens `tier` for `pages` pages that this thread pages out next. Returns how many it has room for.
+    ///
+    /// The thread must be bound to one CPU until [`Self::settle`].
+    ///
+    /// # Errors
+    /// Any [`SwapError`].
+    pub fn aim(&mut self, tier: TierId, pages: u64) -> Result<u64, SwapError> {
+        let index = self.index(tier)?;
+        if self.tiers[index].closed {
+            return Ok(0);
+        }
+        // Whatever was freed above the target since the last batch would catch this one.
+        let target = self.tiers[index].segments.iter().map(|segment| segment.area.priority).min();
+        for other in (0..self.tiers.len()).rev().filter(|other| *other != index) {
+            self.plug_up(other, target.unwrap_or(0))?;
+        }
+        let wanted = pages + SLACK_PAGES;
+        let mut room = self.open_slots(index, wanted)?;
+        while room < wanted && !self.tiers[index].fastest && self.grow(index)? {
+            room = self.open_slots(index, wanted)?;
+        }
+        if room == 0 {
+            return Ok(0);
+        }
+        let numbers: Vec<u8> = self.tiers[index].segments.iter().map(|segment| segment.area.number).collect();
+        self.prime(&numbers).map_err(|source| self.plug_error(index, source))?;
+        Ok(room.min(pages))
+    }
+
+    /// Pages the tier can still take, plugged slots and files not yet made included.
+    ///
+    /// # Errors
+    /// [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
+    pub fn room(&self, tier: TierId) -> Result<u64, SwapError> {
+        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let SwapTier { capacity_bytes, closed, segments, .. } = &self.tiers[self.index(tier)?];
+        if *closed {
+            return Ok(0);
+        }
+        let made: u64 = segments
+            .iter()
+            .filter_map(|segment| on.iter().find(|line| line.path == segment.area.path))
+            .map(|line| line.size_bytes / PAGE_BYTES + 1)
+            .sum();
+        let there: u64 =
+            segments.iter().map(|segment| free_pages(&on, &segment.area) + segment.area.plugged_pages).sum();
+        Ok(there + (capacity_bytes / PAGE_BYTES).saturating_sub(made))
+    }
+
+    /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
+    fn open_slots(&mut self, tier: usize, wanted: u64) -> Result<u64, SwapError> {
+        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let mut free: u64 = self.tiers[tier].segments.iter().map(|segment| free_pages(&on, &segment.area)).sum();
+        let mut released = Ok(0);
+        for segment in &mut self.tiers[tier].segments {
+            if let Some(plug) = &mut segment.plug
+                && free < wanted
+            {
+                released = released.and(plug.release(wanted - free));
+                free += *released.as_ref().unwrap_or(&0);
+            }
+        }
+        released.map_err(|source| self.plug_error(tier, source))?;
+        self.publish();
+        Ok(free)
+    }
+
+    /// Plugs all free slots of the lower tiers.
+    ///
+    /// # Errors
+    /// Any [`SwapError`].
+    pub fn settle(&mut self) -> Result<(), SwapError> {
+        for tier in (0..self.tiers.len()).rev() {
+            self.plug_up(tier, -1)?;
+        }
+        Ok(())
+    }
+
+    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first.
+    fn plug_up(&mut self, tier: usize, above: i32) -> Result<(), SwapError> {
+        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let mut result = Ok(0);
+        for segment in self.tiers[tier].segments.iter_mut().rev() {
+            let free = free_pages(&on, &segment.area);
+            if let Some(plug) = &mut segment.plug
+                && free > 0
+                && segment.area.priority > above
+            {
+                result = result.and(plug.take(free, segment.area.number, &self.own));
+                segment.area.plugged_pages = plug.held();
+            }
+        }
+        result.map_err(|source| self.plug_error(tier, source))?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files. Nothing
+    /// is sent to the tier any more. Returns the pages that were in it.
+    ///
+    /// # Errors
+    /// [`AreaError::NoMemory`] where what is in it does not fit; the areas not yet off stay as they are.
+    pub fn drain(&mut self, tier: TierId) -> Result<u64, SwapError> {
+        let index = self.index(tier)?;
+        self.tiers[index].closed = true;
+        let mut brought_up = 0;
+        while let Some(mut segment) = self.tiers[index].segments.pop() {
+            segment.plug = None;
+            segment.area.plugged_pages = 0;
+            let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+            let used = on.iter().find(|line| line.path == segment.area.path).map_or(0, |line| line.used_bytes);
+            if let Err(error) = area::remove(&segment.area.path, used) {
+                self.tiers[index].closed = false;
+                self.tiers[index].segments.push(segment);
+                self.publish();
+                return Err(error.into());
+            }
+            brought_up += used / PAGE_BYTES;
+            self.publish();
+        }
+        self.numbers.save(&self.areas.list());
+        // Only if nothing else is in it.
+        fs::remove_dir(&self.tiers[index].folder).ok();
+        Ok(brought_up)
+    }
+
+    /// Switches off and removes the areas that hold nothing; what holds something stays for the next agent.
+    pub fn release_empty(&mut self) {
+        for tier in &mut self.tiers {
+            for segment in &mut tier.segments {
+                segment.plug = None;
+                segment.area.plugged_pages = 0;
+            }
+            let on = read_proc_swaps().unwrap_or_default();
+            tier.segments.retain(|segment| {
+                let empty = on.iter().any(|line| line.path == segment.area.path && line.used_bytes == 0);
+                !empty || area::remove(&segment.area.path, 0).is_err()
+            });
+            fs::remove_dir(&tier.folder).ok();
+        }
+        self.publish();
+        self.numbers.save(&self.areas.list());
+    }
+
+    fn index(&self, tier: TierId) -> Result<usize, SwapError> {
+        self.tiers
+            .iter()
+            .position(|candidate| candidate.id == tier)
+            .ok_or_else(|| SwapError::NotSwap(format!("level {}", tier.0)))
+    }
+
+    fn publish(&mut self) {
+        for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
+            segment.area.plugged_pages = segment.plug.as_ref().map_or(0, Plug::held);
+        }
+        let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
+        self.areas.set(segments.map(|segment| segment.area.clone()).collect());
+    }
+}
+
+fn segment_bytes(capacity_bytes: u64, fastest: bool) -> u64 {
+    if fastest { capacity_bytes } else { (capacity_bytes / SEGMENTS).max(SEGMENT_MIN_BYTES).min(capacity_bytes) }
+}
+
+fn free_pages(on: &[SwapLine], area: &Area) -> u64 {
+    on.iter().find(|line| line.path == area.path).map_or(0, |line| line.free_bytes() / PAGE_BYTES)
+}
+
+/// Swap files of ours that are not on: left by a crash or a reboot, their content means nothing any more.
+fn remove_stale_files(folder: &Path, on: &[SwapLine]) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let ours = name.starts_with("segment-") && name.ends_with(".swap");
+        if ours && !on.iter().any(|line| line.path == path) {
+            tracing::info!(path = %path.display(), "removing a swap file that is not on");
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove it");
+            }
+        }
+    }
+}

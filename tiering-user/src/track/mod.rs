@@ -1,0 +1,50 @@
+//! From samples of the kernel to accesses of pages.
+//!
+//! In: the ring's records. Out: [`Access`]es, in the order of the ring. Pure.
+
+use tiering_common::{SAMPLE_PRESENT, SAMPLE_WRITE, Sample};
+
+use crate::sys::Monotonic;
+use crate::vm::Hva;
+
+/// Number the agent gives a virtual machine; never given twice in one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(pub u32);
+
+/// A page was accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    pub time: Monotonic,
+    pub vm: VmId,
+    pub hva: Hva,
+    pub write: bool,
+    /// The page was there before; only what was allowed changed.
+    pub present: bool,
+}
+
+impl From<Sample> for Access {
+    fn from(sample: Sample) -> Self {
+        Self {
+            time: Monotonic(sample.time_ns),
+            vm: VmId(sample.vm),
+            hva: Hva(sample.hva),
+            write: sample.flags & SAMPLE_WRITE != 0,
+            present: sample.flags & SAMPLE_PRESENT != 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_told_apart() {
+        let sample = |flags| Sample { time_ns: 7, hva: 0x1234, vm: 3, flags };
+        let read = Access::from(sample(0));
+        assert_eq!((read.vm, read.hva, read.time), (VmId(3), Hva(0x1234), Monotonic(7)));
+        assert!(!read.write && !read.present);
+        assert!(Access::from(sample(SAMPLE_WRITE)).write);
+        assert!(Access::from(sample(SAMPLE_PRESENT | SAMPLE_WRITE)).present);
+    }
+}

@@ -1,0 +1,168 @@
+//! Virtual machines as the host sees them: which processes are QEMU guests, where their RAM lies in the process's
+//! address space, and whether it may be moved.
+//!
+//! In: `/proc` and the cgroup v2 hierarchy, both given as paths. Out: [`Vm`] values, what appeared and what went
+//! ([`Scanner`]), and before each batch of moves one cheap answer to "still allowed?" ([`recheck`]).
+//! Nothing here moves memory, talks to a monitor socket or asks an orchestrator.
+//!
+//! | file | step |
+//! |---|---|
+//! | `scan` | compares the process list with what is known, builds a `Vm` |
+//! | `process` | reads one process's files, tells "ended" from "not allowed" |
+//! | `options`, `cmdline` | QEMU's option syntax, and the options that matter here |
+//! | `ram` | picks guest RAM out of the mappings |
+//! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
+//! | `refusal` | judges the facts |
+//!
+//! Limits: guests of other hypervisors are not found. Memory added after the start (DIMMs plugged by monitor command)
+//! is not part of [`Vm::ram`]. A migration shows only where QEMU names its threads (libvirt, KubeVirt and Proxmox ask
+//! it to). Where several memory blocks have one size, which is which is an educated guess ([`Vm::ram`]).
+
+mod cgroup;
+mod cmdline;
+mod mappers;
+mod options;
+mod process;
+mod ram;
+mod refusal;
+mod runtime;
+mod scan;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub use process::VmError;
+pub use refusal::{Refusal, Scope};
+pub use scan::{Changes, Scanner, recheck};
+
+/// A host virtual address inside a VM's process, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hva(pub u64);
+
+impl Hva {
+    /// The start of the page of `page_bytes` (a power of two) that holds this address.
+    #[must_use]
+    pub fn page_start(self, page_bytes: u64) -> Hva {
+        debug_assert!(page_bytes.is_power_of_two());
+        Hva(self.0 & !(page_bytes - 1))
+    }
+
+    /// This address plus `bytes`; `None` past the end of the address space.
+    #[must_use]
+    pub fn checked_add(self, bytes: u64) -> Option<Hva> {
+        self.0.checked_add(bytes).map(Hva)
+    }
+}
+
+impl fmt::Display for Hva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A process for as long as it lives: process ids are reused, the pair is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessKey {
+    pub pid: i32,
+    /// Clock ticks after boot, field 22 of `/proc/PID/stat`.
+    pub start_time_ticks: u64,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// The kernel: guest faults arrive as `kvm_page_fault`.
+    Kvm,
+    /// QEMU's emulator: guest faults are ordinary faults of the process.
+    Tcg,
+}
+
+/// What stands behind a RAM region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// Private memory; a private mapping of a tmpfs file counts too, since written pages are copies.
+    Anonymous,
+    /// A shared memfd or tmpfs file. `device` (major, minor) and `inode` identify it; `offset` (bytes) is where in the
+    /// file the region begins; `path` is the kernel's text, for people.
+    Shared { path: String, device: (i32, i32), inode: u64, offset: u64 },
+    /// Pages from the hugetlb pool: cannot be swapped.
+    Hugetlb,
+}
+
+/// One block of guest RAM, contiguous in the process and (but for the hole below 4 GiB) in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RamRegion {
+    pub start: Hva,
+    pub bytes: u64,
+    pub backing: Backing,
+}
+
+impl RamRegion {
+    /// The first address behind the region.
+    #[must_use]
+    pub fn end(&self) -> Hva {
+        Hva(self.start.0.saturating_add(self.bytes))
+    }
+
+    /// Whether `address` lies in the region.
+    #[must_use]
+    pub fn contains(&self, address: Hva) -> bool {
+        self.start <= address && address < self.end()
+    }
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vm {
+    pub key: ProcessKey,
+    /// Without control characters, at most 128 characters; `vm-PID` where the command line gives none.
+    pub name: String,
+    /// Lower case. Two processes can carry the same one (a local migration, a careless copy): [`Vm::key`] cannot clash.
+    pub uuid: Option<String>,
+    /// KubeVirt only.
+    pub namespace: Option<String>,
+    pub accel: Accel,
+    /// In guest-physical order. Equal-sized blocks are told apart by address (blocks that QEMU creates later lie lower
+    /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under [`Refusal::LayoutUnclear`].
+    pub ram: Vec<RamRegion>,
+    /// Why the RAM may not be moved, as of the last look; [`recheck`] brings it up to date.
+    pub refusal: Option<Refusal>,
+    /// The part of `refusal` that command line, mappings and other mapping processes decide; only
+    /// [`Scanner::refresh`] looks at it again.
+    pub fixed_refusal: Option<Refusal>,
+    /// Started to receive a migration; over once its virtual CPUs run.
+    pub incoming: bool,
+    /// Path below the cgroup mount, of the v2 hierarchy if it has one, else of the v1 memory controller.
+    pub cgroup: Option<String>,
+    /// Machine type as given (`q35`, `pc-i440fx-7.2`): where the hole below 4 GiB begins depends on it.
+    pub machine: Option<String>,
+    /// `max-ram-below-4g` of the machine, bytes.
+    pub max_ram_below_4g_bytes: Option<u64>,
+    /// RAM is strictly bound to NUMA nodes: moves must stay inside the set.
+    pub numa_bound: bool,
+}
+
+impl Vm {
+    /// Sum of the RAM regions.
+    #[must_use]
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram.iter().map(|region| region.bytes).sum()
+    }
+
+    /// The UUID, else a name that no other process on this host has had since boot.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match &self.uuid {
+            Some(uuid) => uuid.clone(),
+            None => format!("{}@{}-{}", self.name, self.key.pid, self.key.start_time_ticks),
+        }
+    }
+}
+
+/// Text that others chose, for terminals, logs and labels: without control characters, at most 128 characters.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(128).collect()
+}

@@ -1,0 +1,155 @@
+//! Reads the files of one process below a `/proc` root. In: root and pid. Out: parsed contents, or a [`VmError`] that
+//! tells a process that ended (nothing to report) from one we may not read (the operator must act).
+//!
+//! All files are opened relative to the process's own directory, so a pid that is reused in the middle cannot mix two
+//! processes: reads of the old one fail.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use procfs::FromRead;
+use procfs::process::{MemoryMaps, Process, Stat};
+use procfs::{ProcError, ProcResult};
+
+use super::ProcessKey;
+
+/// The kernel limits arguments to a quarter of the stack limit; a process may rewrite its own to anything.
+const CMDLINE_LIMIT_BYTES: u64 = 4 << 20;
+
+/// Why virtual machines, or one of them, could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The process list itself.
+    #[error("cannot list the processes in {}: {source}; check that /proc is mounted there", root.display())]
+    ProcRoot { root: PathBuf, source: ProcError },
+    /// The process exists, its file is not for us.
+    #[error(
+        "no permission to read {file} of process {pid}: run the agent as root with CAP_SYS_PTRACE and CAP_DAC_OVERRIDE"
+    )]
+    Permission { pid: i32, file: String },
+    /// The process exists and its file makes no sense to us.
+    #[error("cannot read {file} of process {pid}: {source}; please report it with the kernel's version")]
+    Read { pid: i32, file: String, source: ProcError },
+    /// The process ended, or the pid now belongs to another one.
+    #[error("process {pid} has ended; list the virtual machines again")]
+    Gone { pid: i32 },
+}
+
+/// One process, held by its directory.
+pub(super) struct Proc {
+    process: Process,
+    pub(super) pid: i32,
+}
+
+impl Proc {
+    pub(super) fn open(proc_root: &Path, pid: i32) -> Result<Proc, VmError> {
+        let process = Process::new_with_root(proc_root.join(pid.to_string()));
+        Ok(Proc { process: process.map_err(|error| explain(pid, "its directory", error))?, pid })
+    }
+
+    /// The process behind `key`, or [`VmError::Gone`].
+    pub(super) fn open_key(proc_root: &Path, key: ProcessKey) -> Result<Proc, VmError> {
+        let process = Proc::open(proc_root, key.pid)?;
+        if process.key()? == key { Ok(process) } else { Err(VmError::Gone { pid: key.pid }) }
+    }
+
+    /// Identity; a zombie counts as ended, its memory is gone.
+    pub(super) fn key(&self) -> Result<ProcessKey, VmError> {
+        let stat = self.stat()?;
+        match stat.state {
+            'Z' | 'X' | 'x' => Err(VmError::Gone { pid: self.pid }),
+            _ => Ok(ProcessKey { pid: self.pid, start_time_ticks: stat.starttime }),
+        }
+    }
+
+    pub(super) fn stat(&self) -> Result<Stat, VmError> {
+        self.read("stat", Process::stat)
+    }
+
+    /// File name of the executable, without the kernel's mark for one that an upgrade has replaced.
+    pub(super) fn executable(&self) -> Result<String, VmError> {
+        let path = self.read("exe", Process::exe)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(name.strip_suffix(" (deleted)").map_or(name.clone(), str::to_owned))
+    }
+
+    /// Arguments, with bytes that are not UTF-8 replaced.
+    pub(super) fn arguments(&self) -> Result<Vec<String>, VmError> {
+        let bytes = self.read("cmdline", |process| {
+            let mut bytes = Vec::new();
+            process.open_relative("cmdline")?.take(CMDLINE_LIMIT_BYTES).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        })?;
+        let mut arguments: Vec<String> =
+            bytes.split(|&byte| byte == 0).map(|text| String::from_utf8_lossy(text).into_owned()).collect();
+        arguments.pop_if(|last| last.is_empty());
+        Ok(arguments)
+    }
+
+    /// Mappings from `maps` or, with flags and sizes, `smaps`.
+    pub(super) fn mappings(&self, file: &str) -> Result<MemoryMaps, VmError> {
+        self.read(file, |process| {
+            let mut bytes = Vec::new();
+            process.open_relative(file)?.read_to_end(&mut bytes)?;
+            // Paths are other people's: procfs 0.18 rejects bytes that are not UTF-8, and panics on a file named
+            // /SYSV with fewer than eight digits behind it.
+            let text = String::from_utf8_lossy(&bytes).replace("/SYSV", "/sysv");
+            MemoryMaps::from_read(text.as_bytes())
+        })
+    }
+
+    /// Device numbers (major, minor) of the tmpfs mounts the process sees.
+    pub(super) fn tmpfs_devices(&self) -> Result<HashSet<(i32, i32)>, VmError> {
+        let mounts = self.read("mountinfo", Process::mountinfo)?;
+        let tmpfs = mounts.iter().filter(|mount| mount.fs_type == "tmpfs");
+        Ok(tmpfs
+            .filter_map(|mount| {
+                let (major, minor) = mount.majmin.split_once(':')?;
+                Some((major.parse().ok()?, minor.parse().ok()?))
+            })
+            .collect())
+    }
+
+    /// Runs `read` on the process; `file` names what was read in errors.
+    pub(super) fn read<T>(
+        &self,
+        file: &str,
+        read: impl FnOnce(&Process) -> ProcResult<T>,
+    ) -> Result<T, VmError> {
+        read(&self.process).map_err(|error| explain(self.pid, file, error))
+    }
+}
+
+fn explain(pid: i32, file: &str, error: ProcError) -> VmError {
+    match error {
+        ProcError::PermissionDenied(_) => VmError::Permission { pid, file: file.to_owned() },
+        ProcError::NotFound(_) => VmError::Gone { pid },
+        source => VmError::Read { pid, file: file.to_owned(), source },
+    }
+}
+
+/// All process ids below `proc_root`.
+pub(super) fn pids(proc_root: &Path) -> Result<Vec<i32>, VmError> {
+    let failed =
+        |error: std::io::Error| VmError::ProcRoot { root: proc_root.to_owned(), source: error.into() };
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir(proc_root).map_err(failed)? {
+        if let Some(pid) = entry.map_err(failed)?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forbidden_file_is_told_with_its_process_and_an_ended_process_is_told_apart() {
+        let forbidden = explain(42, "smaps", ProcError::PermissionDenied(None)).to_string();
+        assert!(forbidden.starts_with("no permission to read smaps of process 42: run the agent as root"));
+        assert!(matches!(explain(42, "smaps", ProcError::NotFound(None)), VmError::Gone { pid: 42 }));
+    }
+}

@@ -1,0 +1,321 @@
+//! What a user sees of a host's virtual machines, on a fake `/proc`.
+
+use super::testing::{FakeHost, Guest, MIB};
+use super::*;
+
+fn only(changes: Changes) -> Vm {
+    assert!(changes.errors.is_empty(), "{:?}", changes.errors);
+    assert_eq!(changes.appeared.len(), 1, "{:?}", changes.appeared);
+    changes.appeared.into_iter().next().unwrap()
+}
+
+/// What a scan says of one guest.
+fn seen(guest: &Guest) -> (Option<Refusal>, Vm) {
+    let host = FakeHost::new();
+    host.start(100, guest);
+    let vm = only(host.scanner().scan().unwrap());
+    (vm.refusal.clone(), vm)
+}
+
+#[test]
+fn a_kvm_guest_is_found_with_its_ram_beside_a_bigger_code_buffer() {
+    let (refusal, vm) =
+        seen(&Guest::kvm("web-1", 512).mapping("7e0000000000", 1024, "rwxp", "", "rd wr ex dc"));
+    assert_eq!(refusal, None);
+    assert_eq!((vm.name.as_str(), vm.accel, vm.ram_bytes()), ("web-1", Accel::Kvm, 512 * MIB));
+    assert_eq!(vm.ram[0].backing, Backing::Anonymous);
+    assert_eq!(vm.id(), "web-1@100-5000");
+    assert_eq!(vm.cgroup.as_deref(), Some("/machine.slice/vm.scope"));
+    assert_eq!(vm.machine.as_deref(), Some("q35"));
+}
+
+#[test]
+fn an_emulated_guest_of_a_replaced_binary_is_found() {
+    let guest = Guest::kvm("a", 64).exe("/usr/bin/qemu-system-x86_64 (deleted)").without_kvm();
+    assert_eq!(seen(&guest).1.accel, Accel::Tcg);
+}
+
+#[test]
+fn other_programs_are_no_vms() {
+    let host = FakeHost::new();
+    host.start(1, &Guest::kvm("a", 64).exe("/usr/bin/qemu-img"));
+    host.start(2, &Guest::kvm("b", 64).exe("/usr/bin/redis-server"));
+    host.start(3, &Guest::kvm("c", 64).arguments(&["qemu-system-x86_64", "-version"]));
+    let changes = host.scanner().scan().unwrap();
+    assert!(changes.appeared.is_empty() && changes.errors.is_empty(), "{changes:?}");
+}
+
+#[test]
+fn only_changes_are_told_and_a_reused_pid_is_another_vm() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("old", 64));
+    let old = only(scanner.scan().unwrap());
+    let quiet = scanner.scan().unwrap();
+    assert!(quiet.appeared.is_empty() && quiet.gone.is_empty());
+
+    host.end(100);
+    host.start(100, &Guest::kvm("new", 64).started(9000));
+    let changes = scanner.scan().unwrap();
+    assert_eq!(changes.gone, [old.key]);
+    assert_eq!(only(changes).name, "new");
+    assert_eq!(recheck(host.proc_root(), host.cgroup_root(), &old), Some(Refusal::Gone));
+    assert!(matches!(scanner.refresh(old.key), Err(VmError::Gone { pid: 100 })));
+
+    host.end(100);
+    assert_eq!(scanner.scan().unwrap().gone.len(), 1);
+}
+
+#[test]
+fn a_zombie_is_gone() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("a", 64));
+    scanner.scan().unwrap();
+    host.end(100);
+    host.start(100, &Guest::kvm("a", 64).state('Z'));
+    assert_eq!(scanner.scan().unwrap().gone.len(), 1);
+}
+
+#[test]
+fn a_process_that_becomes_qemu_by_exec_is_found() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("a", 64).exe("/usr/sbin/libvirtd"));
+    assert!(scanner.scan().unwrap().appeared.is_empty());
+    host.end(100);
+    host.start(100, &Guest::kvm("a", 64));
+    assert_eq!(only(scanner.scan().unwrap()).name, "a");
+}
+
+#[test]
+fn ram_that_is_not_mapped_yet_is_waited_for() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("a", 64).without_ram());
+    assert!(scanner.scan().unwrap().appeared.is_empty());
+    host.end(100);
+    host.start(100, &Guest::kvm("a", 64));
+    assert_eq!(only(scanner.scan().unwrap()).refusal, None);
+}
+
+#[test]
+fn ram_of_another_size_than_announced_is_watched_only() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 96, "rw-p", "", "rd wr dc"));
+    for _ in 0..scan::SETTLE_SCANS {
+        assert!(scanner.scan().unwrap().appeared.is_empty());
+    }
+    let vm = only(scanner.scan().unwrap());
+    assert_eq!(vm.refusal.as_ref().unwrap().scope(), Scope::WatchOnly);
+    assert_eq!(vm.ram_bytes(), 96 * MIB);
+    assert_eq!(
+        vm.refusal.unwrap().to_string(),
+        "its memory layout is not understood: 67108864 bytes announced on the command line, 100663296 found"
+    );
+}
+
+#[test]
+fn memfd_ram_is_shared_and_known_by_its_inode() {
+    let (refusal, vm) = seen(&Guest::memfd("a", 256));
+    assert_eq!(refusal, None);
+    let Backing::Shared { inode, device, offset, .. } = &vm.ram[0].backing else { panic!("{vm:?}") };
+    assert_eq!((*inode, *device, *offset), (1234, (0, 1), 0));
+}
+
+#[test]
+fn memfd_ram_that_a_vhost_user_daemon_maps_moves_between_nodes_only() {
+    let host = FakeHost::new();
+    let vhost = ["-device", "vhost-user-fs-pci,chardev=c,tag=t"];
+    host.start(100, &Guest::memfd("a", 256).more_arguments(&vhost));
+    let mut scanner = host.scanner();
+    let alone = only(scanner.scan().unwrap());
+    assert_eq!(alone.refusal, None, "the sole mapper may be paged out");
+
+    host.start(200, &Guest::memfd("daemon", 256).exe("/usr/libexec/virtiofsd"));
+    let refused = scanner.refresh(alone.key).unwrap().refusal.unwrap();
+    assert_eq!(refused, Refusal::SharedMapper { pid: 200 });
+    assert_eq!(refused.scope(), Scope::NodesOnly);
+}
+
+#[test]
+fn a_tmpfs_file_is_memory_and_a_file_on_disk_is_not() {
+    let file = |device: &str, path: &str| {
+        let flags = "rd wr sh mr mw me ms dc";
+        seen(&Guest::kvm("a", 64).without_ram().file_mapping("7f0000000000", 64, device, path, flags))
+    };
+    assert_eq!(file("00:1b", "/dev/shm/qemu_back_mem.pc.ram.El6EbW (deleted)").0, None);
+    let (refusal, _) = file("fe:01", "/var/lib/ram.img");
+    assert_eq!(refusal, Some(Refusal::PersistentMemory { what: "/var/lib/ram.img".to_owned() }));
+}
+
+#[test]
+fn hugetlb_ram_moves_between_nodes_only() {
+    let guest = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr dc de ht");
+    let (refusal, vm) = seen(&guest);
+    assert_eq!((refusal.unwrap().scope(), &vm.ram[0].backing), (Scope::NodesOnly, &Backing::Hugetlb));
+}
+
+#[test]
+fn locked_ram_is_never_moved_however_it_shows() {
+    let flag = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr lo dc");
+    for guest in [
+        flag,
+        Guest::kvm("a", 64).more_arguments(&["-overcommit", "mem-lock=on"]),
+        Guest::kvm("a", 64).locked_kib(64 << 10),
+    ] {
+        assert_eq!(seen(&guest).0, Some(Refusal::MemoryLocked));
+    }
+}
+
+#[test]
+fn devices_with_access_to_ram_are_seen_by_their_files() {
+    for file in ["/dev/vfio/42", "/dev/iommu", "/dev/vhost-vdpa-0", "/dev/infiniband/uverbs0"] {
+        let (refusal, _) = seen(&Guest::kvm("a", 64).file(file));
+        assert_eq!(refusal, Some(Refusal::DeviceAssigned { what: file.to_owned() }));
+    }
+    assert_eq!(seen(&Guest::kvm("a", 64).file("/dev/sev")).0, Some(Refusal::Confidential));
+    assert_eq!(seen(&Guest::kvm("a", 64).file("/dev/vhost-net")).0, None);
+}
+
+#[test]
+fn what_begins_while_a_vm_runs_is_seen_by_the_recheck() {
+    let host = FakeHost::new();
+    host.start(100, &Guest::kvm("a", 64));
+    let vm = only(host.scanner().scan().unwrap());
+    let becomes = |guest: Guest| {
+        host.end(100);
+        host.start(100, &guest);
+        recheck(host.proc_root(), host.cgroup_root(), &vm)
+    };
+    assert_eq!(becomes(Guest::kvm("a", 64)), None);
+    let vfio = becomes(Guest::kvm("a", 64).file("/dev/vfio/7"));
+    assert_eq!(vfio, Some(Refusal::DeviceAssigned { what: "/dev/vfio/7".to_owned() }));
+    for name in ["mig/src/main", "live_migration"] {
+        let migrating = becomes(Guest::kvm("a", 64).thread(name, 0, 10));
+        assert_eq!(migrating, Some(Refusal::Migrating { thread: name.to_owned() }));
+    }
+    assert_eq!(becomes(Guest::kvm("a", 64).file("anon_inode:[userfaultfd]")), Some(Refusal::Userfaultfd));
+    assert_eq!(becomes(Guest::kvm("a", 64).thread("CPU 0/KVM", 1, 10)), Some(Refusal::Realtime));
+    host.forbid_swap("machine.slice");
+    let forbidden = becomes(Guest::kvm("a", 64)).unwrap();
+    assert_eq!(forbidden.to_string(), "its control group /machine.slice forbids swap");
+    assert_eq!(forbidden.scope(), Scope::NodesOnly);
+}
+
+#[test]
+fn userfaultfd_handled_elsewhere_shows_in_the_mapping() {
+    let guest = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr dc um");
+    assert_eq!(seen(&guest).0, Some(Refusal::Userfaultfd));
+}
+
+#[test]
+fn an_incoming_vm_is_left_alone_until_its_cpu_ran() {
+    let incoming = || Guest::kvm("a", 64).more_arguments(&["-incoming", "defer"]);
+    assert_eq!(seen(&incoming().thread("CPU 0/KVM", 0, 3)).0, Some(Refusal::Incoming));
+    assert_eq!(seen(&incoming().thread("CPU 0/KVM", 0, 600)).0, None);
+}
+
+#[test]
+fn what_is_not_understood_of_a_file_is_an_error_that_names_it_once() {
+    let host = FakeHost::new();
+    host.start(100, &Guest::kvm("broken", 64));
+    host.start(101, &Guest::kvm("fine", 64));
+    host.write(100, "smaps", b"nonsense\n");
+    let mut scanner = host.scanner();
+    let changes = scanner.scan().unwrap();
+    assert_eq!(changes.appeared.len(), 1, "the other VM is found");
+    let message = changes.errors[0].to_string();
+    assert!(message.starts_with("cannot read smaps of process 100"), "{message}");
+    assert!(scanner.scan().unwrap().errors.is_empty());
+}
+
+#[test]
+fn hostile_bytes_in_names_and_paths_hide_nothing() {
+    let host = FakeHost::new();
+    host.start(100, &Guest::kvm("a", 64));
+    host.write(
+        100,
+        "cmdline",
+        b"kvm\0-name\0\xff\xfe\x1b[31m\0-m\0".iter().chain(b"64\0").copied().collect::<Vec<_>>().as_slice(),
+    );
+    host.append(
+        100,
+        "smaps",
+        b"7d0000000000-7d0000001000 r--s 00000000 00:01 7    /SYSV\xff\nVmFlags: rd \n",
+    );
+    let vm = only(host.scanner().scan().unwrap());
+    assert_eq!(vm.name, "\u{fffd}\u{fffd}[31m");
+    assert_eq!(vm.refusal, None);
+}
+
+#[test]
+fn blocks_of_two_nodes_come_in_guest_order_also_when_merged() {
+    let nodes = [
+        "qemu-system-x86_64",
+        "-m",
+        "192",
+        "-object",
+        "memory-backend-ram,id=a,size=128M",
+        "-object",
+        "memory-backend-ram,id=b,size=64M",
+        "-numa",
+        "node,memdev=a",
+        "-numa",
+        "node,memdev=b",
+    ];
+    let two = Guest::kvm("a", 64).arguments(&nodes).without_ram();
+    let apart = two.clone().mapping("7e0000000000", 64, "rw-p", "", "rd wr dc");
+    let (_, vm) = seen(&apart.mapping("7f0000000000", 128, "rw-p", "", "rd wr dc"));
+    assert_eq!(
+        vm.ram.iter().map(|r| r.start).collect::<Vec<_>>(),
+        [Hva(0x7f00_0000_0000), Hva(0x7e00_0000_0000)]
+    );
+
+    let (refusal, merged) = seen(&two.mapping("7e0000000000", 192, "rw-p", "", "rd wr dc"));
+    assert_eq!(refusal, None);
+    let blocks: Vec<_> = merged.ram.iter().map(|r| (r.start.0, r.bytes)).collect();
+    assert_eq!(blocks, [(0x7e00_0000_0000 + 64 * MIB, 128 * MIB), (0x7e00_0000_0000, 64 * MIB)]);
+}
+
+#[test]
+fn equal_blocks_are_told_apart_by_the_order_of_their_creation() {
+    // The object exists before the RAM of -m does, so it lies higher; in the guest it follows.
+    let dimm = ["-object", "memory-backend-ram,id=d,size=64M", "-device", "pc-dimm,memdev=d"];
+    let guest = Guest::kvm("a", 64).more_arguments(&dimm);
+    let (_, vm) = seen(&guest.mapping("7f9000000000", 64, "rw-p", "", "rd wr dc"));
+    let starts: Vec<u64> = vm.ram.iter().map(|region| region.start.0).collect();
+    assert_eq!(starts, [0x7f80_0000_0000, 0x7f90_0000_0000]);
+}
+
+#[test]
+fn a_block_that_the_kernel_has_split_is_one_region() {
+    let guest = Guest::kvm("a", 96).without_ram();
+    let guest = guest.mapping("7f0000000000", 32, "rw-p", "", "rd wr dc");
+    let (refusal, vm) = seen(&guest.mapping("7f0002000000", 64, "rw-p", "", "rd wr dc hg"));
+    assert_eq!(refusal, None);
+    assert_eq!((vm.ram.len(), vm.ram[0].start, vm.ram_bytes()), (1, Hva(0x7f00_0000_0000), 96 * MIB));
+}
+
+#[test]
+fn a_proc_that_is_not_there_is_an_error_that_says_so() {
+    let error = Scanner::new("/nowhere", "/nowhere").scan().unwrap_err();
+    assert!(error.to_string().starts_with("cannot list the processes in /nowhere"), "{error}");
+}
+
+#[test]
+fn addresses_round_down_to_pages_and_do_not_wrap() {
+    assert_eq!(Hva(0x7f00_0000_1fff).page_start(4096), Hva(0x7f00_0000_1000));
+    assert_eq!(Hva(0x7f00_0030_1000).page_start(2 << 20), Hva(0x7f00_0020_0000));
+    assert_eq!(Hva(u64::MAX).checked_add(1), None);
+    assert_eq!(Hva(0x1000).to_string(), "0x1000");
+}
+
+#[test]
+fn a_region_holds_its_first_byte_and_not_the_one_behind_it() {
+    let region = RamRegion { start: Hva(0x1000), bytes: 0x2000, backing: Backing::Anonymous };
+    assert!(region.contains(Hva(0x1000)));
+    assert!(region.contains(Hva(0x2fff)));
+    assert!(!region.contains(Hva(0x3000)));
+}

@@ -1,0 +1,37 @@
+//! The project's own commands: `cargo xtask COMMAND`. Only wires; a command is a module.
+
+mod build;
+mod command;
+mod demo;
+mod run;
+mod setup;
+mod test;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about)]
+enum Xtask {
+    /// Install what build and tests need; says first what it will do
+    Setup(setup::Options),
+    /// Build the agent and the init of the test guests
+    Build(build::Options),
+    /// Build and run the agent, or show it at work with `--demo`
+    Run(run::Options),
+    /// Format check, lints and all tests
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Xtask::parse() {
+        Xtask::Setup(options) => setup::run(&options),
+        Xtask::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
+        Xtask::Run(options) => run::run(&options),
+        Xtask::Test(options) => test::run(&options),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,232 @@
+//! What to do about what is missing. Pure: facts in, steps out, in the order in which they must be done.
+//!
+//! eBPF needs a compiler with a `core` for BPF, and bpf-linker with an LLVM that is not older than the compiler's. Two
+//! roads lead there, and a machine that has one keeps it: a rustup nightly with rust-src, or Debian's rustc-web with its
+//! prebuilt `core`, linked into rustup. A nightly without rust-src is neither.
+
+use super::Purpose;
+use super::facts::{DEBIAN_COMPILER, Facts, LINKED, PROGRAMS};
+use std::fmt;
+
+const LINKER_VERSION: &str = "0.13.0";
+/// The LLVM of Debian's rustc-web 1.96.
+const DEBIAN_LLVM: u32 = 22;
+
+/// One missing thing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Step {
+    pub what: String,
+    /// Continues "needed".
+    pub why: &'static str,
+    pub action: Action,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Install Debian packages.
+    Apt(Vec<String>),
+    /// Run a program, with more in its environment.
+    Run { line: Vec<String>, env: Vec<(String, String)> },
+    /// Fetch the guest kernel, of this package, into the target folder.
+    FetchKernel(String),
+    /// Only a person can: what to do.
+    ByHand(String),
+}
+
+impl Step {
+    fn new(what: impl Into<String>, why: &'static str, action: Action) -> Self {
+        Self { what: what.into(), why, action }
+    }
+
+    /// What to do depends on what apt offers.
+    pub fn asks_apt(&self) -> bool {
+        !matches!(self.action, Action::Run { .. })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Apt(packages) => write!(f, "apt-get install {}", packages.join(" ")),
+            Self::Run { line, env } => {
+                for (name, value) in env {
+                    write!(f, "{name}={value} ")?;
+                }
+                f.write_str(&line.join(" "))
+            }
+            Self::FetchKernel(package) => {
+                write!(
+                    f,
+                    "download {package} and unpack its image below the target folder; /boot stays as it is"
+                )
+            }
+            Self::ByHand(hint) => write!(f, "by hand: {hint}"),
+        }
+    }
+}
+
+pub fn steps(facts: &Facts, purpose: Purpose) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (program, package, why) in facts.missing_programs.iter().map(|program| PROGRAMS[*program]) {
+        let action = if facts.apt {
+            apt(&[package])
+        } else {
+            Action::ByHand(format!("install the package that has it (Debian's is {package})"))
+        };
+        steps.push(Step::new(program, why, action));
+    }
+    let llvm = compiler(facts, &mut steps);
+    linker(facts, llvm, &mut steps);
+    if !facts.guest_kernel {
+        let action = match &facts.guest_kernel_offered {
+            Some(package) => Action::FetchKernel(package.clone()),
+            None => {
+                Action::ByHand("name an x86-64 bzImage with serial console in TIERING_GUEST_KERNEL".into())
+            }
+        };
+        steps.push(Step::new("guest kernel", "to boot the guests of demo and tests", action));
+    }
+    if purpose >= Purpose::Test {
+        if !facts.fmt_and_clippy {
+            let action = run(&["rustup", "component", "add", "rustfmt", "clippy"], &[]);
+            steps.push(Step::new("rustfmt and clippy", "for `cargo xtask test`", action));
+        }
+        if !facts.nextest {
+            let action = run(&["cargo", "install", "cargo-nextest", "--locked"], &[]);
+            steps.push(Step::new("cargo-nextest", "for `cargo xtask test`", action));
+        }
+    }
+    steps
+}
+
+/// Plans a compiler for eBPF; the major version of its LLVM, where that is known.
+fn compiler(facts: &Facts, steps: &mut Vec<Step>) -> Option<u32> {
+    const WHY: &str = "to compile the eBPF programs";
+    let what = "Rust compiler for eBPF";
+    if let Some(llvm) = facts.nightly_llvm.or(facts.linked_llvm) {
+        return Some(llvm);
+    }
+    if !facts.rustup {
+        let hint = "install rustup (https://rustup.rs): the eBPF programs need a second toolchain beside the stable one";
+        steps.push(Step::new(what, WHY, Action::ByHand(hint.into())));
+        return None;
+    }
+    if facts.debian_compiler || facts.debian_compiler_offered {
+        if !facts.debian_compiler {
+            steps.push(Step::new(what, WHY, apt(&DEBIAN_COMPILER)));
+        }
+        let why = "so that cargo finds that compiler";
+        steps.push(Step::new(
+            "its rustup name",
+            why,
+            run(&["rustup", "toolchain", "link", LINKED, "/usr"], &[]),
+        ));
+        return Some(DEBIAN_LLVM);
+    }
+    let line =
+        ["rustup", "toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+    steps.push(Step::new(what, WHY, run(&line, &[])));
+    None
+}
+
+/// Plans bpf-linker for a compiler with this LLVM.
+fn linker(facts: &Facts, llvm: Option<u32>, steps: &mut Vec<Step>) {
+    const WHY: &str = "to link the eBPF programs";
+    if facts.bpf_linker {
+        return;
+    }
+    let what = format!("bpf-linker {LINKER_VERSION}");
+    let action = match llvm.filter(|llvm| facts.llvm_offered.contains(llvm)) {
+        Some(llvm) => {
+            let dev = format!("llvm-{llvm}-dev");
+            let packages = if facts.cxx { apt(&[&dev]) } else { apt(&[&dev, "g++"]) };
+            steps.push(Step::new(format!("LLVM {llvm}"), "to build bpf-linker", packages));
+            let feature = format!("llvm-{llvm}");
+            let line = ["cargo", "install", "bpf-linker", "--version", LINKER_VERSION, "--locked"];
+            let line = [&line[..], &["--no-default-features", "--features", &feature]].concat();
+            run(&line, &[("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"))])
+        }
+        None if facts.binstall => {
+            run(&["cargo", "binstall", "--no-confirm", &format!("bpf-linker@{LINKER_VERSION}")], &[])
+        }
+        None => Action::ByHand(format!(
+            "put the bpf-linker of https://github.com/aya-rs/bpf-linker/releases (v{LINKER_VERSION}) into PATH"
+        )),
+    };
+    steps.push(Step::new(what, WHY, action));
+}
+
+fn apt(packages: &[&str]) -> Action {
+    Action::Apt(packages.iter().map(ToString::to_string).collect())
+}
+
+fn run(line: &[&str], env: &[(&str, String)]) -> Action {
+    Action::Run {
+        line: line.iter().map(ToString::to_string).collect(),
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Facts {
+        Facts {
+            rustup: true,
+            apt: true,
+            linked_llvm: Some(22),
+            llvm_offered: vec![22],
+            debian_compiler: true,
+            debian_compiler_offered: true,
+            bpf_linker: true,
+            cxx: true,
+            guest_kernel: true,
+            nextest: true,
+            fmt_and_clippy: true,
+            ..Facts::default()
+        }
+    }
+
+    fn shown(facts: &Facts) -> Vec<String> {
+        steps(facts, Purpose::Test).iter().map(|step| step.action.to_string()).collect()
+    }
+
+    #[test]
+    fn a_complete_machine_needs_nothing() {
+        assert_eq!(shown(&complete()), [""; 0]);
+        let nightly =
+            Facts { linked_llvm: None, debian_compiler: false, nightly_llvm: Some(22), ..complete() };
+        assert_eq!(shown(&nightly), [""; 0]);
+    }
+
+    #[test]
+    fn a_nightly_without_rust_src_is_no_road_so_debians_compiler_is_installed_and_linked() {
+        let facts =
+            Facts { linked_llvm: None, debian_compiler: false, bpf_linker: false, cxx: false, ..complete() };
+        assert_eq!(
+            shown(&facts),
+            [
+                "apt-get install rustc-web libstd-rust-web-dev-bpf",
+                "rustup toolchain link bpf /usr",
+                "apt-get install llvm-22-dev g++",
+                "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --locked --no-default-features --features llvm-22",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_installed_compiler_only_has_to_be_linked() {
+        assert_eq!(shown(&Facts { linked_llvm: None, ..complete() }), ["rustup toolchain link bpf /usr"]);
+    }
+
+    #[test]
+    fn a_machine_without_apt_gets_a_nightly_and_a_list() {
+        let facts = Facts { rustup: true, missing_programs: vec![0], ..Facts::default() };
+        let steps = steps(&facts, Purpose::Build);
+        let by_hand = |step: &&Step| matches!(step.action, Action::ByHand(_));
+        let listed: Vec<_> = steps.iter().filter(by_hand).map(|step| step.what.as_str()).collect();
+        assert_eq!(listed, ["qemu-system-x86_64", "bpf-linker 0.13.0", "guest kernel"]);
+        assert!(shown(&facts).iter().any(|line| line.starts_with("rustup toolchain install nightly")));
+    }
+}
