@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> Result<Built> {
 /// Builds without looking at what is installed.
 pub fn build(release: bool) -> Result<Built> {
     let mut cargo = command::cargo();
-    cargo.arg("build");
+    cargo.args(["build", "--package", "tiering-user"]);
     if release {
         cargo.arg("--release");
     }

@@ -23,7 +23,8 @@ pub fn ask(command: &mut Command) -> Option<String> {
 /// The cargo that runs us, at the root of the workspace.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace_root());
+    // Set for aya-build (.cargo/config.toml); a person wants to see what is built.
+    command.current_dir(workspace_root()).env_remove("CARGO_TERM_QUIET");
     command
 }
 

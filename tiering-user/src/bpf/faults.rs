@@ -284,11 +284,11 @@ fn pin_all(ebpf: &mut Ebpf, road: Road, pins: &Pins) -> Result<(), BpfError> {
     for (name, _) in road.programs() {
         let path = pins.path(name);
         let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
-        program.pin(&path).map_err(|error| PinError::new(&path, "pin", std::io::Error::other(error)))?;
+        program.pin(&path).map_err(|error| PinError::new(&path, "pin", io::Error::other(error)))?;
     }
     for (name, map) in ebpf.maps_mut().filter(|(name, _)| name.starts_with("tier_")) {
         let path = pins.path(name);
-        map.pin(&path).map_err(|error| PinError::new(&path, "pin", std::io::Error::other(error)))?;
+        map.pin(&path).map_err(|error| PinError::new(&path, "pin", io::Error::other(error)))?;
     }
     Ok(())
 }

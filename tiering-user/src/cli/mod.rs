@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use crate::config::Config;
 use crate::telemetry::request::parse_range;
@@ -164,13 +165,15 @@ pub fn main() -> Result<(), Failure> {
 
 fn log_to_stderr(cli: &Cli) {
     let level = match (cli.verbose, &cli.command) {
-        (0, Command::Run { .. }) => "info",
-        (0, _) => "warn",
-        (1, _) => "debug",
-        _ => "trace",
+        (0, Command::Run { .. }) => LevelFilter::INFO,
+        (0, _) => LevelFilter::WARN,
+        (1, _) => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(level));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
 #[cfg(test)]

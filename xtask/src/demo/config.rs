@@ -6,9 +6,13 @@ use std::path::Path;
 /// The tenant of all guests of the demo, and of nothing else.
 pub const TENANT: &str = "demo";
 
+/// The tiers below memory, fastest first.
+pub const SWAP_TIERS: [&str; 2] = ["nvme", "qlc"];
+
 /// Tiers below `folder`; the demo's guests are one tenant's, and no other VM of this machine is touched.
 pub fn toml(folder: &Path) -> String {
     let folder = folder.display();
+    let [nvme, qlc] = SWAP_TIERS;
     let mut toml = format!(
         r#"[agent]
 state_dir = "{folder}/state"
@@ -17,14 +21,16 @@ state_dir = "{folder}/state"
 name = "dram"
 nodes = [0]
 [[tier]]
-name = "nvme"
-swap = {{ path = "{folder}/nvme", size = "1GiB" }}
+name = "{nvme}"
+swap = {{ path = "{folder}/{nvme}", size = "1GiB" }}
 [[tier]]
-name = "qlc"
-swap = {{ path = "{folder}/qlc", size = "2GiB" }}
+name = "{qlc}"
+swap = {{ path = "{folder}/{qlc}", size = "2GiB" }}
 
 [policy]
+# A minute is short: pages go early, and the stalls of coming back do not hold the rest up.
 demote_after = "5s"
+psi_limit = "20%"
 "#
     );
     for name in NAMES {

@@ -3,7 +3,8 @@
 //! 1. A scratch folder with two swap tiers to be, and three small emulated guests in it until they are ready;
 //! 2. the agent, for the time asked, with a live table of what it does;
 //! 3. each guest verifies all its memory, wherever that is by now;
-//! 4. the agent is interrupted: it brings everything back and removes its swap files; the guests are switched off;
+//! 4. the swap tiers are drained, which brings everything back and removes their files; the agent is interrupted, the
+//!    guests are switched off;
 //! 5. the report, a summary, and a look for anything that was left behind.
 //!
 //! In: the built agent. Out: exit code 0 if every page was right and nothing is left, 130 after a Ctrl-C, else 1. Whatever
@@ -103,6 +104,9 @@ fn play(
 
     if lived.is_ok() {
         println!("the agent brings everything back and ends");
+        for tier in config::SWAP_TIERS.iter().rev() {
+            print!("{}", agent.tiering(&["drain", tier])?);
+        }
     }
     let ended = agent.interrupt()?;
     guests.poweroff();
