@@ -2,5 +2,15 @@
 //!
 //! They share what a machine has only once, so `.config/nextest.toml` runs them one after another. What the machine
 //! lacks is a skip with its reason.
+#![expect(clippy::unwrap_used, reason = "a test panics with the error")]
 
+mod bad_input;
+mod bpftool;
+mod crash;
+mod ebpf;
 mod guest_boots;
+mod host;
+mod map;
+mod moves;
+mod policy;
+mod refusals;

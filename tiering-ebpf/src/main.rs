@@ -7,7 +7,10 @@
 //! Program and map names are at most 15 characters: the kernel cuts them there.
 #![no_std]
 #![no_main]
-#![expect(clippy::undocumented_unsafe_blocks, reason = "each block is one helper call that the verifier checks")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each block is one helper call that the verifier checks"
+)]
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -17,8 +20,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmEntry, VmMoves,
-    VmStats,
+    MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmEntry,
+    VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, is_guest_ram, sample_flags};
 

@@ -36,12 +36,18 @@ pub(super) fn place(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: 
     }
 }
 
-fn place_private(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: &mut Outcome) -> Result<(), Skip> {
+fn place_private(
+    target: &Target,
+    to: TierId,
+    swap: &mut SwapTiers,
+    outcome: &mut Outcome,
+) -> Result<(), Skip> {
     let areas = swap.areas().clone();
     let wanted = Place::In(to);
     let place = |state: PageState| place_of(state, &areas);
     let before: Vec<Place> = states(target, &outcome.asked)?.into_iter().map(place).collect();
-    let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, |at| at != wanted && at != Place::Untouched);
+    let mut pages: Vec<PageIndex> =
+        select(&outcome.asked, &before, |at| at != wanted && at != Place::Untouched);
     let room = swap.room(to).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
@@ -79,7 +85,12 @@ fn place_private(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: &mu
 }
 
 /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
-fn place_shared(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: &mut Outcome) -> Result<(), Skip> {
+fn place_shared(
+    target: &Target,
+    to: TierId,
+    swap: &mut SwapTiers,
+    outcome: &mut Outcome,
+) -> Result<(), Skip> {
     let mut pages = outcome.asked.clone();
     let room = swap.room(to).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
@@ -141,6 +152,7 @@ fn used_pages(swap: &SwapTiers, tier: TierId) -> io::Result<u64> {
 }
 
 /// Reading a process's memory fails for one reason that matters: it ended.
+#[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
 fn gone(error: io::Error) -> Skip {
     match error.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT) | None => Skip::Gone,

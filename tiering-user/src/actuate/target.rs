@@ -82,7 +82,16 @@ pub struct Outcome {
 impl Outcome {
     pub(super) fn new(vm: VmId, action: Action, reason: Reason, asked: Vec<PageIndex>) -> Self {
         let finished = Monotonic::default();
-        Self { vm, action, reason, asked, found: Vec::new(), moved_pages: 0, skipped: BTreeMap::new(), finished }
+        Self {
+            vm,
+            action,
+            reason,
+            asked,
+            found: Vec::new(),
+            moved_pages: 0,
+            skipped: BTreeMap::new(),
+            finished,
+        }
     }
 
     pub(super) fn skip(&mut self, why: Skip, pages: u64) {

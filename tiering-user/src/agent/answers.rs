@@ -54,7 +54,7 @@ impl State {
                 }
                 None => drop(reply.send(Err(no_such_vm(&vm)))),
             },
-            Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva, reply),
+            Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva.as_ref(), reply),
             Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
         }
     }
@@ -132,7 +132,7 @@ impl State {
         }
     }
 
-    fn begin_move(&mut self, vm: &str, to: &str, hva: Option<Range<u64>>, reply: Reply<MoveOutcome>) {
+    fn begin_move(&mut self, vm: &str, to: &str, hva: Option<&Range<u64>>, reply: Reply<MoveOutcome>) {
         let step = match self.move_step(vm, to, hva) {
             Ok(step) => step,
             Err(error) => return drop(reply.send(Err(error))),
@@ -152,10 +152,11 @@ impl State {
         self.send_next(id);
     }
 
-    fn move_step(&self, vm: &str, to: &str, hva: Option<Range<u64>>) -> Result<Step, ApiError> {
+    fn move_step(&self, vm: &str, to: &str, hva: Option<&Range<u64>>) -> Result<Step, ApiError> {
         let id = self.find(vm).ok_or_else(|| no_such_vm(vm))?;
         let machine = &self.machines[&id];
-        let names = || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
+        let names =
+            || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
         let tier = self
             .ladder
             .by_name(to)
@@ -164,13 +165,15 @@ impl State {
             return Err(ApiError::Refused(format!("{} is not moved: {reason}", machine.target.vm.name)));
         }
         if self.drained.contains(&tier.id) {
-            return Err(ApiError::Refused(format!("tier `{to}` was drained: restart the agent to use it again")));
+            return Err(ApiError::Refused(format!(
+                "tier `{to}` was drained: restart the agent to use it again"
+            )));
         }
         let wanted = Place::In(tier.id);
         let mut pages: Vec<PageIndex> = Vec::new();
         machine.pages.for_each(|page, entry| {
             let address = machine.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
-            if entry.place() != wanted && hva.as_ref().is_none_or(|range| range.contains(&address)) {
+            if entry.place() != wanted && hva.is_none_or(|range| range.contains(&address)) {
                 pages.push(page);
             }
         });
@@ -206,7 +209,9 @@ impl State {
             Some(tier) if matches!(tier.kind, TierKind::Node { .. }) => {
                 ApiError::Refused(format!("tier `{name}` is memory and cannot be drained"))
             }
-            Some(_) if self.dry_run => ApiError::Refused("this is a dry run: there is nothing to drain".into()),
+            Some(_) if self.dry_run => {
+                ApiError::Refused("this is a dry run: there is nothing to drain".into())
+            }
             Some(tier) => {
                 let id = tier.id;
                 self.drained.insert(id);
@@ -250,7 +255,8 @@ impl State {
     pub(super) fn bytes_by_name(&self, pages: &BTreeMap<Place, u64>) -> BTreeMap<String, u64> {
         let mut bytes: BTreeMap<String, u64> =
             self.ladder.tiers().iter().map(|tier| (tier.name.clone(), 0)).collect();
-        for (place, count) in pages.iter().filter(|(place, count)| **place != Place::Untouched && **count > 0) {
+        for (place, count) in pages.iter().filter(|(place, count)| **place != Place::Untouched && **count > 0)
+        {
             *bytes.entry(self.place_name(*place)).or_default() += count * PAGE_BYTES;
         }
         bytes

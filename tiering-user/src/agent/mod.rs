@@ -73,8 +73,7 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
-    let swap =
-        if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
+    let swap = if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
     lock_memory();
 
     let roots = Roots { proc: "/proc".into(), cgroup: cgroup_root() };

@@ -37,7 +37,7 @@ impl State {
         for id in ids {
             self.expire_stages(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
-            machine.pages.age(clock, clock.0 % COOL_EVERY == 0);
+            machine.pages.age(clock, clock.0.is_multiple_of(COOL_EVERY));
             let mut recent = 0;
             machine.pages.for_each(|_, entry| {
                 let used = entry.place() == Place::In(TierId(0))

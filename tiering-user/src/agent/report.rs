@@ -12,7 +12,8 @@ use crate::bpf::{Counters, Faults};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus, Status, TierStatus, VmStatus,
+    self, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus, Status,
+    TierStatus, VmStatus,
 };
 use crate::tiermap::Place;
 use crate::tiers::{Tier, TierKind};
@@ -46,7 +47,8 @@ impl State {
         }
         let used = self.swap_used_bytes();
         let tiers = self.ladder.tiers().iter().map(|tier| {
-            let vm_pages: u64 = self.machines.values().map(|m| m.pages.counts().get(Place::In(tier.id))).sum();
+            let vm_pages: u64 =
+                self.machines.values().map(|m| m.pages.counts().get(Place::In(tier.id))).sum();
             let swap_used = used.get(&tier.id).copied().unwrap_or(0);
             TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
@@ -119,10 +121,12 @@ fn places(machine: &Machine) -> BTreeMap<Place, u64> {
 fn tier_status(tier: &Tier, swap_used_bytes: u64) -> TierStatus {
     let (kind, nodes, capacity_bytes, used_bytes) = match &tier.kind {
         TierKind::Node { nodes } => {
-            let (total, free) = nodes.iter().filter_map(|node| node_memory(Path::new("/sys"), *node)).fold(
-                (0, 0),
-                |(total, free), (node_total, node_free)| (total + node_total, free + node_free),
-            );
+            let (total, free) = nodes
+                .iter()
+                .filter_map(|node| node_memory(Path::new("/sys"), *node))
+                .fold((0, 0), |(total, free), (node_total, node_free)| {
+                    (total + node_total, free + node_free)
+                });
             (status::TierKind::Node, nodes.clone(), total, total - free)
         }
         TierKind::Swap { capacity_bytes, .. } => {

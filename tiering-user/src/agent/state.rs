@@ -97,7 +97,8 @@ impl State {
         let mut to_stage: BTreeMap<VmId, BTreeSet<u32>> = BTreeMap::new();
         let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
         for access in batch.drain(..).map(Access::from) {
-            let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority) else {
+            let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority)
+            else {
                 continue;
             };
             let rules = self.rules(priority);
@@ -162,7 +163,9 @@ impl State {
         let vm = &machine.target.vm;
         match machine.unmovable() {
             None => tracing::info!(vm = vm.name, pid = vm.key.pid, ram_mib = vm.ram_bytes() >> 20, "found"),
-            Some(reason) => tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved"),
+            Some(reason) => {
+                tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved");
+            }
         }
         self.machines.insert(id, machine);
         self.start_sweep(id);

@@ -14,7 +14,8 @@ use super::pins::{PinError, Pins};
 use crate::track::VmId;
 use crate::vm::Vm;
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tiering-bpf"));
+/// The eBPF object, as built and embedded.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tiering-bpf"));
 
 /// The kernel side cannot be had.
 #[derive(Debug, Error)]
@@ -158,7 +159,8 @@ impl Faults {
         let range_count = u32::try_from(vm.ram.len()).unwrap_or(0);
         let entry = VmEntry { vm: id.0, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges };
         // Counters first: a fault that finds the process but no counters is not counted at all.
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| map_error("tier_stats")(MapError::IoError(error)))?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(_, error)| map_error("tier_stats")(MapError::IoError(error)))?;
         let zero = aya::maps::PerCpuValues::try_from(vec![VmStats::default(); cpus])
             .map_err(|error| map_error("tier_stats")(MapError::IoError(error)))?;
         self.stats.insert(id.0, zero, 0).map_err(map_error("tier_stats"))?;

@@ -6,5 +6,5 @@
 mod faults;
 mod pins;
 
-pub use faults::{BpfError, Counters, Faults, PROBE_ROADS, Road};
+pub use faults::{BpfError, Counters, Faults, OBJECT, PROBE_ROADS, Road};
 pub use pins::{PIN_DIR, PinError, Pins};

@@ -55,7 +55,9 @@ fn lockdown() -> Check {
     let text = read("/sys/kernel/security/lockdown");
     let mode = text.split(['[', ']']).nth(1).unwrap_or("none");
     match mode {
-        "confidentiality" => Check::missing(NAME, mode, "the kernel refuses BPF programs that read its memory"),
+        "confidentiality" => {
+            Check::missing(NAME, mode, "the kernel refuses BPF programs that read its memory")
+        }
         _ => Check::ok(NAME, mode),
     }
 }
@@ -66,7 +68,11 @@ fn btf() -> Check {
     if Path::new(path).exists() {
         Check::ok(NAME, path)
     } else {
-        Check::degraded(NAME, "missing", "raw or classic tracepoints serve; `bpftool map dump` shows bytes, not fields")
+        Check::degraded(
+            NAME,
+            "missing",
+            "raw or classic tracepoints serve; `bpftool map dump` shows bytes, not fields",
+        )
     }
 }
 
@@ -82,7 +88,8 @@ fn bpffs() -> Check {
 fn page_faults() -> Check {
     const NAME: &str = "source page_fault";
     let tried: Vec<_> = PROBE_ROADS.map(|road| (road, Faults::attach(&[road], None))).into_iter().collect();
-    let works: Vec<_> = tried.iter().filter(|(_, result)| result.is_ok()).map(|(road, _)| road.name()).collect();
+    let works: Vec<_> =
+        tried.iter().filter(|(_, result)| result.is_ok()).map(|(road, _)| road.name()).collect();
     match (works.first(), tried.first()) {
         (Some(first), _) => Check::ok(NAME, format!("{first} (works here: {})", works.join(", "))),
         (None, Some((_, Err(error)))) => {
@@ -102,11 +109,17 @@ fn kvm_faults() -> Check {
 fn frames() -> Check {
     const NAME: &str = "pagemap";
     match own_page() {
-        Ok(Some(PageState::Present { pfn: 0 })) => {
-            Check::degraded(NAME, "without frame numbers", "`tiering map` shows no frames; needs CAP_SYS_ADMIN")
-        }
+        Ok(Some(PageState::Present { pfn: 0 })) => Check::degraded(
+            NAME,
+            "without frame numbers",
+            "`tiering map` shows no frames; needs CAP_SYS_ADMIN",
+        ),
         Ok(_) => Check::ok(NAME, "with frame numbers"),
-        Err(error) => Check::missing(NAME, error.to_string(), "where pages are cannot be read: the agent does not start"),
+        Err(error) => Check::missing(
+            NAME,
+            error.to_string(),
+            "where pages are cannot be read: the agent does not start",
+        ),
     }
 }
 
@@ -124,7 +137,9 @@ fn pagemap_scan() -> Check {
     });
     match tried {
         Ok(()) => Check::ok(NAME, "works"),
-        Err(error) => Check::degraded(NAME, error.to_string(), "sweeps read all of pagemap, which costs more CPU"),
+        Err(error) => {
+            Check::degraded(NAME, error.to_string(), "sweeps read all of pagemap, which costs more CPU")
+        }
     }
 }
 

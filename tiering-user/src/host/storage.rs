@@ -24,7 +24,13 @@ fn swap_areas() -> Check {
     const NAME: &str = "swap areas";
     let on = match read_proc_swaps() {
         Ok(on) => on,
-        Err(error) => return Check::missing(NAME, error.to_string(), "this kernel has no swap: nothing can be demoted"),
+        Err(error) => {
+            return Check::missing(
+                NAME,
+                error.to_string(),
+                "this kernel has no swap: nothing can be demoted",
+            );
+        }
     };
     let detail = format!("{} of {MOST_AREAS} on", on.len());
     let above: Vec<_> =
@@ -36,7 +42,11 @@ fn swap_areas() -> Check {
         let detail = format!("{detail}; {} has priority {}", area.path.display(), area.priority);
         Check::degraded(NAME, detail, "it fills before the tiers: give it a lower priority")
     } else if zram {
-        Check::degraded(NAME, format!("{detail}; zram among them"), "what goes there stays in memory, compressed")
+        Check::degraded(
+            NAME,
+            format!("{detail}; zram among them"),
+            "what goes there stays in memory, compressed",
+        )
     } else {
         Check::ok(NAME, detail)
     }
@@ -49,7 +59,11 @@ fn is_ours(path: &Path) -> bool {
 fn zswap() -> Check {
     const NAME: &str = "zswap";
     if read("/sys/module/zswap/parameters/enabled") == "Y" {
-        Check::degraded(NAME, "on", "demoted pages may stay in memory, compressed: a tier's used bytes are not what left it")
+        Check::degraded(
+            NAME,
+            "on",
+            "demoted pages may stay in memory, compressed: a tier's used bytes are not what left it",
+        )
     } else {
         Check::ok(NAME, "off")
     }
@@ -64,7 +78,11 @@ fn huge_pages() -> Check {
     let text = read("/sys/kernel/mm/transparent_hugepage/enabled");
     let mode = text.split(['[', ']']).nth(1).unwrap_or("not in this kernel");
     if mode == "always" || mode == "madvise" {
-        Check::degraded(NAME, mode, "a demoted huge page is split, and is not collapsed again in this version")
+        Check::degraded(
+            NAME,
+            mode,
+            "a demoted huge page is split, and is not collapsed again in this version",
+        )
     } else {
         Check::ok(NAME, mode)
     }

@@ -46,7 +46,8 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
         let from = to - 1;
         let mut old = Vec::new();
         pages.for_each(|page, entry| {
-            if entry.place() == Place::In(TierId(from)) && !entry.staged() && is_old(entry, rules, from, now) {
+            if entry.place() == Place::In(TierId(from)) && !entry.staged() && is_old(entry, rules, from, now)
+            {
                 old.push((Reverse(entry.idle(now)), page));
             }
         });
@@ -157,7 +158,11 @@ mod tests {
         assert!((least(0, false) - 5.0).abs() < 1e-9);
         assert!((least(50, true) - 2.5).abs() < 1e-9);
         let lower = Rules { pressure: true, ..RULES }.least_idle(1, 0);
-        assert_eq!(lower, Duration::from_secs(40), "pressure on the first tier says nothing about the second");
+        assert_eq!(
+            lower,
+            Duration::from_secs(40),
+            "pressure on the first tier says nothing about the second"
+        );
     }
 
     #[test]

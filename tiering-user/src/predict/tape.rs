@@ -54,9 +54,7 @@ impl Tape {
     /// Up to `window` pages that stand behind `position`.
     pub fn following(&self, position: Position, window: u32) -> impl Iterator<Item = PageIndex> + '_ {
         let first = position.0 + 1;
-        (first..first + u64::from(window))
-            .take_while(|at| self.holds(*at))
-            .map(|at| self.ring[self.slot(at)])
+        (first..first + u64::from(window)).take_while(|at| self.holds(*at)).map(|at| self.ring[self.slot(at)])
     }
 
     fn holds(&self, at: u64) -> bool {

@@ -103,7 +103,14 @@ pub fn touch_read(process: &Pidfd, spans: &[Span]) -> io::Result<usize> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: remote.len() };
     // SAFETY: `local` is our own buffer of at least that length; `remote` are addresses of the other process.
     let read = unsafe {
-        libc::process_vm_readv(process.pid, &raw const local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
+        libc::process_vm_readv(
+            process.pid,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
     };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
@@ -139,9 +146,8 @@ fn touch_write_step(process: &Pidfd, span: Span) -> io::Result<()> {
     // One byte at address 0, where nothing is ever mapped (vm.mmap_min_addr).
     let unreadable = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
     // SAFETY: the kernel only tries to read `unreadable`, and fails; `remote` lies in the other process.
-    let copied = unsafe {
-        libc::process_vm_writev(process.pid, &raw const unreadable, 1, &raw const remote, 1, 0)
-    };
+    let copied =
+        unsafe { libc::process_vm_writev(process.pid, &raw const unreadable, 1, &raw const remote, 1, 0) };
     match copied {
         -1 => match io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::EFAULT) => Ok(()),

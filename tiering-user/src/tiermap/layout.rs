@@ -59,7 +59,12 @@ impl Layout {
         for region in &regions {
             let room = u64::from(u32::MAX - first);
             let pages = u32::try_from((region.bytes / PAGE_BYTES).min(room)).unwrap_or(u32::MAX);
-            parts.push(Part { start: region.start.0, first, pages, shared: matches!(region.backing, Backing::Shared { .. }) });
+            parts.push(Part {
+                start: region.start.0,
+                first,
+                pages,
+                shared: matches!(region.backing, Backing::Shared { .. }),
+            });
             first += pages;
         }
         Self { parts, pages: first }
@@ -88,9 +93,9 @@ impl Layout {
 
     /// The regions as runs of pages, each with its first address and whether it is shared memory.
     pub fn regions(&self) -> impl Iterator<Item = (PageRun, Hva, bool)> + '_ {
-        self.parts.iter().map(|part| {
-            (PageRun { first: part.first, count: part.pages }, Hva(part.start), part.shared)
-        })
+        self.parts
+            .iter()
+            .map(|part| (PageRun { first: part.first, count: part.pages }, Hva(part.start), part.shared))
     }
 
     /// `run` cut where regions end, each part with its first address and whether it is shared memory.

@@ -86,7 +86,13 @@ fn sweep_private(
     Ok(())
 }
 
-fn read_states(pagemap: &Pagemap, run: PageRun, start: Hva, areas: &Areas, found: &mut Sweep) -> io::Result<()> {
+fn read_states(
+    pagemap: &Pagemap,
+    run: PageRun,
+    start: Hva,
+    areas: &Areas,
+    found: &mut Sweep,
+) -> io::Result<()> {
     for offset in (0..run.count).step_by(CHUNK_PAGES as usize) {
         let count = CHUNK_PAGES.min(run.count - offset);
         let states = pagemap.read(start.0 + u64::from(offset) * PAGE_BYTES, count as usize)?;
@@ -129,7 +135,8 @@ fn sweep_shared(
 /// The parts of a shared region that have data in RAM or in swap, as page offsets from its start.
 fn data_ranges(pid: i32, start: Hva, pages: u32) -> io::Result<Vec<Range<u32>>> {
     let mapping = mapping_of(pid, start)?;
-    let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.range.start, mapping.range.end))?;
+    let file =
+        File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.range.start, mapping.range.end))?;
     let base = mapping.file_offset + (start.0 - mapping.range.start);
     let end = base + u64::from(pages) * PAGE_BYTES;
     let mut ranges = Vec::new();

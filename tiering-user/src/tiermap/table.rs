@@ -1,6 +1,6 @@
 //! The table of one virtual machine.
 
-use super::entry::{Place, PageEntry, Seconds};
+use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
 use super::sweep::Sweep;
 use crate::tiers::TierId;

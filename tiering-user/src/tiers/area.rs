@@ -18,11 +18,17 @@ use crate::sys::{self, PAGE_BYTES};
 pub enum AreaError {
     #[error("{path}: {filesystem} cannot hold swap files; choose a folder on ext4 or xfs")]
     Filesystem { path: PathBuf, filesystem: &'static str },
-    #[error("{path}: {free_mib} MiB are free and {needed_mib} MiB needed; free some, or choose a smaller size")]
+    #[error(
+        "{path}: {free_mib} MiB are free and {needed_mib} MiB needed; free some, or choose a smaller size"
+    )]
     Full { path: PathBuf, free_mib: u64, needed_mib: u64 },
-    #[error("{path}: the kernel has no number left for another swap area, or this user may not switch one on")]
+    #[error(
+        "{path}: the kernel has no number left for another swap area, or this user may not switch one on"
+    )]
     NoArea { path: PathBuf },
-    #[error("{path}: {used_mib} MiB must come back and {available_mib} MiB of memory are available; free some first")]
+    #[error(
+        "{path}: {used_mib} MiB must come back and {available_mib} MiB of memory are available; free some first"
+    )]
     NoMemory { path: PathBuf, used_mib: u64, available_mib: u64 },
     #[error("{path}: cannot {action}: {source}")]
     Io { path: PathBuf, action: &'static str, source: io::Error },
@@ -59,11 +65,13 @@ fn unfit(kind: FsType) -> Option<&'static str> {
 /// [`AreaError::Filesystem`], [`AreaError::Full`], [`AreaError::Io`].
 pub fn check_folder(folder: &Path, bytes: u64) -> Result<(), AreaError> {
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
-    let kind = statfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the file system"))?;
+    let kind =
+        statfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the file system"))?;
     if let Some(filesystem) = unfit(kind.filesystem_type()) {
         return Err(AreaError::Filesystem { path: folder.to_owned(), filesystem });
     }
-    let room = statvfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the free space"))?;
+    let room =
+        statvfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the free space"))?;
     let free = room.blocks_available() * room.fragment_size();
     if free < bytes {
         let path = folder.to_owned();

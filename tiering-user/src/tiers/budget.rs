@@ -32,7 +32,11 @@ impl WriteBudget {
         if let Some(rate) = self.bytes_per_second {
             let elapsed = now.since(self.refilled).as_secs_f64();
             // Truncation is fine: what is not granted now is granted at the next call.
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds times a rate")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "seconds times a rate"
+            )]
             let earned = (elapsed * rate as f64) as u64;
             if earned > 0 {
                 self.tokens = self.tokens.saturating_add(earned).min(rate);

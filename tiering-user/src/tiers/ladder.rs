@@ -29,7 +29,9 @@ pub enum TierKind {
 
 /// The ladder cannot be built from the configuration.
 #[derive(Debug, Error)]
-#[error("tier `{0}`: only the first tier can be made of nodes in this version; remove it from the configuration")]
+#[error(
+    "tier `{0}`: only the first tier can be made of nodes in this version; remove it from the configuration"
+)]
 pub struct SecondNodeTier(String);
 
 /// The tiers of the configuration.

@@ -61,7 +61,8 @@ fn assign(on: &[SwapLine], saved: &[(PathBuf, u8)]) -> Vec<u8> {
     let mut next = 0;
     on.iter()
         .map(|line| {
-            let number = saved.iter().find(|(path, _)| *path == line.path).map_or(next, |(_, number)| *number);
+            let number =
+                saved.iter().find(|(path, _)| *path == line.path).map_or(next, |(_, number)| *number);
             next = number + 1;
             number
         })

@@ -141,7 +141,8 @@ impl SwapTiers {
             });
             fastest = false;
         }
-        let mut this = Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
+        let mut this =
+            Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
         this.adopt()?;
         if let Some(first) = this.tiers.first()
             && first.segments.is_empty()
@@ -207,7 +208,8 @@ impl SwapTiers {
             return Ok(false);
         }
         let names: BTreeSet<_> = segments.iter().map(|segment| segment.area.path.clone()).collect();
-        let path = (0u32..).map(|n| folder.join(format!("segment-{n}.swap"))).find(|path| !names.contains(path));
+        let path =
+            (0u32..).map(|n| folder.join(format!("segment-{n}.swap"))).find(|path| !names.contains(path));
         let Some(path) = path else { return Ok(false) };
         let level = i32::try_from(tier).unwrap_or(0);
         let priority = BASE_PRIORITY + level * PRIORITY_STEP + i32::try_from(segments.len()).unwrap_or(0);
@@ -324,7 +326,8 @@ impl SwapTiers {
     /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
     fn open_slots(&mut self, tier: usize, wanted: u64) -> Result<u64, SwapError> {
         let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
-        let mut free: u64 = self.tiers[tier].segments.iter().map(|segment| free_pages(&on, &segment.area)).sum();
+        let mut free: u64 =
+            self.tiers[tier].segments.iter().map(|segment| free_pages(&on, &segment.area)).sum();
         let mut released = Ok(0);
         for segment in &mut self.tiers[tier].segments {
             if let Some(plug) = &mut segment.plug
@@ -382,7 +385,8 @@ impl SwapTiers {
             segment.plug = None;
             segment.area.plugged_pages = 0;
             let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
-            let used = on.iter().find(|line| line.path == segment.area.path).map_or(0, |line| line.used_bytes);
+            let used =
+                on.iter().find(|line| line.path == segment.area.path).map_or(0, |line| line.used_bytes);
             if let Err(error) = area::remove(&segment.area.path, used) {
                 self.tiers[index].closed = false;
                 self.tiers[index].segments.push(segment);
@@ -433,7 +437,11 @@ impl SwapTiers {
 }
 
 fn segment_bytes(capacity_bytes: u64, fastest: bool) -> u64 {
-    if fastest { capacity_bytes } else { (capacity_bytes / SEGMENTS).max(SEGMENT_MIN_BYTES).min(capacity_bytes) }
+    if fastest {
+        capacity_bytes
+    } else {
+        (capacity_bytes / SEGMENTS).max(SEGMENT_MIN_BYTES).min(capacity_bytes)
+    }
 }
 
 fn free_pages(on: &[SwapLine], area: &Area) -> u64 {

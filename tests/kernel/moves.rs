@@ -1,0 +1,140 @@
+//! An operator's moves end where they were meant to, by pagemap.
+
+use serde_json::Value;
+use tiering_tests::agent::Agent;
+use tiering_tests::guest::Backend;
+use tiering_tests::skip::skip_or_fail;
+
+use crate::host::{
+    At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, runs, vm,
+};
+
+fn move_to(agent: &Agent, tier: &str) -> Value {
+    let outcome = agent.tiering(&["move", "tt-moves", "--to", tier, "--json"]).unwrap();
+    serde_json::from_str(&outcome).unwrap()
+}
+
+/// Of the pages that the map knows, how many pagemap shows in these areas, and how many in memory.
+fn count(agent: &Agent, pid: u32, areas: &[u64]) -> (u64, u64, u64) {
+    let (mut all, mut in_areas, mut in_memory) = (0, 0, 0);
+    for run in runs(agent, "tt-moves").iter().filter(|run| run["tier"] != "untouched") {
+        for at in pagemap(pid, run["hva"].as_u64().unwrap(), run["pages"].as_u64().unwrap()) {
+            all += 1;
+            match at {
+                At::Swap { area, .. } if areas.contains(&area) => in_areas += 1,
+                At::Memory { .. } => in_memory += 1,
+                _ => {}
+            }
+        }
+    }
+    (all, in_areas, in_memory)
+}
+
+#[test]
+fn at_least_99_of_100_pages_land_in_the_tier_that_was_named() {
+    let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-moves", Backend::Anonymous);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-moves");
+    guest.stop().unwrap();
+    let folder = |tier: &str| host.scratch.path().join(tier);
+
+    // Down, further down, up one tier, up to memory.
+    for tier in ["nvme", "qlc", "nvme"] {
+        let outcome = move_to(&agent, tier);
+        let areas = area_numbers(&folder(tier));
+        let (all, there, _) = count(&agent, guest.pid(), &areas);
+        println!("to {tier}: {there} of {all} pages by pagemap; {outcome}");
+        assert!(all >= 64 * 256, "the guest filled 64 MiB, the map knows {all} pages");
+        assert!(there * 100 >= all * 99, "{there} of {all} pages in {tier} (areas {areas:?}): {outcome}");
+    }
+    let outcome = move_to(&agent, "dram");
+    let (all, _, in_memory) = count(&agent, guest.pid(), &[]);
+    println!("to dram: {in_memory} of {all} pages by pagemap; {outcome}");
+    assert_eq!(in_memory, all, "{outcome}");
+
+    guest.cont().unwrap();
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn shared_memory_is_moved_too() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-moves", Backend::Memfd);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    let before = vm(&agent, "tt-moves");
+    guest.stop().unwrap();
+
+    for tier in ["nvme", "qlc"] {
+        let outcome = move_to(&agent, tier);
+        println!("to {tier}: {outcome}");
+        let (asked, there) = (&outcome["asked_pages"], &outcome["in_tier_pages"]);
+        assert!(asked.as_u64().unwrap() * PAGE >= before["tier_bytes"]["dram"].as_u64().unwrap() * 9 / 10);
+        assert!(there.as_u64().unwrap() * 100 >= asked.as_u64().unwrap() * 99, "{outcome}");
+        // What left the page table left memory for the tier's files.
+        let used = agent.status().unwrap()["tiers"].as_array().unwrap().clone();
+        let used = used.iter().find(|found| found["name"] == tier).unwrap()["used_bytes"].as_u64().unwrap();
+        assert!(used >= there.as_u64().unwrap() * PAGE * 99 / 100, "{used} bytes used in {tier}: {outcome}");
+    }
+
+    guest.cont().unwrap();
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn a_part_can_be_moved_and_the_rest_stays() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-moves", Backend::Anonymous);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-moves");
+    guest.stop().unwrap();
+    let (start, end) = {
+        let runs = runs(&agent, "tt-moves");
+        let largest = runs.iter().max_by_key(|run| run["pages"].as_u64()).unwrap();
+        let start = largest["hva"].as_u64().unwrap();
+        (start, start + largest["pages"].as_u64().unwrap().min(1000) * PAGE)
+    };
+
+    let range = format!("{start:#x}..{end:#x}");
+    let outcome = agent.tiering(&["move", "tt-moves", "--to", "nvme", "--hva", &range, "--json"]).unwrap();
+    let inside = pagemap(guest.pid(), start, (end - start) / PAGE);
+    assert!(inside.iter().all(|at| matches!(at, At::Swap { .. })), "{outcome}");
+    let status = vm(&agent, "tt-moves");
+    assert_eq!(status["tier_bytes"]["nvme"], end - start, "{status}");
+
+    guest.cont().unwrap();
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn a_guest_that_dies_in_the_middle_of_a_move_does_no_harm() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut doomed = guest("tt-moves", Backend::Anonymous);
+    let mut other = guest("tt-other", Backend::Anonymous);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-moves");
+
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| agent.tiering(&["move", "tt-moves", "--to", "qlc", "--json"]));
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        doomed.kill();
+        // Done before it died, or told that it has.
+        if let Err(error) = mover.join().unwrap() {
+            assert!(format!("{error:#}").contains("ended"), "{error:#}");
+        }
+    });
+    let left = crate::host::wait_for("the agent to notice", || {
+        let status = agent.status().unwrap();
+        let names: Vec<_> =
+            status["vms"].as_array().unwrap().iter().map(|vm| vm["name"].to_string()).collect();
+        (!names.iter().any(|name| name.contains("tt-moves"))).then_some(names)
+    });
+    assert!(left.unwrap().iter().any(|name| name.contains("tt-other")));
+
+    assert_memory_right(&mut other);
+    drain_and_end(agent, &host);
+}
