@@ -96,8 +96,15 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Option<T> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     Nowhere,
-    Memory { pfn: u64 },
-    Swap { area: u64, slot: u64 },
+    /// The kernel's shared page of zeroes, which takes no memory.
+    Zero,
+    Memory {
+        pfn: u64,
+    },
+    Swap {
+        area: u64,
+        slot: u64,
+    },
 }
 
 /// Reads `pages` entries of a process's pagemap.
@@ -106,8 +113,16 @@ pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Vec<At> {
     let mut bytes = vec![0; usize::try_from(pages * 8).unwrap()];
     file.read_exact_at(&mut bytes, hva / PAGE * 8).unwrap();
     let entries = bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
+    let flags = File::open("/proc/kpageflags").unwrap();
+    let is_zero = |pfn: u64| {
+        const KPF_ZERO_PAGE: u32 = 24;
+        let mut bytes = [0; 8];
+        flags.read_exact_at(&mut bytes, pfn * 8).unwrap();
+        u64::from_ne_bytes(bytes) >> KPF_ZERO_PAGE & 1 == 1
+    };
     entries
         .map(|entry| match (entry >> 63, entry >> 62 & 1) {
+            (1, _) if is_zero(entry & ((1 << 55) - 1)) => At::Zero,
             (1, _) => At::Memory { pfn: entry & ((1 << 55) - 1) },
             (0, 1) => At::Swap { area: entry & 31, slot: entry >> 5 & ((1 << 50) - 1) },
             _ => At::Nowhere,

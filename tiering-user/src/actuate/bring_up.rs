@@ -15,7 +15,7 @@ pub(super) fn bring_up(target: &Target, areas: &Areas, outcome: &mut Outcome) {
         let after = target.states(&asked)?;
         for (was, is) in before.iter().zip(&after) {
             match (was, is) {
-                (PageState::Present { .. }, _) => {}
+                (PageState::Present { .. } | PageState::Zero, _) => {}
                 (_, PageState::Present { .. }) => outcome.moved_pages += 1,
                 (PageState::Absent, _) => outcome.skip(Skip::Absent, 1),
                 _ => outcome.skip(Skip::Stayed, 1),

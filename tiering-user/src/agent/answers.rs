@@ -198,6 +198,7 @@ impl State {
         if ticket.batches == 0
             && let Some(mut ticket) = self.tickets.remove(&id)
         {
+            self.status_due = true;
             ticket.outcome.elapsed_ms = millis(ticket.began.elapsed());
             ticket.reply.send(Ok(ticket.outcome)).ok();
         }
@@ -241,6 +242,7 @@ impl State {
         for id in self.machines.keys().copied().collect::<Vec<_>>() {
             self.start_sweep(id);
         }
+        self.status_due = true;
         let waiting = std::mem::take(&mut self.drains);
         for (waits_for, reply) in waiting {
             if waits_for == tier {
@@ -280,7 +282,7 @@ fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
     match pagemap.read(address, 1).ok()?.first()? {
         PageState::Present { pfn } => Some(Location::Frame { pfn: *pfn }),
         PageState::Swapped { area, slot } => Some(Location::Slot { area: (*area).into(), slot: *slot }),
-        PageState::Absent => None,
+        PageState::Zero | PageState::Absent => None,
     }
 }
 

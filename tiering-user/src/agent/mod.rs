@@ -113,7 +113,7 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
                 state.every_second(&mut faults);
-                status.send_replace(Arc::new(state.status(&faults)));
+                state.status_due = true;
                 if reported.elapsed() >= REPORT_EVERY {
                     reported = Instant::now();
                     report::write(&status.borrow(), options)?;
@@ -125,6 +125,9 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
                 }
             }
             () = sleep(tick) => {}
+        }
+        if std::mem::take(&mut state.status_due) {
+            status.send_replace(Arc::new(state.status(&faults)));
         }
         if state.drain(&mut faults, DRAIN_SAMPLES) > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);

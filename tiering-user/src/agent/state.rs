@@ -43,6 +43,8 @@ pub(super) struct State {
     pub pressure: bool,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
+    /// Something was done that somebody waits for: the status is published at once.
+    pub status_due: bool,
     batch: Vec<Sample>,
 }
 
@@ -82,6 +84,7 @@ impl State {
             maps: Vec::new(),
             pressure: false,
             may_stage: true,
+            status_due: false,
             batch: Vec::new(),
         }
     }

@@ -193,6 +193,7 @@ mod tests {
         let mut stages = Stages::default();
         stages.requested(1, at(1));
         stages.requested(2, at(1));
+        stages.done(1, at(1));
         stages.touched(1, at(2));
         stages.requested(1, at(8));
         let deadline = Duration::from_secs(10);

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use super::PAGE_BYTES;
+use super::{PAGE_BYTES, ZeroPages};
 
 /// Where a page is (Documentation/admin-guide/mm/pagemap.rst).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +16,18 @@ pub enum PageState {
     Absent,
     /// In RAM. The frame number is 0 without CAP_SYS_ADMIN.
     Present { pfn: u64 },
+    /// Mapped to the kernel's one page of zeroes: takes no memory. So are pages of zeroes when a huge page is split
+    /// (mm/huge_memory.c, Linux 6.12 and later).
+    Zero,
     /// In the swap area with this kernel number, at this slot.
     Swapped { area: u8, slot: u64 },
 }
 
 impl PageState {
-    fn decode(entry: u64) -> Self {
+    fn decode(entry: u64, zero_pfn: Option<u64>) -> Self {
         if entry >> 63 & 1 == 1 {
-            Self::Present { pfn: entry & ((1 << 55) - 1) }
+            let pfn = entry & ((1 << 55) - 1);
+            if Some(pfn) == zero_pfn { Self::Zero } else { Self::Present { pfn } }
         } else if entry >> 62 & 1 == 1 {
             Self::Swapped { area: (entry & 0x1f) as u8, slot: entry >> 5 & ((1 << 50) - 1) }
         } else {
@@ -31,7 +36,7 @@ impl PageState {
     }
 }
 
-/// Pages in a row that are all present, or all swapped; whatever lies between two ranges is absent.
+/// Pages in a row that are all present, or all swapped; whatever lies between two ranges takes no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanRange {
     /// Host-virtual address of the first page.
@@ -70,7 +75,8 @@ impl Pagemap {
         let mut bytes = vec![0u8; count * 8];
         self.0.read_exact_at(&mut bytes, hva / PAGE_BYTES * 8)?;
         let entries = bytes.as_chunks::<8>().0.iter();
-        Ok(entries.map(|entry| PageState::decode(u64::from_ne_bytes(*entry))).collect())
+        let zero_pfn = zero_pfn();
+        Ok(entries.map(|entry| PageState::decode(u64::from_ne_bytes(*entry), zero_pfn)).collect())
     }
 
     /// Calls `found` for every range of present or swapped pages between `start` and `end`, in order.
@@ -88,13 +94,14 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
                 ..ScanRequest::default()
             };
             // SAFETY: `request` has the size it says, and `vec` points to `vec_len` regions that outlive the call.
             let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut request) };
             let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
-            for region in regions.iter().take(count) {
+            for region in regions.iter().take(count).filter(|region| region.categories & PAGE_IS_PFNZERO == 0)
+            {
                 found(ScanRange {
                     start: region.start,
                     end: region.end,
@@ -110,9 +117,30 @@ impl Pagemap {
     }
 }
 
+/// Frame number of the kernel's page of zeroes, as far as it can be told: what a page of our own shows that was read
+/// and never written.
+fn zero_pfn() -> Option<u64> {
+    static ZERO: OnceLock<Option<u64>> = OnceLock::new();
+    *ZERO.get_or_init(|| {
+        let page = ZeroPages::map(1).ok()?;
+        page.read_touch();
+        let mut entry = [0; 8];
+        File::open("/proc/self/pagemap")
+            .ok()?
+            .read_exact_at(&mut entry, page.start() as u64 / PAGE_BYTES * 8)
+            .ok()?;
+        match PageState::decode(u64::from_ne_bytes(entry), None) {
+            PageState::Present { pfn: 0 } => None,
+            PageState::Present { pfn } => Some(pfn),
+            _ => None,
+        }
+    })
+}
+
 // include/uapi/linux/fs.h, Linux 6.7 and later.
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
@@ -149,15 +177,17 @@ mod tests {
 
     #[test]
     fn entries_are_decoded() {
-        assert_eq!(PageState::decode(0), PageState::Absent);
-        assert_eq!(PageState::decode(1 << 63 | 1 << 56 | 0x1234), PageState::Present { pfn: 0x1234 });
-        assert_eq!(PageState::decode(1 << 62 | 7 << 5 | 3), PageState::Swapped { area: 3, slot: 7 });
+        let decode = |entry| PageState::decode(entry, Some(0x99));
+        assert_eq!(decode(0), PageState::Absent);
+        assert_eq!(decode(1 << 63 | 1 << 56 | 0x1234), PageState::Present { pfn: 0x1234 });
+        assert_eq!(decode(1 << 63 | 0x99), PageState::Zero);
+        assert_eq!(decode(1 << 62 | 7 << 5 | 3), PageState::Swapped { area: 3, slot: 7 });
     }
 
     #[test]
     fn a_scan_agrees_with_reading_each_page() {
         let pages = 64usize;
-        let mut memory = crate::sys::ZeroPages::map(pages).unwrap();
+        let mut memory = ZeroPages::map(pages).unwrap();
         for page in [3usize, 4, 5, 40] {
             memory.page_out(page, 1).unwrap();
         }

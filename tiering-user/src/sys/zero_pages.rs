@@ -61,6 +61,12 @@ impl ZeroPages {
         self.advise(first, count, libc::MADV_PAGEOUT)
     }
 
+    /// Reads the first page, which maps the kernel's page of zeroes there.
+    pub(super) fn read_touch(&self) {
+        // SAFETY: inside the mapping, which is readable. Volatile, or the unused load would be dropped.
+        unsafe { self.start.cast::<u8>().read_volatile() };
+    }
+
     /// Frees `count` pages from page `first`, with the swap slots they hold.
     ///
     /// # Errors

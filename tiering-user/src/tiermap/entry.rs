@@ -9,13 +9,15 @@ pub struct Seconds(pub u16);
 
 /// Idle ages beyond this are all the same, seconds.
 const IDLE_CAP: u16 = 50_000;
+/// A difference beyond this is an access later than the time it is compared with.
+const IDLE_MOST: u16 = 60_000;
 /// Most that coming back can multiply the idle age a page must reach: 2 to this power.
 pub(super) const BACKOFF_MAX: u32 = 3;
 
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// Never touched: it takes no memory anywhere.
+    /// It takes no memory anywhere: never touched, or the kernel's shared page of zeroes.
     Untouched,
     In(TierId),
     /// In a swap area that is not one of the ladder's, or, for shared guest RAM, in one that cannot be told.
@@ -100,9 +102,10 @@ impl PageEntry {
         Self(self.0 & !LAST_MASK | u32::from(now.0))
     }
 
-    /// Seconds since the last access that is known.
+    /// Seconds since the last access that is known; 0 for one that is later than `now`.
     pub fn idle(self, now: Seconds) -> u16 {
-        now.0.wrapping_sub((self.0 & LAST_MASK) as u16)
+        let idle = now.0.wrapping_sub((self.0 & LAST_MASK) as u16);
+        if idle > IDLE_MOST { 0 } else { idle }
     }
 
     /// The same entry after an access.
@@ -178,7 +181,8 @@ mod tests {
             prop_assert_eq!(entry.written(), write);
             prop_assert_eq!(entry.backoff(), backoff);
             prop_assert_eq!(u16::from(entry.heat()), seen.min(255));
-            prop_assert_eq!(entry.idle(Seconds(last.wrapping_add(later))), later);
+            let idle = if later > IDLE_MOST { 0 } else { later };
+            prop_assert_eq!(entry.idle(Seconds(last.wrapping_add(later))), idle);
         }
     }
 

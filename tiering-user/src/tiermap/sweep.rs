@@ -106,7 +106,7 @@ fn read_states(
 /// The place that a pagemap entry names.
 pub(crate) fn place_of(state: PageState, areas: &Areas) -> Place {
     match state {
-        PageState::Absent => Place::Untouched,
+        PageState::Absent | PageState::Zero => Place::Untouched,
         PageState::Present { .. } => Place::In(TierId(0)),
         PageState::Swapped { area, .. } => areas.tier_of(area).map_or(Place::OtherSwap, Place::In),
     }

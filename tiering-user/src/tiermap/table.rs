@@ -212,8 +212,11 @@ mod tests {
         fn it_agrees_with_a_plain_map(changes in prop::collection::vec(change(), 1..40)) {
             let mut table = table();
             let mut model: BTreeMap<u32, Place> = BTreeMap::new();
-            let now = Seconds(5);
+            let mut time = 0;
             for change in changes {
+                // Every change is later than the one before.
+                time += 1;
+                let now = Seconds(time);
                 match change {
                     Change::Touch(page, write) => {
                         table.touch(page, now, write);
@@ -244,7 +247,7 @@ mod tests {
                                 }
                             }
                         }
-                        table.apply(&sweep, Seconds(4), now);
+                        table.apply(&sweep, now, now);
                         model = swept;
                     }
                 }
@@ -269,5 +272,16 @@ mod tests {
         assert_eq!(table.apply(&sweep, Seconds(9), Seconds(9)), 1);
         assert_eq!(table.get(3).idle(Seconds(10)), 1);
         assert_eq!(table.get(3).heat(), 1);
+    }
+
+    #[test]
+    fn an_access_after_the_sweep_began_knows_better() {
+        let mut table = table();
+        table.touch(3, Seconds(9), false);
+        let old = Sweep { runs: vec![(PageRun { first: 3, count: 1 }, Place::In(TierId(1)))] };
+        table.apply(&old, Seconds(8), Seconds(10));
+        assert_eq!(table.get(3).place(), Place::In(TierId(0)));
+        table.apply(&old, Seconds(10), Seconds(10));
+        assert_eq!(table.get(3).place(), Place::In(TierId(1)));
     }
 }

@@ -92,6 +92,8 @@ pub(super) fn create(path: &Path, bytes: u64, label: &str, priority: i32) -> Res
     if made.is_err() {
         // The reason it was not made is the error worth telling.
         fs::remove_file(path).ok();
+        // Only if nothing else is in it.
+        fs::remove_dir(folder).ok();
     }
     made
 }

@@ -40,6 +40,8 @@ pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
 const PRIORITY_STEP: i32 = 50;
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
 const PRIMER_PAGES: usize = 1280;
+/// An area with no more than this in it counts as empty: slots of pages that were freed may linger in the swap cache.
+const EMPTY_BYTES: u64 = 1 << 20;
 /// Slots let go beyond a batch: what the primer takes, and what others may take meanwhile.
 const SLACK_PAGES: u64 = 512;
 
@@ -411,8 +413,9 @@ impl SwapTiers {
             }
             let on = read_proc_swaps().unwrap_or_default();
             tier.segments.retain(|segment| {
-                let empty = on.iter().any(|line| line.path == segment.area.path && line.used_bytes == 0);
-                !empty || area::remove(&segment.area.path, 0).is_err()
+                let line = on.iter().find(|line| line.path == segment.area.path);
+                let empty = line.is_some_and(|line| line.used_bytes <= EMPTY_BYTES);
+                !empty || area::remove(&segment.area.path, EMPTY_BYTES).is_err()
             });
             fs::remove_dir(&tier.folder).ok();
         }
