@@ -13,4 +13,5 @@ mod host;
 mod map;
 mod moves;
 mod policy;
+mod reclaim;
 mod refusals;

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as async_mpsc;
 
@@ -12,6 +12,9 @@ use super::target::{Outcome, Roots, Skip, Target};
 use crate::policy::{Action, Step};
 use crate::sys;
 use crate::tiers::{Areas, SwapError, SwapTiers, TierId};
+
+/// How often an idle mover looks after the plugs.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Something for a lane to do.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub enum Job {
 pub enum Done {
     Step(Outcome),
     /// Pages brought up, and how long it took.
-    Drain(TierId, Result<u64, SwapError>, std::time::Duration),
+    Drain(TierId, Result<u64, SwapError>, Duration),
 }
 
 /// What both lanes go by.
@@ -89,9 +92,15 @@ impl Lane {
     ) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            for job in jobs {
-                if done.send(run(job, &settings, swap.as_mut())).is_err() {
-                    break;
+            loop {
+                match jobs.recv_timeout(SETTLE_EVERY) {
+                    Ok(job) => {
+                        if done.send(run(job, &settings, swap.as_mut())).is_err() {
+                            break;
+                        }
+                    }
+                    Err(mpsc::RecvTimeoutError::Timeout) => settle(swap.as_mut()),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
             }
             if let Some(swap) = &mut swap {
@@ -108,6 +117,13 @@ impl Drop for Lane {
         if let Some(thread) = self.thread.take() {
             thread.join().ok();
         }
+    }
+}
+
+/// Plugs the slots of lower tiers that guests have freed since the last batch.
+fn settle(swap: Option<&mut SwapTiers>) {
+    if let Some(Err(error)) = swap.map(SwapTiers::settle) {
+        tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");
     }
 }
 

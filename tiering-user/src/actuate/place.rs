@@ -75,6 +75,7 @@ fn place_private(
         match (*was, *is) {
             (_, is) if is == wanted => outcome.moved_pages += u64::from(*was != wanted),
             (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
+            (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
             _ if !tried(page) => {}
             (_, Place::In(TierId(0))) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),

@@ -42,6 +42,8 @@ pub enum Skip {
     ElsewhereInSwap,
     /// There is no page.
     Absent,
+    /// All zero: the kernel let go of its memory instead of writing it anywhere.
+    Zero,
     /// The process ended.
     Gone,
     /// The machine may not be touched now.
@@ -58,6 +60,7 @@ impl fmt::Display for Skip {
             Self::Stayed => f.write_str("left by the kernel (pinned, locked or shared)"),
             Self::ElsewhereInSwap => f.write_str("in another swap area"),
             Self::Absent => f.write_str("no page there"),
+            Self::Zero => f.write_str("all zero: takes no memory now"),
             Self::Gone => f.write_str("the machine has ended"),
             Self::Refused(reason) | Self::Failed(reason) => f.write_str(reason),
         }

@@ -145,14 +145,23 @@ impl SwapTiers {
         }
         let mut this =
             Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
-        this.adopt()?;
-        if let Some(first) = this.tiers.first()
+        match this.take_over() {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.release_empty();
+                Err(error)
+            }
+        }
+    }
+
+    fn take_over(&mut self) -> Result<(), SwapError> {
+        self.adopt()?;
+        if let Some(first) = self.tiers.first()
             && first.segments.is_empty()
         {
-            this.grow(0)?;
+            self.grow(0)?;
         }
-        this.settle()?;
-        Ok(this)
+        self.settle()
     }
 
     /// Which areas are ours.

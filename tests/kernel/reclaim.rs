@@ -1,0 +1,82 @@
+//! What the kernel reclaims on its own, while the agent is at rest, goes to the fastest swap tier.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tiering_tests::agent::Agent;
+use tiering_tests::guest::Backend;
+use tiering_tests::skip::{Skip, skip_or_fail};
+
+use crate::host::{
+    At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, vm,
+};
+
+const LIMIT_BYTES: usize = 48 << 20;
+const MEMORY_BYTES: usize = 128 << 20;
+
+/// A memory cgroup with a limit, which this process is in until it is dropped.
+struct Limited {
+    group: PathBuf,
+    parent: PathBuf,
+}
+
+impl Limited {
+    fn enter() -> Result<Self, Skip> {
+        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
+        let (parent, limit) = if v1.join("memory.limit_in_bytes").exists() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            let v2 = PathBuf::from("/sys/fs/cgroup");
+            fs::write(v2.join("cgroup.subtree_control"), "+memory")
+                .map_err(|error| Skip(format!("no memory cgroup to be had: {error}")))?;
+            (v2, "memory.max")
+        };
+        let group = parent.join("tiering-test-reclaim");
+        fs::create_dir_all(&group).map_err(|error| Skip(format!("{}: {error}", group.display())))?;
+        fs::write(group.join(limit), LIMIT_BYTES.to_string()).unwrap();
+        fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        Ok(Self { group, parent })
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        fs::write(self.parent.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        fs::remove_dir(&self.group).unwrap();
+    }
+}
+
+#[test]
+fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
+    let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-reclaim", Backend::Anonymous);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-reclaim");
+    // Both tiers hold pages, and the lower one has free slots.
+    agent.tiering(&["move", "tt-reclaim", "--to", "qlc"]).unwrap();
+    let areas = |tier: &str| area_numbers(&host.scratch.path().join(tier));
+    assert!(!areas("qlc").is_empty());
+
+    let Some(limited) = skip_or_fail(Limited::enter()) else { return };
+    let mut memory = vec![0u64; MEMORY_BYTES / 8];
+    for (value, word) in (1u64..).zip(&mut memory) {
+        *word = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    let start = memory.as_ptr() as u64;
+    let found = pagemap(std::process::id(), start, MEMORY_BYTES as u64 / PAGE);
+    drop(memory);
+    drop(limited);
+
+    let in_areas = |areas: &[u64]| {
+        found.iter().filter(|at| matches!(at, At::Swap { area, .. } if areas.contains(area))).count()
+    };
+    let swapped = found.iter().filter(|at| matches!(at, At::Swap { .. })).count();
+    let (nvme, qlc) = (in_areas(&areas("nvme")), in_areas(&areas("qlc")));
+    println!("{swapped} pages reclaimed by the kernel: {nvme} to nvme, {qlc} to qlc");
+    assert!(swapped * PAGE as usize > MEMORY_BYTES / 2, "{swapped} pages reclaimed");
+    assert!(nvme * 100 >= swapped * 99, "{nvme} of {swapped} to nvme, {qlc} to qlc");
+
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
