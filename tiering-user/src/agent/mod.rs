@@ -58,8 +58,8 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
     }
     let _lock = Lock::take(Path::new(RUN_DIR))?;
     let ladder = Ladder::new(&config)?;
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread: a second one would only be woken to wake this one, a thousand times a second.
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::Start)?

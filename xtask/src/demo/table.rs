@@ -67,7 +67,7 @@ pub fn render(status: &Value) -> String {
     let mut lines = align(&rows);
     let events = &status["events"];
     lines.push(format!(
-        "events: {} produced = {} consumed + {} dropped; staged and used are pages",
+        "events: {} produced, {} consumed, {} dropped; staged and used are pages",
         count(&events["produced"]),
         count(&events["consumed"]),
         count(&events["dropped"])
@@ -122,7 +122,7 @@ mod tests {
             render(&status),
             "VM      RAM  dram  nvme  faults  demoted  promoted  staged  used\n\
              web-1  256M  200M   56M    1234      60M        4M      50    40\n\
-             events: 10 produced = 9 consumed + 1 dropped; staged and used are pages"
+             events: 10 produced, 9 consumed, 1 dropped; staged and used are pages"
         );
     }
 
