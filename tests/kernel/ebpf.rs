@@ -152,11 +152,38 @@ fn this_process(memory: &ZeroPages) -> Vm {
     }
 }
 
+/// tracefs at its usual place, as the classic road needs it; unmounted again if it was not there before.
+struct Tracefs {
+    mounted: bool,
+}
+
+impl Tracefs {
+    const PATH: &str = "/sys/kernel/tracing";
+
+    fn mount() -> Self {
+        use nix::mount::{MsFlags, mount};
+        let there = std::path::Path::new(Self::PATH).join("events").exists();
+        if !there {
+            mount(Some("tracefs"), Self::PATH, Some("tracefs"), MsFlags::empty(), None::<&str>).unwrap();
+        }
+        Self { mounted: !there }
+    }
+}
+
+impl Drop for Tracefs {
+    fn drop(&mut self) {
+        if self.mounted {
+            nix::mount::umount(Self::PATH).unwrap();
+        }
+    }
+}
+
 #[test]
 fn every_road_sees_every_real_fault() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     const PAGES: usize = 500;
-    for road in [Road::TpBtf, Road::Raw] {
+    let _tracefs = Tracefs::mount();
+    for road in [Road::TpBtf, Road::Raw, Road::Classic] {
         let mut memory = ZeroPages::map(PAGES).unwrap();
         let vm = this_process(&memory);
         let mut faults = Faults::attach(&[road], None).unwrap();

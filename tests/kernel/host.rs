@@ -74,7 +74,7 @@ pub fn vm(agent: &Agent, name: &str) -> Value {
     let found = wait_for("the agent to find the guest", || {
         let status = agent.status().unwrap();
         let vms = status["vms"].as_array().unwrap();
-        vms.iter().find(|vm| vm["name"] == name && vm["tier_bytes"]["dram"] != 0).cloned()
+        vms.iter().find(|vm| vm["name"] == name && vm["untouched_bytes"] != vm["ram_bytes"]).cloned()
     });
     found.unwrap_or_else(|| panic!("no {name} in {}", agent.status().unwrap()))
 }

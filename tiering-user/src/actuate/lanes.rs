@@ -1,6 +1,7 @@
 //! The two threads that carry steps out.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ struct Settings {
     areas: Areas,
 }
 
-/// The running lanes. Dropped, they finish what they have begun and end.
+/// The running lanes. Dropped, they finish the job they are at, leave those that wait, and end.
 #[derive(Debug)]
 pub struct Lanes {
     mover: Lane,
@@ -49,6 +50,8 @@ pub struct Lanes {
 #[derive(Debug)]
 struct Lane {
     jobs: Option<mpsc::Sender<Job>>,
+    /// Set when the lane should end after the job it is at.
+    stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -69,8 +72,8 @@ impl Lanes {
         Ok(Self { mover, stager })
     }
 
-    /// Hands a job to the lane it belongs to. At most a few at a time are waiting: callers send the next when the
-    /// one before is done.
+    /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
+    /// is done, so that few are waiting.
     pub fn send(&self, job: Job) {
         let lane = match &job {
             Job::Step(_, step) if matches!(step.action, Action::Stage | Action::DropStage) => &self.stager,
@@ -91,28 +94,33 @@ impl Lane {
         done: async_mpsc::UnboundedSender<Done>,
     ) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             loop {
                 match jobs.recv_timeout(SETTLE_EVERY) {
+                    _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) => {
                         if done.send(run(job, &settings, swap.as_mut())).is_err() {
                             break;
                         }
                     }
-                    Err(mpsc::RecvTimeoutError::Timeout) => settle(swap.as_mut()),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
+                settle(swap.as_mut());
             }
             if let Some(swap) = &mut swap {
                 swap.release_empty();
             }
         })?;
-        Ok(Self { jobs: Some(sender), thread: Some(thread) })
+        Ok(Self { jobs: Some(sender), stop, thread: Some(thread) })
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
             thread.join().ok();
@@ -120,7 +128,7 @@ impl Drop for Lane {
     }
 }
 
-/// Plugs the slots of lower tiers that guests have freed since the last batch.
+/// Plugs what the last batch left of its tier, and the slots of lower tiers that guests have freed.
 fn settle(swap: Option<&mut SwapTiers>) {
     if let Some(Err(error)) = swap.map(SwapTiers::settle) {
         tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");

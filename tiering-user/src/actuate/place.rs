@@ -4,7 +4,8 @@
 //!    read back and not written since would otherwise return to the slot it had.
 //! 2. The tier is opened ([`SwapTiers::aim`]), the thread bound to one CPU, and the pages are paged out.
 //! 3. Where they went is read back; what went elsewhere goes through 1 and 2 again, twice at most.
-//! 4. What the tier has left is plugged.
+//!
+//! What the tier has left is plugged by the caller, after it has told what became of the pages.
 //!
 //! # Limits
 //! For shared memory the area cannot be read page by page: the growth of the tier's areas tells whether the batch
@@ -12,11 +13,8 @@
 
 use std::io;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-
 use super::target::{Outcome, Skip, Target, place_runs};
-use crate::sys::{Advice, PAGE_BYTES, PageState};
+use crate::sys::{Advice, OneCpu, PAGE_BYTES, PageState};
 use crate::tiermap::{PageIndex, Place, place_of};
 use crate::tiers::{SwapError, SwapTiers, TierId, read_proc_swaps};
 
@@ -30,7 +28,7 @@ pub(super) fn place(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: 
     } else {
         place_private(target, to, swap, outcome)
     };
-    if let Err(why) = result.and(swap.settle().map_err(failed)) {
+    if let Err(why) = result {
         let rest = outcome.asked.len() as u64 - outcome.moved_pages;
         outcome.skip(why, rest);
     }
@@ -52,36 +50,55 @@ fn place_private(
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
 
-    let one_cpu = OneCpu::bind();
-    let mut wrong = pages.clone();
-    let mut places: Vec<Place> = states(target, &wrong)?.into_iter().map(place).collect();
-    for _ in 0..ROUNDS {
-        let swapped = select(&wrong, &places, |at| at != Place::In(TierId(0)));
-        give_slots_back(target, &swapped)?;
-        swap.aim(to, wrong.len() as u64).map_err(failed)?;
-        target.advise(&wrong, Advice::PageOut).map_err(gone)?;
-        places = states(target, &wrong)?.into_iter().map(place).collect();
-        wrong = select(&wrong, &places, |at| at != wanted && at != Place::Untouched);
-        places.retain(|at| *at != wanted && *at != Place::Untouched);
-        if wrong.is_empty() {
-            break;
-        }
-    }
-    drop(one_cpu);
+    let tried = rounds(target, to, swap, pages.clone(), outcome);
 
+    // Also after an error: the table must know where the pages are now.
     let after: Vec<Place> = states(target, &outcome.asked)?.into_iter().map(place).collect();
-    let tried = |page: &PageIndex| pages.binary_search(page).is_ok();
+    let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
     for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
         match (*was, *is) {
             (_, is) if is == wanted => outcome.moved_pages += u64::from(*was != wanted),
             (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
-            _ if !tried(page) => {}
+            _ if tried.is_err() || !was_tried(page) => {}
             (_, Place::In(TierId(0))) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),
         }
     }
     outcome.found = place_runs(&outcome.asked, after.into_iter());
+    tried
+}
+
+/// Pages `pages` out until they are in the tier, or have been tried often enough.
+fn rounds(
+    target: &Target,
+    to: TierId,
+    swap: &mut SwapTiers,
+    mut pages: Vec<PageIndex>,
+    outcome: &mut Outcome,
+) -> Result<(), Skip> {
+    let areas = swap.areas().clone();
+    let places = |pages: &[PageIndex]| -> Result<Vec<Place>, Skip> {
+        Ok(states(target, pages)?.into_iter().map(|state| place_of(state, &areas)).collect())
+    };
+    let _one_cpu = OneCpu::bind();
+    for round in 0..ROUNDS {
+        let now = places(&pages)?;
+        let elsewhere = |at| at != Place::In(TierId(0)) && at != Place::In(to) && at != Place::Untouched;
+        give_slots_back(target, &select(&pages, &now, elsewhere))?;
+        // After the slots were given back: they may lie in a tier that is filled before this one.
+        let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
+        outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
+        pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        target.advise(&pages, Advice::PageOut).map_err(gone)?;
+        // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
+        // was touched, or cannot go.
+        let again = |at| elsewhere(at) || round == 0 && at == Place::In(TierId(0));
+        pages = select(&pages, &places(&pages)?, again);
+        if pages.is_empty() {
+            break;
+        }
+    }
     Ok(())
 }
 
@@ -104,7 +121,9 @@ fn place_shared(
     // Reading shared memory in frees its slot.
     target.advise(&absent, Advice::WillNeed).map_err(gone)?;
     target.touch_read(&absent).map_err(gone)?;
-    swap.aim(to, pages.len() as u64).map_err(failed)?;
+    let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
+    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
+    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
         target.advise(&pages, Advice::PageOut).map_err(gone)?;
@@ -169,29 +188,4 @@ fn failed(error: SwapError) -> Skip {
 #[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
 fn io_failed(error: io::Error) -> Skip {
     Skip::Failed(error.to_string())
-}
-
-/// This thread, bound to the CPU it runs on: swap slots are handed out CPU by CPU.
-struct OneCpu(Option<CpuSet>);
-
-impl OneCpu {
-    fn bind() -> Self {
-        let this = Pid::from_raw(0);
-        let all = sched_getaffinity(this).ok();
-        let bound = nix::sched::sched_getcpu().and_then(|cpu| {
-            let mut one = CpuSet::new();
-            one.set(cpu)?;
-            sched_setaffinity(this, &one)
-        });
-        // Unbound, a few pages may go elsewhere, which is read back.
-        Self(bound.ok().and(all))
-    }
-}
-
-impl Drop for OneCpu {
-    fn drop(&mut self) {
-        if let Some(all) = &self.0 {
-            sched_setaffinity(Pid::from_raw(0), all).ok();
-        }
-    }
 }

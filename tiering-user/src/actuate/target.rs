@@ -128,25 +128,32 @@ impl Target {
         Ok(states)
     }
 
-    /// Whether all of these pages are shared memory. A step's pages come from one region or several of one kind;
-    /// one private page makes the answer no.
+    /// Whether these pages are shared memory. Those of one batch are all of one kind.
     pub(super) fn is_shared(&self, pages: &[PageIndex]) -> bool {
         pages.iter().all(|page| self.layout.locate(*page).is_some_and(|(_, shared)| shared))
     }
 
-    /// Gives advice for these pages, in as few calls as possible. Spans that the kernel does not take one after
-    /// another are tried alone, so that one bad range costs only itself.
+    /// Gives advice for these pages, in as few calls as possible. A span that the kernel does not take is passed
+    /// over: what stays is seen when it is read back.
     pub(super) fn advise(&self, pages: &[PageIndex], advice: Advice) -> io::Result<()> {
-        for chunk in self.spans(pages).chunks(MAX_RANGES_PER_CALL) {
-            if let Err(error) = sys::advise(&self.process, chunk, advice) {
-                if error.raw_os_error() == Some(libc::ESRCH) {
-                    return Err(error);
+        let spans = self.spans(pages);
+        let mut rest = spans.as_slice();
+        while !rest.is_empty() {
+            let chunk = &rest[..rest.len().min(MAX_RANGES_PER_CALL)];
+            let mut done = match sys::advise(&self.process, chunk, advice) {
+                Ok(bytes) => bytes,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(error),
+                Err(_) => 0,
+            };
+            let whole = chunk.iter().take_while(|span| match done.checked_sub(span.bytes) {
+                Some(left) => {
+                    done = left;
+                    true
                 }
-                for span in chunk {
-                    // What stays is seen when it is read back.
-                    sys::advise(&self.process, &[*span], advice).ok();
-                }
-            }
+                None => false,
+            });
+            let whole = whole.count();
+            rest = &rest[(whole + usize::from(whole < chunk.len())).min(rest.len())..];
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ impl State {
     }
 
     fn find(&self, id: &str) -> Option<VmId> {
-        self.machines.values().find(|machine| machine.target.vm.id() == id).map(|machine| machine.target.id)
+        self.machines.values().find(|machine| machine.id == id).map(|machine| machine.target.id)
     }
 
     /// A sweep of `vm` that began at `began` is in: maps that waited for one are answered if it is up to date,
@@ -68,10 +68,7 @@ impl State {
     pub(super) fn answer_maps(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
         let mut again = false;
         for mut map in std::mem::take(&mut self.maps) {
-            let Some(machine) = self.machines.get(&map.vm) else {
-                map.reply.send(Err(ApiError::NotFound("the virtual machine has ended".into()))).ok();
-                continue;
-            };
+            let Some(machine) = self.machines.get(&map.vm) else { continue };
             if map.vm == vm && began >= map.asked && (fresh || map.tries >= MAP_TRIES) {
                 map.reply.send(Ok(self.map(machine, map.hva.as_ref()))).ok();
                 continue;
@@ -84,6 +81,17 @@ impl State {
         }
         if again {
             self.start_sweep(vm);
+        }
+    }
+
+    /// The machine has ended, or its page tables cannot be read: nobody waits any longer.
+    pub(super) fn fail_maps(&mut self, vm: VmId) {
+        let waiting = std::mem::take(&mut self.maps);
+        let (fail, keep): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|map| map.vm == vm);
+        self.maps = keep;
+        let error = ApiError::Unavailable("the machine's page tables cannot be read: has it ended?".into());
+        for map in fail {
+            map.reply.send(Err(error.clone())).ok();
         }
     }
 
@@ -120,7 +128,7 @@ impl State {
                 }
             }
         }
-        VmMap { vm: machine.target.vm.id(), page_bytes: PAGE_BYTES, runs }
+        VmMap { vm: machine.id.clone(), page_bytes: PAGE_BYTES, runs }
     }
 
     /// How a place is called in answers.

@@ -27,7 +27,7 @@ pub(super) struct Queued {
     pub ticket: Option<u64>,
 }
 
-/// Totals of what the agent did, pages.
+/// Totals of what the mover did, pages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Moved {
     pub demoted: u64,
@@ -37,6 +37,8 @@ pub(super) struct Moved {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub target: Target,
+    /// As the status shows it: that of the VM, with its process where two have the same.
+    pub id: String,
     pub settings: VmSettings,
     pub pages: VmPages,
     pub tape: Tape,
@@ -53,6 +55,11 @@ pub(super) struct Machine {
     pub in_flight: Option<Queued>,
     /// When a move last began or ended: a sweep that began before is out of date.
     pub moved_at: Monotonic,
+    /// Wait for the stager, which is at a stage of this machine.
+    pub to_stage: BTreeSet<PageIndex>,
+    pub staging: bool,
+    /// Why the last look before a move refused it, if it did.
+    pub refused_now: Option<String>,
     pub sweep_running: bool,
     pub swept_at: Option<Monotonic>,
     /// Planning pauses until then.
@@ -60,12 +67,17 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(id: VmId, vm: Vm, process: Pidfd, settings: VmSettings) -> Self {
+    pub(super) fn new(number: VmId, id: String, vm: Vm, process: Pidfd, settings: VmSettings) -> Self {
         let layout = Layout::new(&vm.ram);
-        let target =
-            Target { id, vm: Arc::new(vm), process: Arc::new(process), layout: Arc::new(layout.clone()) };
+        let target = Target {
+            id: number,
+            vm: Arc::new(vm),
+            process: Arc::new(process),
+            layout: Arc::new(layout.clone()),
+        };
         Self {
             target,
+            id,
             settings,
             tape: Tape::new(layout.pages()),
             pages: VmPages::new(layout),
@@ -77,6 +89,9 @@ impl Machine {
             queue: VecDeque::new(),
             in_flight: None,
             moved_at: Monotonic::default(),
+            to_stage: BTreeSet::new(),
+            staging: false,
+            refused_now: None,
             sweep_running: false,
             swept_at: None,
             rest_until: Monotonic::default(),
@@ -91,15 +106,9 @@ impl Machine {
         self.target.vm.refusal.as_ref().map(ToString::to_string)
     }
 
-    /// Notes an access. Adds to `to_stage` the pages that followed it last time and are in a lower tier.
-    pub(super) fn on_access(
-        &mut self,
-        access: &Access,
-        rules: &Rules,
-        now: Seconds,
-        threshold: Option<f64>,
-        to_stage: &mut BTreeSet<PageIndex>,
-    ) {
+    /// Notes an access. The pages that followed it last time and are in a lower tier are to be staged, if there is a
+    /// `threshold` and the confidence reaches it.
+    pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds, threshold: Option<f64>) {
         let Some(page) = self.pages.layout().page(access.hva) else { return };
         let touch = self.pages.touch(page, now, access.write);
         let was_staged = self.stages.touched(page, access.time);
@@ -118,30 +127,41 @@ impl Machine {
         for next in self.tape.following(before, self.stages.window()) {
             let entry = self.pages.get(next);
             if !entry.staged() && is_lower(entry.place()) {
-                to_stage.insert(next);
+                self.to_stage.insert(next);
             }
         }
     }
 
-    /// The step that stages these pages, which count as staged from now on.
-    pub(super) fn stage(&mut self, pages: BTreeSet<PageIndex>, now: Monotonic) -> Step {
-        for page in &pages {
-            self.pages.update(*page, |entry| entry.with_staged(true));
-            self.stages.requested(*page, now);
+    /// The step that stages what waits to be, unless the stager is still at the one before.
+    pub(super) fn next_stage(&mut self, now: Monotonic) -> Option<Step> {
+        if self.staging || self.to_stage.is_empty() {
+            return None;
         }
-        Step {
-            vm: self.target.id,
-            action: Action::Stage,
-            pages: pages.into_iter().collect(),
-            reason: Reason::FollowedLastTime,
+        let mut pages = Vec::new();
+        for page in std::mem::take(&mut self.to_stage) {
+            // It may have been touched while it waited.
+            if is_lower(self.pages.get(page).place()) {
+                self.pages.update(page, |entry| entry.with_staged(true));
+                self.stages.requested(page, now);
+                pages.push(page);
+            }
         }
+        if pages.is_empty() {
+            return None;
+        }
+        self.staging = true;
+        Some(Step { vm: self.target.id, action: Action::Stage, pages, reason: Reason::FollowedLastTime })
     }
 
     /// Queues a step for the mover, in batches.
     pub(super) fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
-        let batches = step.pages.chunks(BATCH_PAGES);
+        // Private and shared memory go different roads.
+        let layout = self.pages.layout();
+        let shared = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| shared);
+        let (shared, private): (Vec<_>, Vec<_>) = step.pages.iter().copied().partition(shared);
+        let batches: Vec<_> = private.chunks(BATCH_PAGES).chain(shared.chunks(BATCH_PAGES)).collect();
         let count = batches.len();
-        self.queue.extend(batches.map(|pages| Queued {
+        self.queue.extend(batches.into_iter().map(|pages| Queued {
             step: Step { pages: pages.to_vec(), ..step.clone() },
             planned,
             ticket,
@@ -171,6 +191,11 @@ impl Machine {
         None
     }
 
+    /// Pages brought up: by a move, or by a stage that was used.
+    pub(super) fn promoted_pages(&self) -> u64 {
+        self.moved.promoted + self.stages.counts().used
+    }
+
     /// Plans nothing for this many seconds.
     pub(super) fn rest(&mut self, seconds: u64) {
         self.rest_until = sys::now().after(Duration::from_secs(seconds));
@@ -179,20 +204,22 @@ impl Machine {
     /// Takes over what became of a step.
     pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
         for (run, place) in &outcome.found {
+            // What could not be placed is not worth trying again at once.
+            let missed = matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
             for page in run.pages() {
-                let stayed = *place == Place::In(TierId(0)) && matches!(outcome.action, Action::Place { .. });
                 self.pages.update(page, |entry| {
                     let entry = entry.with_place(*place);
-                    // What the kernel would not take is not worth trying again at once.
-                    if stayed { entry.postponed(now) } else { entry }
+                    if missed && *place != Place::Untouched { entry.postponed(now) } else { entry }
                 });
             }
+        }
+        if outcome.action == Action::Stage {
+            self.staging = false;
         }
         match outcome.action {
             Action::Place { .. } => self.moved.demoted += outcome.moved_pages,
             Action::BringUp => self.moved.promoted += outcome.moved_pages,
             Action::Stage if outcome.moved_pages > 0 => {
-                self.moved.promoted += outcome.moved_pages;
                 outcome.asked.iter().for_each(|page| self.stages.done(*page, outcome.finished));
             }
             Action::Stage => {

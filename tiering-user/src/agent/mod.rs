@@ -1,6 +1,6 @@
 //! The agent: owns the state, and joins the parts.
 //!
-//! One task owns everything and never waits for a disk. Around it: the scanner and the sweeper (threads that read
+//! One task owns everything; what waits for a disk or walks page tables is done by others. Around it: the scanner and the sweeper (threads that read
 //! `/proc`), the two lanes of `actuate` (threads that move pages), and the control socket. All of them talk to it
 //! by channels.
 //!
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as latest};
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 pub use error::Error;
 use lock::Lock;
@@ -36,6 +36,7 @@ use crate::actuate::{Lanes, Roots};
 use crate::bpf::{Faults, PROBE_ROADS, Pins};
 use crate::config::Config;
 use crate::sys;
+use crate::telemetry::status::Status;
 use crate::telemetry::{RunOptions, api, socket};
 use crate::tiers::{Ladder, SwapTiers};
 
@@ -67,14 +68,16 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
 }
 
 async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(), Error> {
+    report::write(&Status::default(), options)?;
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::Start)?;
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
-    let swap = if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
+    // Before the plugs are mapped: what is mapped later, and unlocked, stays so.
     lock_memory();
+    let swap = if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
 
     let roots = Roots { proc: "/proc".into(), cgroup: cgroup_root() };
     let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
@@ -98,6 +101,7 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
     tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reported = Instant::now();
     let mut busy_until = Instant::now();
     loop {
@@ -116,7 +120,9 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
                 state.status_due = true;
                 if reported.elapsed() >= REPORT_EVERY {
                     reported = Instant::now();
-                    report::write(&status.borrow(), options)?;
+                    if let Err(error) = report::write(&status.borrow(), options) {
+                        tracing::warn!(%error, "trying again in {} s", REPORT_EVERY.as_secs());
+                    }
                 }
             }
             ready = filled.readable_mut() => {

@@ -31,13 +31,17 @@ impl State {
         let clock = self.clock.seconds();
         self.look_at_memory();
         let stalled = self.stalled();
+        let cool = clock.0.wrapping_sub(self.cooled_at.0) >= COOL_EVERY;
+        if cool {
+            self.cooled_at = clock;
+        }
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
         let demote_after = self.config.policy.demote_after.0;
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST);
         for id in ids {
             self.expire_stages(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
-            machine.pages.age(clock, clock.0.is_multiple_of(COOL_EVERY));
+            machine.pages.age(clock, cool);
             let mut recent = 0;
             machine.pages.for_each(|_, entry| {
                 let used = entry.place() == Place::In(TierId(0))
@@ -50,7 +54,7 @@ impl State {
                 id,
                 VmMoves {
                     demoted: machine.moved.demoted,
-                    promoted: machine.moved.promoted,
+                    promoted: machine.promoted_pages(),
                     prefetched: counts.issued,
                     used: counts.used,
                     wasted: counts.wasted,

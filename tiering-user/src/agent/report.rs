@@ -73,18 +73,18 @@ impl State {
 
     fn vm_status(&self, machine: &Machine, counters: Counters) -> VmStatus {
         let vm = &machine.target.vm;
-        let reason = machine.unmovable();
+        let reason = machine.unmovable().or_else(|| machine.refused_now.clone());
         let stages = machine.stages.counts();
         let class = match machine.settings.class {
             Some(class) => ClassStatus { name: class.name().to_owned(), confidence: 1.0 },
             None => ClassStatus::default(),
         };
         VmStatus {
-            id: vm.id(),
+            id: machine.id.clone(),
             name: vm.name.clone(),
             namespace: vm.namespace.clone(),
             pid: vm.key.pid.cast_unsigned(),
-            tenant: machine.settings.tenant.clone().unwrap_or_else(|| vm.id()),
+            tenant: machine.settings.tenant.clone().unwrap_or_else(|| machine.id.clone()),
             priority: machine.settings.priority,
             class,
             movable: reason.is_none(),
@@ -100,7 +100,7 @@ impl State {
             faults_total: counters.produced,
             stall_ns_total: None,
             demoted_bytes_total: machine.moved.demoted * PAGE_BYTES,
-            promoted_bytes_total: machine.moved.promoted * PAGE_BYTES,
+            promoted_bytes_total: machine.promoted_pages() * PAGE_BYTES,
             prefetch: PrefetchCounts {
                 issued_pages: stages.issued,
                 used_pages: stages.used,

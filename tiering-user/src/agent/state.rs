@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::policy::{Action, Rules};
 use crate::sys::{self, PAGE_BYTES, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
+use crate::tiermap::Seconds;
 use crate::tiers::{Areas, Ladder, TierId, TierKind, WriteBudget};
 use crate::track::{Access, VmId};
 use crate::vm::{Changes, ProcessKey, Vm, VmError};
@@ -43,6 +44,8 @@ pub(super) struct State {
     pub pressure: bool,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
+    /// When heat was last halved.
+    pub cooled_at: Seconds,
     /// Something was done that somebody waits for: the status is published at once.
     pub status_due: bool,
     batch: Vec<Sample>,
@@ -84,6 +87,7 @@ impl State {
             maps: Vec::new(),
             pressure: false,
             may_stage: true,
+            cooled_at: Seconds::default(),
             status_due: false,
             batch: Vec::new(),
         }
@@ -97,7 +101,6 @@ impl State {
     pub(super) fn drain(&mut self, faults: &mut Faults, most: usize) -> usize {
         let mut batch = std::mem::take(&mut self.batch);
         let taken = faults.drain(&mut batch, most);
-        let mut to_stage: BTreeMap<VmId, BTreeSet<u32>> = BTreeMap::new();
         let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
         for access in batch.drain(..).map(Access::from) {
             let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority)
@@ -108,15 +111,11 @@ impl State {
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
             let threshold =
                 (staging && machine.unmovable().is_none()).then_some(self.config.prefetch.threshold);
-            let pages = to_stage.entry(access.vm).or_default();
-            machine.on_access(&access, &rules, self.clock.seconds_at(access.time), threshold, pages);
+            machine.on_access(&access, &rules, self.clock.seconds_at(access.time), threshold);
         }
         self.batch = batch;
-        for (id, pages) in to_stage {
-            if let Some(machine) = self.machines.get_mut(&id)
-                && !pages.is_empty()
-            {
-                let step = machine.stage(pages, sys::now());
+        for machine in self.machines.values_mut() {
+            if let Some(step) = machine.next_stage(sys::now()) {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }
         }
@@ -162,7 +161,9 @@ impl State {
             return;
         }
         let settings = self.config.vm_settings(&vm.name);
-        let machine = Machine::new(id, vm, process, settings);
+        let taken = self.machines.values().any(|machine| machine.id == vm.id());
+        let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
+        let machine = Machine::new(id, public, vm, process, settings);
         let vm = &machine.target.vm;
         match machine.unmovable() {
             None => tracing::info!(vm = vm.name, pid = vm.key.pid, ram_mib = vm.ram_bytes() >> 20, "found"),
@@ -184,6 +185,7 @@ impl State {
             tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
+            self.fail_maps(id);
             for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
                 ticket.fail(ApiError::NotFound("the virtual machine has ended".into()));
             }
@@ -214,7 +216,10 @@ impl State {
                 machine.pages.apply(&sweep, began, now);
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed"),
+            Err(error) => {
+                tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed");
+                self.fail_maps(swept.vm);
+            }
         }
         self.answer_maps(swept.vm, swept.began, fresh);
     }
@@ -245,6 +250,7 @@ impl State {
         }
         machine.moved_at = sys::now();
         let ticket = machine.in_flight.take().and_then(|queued| queued.ticket);
+        let mut refused = None;
         for (skip, pages) in &outcome.skipped {
             match skip {
                 Skip::DryRun => {
@@ -254,13 +260,24 @@ impl State {
                     );
                     machine.rest(10);
                 }
-                Skip::Refused(reason) | Skip::Failed(reason) => {
+                Skip::Refused(reason) => {
+                    refused = Some(reason.clone());
+                    machine.rest(10);
+                }
+                Skip::Failed(reason) => {
                     tracing::warn!(vm = machine.target.vm.name, pages, reason, "not moved");
                     machine.rest(10);
                 }
-                Skip::TierFull => machine.rest(10),
-                _ => {}
+                Skip::TierFull | Skip::ElsewhereInSwap => machine.rest(10),
+                Skip::Stayed | Skip::Absent | Skip::Zero | Skip::Gone => {}
             }
+        }
+        if refused != machine.refused_now {
+            match &refused {
+                Some(reason) => tracing::info!(vm = machine.target.vm.name, reason, "not moved for now"),
+                None => tracing::info!(vm = machine.target.vm.name, "moved again"),
+            }
+            machine.refused_now = refused;
         }
         if let Some(ticket) = ticket {
             self.on_ticket(ticket, outcome);

@@ -12,24 +12,36 @@ use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, Sweep};
 use crate::tiers::Areas;
 use crate::track::VmId;
-use crate::vm::{Changes, Scanner, VmError};
+use crate::vm::{Changes, Refusal, Scanner, Scope, Vm, VmError};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks for machines until dropped.
+/// Scans between two looks at machines that were refused for a reason that may pass.
+const REFRESH_EVERY: u32 = 10;
+
+/// Looks for machines; the thread ends soon after this is dropped.
 pub(super) struct Scanning {
     /// Closed to end the thread.
-    stop: Option<std_mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
+    _stop: std_mpsc::Sender<()>,
 }
 
 impl Scanning {
     pub(super) fn start(roots: Roots, found: mpsc::Sender<Result<Changes, VmError>>) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
+        thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
             let mut scanner = Scanner::new(roots.proc, roots.cgroup);
-            loop {
-                if found.blocking_send(scanner.scan()).is_err() {
+            let mut refused = Vec::new();
+            for scan in 1u32.. {
+                let mut changes = scanner.scan();
+                if let Ok(changes) = &mut changes {
+                    refused.retain(|vm: &Vm| !changes.gone.contains(&vm.key));
+                    if scan.is_multiple_of(REFRESH_EVERY) {
+                        changes.appeared.extend(refresh(&scanner, &refused));
+                    }
+                    refused.retain(|vm| changes.appeared.iter().all(|new| new.key != vm.key));
+                    refused.extend(changes.appeared.iter().filter(|vm| may_pass(vm)).cloned());
+                }
+                if found.blocking_send(changes).is_err() {
                     return;
                 }
                 if stopped.recv_timeout(SCAN_EVERY) != Err(std_mpsc::RecvTimeoutError::Timeout) {
@@ -37,16 +49,20 @@ impl Scanning {
                 }
             }
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { _stop: stop })
     }
 }
 
-impl Drop for Scanning {
-    fn drop(&mut self) {
-        self.stop = None;
-        // The thread may be waiting for room in the channel, which the agent no longer reads; it ends with that.
-        drop(self.thread.take());
-    }
+/// Whether a machine is refused for a reason that may be over some time.
+fn may_pass(vm: &Vm) -> bool {
+    let scope = vm.refusal.as_ref().map(Refusal::scope);
+    matches!(scope, Some(Scope::ForNow | Scope::WatchOnly))
+}
+
+/// Those of the machines for which the reason is another one by now, or none. They are taken in anew.
+fn refresh(scanner: &Scanner, refused: &[Vm]) -> Vec<Vm> {
+    let looked_at = refused.iter().filter_map(|vm| Some((vm, scanner.refresh(vm.key).ok()?)));
+    looked_at.filter(|(old, new)| old.refusal != new.refusal).map(|(_, new)| new).collect()
 }
 
 /// What a sweep found.

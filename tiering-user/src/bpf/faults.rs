@@ -221,7 +221,7 @@ impl Faults {
         self.consumed
     }
 
-    /// Detaches the programs, and waits until none of them runs any more, so that the counters stand still.
+    /// Detaches the programs, and gives those that run 20 ms to end, so that the counters stand still.
     pub fn detach(&mut self) {
         self.ebpf = None;
         // A program that began before it was detached runs for microseconds; detaching itself waits for a grace

@@ -15,6 +15,8 @@ pub const MAX_TIERS: usize = 8;
 pub const MIN_SWAP_BYTES: u64 = 16 << 20;
 const MAX_NAME_CHARS: usize = 15;
 const MIN_DEMOTE_AFTER: Duration = Duration::from_secs(1);
+/// Longest idle time that can be asked for: beyond about 14 hours the mapping table tells no difference.
+const MAX_DEMOTE_AFTER: Duration = Duration::from_secs(12 * 3600);
 const MAX_PRIORITY: u8 = 100;
 /// What the mapping table calls pages that are in no known tier.
 const RESERVED_NAMES: [&str; 2] = ["swap", "untouched"];
@@ -48,6 +50,9 @@ impl Config {
         self.validate_ladder()?;
         if self.policy.demote_after.0 < MIN_DEMOTE_AFTER {
             return Err(problem("policy.demote_after", "`demote_after` must be at least \"1s\""));
+        }
+        if self.policy.demote_after.0 > MAX_DEMOTE_AFTER {
+            return Err(problem("policy.demote_after", "`demote_after` must be at most \"12h\""));
         }
         let prefetch = &self.prefetch;
         for (key, value) in [("threshold", prefetch.threshold), ("tier0_threshold", prefetch.tier0_threshold)]

@@ -11,6 +11,8 @@ use crate::sys::{PageState, Pagemap, ZeroPages};
 
 /// Oldest kernel that the agent is meant for.
 const OLDEST: (u32, u32) = (6, 1);
+/// First kernel that swaps zero pages without I/O.
+const ZERO_SWAP: (u32, u32) = (6, 12);
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -43,6 +45,11 @@ fn release() -> Check {
     let release = read("/proc/sys/kernel/osrelease");
     let mut numbers = release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= OLDEST && version < ZERO_SWAP {
+        let cost = "zero pages are written to swap before 6.12: each file of a lower tier is written once when it is \
+                    first used";
+        return Check::degraded(NAME, release, cost);
+    }
     if version >= OLDEST {
         Check::ok(NAME, release)
     } else {

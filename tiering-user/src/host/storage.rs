@@ -104,11 +104,24 @@ fn tier(tier: &Tier) -> Check {
                 Check::missing(&name, detail, "correct `nodes` in the configuration")
             }
         }
-        TierKind::Swap { folder, capacity_bytes, .. } => match check_folder(folder, *capacity_bytes) {
-            Ok(()) => Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20)),
-            Err(error) => Check::missing(&name, error.to_string(), "the tier cannot be used"),
-        },
+        TierKind::Swap { folder, capacity_bytes, .. } => {
+            match check_folder(folder, to_come(folder, *capacity_bytes)) {
+                Ok(()) => {
+                    Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20))
+                }
+                Err(error) => Check::missing(&name, error.to_string(), "the tier cannot be used"),
+            }
+        }
     }
+}
+
+/// Bytes of a tier that its files which are on do not hold yet.
+fn to_come(folder: &Path, capacity_bytes: u64) -> u64 {
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let on = read_proc_swaps().unwrap_or_default();
+    let made: u64 =
+        on.iter().filter(|line| line.path.parent() == Some(&folder)).map(|line| line.size_bytes).sum();
+    capacity_bytes.saturating_sub(made)
 }
 
 fn read(path: &str) -> String {

@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::{Action, Reason, Step};
-use crate::tiermap::{PageEntry, Place, Seconds, VmPages};
+use crate::tiermap::{IDLE_CAP, PageEntry, Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
 /// A page that comes back within this time of the moment it had become old enough to go came back soon.
 const SOON: Duration = Duration::from_secs(60);
+/// The table cannot tell longer idle times apart.
+const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 /// How much longer a page must be idle for each tier it is further down.
 const LEVEL_FACTOR: u32 = 4;
 /// How much sooner pages go while the first tier has too little free.
@@ -30,8 +32,10 @@ impl Rules {
     /// Least idle time of this page before it leaves the tier at `level`.
     pub fn least_idle(&self, level: u8, backoff: u32) -> Duration {
         let scale = f64::exp2((f64::from(self.priority.min(100)) - 50.0) / 50.0);
-        let base = self.demote_after.mul_f64(scale) * LEVEL_FACTOR.pow(level.into()) * (1 << backoff);
-        if self.pressure && level == 0 { base / PRESSURE_DIVISOR } else { base }
+        let factor = LEVEL_FACTOR.saturating_pow(level.into()).saturating_mul(1 << backoff);
+        let base = self.demote_after.min(IDLE_MOST).mul_f64(scale).saturating_mul(factor);
+        let base = if self.pressure && level == 0 { base / PRESSURE_DIVISOR } else { base };
+        base.min(IDLE_MOST)
     }
 }
 

@@ -7,11 +7,9 @@
 //! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older
 //! than its length.
 
-use std::collections::HashMap;
-
 use crate::tiermap::PageIndex;
 
-/// Most pages a tape remembers (4 MiB of them, and as much again for the index).
+/// Most pages a tape remembers: 4 MiB. The index takes 4 bytes more for each page up to the highest one recorded.
 const MOST: usize = 1 << 20;
 
 /// A place on a tape. Never reused.
@@ -24,31 +22,39 @@ pub struct Tape {
     ring: Vec<PageIndex>,
     capacity: usize,
     next: u64,
-    last: HashMap<PageIndex, Position>,
+    /// For each page the low half of the position after the one where it stands last; true only if the ring says so.
+    last: Vec<u32>,
 }
 
 impl Tape {
     /// An empty tape for a machine of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let capacity = (pages as usize).clamp(1, MOST);
-        Self { ring: Vec::new(), capacity, next: 0, last: HashMap::new() }
+        Self { ring: Vec::new(), capacity, next: 0, last: Vec::new() }
     }
 
     /// Appends `page`. Returns where it stood before, if that is still on the tape.
     pub fn record(&mut self, page: PageIndex) -> Option<Position> {
+        let before = self.find(page);
         let slot = self.slot(self.next);
         if slot == self.ring.len() {
             self.ring.push(page);
         } else {
-            let forgotten = std::mem::replace(&mut self.ring[slot], page);
-            let oldest = Position(self.next - self.capacity as u64);
-            if self.last.get(&forgotten) == Some(&oldest) {
-                self.last.remove(&forgotten);
-            }
+            self.ring[slot] = page;
         }
-        let before = self.last.insert(page, Position(self.next));
         self.next += 1;
+        if self.last.len() <= page as usize {
+            self.last.resize(page as usize + 1, 0);
+        }
+        self.last[page as usize] = self.next as u32;
+        // What was just overwritten may be the place that was found.
         before.filter(|position| self.holds(position.0))
+    }
+
+    fn find(&self, page: PageIndex) -> Option<Position> {
+        let age = (self.next as u32).wrapping_sub(*self.last.get(page as usize)?);
+        let at = self.next.checked_sub(u64::from(age) + 1)?;
+        (self.holds(at) && self.ring[self.slot(at)] == page).then_some(Position(at))
     }
 
     /// Up to `window` pages that stand behind `position`.

@@ -4,6 +4,7 @@
 //! the path, process and address. Does not retry, interpret or decide.
 
 mod clock;
+mod cpu;
 mod pagemap;
 mod process_memory;
 mod swap;
@@ -11,6 +12,7 @@ mod wake;
 mod zero_pages;
 
 pub use clock::{Monotonic, now};
+pub use cpu::OneCpu;
 pub use pagemap::{PageState, Pagemap, ScanRange};
 pub use process_memory::{Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, touch_read, touch_write};
 pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};

@@ -52,6 +52,7 @@ impl ZeroPages {
     /// # Errors
     /// As `madvise(MADV_PAGEOUT)`.
     pub fn page_out(&mut self, first: usize, count: usize) -> io::Result<()> {
+        assert!(first + count <= self.pages, "pages {first}+{count} of {}", self.pages);
         for page in first..first + count {
             let byte = self.page(page).cast::<u8>();
             // SAFETY: inside the mapping, which is writable and ours alone. Volatile, or the store of the value

@@ -1,8 +1,8 @@
 //! HTTP with JSON on the control socket.
 //!
 //! In: the latest [`Status`], a channel that takes [`Request`]s, a listening socket. Out: answers, and for an
-//! error the fitting HTTP status with `{"error": "what is wrong: what to do"}`. Status routes never wait for
-//! the agent. Not here: who may connect (the socket's mode says so), and doing what is asked.
+//! error the fitting HTTP status with `{"error": "what is wrong: what to do"}`. Status routes answer from the
+//! latest status and ask nobody. Not here: who may connect (the socket's mode says so), and doing what is asked.
 
 use std::io;
 use std::ops::Range;

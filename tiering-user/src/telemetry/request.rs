@@ -75,11 +75,11 @@ pub struct MapRun {
     /// Of the first page, as read from the kernel for this answer.
     pub frame_or_slot: Option<Location>,
     pub heat: u32,
-    /// Time since the last access seen; `None` if none was.
+    /// Time since the last access seen, or since the page was found; `None` if it was never touched.
     pub idle_ms: Option<u64>,
     /// Brought up ahead of need and not touched since.
     pub staged: bool,
-    /// Written since it last came from its tier.
+    /// A write was seen since the agent started.
     pub written: bool,
 }
 

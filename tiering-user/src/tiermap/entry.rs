@@ -8,7 +8,7 @@ use crate::tiers::TierId;
 pub struct Seconds(pub u16);
 
 /// Idle ages beyond this are all the same, seconds.
-const IDLE_CAP: u16 = 50_000;
+pub const IDLE_CAP: u16 = 50_000;
 /// A difference beyond this is an access later than the time it is compared with.
 const IDLE_MOST: u16 = 60_000;
 /// Most that coming back can multiply the idle age a page must reach: 2 to this power.

@@ -13,7 +13,7 @@ mod layout;
 mod sweep;
 mod table;
 
-pub use entry::{PageEntry, Place, Seconds};
+pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub(crate) use sweep::place_of;
 pub use sweep::{Sweep, sweep};

@@ -11,10 +11,12 @@ mod ladder;
 mod numbers;
 mod plug;
 mod proc_swaps;
+mod segments;
 mod swap_tiers;
 
 pub use area::{AreaError, check_folder};
 pub use budget::WriteBudget;
 pub use ladder::{Ladder, SecondNodeTier, Tier, TierId, TierKind};
 pub use proc_swaps::{SwapLine, read as read_proc_swaps};
-pub use swap_tiers::{Area, Areas, BASE_PRIORITY, SwapError, SwapTiers};
+pub use segments::{Area, Areas, BASE_PRIORITY};
+pub use swap_tiers::{SwapError, SwapTiers};

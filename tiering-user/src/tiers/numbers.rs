@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::SwapLine;
-use super::swap_tiers::Area;
+use super::segments::Area;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Saved {
@@ -40,6 +40,9 @@ impl Store {
 
     /// Writes down what is known; the agent runs on where it cannot.
     pub(super) fn save(&self, areas: &[Area]) {
+        if areas.is_empty() && !self.file.exists() {
+            return;
+        }
         let areas = areas.iter().map(|area| (area.path.clone(), area.number)).collect();
         let saved = Saved { boot_id: boot_id(), areas };
         let written = serde_json::to_string(&saved).map_err(std::io::Error::from).and_then(|text| {

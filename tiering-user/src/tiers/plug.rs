@@ -58,24 +58,32 @@ impl Plug {
     fn take_chunk(&mut self, wanted: usize, area: u8, own: &Pagemap) -> io::Result<u64> {
         let chunk = self.idle.split_off(self.idle.len().saturating_sub(wanted));
         let mut got = 0;
+        let mut result = Ok(());
         for run in runs(&chunk) {
-            self.pages.page_out(run.first, run.count)?;
-            let states = self.pages.states(run.first, run.count, own)?;
+            let states = self
+                .pages
+                .page_out(run.first, run.count)
+                .and_then(|()| self.pages.states(run.first, run.count, own))
+                .unwrap_or_else(|error| {
+                    result = Err(error);
+                    vec![PageState::Absent; run.count]
+                });
             for (page, state) in (run.first..).zip(states) {
-                let page = u32::try_from(page).unwrap_or(u32::MAX);
+                let number = u32::try_from(page).unwrap_or(u32::MAX);
                 match state {
                     PageState::Swapped { area: at, .. } if at == area => {
-                        self.held.push(page);
+                        self.held.push(number);
                         got += 1;
                     }
                     _ => {
-                        self.pages.free(page as usize, 1)?;
-                        self.idle.push(page);
+                        self.idle.push(number);
+                        let freed = self.pages.free(page, 1);
+                        result = result.and(freed);
                     }
                 }
             }
         }
-        Ok(got)
+        result.map(|()| got)
     }
 
     /// Lets go of up to `count` slots, the ones taken last first. Returns how many.
@@ -83,11 +91,12 @@ impl Plug {
         let count = self.held.len().min(usize::try_from(count).unwrap_or(usize::MAX));
         let mut chunk = self.held.split_off(self.held.len() - count);
         chunk.sort_unstable_by(|a, b| b.cmp(a));
-        for run in runs(&chunk) {
-            self.pages.free(run.first, run.count)?;
+        let freed = runs(&chunk).into_iter().try_for_each(|run| self.pages.free(run.first, run.count));
+        match freed {
+            Ok(()) => self.idle.append(&mut chunk),
+            Err(_) => self.held.append(&mut chunk),
         }
-        self.idle.append(&mut chunk);
-        Ok(count as u64)
+        freed.map(|()| count as u64)
     }
 }
 

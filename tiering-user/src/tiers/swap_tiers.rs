@@ -18,26 +18,19 @@
 //! While a tier is open, the kernel's own reclaim may take slots of it too. Where a page went is therefore read
 //! back by the caller, never assumed.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
 use super::area::{self, AreaError};
 use super::plug::Plug;
-use super::{Ladder, SwapLine, TierId, TierKind, numbers, read_proc_swaps};
-use crate::sys::{PAGE_BYTES, PageState, Pagemap, SWAP_PRIORITY_MAX, ZeroPages};
+use super::segments::{Area, Areas, BASE_PRIORITY, PRIORITY_STEP, Segment, SwapTier};
+use super::segments::{free_pages, prepare, refuse_areas_above, remove_stale_files};
+use super::{Ladder, TierId, TierKind, numbers, read_proc_swaps};
+use crate::sys::{OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 
-/// Most files of one lower tier.
-const SEGMENTS: u64 = 8;
-/// Least size of such a file.
-const SEGMENT_MIN_BYTES: u64 = 64 << 20;
-/// Priority of the fastest swap tier's area; a lower tier's are [`PRIORITY_STEP`] a level above.
-pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
-const PRIORITY_STEP: i32 = 50;
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
 const PRIMER_PAGES: usize = 1280;
 /// An area with no more than this in it counts as empty: slots of pages that were freed may linger in the swap cache.
@@ -52,62 +45,17 @@ pub enum SwapError {
     Area(#[from] AreaError),
     #[error("cannot read /proc/swaps: {0}")]
     ProcSwaps(io::Error),
+    #[error(
+        "{} has priority {priority} and would be filled before the tiers: switch it off with swapoff, or on again \
+         with a lower priority", path.display()
+    )]
+    Above { path: PathBuf, priority: i32 },
     #[error("tier `{0}` is no swap tier")]
     NotSwap(String),
     #[error("tier `{tier}` cannot be plugged or primed: {source}")]
     Plug { tier: String, source: io::Error },
     #[error("the kernel's number of {} cannot be found out: is another swap area filled first?", path.display())]
     NoNumber { path: PathBuf },
-}
-
-/// An area of ours that is on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Area {
-    pub path: PathBuf,
-    pub tier: TierId,
-    /// The kernel's number, as pagemap shows it.
-    pub number: u8,
-    pub priority: i32,
-    /// Slots the plug holds.
-    pub plugged_pages: u64,
-}
-
-/// Which areas are ours; shared with everyone who reads pagemap.
-#[derive(Clone, Debug, Default)]
-pub struct Areas(Arc<Mutex<Vec<Area>>>);
-
-impl Areas {
-    /// The tier that the area with this kernel number belongs to, if it is ours.
-    pub fn tier_of(&self, number: u8) -> Option<TierId> {
-        self.list().iter().find(|area| area.number == number).map(|area| area.tier)
-    }
-
-    /// All of them.
-    pub fn list(&self) -> Vec<Area> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, areas: Vec<Area>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = areas;
-    }
-}
-
-#[derive(Debug)]
-struct SwapTier {
-    id: TierId,
-    name: String,
-    folder: PathBuf,
-    capacity_bytes: u64,
-    /// The fastest swap tier is never plugged: it is where the kernel's own reclaim belongs.
-    fastest: bool,
-    closed: bool,
-    segments: Vec<Segment>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    area: Area,
-    plug: Option<Plug>,
 }
 
 /// The swap tiers, owned by the one thread that pages out.
@@ -127,6 +75,7 @@ impl SwapTiers {
     /// Any [`SwapError`]; areas that were on stay on.
     pub fn open(ladder: &Ladder, state_dir: &Path) -> Result<Self, SwapError> {
         let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
+        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
         let mut fastest = true;
         let mut tiers = Vec::new();
         for tier in ladder.swap_tiers() {
@@ -135,7 +84,7 @@ impl SwapTiers {
                 id: tier.id,
                 name: tier.name.clone(),
                 // As /proc/swaps will show it.
-                folder: std::path::absolute(folder).unwrap_or_else(|_| folder.clone()),
+                folder: prepare(folder, *capacity_bytes, &on).inspect_err(|_| remove_folders(&tiers))?,
                 capacity_bytes: *capacity_bytes,
                 fastest,
                 closed: false,
@@ -143,6 +92,7 @@ impl SwapTiers {
             });
             fastest = false;
         }
+        refuse_areas_above(&tiers, &on).inspect_err(|_| remove_folders(&tiers))?;
         let mut this =
             Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
         match this.take_over() {
@@ -179,16 +129,16 @@ impl SwapTiers {
             for (line, number) in on.iter().zip(&numbers) {
                 if line.path.parent() == Some(&folder) {
                     tracing::info!(path = %line.path.display(), used_mib = line.used_bytes >> 20, "taking over a swap file");
-                    segments.push(Segment {
-                        plug: self.plug_for(index, line.size_bytes)?,
-                        area: Area {
-                            path: line.path.clone(),
-                            tier: id,
-                            number: *number,
-                            priority: line.priority,
-                            plugged_pages: 0,
-                        },
-                    });
+                    let area = Area {
+                        path: line.path.clone(),
+                        tier: id,
+                        number: *number,
+                        priority: line.priority,
+                        // The header's page is not counted there.
+                        bytes: line.size_bytes + PAGE_BYTES,
+                        plugged_pages: 0,
+                    };
+                    segments.push(Segment { plug: self.plug_for(index, area.bytes)?, area });
                 }
             }
             remove_stale_files(&folder, &on);
@@ -212,34 +162,27 @@ impl SwapTiers {
 
     /// Adds a swap file to the tier. Returns false where the tier has its full size.
     fn grow(&mut self, tier: usize) -> Result<bool, SwapError> {
-        let SwapTier { id, name, folder, capacity_bytes, fastest, segments, .. } = &self.tiers[tier];
-        let used: u64 = segments.len() as u64 * segment_bytes(*capacity_bytes, *fastest);
-        let bytes = segment_bytes(*capacity_bytes, *fastest).min(capacity_bytes.saturating_sub(used));
-        if bytes < SEGMENT_MIN_BYTES.min(*capacity_bytes) {
-            return Ok(false);
-        }
-        let names: BTreeSet<_> = segments.iter().map(|segment| segment.area.path.clone()).collect();
-        let path =
-            (0u32..).map(|n| folder.join(format!("segment-{n}.swap"))).find(|path| !names.contains(path));
-        let Some(path) = path else { return Ok(false) };
-        let level = i32::try_from(tier).unwrap_or(0);
-        let priority = BASE_PRIORITY + level * PRIORITY_STEP + i32::try_from(segments.len()).unwrap_or(0);
+        let SwapTier { id, name, folder, segments, .. } = &self.tiers[tier];
+        let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
+        let level = BASE_PRIORITY + i32::try_from(tier).unwrap_or(0) * PRIORITY_STEP;
+        // No two areas of one priority: the kernel would fill them in turn.
+        let free = (0..PRIORITY_STEP).find(|n| segments.iter().all(|s| s.area.priority != level + n));
+        let (Some(n), true) = (free, bytes > 0) else { return Ok(false) };
+        let (path, priority) = (folder.join(format!("segment-{n}.swap")), level + n);
         let id = *id;
         area::create(&path, bytes, &format!("tiering-{name}"), priority)?;
-        let number = match self.find_number(tier, priority) {
-            Ok(number) => number,
+        let number = self
+            .find_number(priority)
+            .and_then(|number| number.ok_or_else(|| SwapError::NoNumber { path: path.clone() }));
+        let (number, plug) = match number.and_then(|number| Ok((number, self.plug_for(tier, bytes)?))) {
+            Ok(made) => made,
             Err(error) => {
                 area::remove(&path, 0).ok();
                 return Err(error);
             }
         };
-        let Some(number) = number else {
-            area::remove(&path, 0).ok();
-            return Err(SwapError::NoNumber { path });
-        };
         tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap file switched on");
-        let plug = self.plug_for(tier, bytes)?;
-        let area = Area { path, tier: id, number, priority, plugged_pages: 0 };
+        let area = Area { path, tier: id, number, priority, bytes, plugged_pages: 0 };
         self.tiers[tier].segments.push(Segment { area, plug });
         self.publish();
         self.numbers.save(&self.areas.list());
@@ -247,12 +190,14 @@ impl SwapTiers {
     }
 
     /// The kernel's number of the area just switched on, which is the one our own pages land in now.
-    fn find_number(&mut self, tier: usize, priority: i32) -> Result<Option<u8>, SwapError> {
+    fn find_number(&mut self, priority: i32) -> Result<Option<u8>, SwapError> {
         // Areas above the new one would be filled first.
         for index in 0..self.tiers.len() {
             self.plug_up(index, priority)?;
         }
-        let landed = self.primer_landing().map_err(|source| self.plug_error(tier, source))?;
+        let one_cpu = OneCpu::bind();
+        let landed = self.primer_landing().map_err(|source| self.plug_error(0, source))?;
+        drop(one_cpu);
         let known = self.areas.list();
         Ok(landed.filter(|number| known.iter().all(|area| area.number != *number)))
     }
@@ -303,8 +248,17 @@ impl SwapTiers {
         }
         let wanted = pages + SLACK_PAGES;
         let mut room = self.open_slots(index, wanted)?;
-        while room < wanted && !self.tiers[index].fastest && self.grow(index)? {
-            room = self.open_slots(index, wanted)?;
+        while room < wanted {
+            match self.grow(index) {
+                Ok(true) => room = self.open_slots(index, wanted)?,
+                Ok(false) => break,
+                // There is room for a part of the batch all the same.
+                Err(error) if room > 0 => {
+                    tracing::warn!(tier = self.tiers[index].name, %error, "no further swap file");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
         if room == 0 {
             return Ok(0);
@@ -320,18 +274,13 @@ impl SwapTiers {
     /// [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
     pub fn room(&self, tier: TierId) -> Result<u64, SwapError> {
         let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
-        let SwapTier { capacity_bytes, closed, segments, .. } = &self.tiers[self.index(tier)?];
-        if *closed {
+        let tier = &self.tiers[self.index(tier)?];
+        if tier.closed {
             return Ok(0);
         }
-        let made: u64 = segments
-            .iter()
-            .filter_map(|segment| on.iter().find(|line| line.path == segment.area.path))
-            .map(|line| line.size_bytes / PAGE_BYTES + 1)
-            .sum();
-        let there: u64 =
-            segments.iter().map(|segment| free_pages(&on, &segment.area) + segment.area.plugged_pages).sum();
-        Ok(there + (capacity_bytes / PAGE_BYTES).saturating_sub(made))
+        let segments = tier.segments.iter();
+        let there: u64 = segments.map(|s| free_pages(&on, &s.area) + s.area.plugged_pages).sum();
+        Ok(there + tier.growth_bytes() / PAGE_BYTES)
     }
 
     /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
@@ -392,16 +341,15 @@ impl SwapTiers {
         let index = self.index(tier)?;
         self.tiers[index].closed = true;
         let mut brought_up = 0;
-        while let Some(mut segment) = self.tiers[index].segments.pop() {
-            segment.plug = None;
-            segment.area.plugged_pages = 0;
+        while let Some(Segment { area, plug }) = self.tiers[index].segments.pop() {
+            drop(plug);
             let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
-            let used =
-                on.iter().find(|line| line.path == segment.area.path).map_or(0, |line| line.used_bytes);
-            if let Err(error) = area::remove(&segment.area.path, used) {
+            let used = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
+            if let Err(error) = area::remove(&area.path, used) {
                 self.tiers[index].closed = false;
-                self.tiers[index].segments.push(segment);
-                self.publish();
+                let plug = self.plug_for(index, area.bytes)?;
+                self.tiers[index].segments.push(Segment { area, plug });
+                self.settle()?;
                 return Err(error.into());
             }
             brought_up += used / PAGE_BYTES;
@@ -448,29 +396,9 @@ impl SwapTiers {
     }
 }
 
-fn segment_bytes(capacity_bytes: u64, fastest: bool) -> u64 {
-    if fastest {
-        capacity_bytes
-    } else {
-        (capacity_bytes / SEGMENTS).max(SEGMENT_MIN_BYTES).min(capacity_bytes)
-    }
-}
-
-fn free_pages(on: &[SwapLine], area: &Area) -> u64 {
-    on.iter().find(|line| line.path == area.path).map_or(0, |line| line.free_bytes() / PAGE_BYTES)
-}
-
-/// Swap files of ours that are not on: left by a crash or a reboot, their content means nothing any more.
-fn remove_stale_files(folder: &Path, on: &[SwapLine]) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let ours = name.starts_with("segment-") && name.ends_with(".swap");
-        if ours && !on.iter().any(|line| line.path == path) {
-            tracing::info!(path = %path.display(), "removing a swap file that is not on");
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove it");
-            }
-        }
+/// Removes folders that are empty.
+fn remove_folders(tiers: &[SwapTier]) {
+    for tier in tiers {
+        fs::remove_dir(&tier.folder).ok();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In: the ring's records. Out: [`Access`]es, in the order of the ring. Pure.
 
-use tiering_common::{SAMPLE_PRESENT, SAMPLE_WRITE, Sample};
+use tiering_common::{SAMPLE_WRITE, Sample};
 
 use crate::sys::Monotonic;
 use crate::vm::Hva;
@@ -18,8 +18,6 @@ pub struct Access {
     pub vm: VmId,
     pub hva: Hva,
     pub write: bool,
-    /// The page was there before; only what was allowed changed.
-    pub present: bool,
 }
 
 impl From<Sample> for Access {
@@ -29,7 +27,6 @@ impl From<Sample> for Access {
             vm: VmId(sample.vm),
             hva: Hva(sample.hva),
             write: sample.flags & SAMPLE_WRITE != 0,
-            present: sample.flags & SAMPLE_PRESENT != 0,
         }
     }
 }
@@ -43,8 +40,7 @@ mod tests {
         let sample = |flags| Sample { time_ns: 7, hva: 0x1234, vm: 3, flags };
         let read = Access::from(sample(0));
         assert_eq!((read.vm, read.hva, read.time), (VmId(3), Hva(0x1234), Monotonic(7)));
-        assert!(!read.write && !read.present);
+        assert!(!read.write);
         assert!(Access::from(sample(SAMPLE_WRITE)).write);
-        assert!(Access::from(sample(SAMPLE_PRESENT | SAMPLE_WRITE)).present);
     }
 }
