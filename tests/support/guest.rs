@@ -68,7 +68,7 @@ impl Builder {
         let init = paths::guest_init()?;
         let init = std::fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
         let mut image = tempfile::NamedTempFile::with_prefix("tiering-guest-")?;
-        image.write_all(&initramfs::build(&init))?;
+        image.write_all(&initramfs::build(&[("init", &init)]))?;
         let mut command = self.0.command(&kernel, image.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;

@@ -1,29 +1,33 @@
-//! The guest's initramfs: one executable and a console.
+//! An initramfs: executables, and a console.
 //!
-//! In: the bytes of a static `init`. Out: an uncompressed cpio archive in the "newc" format
+//! In: the names and bytes of the files, one of them a static `init`. Out: an uncompressed cpio archive in the "newc" format
 //! (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`), which is all the kernel needs.
 
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// An archive with `/init`, `/dev/console` (the kernel opens it for init) and the empty folders that init mounts on.
+/// An archive with these files, all executable, the folders they are in, `/dev/console` (the kernel opens it for init) and
+/// the empty folders that init mounts on.
 ///
 /// # Panics
-/// Where `init` is 4 GiB or more, which the format cannot hold.
+/// Where a file is 4 GiB or more, which the format cannot hold.
 #[must_use]
-pub fn build(init: &[u8]) -> Vec<u8> {
-    let mut archive = Vec::with_capacity(init.len() + 1024);
-    for (number, (name, mode, device, data)) in [
-        ("dev", DIRECTORY, (0, 0), &[][..]),
-        ("proc", DIRECTORY, (0, 0), &[]),
-        ("dev/console", CHARACTER_DEVICE, (5, 1), &[]),
-        ("init", EXECUTABLE, (0, 0), init),
-        ("TRAILER!!!", 0, (0, 0), &[]),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+pub fn build(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut folders = vec!["dev", "proc"];
+    for (name, _) in files {
+        let parents = name.match_indices('/').map(|(end, _)| &name[..end]);
+        folders.extend(parents);
+    }
+    folders.sort_unstable();
+    folders.dedup();
+    let bytes: usize = files.iter().map(|(_, data)| data.len() + 256).sum();
+    let mut archive = Vec::with_capacity(bytes + 1024);
+    let folders = folders.into_iter().map(|name| (name, DIRECTORY, (0, 0), &[][..]));
+    let console = [("dev/console", CHARACTER_DEVICE, (5, 1), &[][..])];
+    let files = files.iter().map(|(name, data)| (*name, EXECUTABLE, (0, 0), *data));
+    let end = [("TRAILER!!!", 0, (0, 0), &[][..])];
+    for (number, (name, mode, device, data)) in folders.chain(console).chain(files).chain(end).enumerate() {
         entry(&mut archive, number, name, mode, device, data);
     }
     archive
@@ -37,7 +41,7 @@ fn entry(
     (major, minor): (u32, u32),
     data: &[u8],
 ) {
-    let size = u32::try_from(data.len()).expect("an init of 4 GiB cannot be started in a guest of MiB");
+    let size = u32::try_from(data.len()).expect("a file of 4 GiB cannot be unpacked in a guest of MiB");
     let name_size = name.len() + 1;
     // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
     let header = format!(
@@ -84,12 +88,15 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_holds_init_and_ends_with_the_trailer() {
-        let archive = build(b"\x7fELF odd length");
+    fn the_archive_holds_the_files_below_their_folders_and_ends_with_the_trailer() {
+        let archive = build(&[("init", b"\x7fELF odd length"), ("lib/modules/x.ko", b"")]);
         let entries = entries(&archive);
         let names: Vec<_> = entries.iter().map(|(name, ..)| name.as_str()).collect();
-        assert_eq!(names, ["dev", "proc", "dev/console", "init", "TRAILER!!!"]);
-        assert_eq!(entries[3].1, 0o100_755);
-        assert_eq!(entries[3].2, b"\x7fELF odd length");
+        assert_eq!(
+            names,
+            ["dev", "lib", "lib/modules", "proc", "dev/console", "init", "lib/modules/x.ko", "TRAILER!!!"]
+        );
+        assert_eq!(entries[5].1, 0o100_755);
+        assert_eq!(entries[5].2, b"\x7fELF odd length");
     }
 }

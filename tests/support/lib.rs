@@ -1,4 +1,4 @@
-//! What the tests and the demo share: small guests in QEMU, folders that can hold swap files, the agent as a process.
+//! What the tests and the demo share: small guests in QEMU, the lab, folders that can hold swap files, the agent as a process.
 //!
 //! In: the guest kernel, the guest's init and the `tiering` binary that `cargo xtask build` leaves below the target folder
 //! (each can be named by an environment variable instead). Out: processes and files that are gone when their owner is dropped.
@@ -9,6 +9,7 @@ pub mod content;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
+pub mod lab;
 pub mod lines;
 pub mod paths;
 pub mod pattern;

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many lines [`Lines::tail`] shows.
+/// How many lines [`tail`] shows.
 const TAIL: usize = 25;
 
 #[derive(Debug, Default)]
@@ -63,14 +63,20 @@ impl Lines {
     /// The last lines, for an error message.
     #[must_use]
     pub fn tail(&self) -> String {
-        let buffer = self.lock();
-        buffer.lines[buffer.lines.len().saturating_sub(TAIL)..].join("\n")
+        tail(&self.text())
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         // A reader that panicked has at worst not pushed its line.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The last lines of a text, for an error message.
+#[must_use]
+pub fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! In: what the machine offers. Out: [`Skip`], a reason; with `TIERING_STRICT=1` a skip fails the test.
 
-use crate::{kernel, paths, qemu};
+use crate::{kernel, lab, paths, qemu};
 use std::fmt;
 
 /// Why a test cannot run on this machine.
@@ -40,6 +40,21 @@ pub fn need_guests() -> Result<(), Skip> {
     }
     kernel::find().map_err(|e| Skip(e.to_string()))?;
     paths::guest_init().map_err(|e| Skip(e.to_string()))?;
+    Ok(())
+}
+
+/// The lab can be booted, with the kernel of its default line.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn need_lab() -> Result<(), Skip> {
+    need_root()?;
+    for tool in [qemu::QEMU, "setpriv"] {
+        need_program(tool)?;
+    }
+    lab::virtiofsd().map_err(|e| Skip(e.to_string()))?;
+    lab::busybox().map_err(|e| Skip(e.to_string()))?;
+    kernel::of_line(kernel::LINES[0]).map_err(|e| Skip(e.to_string()))?;
     Ok(())
 }
 

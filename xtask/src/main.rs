@@ -3,8 +3,10 @@
 mod build;
 mod command;
 mod demo;
+mod lab;
 mod run;
 mod setup;
+mod stop;
 mod test;
 
 use clap::Parser;
@@ -21,6 +23,8 @@ enum Xtask {
     Run(run::Options),
     /// Format check, lints and all tests
     Test(test::Options),
+    /// Run a command, or a shell, in a virtual host with memory tiers, NVMe disks and KVM
+    Lab(lab::Options),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
         Xtask::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Xtask::Run(options) => run::run(&options),
         Xtask::Test(options) => test::run(&options),
+        Xtask::Lab(options) => lab::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

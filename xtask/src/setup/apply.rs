@@ -24,8 +24,8 @@ pub fn apply(steps: &[Step]) -> Result<()> {
                 // Set for our own eBPF crate by .cargo/config.toml; others' crates build as everywhere.
                 command::run(Command::new(program).args(args).envs(env).env_remove("RUSTC_BOOTSTRAP"))?;
             }
-            Action::FetchKernel(_) => {
-                println!("guest kernel: {}", tiering_tests::kernel::fetch()?.display());
+            Action::FetchKernel { line, .. } => {
+                println!("{what}: {}", tiering_tests::kernel::fetch(*line)?.display());
             }
             Action::ByHand(hint) => bail!("{what}: {hint}"),
         }

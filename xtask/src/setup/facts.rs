@@ -3,6 +3,7 @@
 use crate::command::{ask, find};
 use std::path::Path;
 use std::process::Command;
+use tiering_tests::{kernel, lab};
 
 /// Debian's compiler of which the archive also has a prebuilt `core` for BPF.
 pub const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -40,6 +41,13 @@ pub struct Facts {
     pub guest_kernel: bool,
     /// The package of the guest kernel that apt offers.
     pub guest_kernel_offered: Option<String>,
+    /// Lines of [`kernel::LINES`] that were not fetched with their modules.
+    pub missing_lab_kernels: Vec<&'static str>,
+    pub virtiofsd: bool,
+    /// It has a package of its own.
+    pub virtiofsd_offered: bool,
+    /// A busybox that needs no libraries.
+    pub busybox: bool,
     pub nextest: bool,
     /// `cargo fmt` and `cargo clippy`.
     pub fmt_and_clippy: bool,
@@ -65,7 +73,13 @@ impl Facts {
             missing_programs: (0..PROGRAMS.len())
                 .filter(|program| find(PROGRAMS[*program].0).is_none())
                 .collect(),
-            guest_kernel: tiering_tests::kernel::find().is_ok(),
+            guest_kernel: kernel::find().is_ok(),
+            missing_lab_kernels: kernel::LINES
+                .into_iter()
+                .filter(|line| kernel::of_line(line).is_err())
+                .collect(),
+            virtiofsd: lab::virtiofsd().is_ok(),
+            busybox: lab::busybox().is_ok(),
             nextest: answers("cargo", &["nextest", "--version"]),
             fmt_and_clippy: answers("cargo", &["fmt", "--version"])
                 && answers("cargo", &["clippy", "--version"]),
@@ -78,7 +92,10 @@ impl Facts {
             facts.llvm_offered = (21..=23).filter(|major| offered(&format!("llvm-{major}-dev"))).collect();
         }
         if !facts.guest_kernel {
-            facts.guest_kernel_offered = tiering_tests::kernel::package().ok();
+            facts.guest_kernel_offered = kernel::package(None).ok();
+        }
+        if !facts.virtiofsd {
+            facts.virtiofsd_offered = offered("virtiofsd");
         }
         facts
     }

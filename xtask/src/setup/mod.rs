@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: what build, demo and tests need and the machine lacks.
+//! `cargo xtask setup`: what build, demo, tests and lab need and the machine lacks.
 //!
 //! In: the machine, as [`facts`]. Out: a [`plan`] that is printed, then carried out by [`apply`]. It changes nothing that
 //! is there already, and with `--check` nothing at all.
@@ -19,11 +19,15 @@ pub struct Options {
     check: bool,
 }
 
-/// What the machine is to be ready for; each includes the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What the machine is to be ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
+    /// Build, and run the demo.
     Build,
+    /// Everything.
     Test,
+    /// Boot the lab, with a kernel of this line if any.
+    Lab(Option<&'static str>),
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {

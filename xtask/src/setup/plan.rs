@@ -7,6 +7,7 @@
 use super::Purpose;
 use super::facts::{DEBIAN_COMPILER, Facts, LINKED, PROGRAMS};
 use std::fmt;
+use tiering_tests::kernel;
 
 const LINKER_VERSION: &str = "0.13.0";
 /// The LLVM of Debian's rustc-web 1.96.
@@ -27,8 +28,8 @@ pub enum Action {
     Apt(Vec<String>),
     /// Run a program, with more in its environment.
     Run { line: Vec<String>, env: Vec<(String, String)> },
-    /// Fetch the guest kernel, of this package, into the target folder.
-    FetchKernel(String),
+    /// Fetch the kernel of a line, or of any, into the target folder.
+    FetchKernel { line: Option<&'static str>, package: String },
     /// Only a person can: what to do.
     ByHand(String),
 }
@@ -54,11 +55,8 @@ impl fmt::Display for Action {
                 }
                 f.write_str(&line.join(" "))
             }
-            Self::FetchKernel(package) => {
-                write!(
-                    f,
-                    "download {package} and unpack its image below the target folder; /boot stays as it is"
-                )
+            Self::FetchKernel { package, .. } => {
+                write!(f, "download {package} and unpack it below the target folder; /boot stays as it is")
             }
             Self::ByHand(hint) => write!(f, "by hand: {hint}"),
         }
@@ -68,35 +66,82 @@ impl fmt::Display for Action {
 pub fn steps(facts: &Facts, purpose: Purpose) -> Vec<Step> {
     let mut steps = Vec::new();
     for (program, package, why) in facts.missing_programs.iter().map(|program| PROGRAMS[*program]) {
-        let action = if facts.apt {
-            apt(&[package])
-        } else {
-            Action::ByHand(format!("install the package that has it (Debian's is {package})"))
-        };
-        steps.push(Step::new(program, why, action));
+        steps.push(Step::new(program, why, package_of(facts, package)));
     }
-    let llvm = compiler(facts, &mut steps);
-    linker(facts, llvm, &mut steps);
-    if !facts.guest_kernel {
-        let action = match &facts.guest_kernel_offered {
-            Some(package) => Action::FetchKernel(package.clone()),
-            None => {
-                Action::ByHand("name an x86-64 bzImage with serial console in TIERING_GUEST_KERNEL".into())
+    match purpose {
+        Purpose::Build => {
+            build(facts, &mut steps);
+            guest_kernel(facts, &mut steps);
+        }
+        Purpose::Test => {
+            build(facts, &mut steps);
+            // Debian's kernel serves both; the tests of the lab are skipped, with a reason, where it cannot be had.
+            if facts.apt {
+                lab(facts, Some(kernel::LINES[0]), &mut steps);
+            } else {
+                guest_kernel(facts, &mut steps);
             }
-        };
-        steps.push(Step::new("guest kernel", "to boot the guests of demo and tests", action));
-    }
-    if purpose >= Purpose::Test {
-        if !facts.fmt_and_clippy {
-            let action = run(&["rustup", "component", "add", "rustfmt", "clippy"], &[]);
-            steps.push(Step::new("rustfmt and clippy", "for `cargo xtask test`", action));
+            test(facts, &mut steps);
         }
-        if !facts.nextest {
-            let action = run(&["cargo", "install", "cargo-nextest", "--locked"], &[]);
-            steps.push(Step::new("cargo-nextest", "for `cargo xtask test`", action));
-        }
+        Purpose::Lab(line) => lab(facts, line, &mut steps),
     }
     steps
+}
+
+fn build(facts: &Facts, steps: &mut Vec<Step>) {
+    let llvm = compiler(facts, steps);
+    linker(facts, llvm, steps);
+}
+
+fn guest_kernel(facts: &Facts, steps: &mut Vec<Step>) {
+    if facts.guest_kernel {
+        return;
+    }
+    let action = match &facts.guest_kernel_offered {
+        Some(package) => Action::FetchKernel { line: None, package: package.clone() },
+        None => Action::ByHand("name an x86-64 bzImage with serial console in TIERING_GUEST_KERNEL".into()),
+    };
+    steps.push(Step::new("guest kernel", "to boot the guests of demo and tests", action));
+}
+
+fn test(facts: &Facts, steps: &mut Vec<Step>) {
+    if !facts.fmt_and_clippy {
+        let action = run(&["rustup", "component", "add", "rustfmt", "clippy"], &[]);
+        steps.push(Step::new("rustfmt and clippy", "for `cargo xtask test`", action));
+    }
+    if !facts.nextest {
+        let action = run(&["cargo", "install", "cargo-nextest", "--locked"], &[]);
+        steps.push(Step::new("cargo-nextest", "for `cargo xtask test`", action));
+    }
+}
+
+fn lab(facts: &Facts, line: Option<&'static str>, steps: &mut Vec<Step>) {
+    if !facts.virtiofsd {
+        let package = if facts.virtiofsd_offered { "virtiofsd" } else { "qemu-system-common" };
+        steps.push(Step::new("virtiofsd", "to share files with the lab", package_of(facts, package)));
+    }
+    if !facts.busybox {
+        let action = package_of(facts, "busybox-static");
+        steps.push(Step::new("busybox without libraries", "to boot the lab", action));
+    }
+    if let Some(line) = line.filter(|line| facts.missing_lab_kernels.contains(line)) {
+        let action = if facts.apt {
+            Action::FetchKernel { line: Some(line), package: format!("Debian's newest cloud kernel {line}") }
+        } else {
+            Action::ByHand(
+                "name a bzImage that has its modules beside it: `cargo xtask lab --kernel PATH`".into(),
+            )
+        };
+        steps.push(Step::new(format!("kernel {line} with modules"), "to boot the lab", action));
+    }
+}
+
+fn package_of(facts: &Facts, package: &str) -> Action {
+    if facts.apt {
+        apt(&[package])
+    } else {
+        Action::ByHand(format!("install the package that has it (Debian's is {package})"))
+    }
 }
 
 /// Plans a compiler for eBPF; the major version of its LLVM, where that is known.
@@ -182,6 +227,8 @@ mod tests {
             bpf_linker: true,
             cxx: true,
             guest_kernel: true,
+            virtiofsd: true,
+            busybox: true,
             nextest: true,
             fmt_and_clippy: true,
             ..Facts::default()
@@ -228,5 +275,37 @@ mod tests {
         let listed: Vec<_> = steps.iter().filter(by_hand).map(|step| step.what.as_str()).collect();
         assert_eq!(listed, ["qemu-system-x86_64", "bpf-linker 0.13.0", "guest kernel"]);
         assert!(shown(&facts).iter().any(|line| line.starts_with("rustup toolchain install nightly")));
+    }
+
+    #[test]
+    fn the_lab_asks_for_what_it_needs_and_no_compiler() {
+        let facts = Facts { apt: true, missing_lab_kernels: vec!["6.12", "6.1"], ..Facts::default() };
+        let lab: Vec<_> = steps(&facts, Purpose::Lab(Some("6.1")))
+            .into_iter()
+            .map(|step| (step.what, step.action.to_string()))
+            .collect();
+        let expected = [
+            ("virtiofsd", "apt-get install qemu-system-common"),
+            ("busybox without libraries", "apt-get install busybox-static"),
+            (
+                "kernel 6.1 with modules",
+                "download Debian's newest cloud kernel 6.1 and unpack it below the target folder; /boot stays as it is",
+            ),
+        ];
+        assert_eq!(lab, expected.map(|(what, action)| (what.to_owned(), action.to_owned())));
+    }
+
+    #[test]
+    fn a_build_does_not_ask_for_the_lab_and_tests_fetch_one_kernel() {
+        let facts = Facts {
+            guest_kernel: false,
+            guest_kernel_offered: Some("linux-image-6.12.1-cloud-amd64".into()),
+            missing_lab_kernels: vec!["6.12", "6.1"],
+            busybox: false,
+            ..complete()
+        };
+        let what = |purpose| steps(&facts, purpose).into_iter().map(|step| step.what).collect::<Vec<_>>();
+        assert_eq!(what(Purpose::Build), ["guest kernel"]);
+        assert_eq!(what(Purpose::Test), ["busybox without libraries", "kernel 6.12 with modules"]);
     }
 }
