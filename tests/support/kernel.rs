@@ -133,7 +133,8 @@ pub fn fetch(line: Option<&str>) -> Result<PathBuf> {
 
 impl Kernel {
     /// The files of these modules and of all they depend on, in the order in which they must be loaded. What is built in
-    /// is left out. Indexes the modules first where that was not done: the package does it when it is installed.
+    /// is left out. Modules that are not indexed yet (a package does that when it is installed) are first uncompressed and
+    /// indexed, once: an emulated processor takes a second to uncompress KVM at each boot.
     ///
     /// # Errors
     /// Where the modules cannot be indexed or read.
@@ -141,6 +142,8 @@ impl Kernel {
         let Some(modules) = &self.modules else { return Ok(Vec::new()) };
         let index = modules.join("modules.dep");
         if !index.is_file() {
+            let uncompress = ["-name", "*.ko.xz", "-exec", BUSYBOX, "unxz", "-f", "{}", "+"];
+            output(Command::new("find").arg(modules).args(uncompress))?;
             let base = modules.ancestors().nth(3).context("modules are in lib/modules")?;
             output(Command::new(BUSYBOX).args(["depmod", "-b"]).arg(base).arg(&self.release))?;
         }

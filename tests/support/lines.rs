@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many lines [`tail`] shows.
+/// How many lines [`Lines::tail`] shows.
 const TAIL: usize = 25;
 
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ impl Lines {
     /// The last lines, for an error message.
     #[must_use]
     pub fn tail(&self) -> String {
-        tail(&self.text())
+        tail(&self.text(), TAIL)
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
@@ -74,9 +74,9 @@ impl Lines {
 
 /// The last lines of a text, for an error message.
 #[must_use]
-pub fn tail(text: &str) -> String {
+pub fn tail(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// What the root file system needs, of which each kernel has another part built in.
-const MODULES: [&str; 3] = ["virtio_pci", "virtiofs", "overlay"];
+/// What the root file system needs, of which each kernel has another part built in, and KVM.
+const MODULES: [&str; 5] = ["virtio_pci", "virtiofs", "overlay", "kvm-amd", "kvm-intel"];
 
 pub struct Files {
     /// In the temporary folder of the machine: the path of a socket may have no more than 107 bytes.
@@ -28,7 +28,7 @@ impl Files {
             std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         }
         let run = tempfile::TempDir::with_prefix("tiering-lab-")?;
-        let files = Self { run, disks: tempfile::tempdir_in(disks)? };
+        let files = Self { run, disks: tempfile::TempDir::with_prefix_in("run-", disks)? };
         std::fs::write(files.initramfs(), image(&lab.kernel)?)?;
 
         std::fs::create_dir(files.control())?;
@@ -77,7 +77,9 @@ impl Files {
     pub fn exit_code(&self) -> Result<Option<u8>> {
         let Some(text) = read_if_there(&self.control().join("exit-code"))? else { return Ok(None) };
         let text = String::from_utf8_lossy(&text);
-        text.trim().parse().map(Some).with_context(|| format!("the lab's exit code is {text:?}"))
+        // Made, but not written yet.
+        let Some(text) = text.strip_suffix('\n') else { return Ok(None) };
+        text.parse().map(Some).with_context(|| format!("the lab's exit code is {text:?}"))
     }
 }
 

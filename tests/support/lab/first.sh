@@ -10,6 +10,10 @@ if grep -qw lab.trial /proc/cmdline; then
     poweroff -f
 fi
 for module in $(cat /modules/order); do
+    case $module in
+    */kvm-amd.ko) grep -qw svm /proc/cpuinfo || continue ;;
+    */kvm-intel.ko) grep -qw vmx /proc/cpuinfo || continue ;;
+    esac
     insmod "$module"
 done
 

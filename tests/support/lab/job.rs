@@ -38,7 +38,8 @@ pub fn script(job: &Job, folder: &Path, environment: impl Iterator<Item = (OsStr
     push_quoted(&mut script, folder.as_os_str());
     script.extend_from_slice(b" || exit 1\nexec");
     match job {
-        Job::Shell => script.extend_from_slice(b" bash -i"),
+        // Without the user's start-up files, which were written for a faster machine: pyenv's took 30 s.
+        Job::Shell => script.extend_from_slice(b" env PS1='lab:\\w# ' bash --norc -i"),
         Job::Command(words) => {
             for word in words {
                 script.push(b' ');

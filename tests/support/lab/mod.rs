@@ -39,13 +39,15 @@ use share::Share;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use verdict::{Seen, Verdict, verdict};
+use verdict::{Seen, Verdict, Wrong, verdict};
 
 const TRIAL_WORKS: &str = "lab: the trial boot works";
 /// Enough for QEMU to start and a kernel to boot where KVM is real.
 const TRIAL_LIMIT: Duration = Duration::from_secs(10);
 /// For the lab to switch itself off.
 const POWEROFF_LIMIT: Duration = Duration::from_secs(5);
+/// Lines of the console in an error: a panic with its trace.
+const CONSOLE_TAIL: usize = 60;
 /// How often the lab is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -129,12 +131,16 @@ impl Lab {
                     qemu.wait(POWEROFF_LIMIT)?;
                     return Ok(code);
                 }
-                Verdict::Wrong(why) if stopped() => bail!("{why}"),
-                Verdict::Wrong(why) => bail!(
-                    "{why}; the end of the lab's console:\n{}\n{}",
-                    lines::tail(&console),
-                    lines::tail(&log.text())
+                Verdict::Wrong(Wrong::Interrupted) => bail!("{}", Wrong::Interrupted),
+                Verdict::Wrong(Wrong::Ended) => bail!(
+                    "{}; what QEMU and virtiofsd say:\n{}\nthe end of the lab's console:\n{}",
+                    Wrong::Ended,
+                    lines::tail(&log.text(), CONSOLE_TAIL),
+                    lines::tail(&console, CONSOLE_TAIL)
                 ),
+                Verdict::Wrong(why) => {
+                    bail!("{why}; the end of the lab's console:\n{}", lines::tail(&console, CONSOLE_TAIL))
+                }
             }
         }
     }

@@ -36,7 +36,9 @@ impl Share {
         command.args(["--pdeathsig", "KILL"]).arg(virtiofsd()?);
         // The listening socket is its standard input, so that QEMU can connect as soon as it likes.
         // Chroot, because the other sandbox, pivot_root(2), refuses to share the root itself.
-        command.args(["--fd=0", "-o", "cache=auto,sandbox=chroot", "-o"]).arg(format!("source={}", folder.display()));
+        command
+            .args(["--fd=0", "-o", "cache=auto,sandbox=chroot", "-o"])
+            .arg(format!("source={}", folder.display()));
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let mut daemon = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         log.read(daemon.stderr.take().context("the child has no standard error")?);

@@ -1,5 +1,6 @@
 //! Whether the lab goes on, is done, or went wrong. Pure: what was seen in, the verdict out.
 
+use std::fmt;
 use std::time::Duration;
 
 /// What the kernel prints first when it gives up; oopses and soft lock-ups are panics in the lab.
@@ -25,31 +26,55 @@ pub struct Seen<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     GoesOn,
+    /// The job's exit code.
     Done(u8),
-    /// Why there will be no exit code.
-    Wrong(String),
+    Wrong(Wrong),
+}
+
+/// Why there will be no exit code.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// What the kernel said.
+    Panic(String),
+    Ended,
+    TimeUp(Duration),
+    Interrupted,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panic(panic) => write!(f, "the lab's kernel gave up: {panic}"),
+            Self::Ended => f.write_str(
+                "the lab ended before its job did: it was switched off from within, or QEMU failed",
+            ),
+            Self::TimeUp(limit) => write!(
+                f,
+                "the lab is not done after {limit:?}: the job hangs or needs more time (`--timeout`)"
+            ),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
 }
 
 pub fn verdict(seen: Seen<'_>) -> Verdict {
     if let Some(code) = seen.code {
         return Verdict::Done(code);
     }
-    let panic = seen.console.lines().find_map(|line| line.find(PANIC).map(|at| line[at..].trim_end()));
-    let wrong = match panic {
-        Some(panic) if seen.ended || seen.quiet > TRACE_LIMIT => format!("the lab's kernel gave up: {panic}"),
-        Some(_) => return Verdict::GoesOn,
-        None if seen.ended => {
-            "the lab ended before its job did: it was switched off from within, or QEMU failed".to_owned()
-        }
-        None if seen.stopped => "interrupted".to_owned(),
-        None => match seen.limit {
-            Some(limit) if seen.elapsed > limit => {
-                format!("the lab is not done after {limit:?}: the job hangs or needs more time (`--timeout`)")
-            }
-            _ => return Verdict::GoesOn,
-        },
-    };
-    Verdict::Wrong(wrong)
+    if seen.stopped {
+        return Verdict::Wrong(Wrong::Interrupted);
+    }
+    if let Some(panic) =
+        seen.console.lines().find_map(|line| line.find(PANIC).map(|at| line[at..].trim_end()))
+    {
+        let whole = seen.ended || seen.quiet > TRACE_LIMIT;
+        return if whole { Verdict::Wrong(Wrong::Panic(panic.to_owned())) } else { Verdict::GoesOn };
+    }
+    match seen.limit {
+        _ if seen.ended => Verdict::Wrong(Wrong::Ended),
+        Some(limit) if seen.elapsed > limit => Verdict::Wrong(Wrong::TimeUp(limit)),
+        _ => Verdict::GoesOn,
+    }
 }
 
 #[cfg(test)]
@@ -71,7 +96,7 @@ mod tests {
 
     fn why(seen: Seen<'_>) -> String {
         match verdict(seen) {
-            Verdict::Wrong(why) => why,
+            Verdict::Wrong(why) => why.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -96,7 +121,7 @@ mod tests {
     fn an_early_end_a_hang_and_a_signal_are_told_apart() {
         assert!(why(Seen { ended: true, ..BOOTING }).contains("switched off from within"));
         assert!(why(Seen { elapsed: 601 * SECOND, ..BOOTING }).contains("not done after 600s"));
-        assert_eq!(why(Seen { stopped: true, ..BOOTING }), "interrupted");
+        assert_eq!(why(Seen { stopped: true, console: PANICKED, ..BOOTING }), "interrupted");
         let patient = Seen { elapsed: 9999 * SECOND, limit: None, ..BOOTING };
         assert_eq!(verdict(patient), Verdict::GoesOn);
     }
