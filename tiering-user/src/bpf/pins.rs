@@ -15,6 +15,8 @@ use thiserror::Error;
 /// Where everything is pinned.
 pub const PIN_DIR: &str = "/sys/fs/bpf/tiering";
 const BPFFS: &str = "/sys/fs/bpf";
+/// What a kernel with CONFIG_BPF_PRELOAD puts into every bpffs.
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
 
 /// The pins cannot be had.
 #[derive(Debug, Error)]
@@ -77,7 +79,8 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         self.clear();
-        let empty = fs::read_dir(BPFFS).is_ok_and(|mut entries| entries.next().is_none());
+        let of_kernel = |entry: fs::DirEntry| PRELOADED.iter().any(|name| entry.file_name() == *name);
+        let empty = fs::read_dir(BPFFS).is_ok_and(|entries| entries.flatten().all(of_kernel));
         if self.mounted && empty {
             // Busy means that somebody else uses it by now.
             umount(BPFFS).ok();
