@@ -8,7 +8,7 @@ use tiering_tests::paths;
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{need_root, skip_or_fail};
 
-use crate::host::{Host, assert_nothing_left};
+use crate::host::{Host, Mounted, assert_nothing_left};
 
 /// `tiering ARGS` with this configuration: exit code and standard error.
 fn tiering(config: &str, args: &[&str], prepare: impl FnOnce(&mut Command)) -> (i32, String) {
@@ -60,6 +60,8 @@ fn a_kernel_that_refuses_bpf_is_told_so() {
     let Some(host) = host() else { return };
     let binary = paths::tiering_bin().unwrap();
     let config = tempfile_with(&host.config("1s"));
+    // Mounting it would need CAP_SYS_ADMIN, and be refused first.
+    let _bpffs = Mounted::at("/sys/fs/bpf", "bpf");
     let output = Command::new("setpriv")
         .args(["--bounding-set", "-bpf,-sys_admin,-perfmon", "--inh-caps", "-bpf,-sys_admin,-perfmon"])
         .arg(binary)

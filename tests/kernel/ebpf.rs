@@ -15,6 +15,8 @@ use tiering_user::track::VmId;
 use tiering_user::vm::{Accel, Backing, Hva, ProcessKey, RamRegion, Vm};
 use zerocopy::FromBytes as _;
 
+use crate::host::Mounted;
+
 const VM: u32 = 42;
 const RAM: Range = Range { start: 0x7000_0000_0000, end: 0x7000_0010_0000 };
 
@@ -152,37 +154,12 @@ fn this_process(memory: &ZeroPages) -> Vm {
     }
 }
 
-/// tracefs at its usual place, as the classic road needs it; unmounted again if it was not there before.
-struct Tracefs {
-    mounted: bool,
-}
-
-impl Tracefs {
-    const PATH: &str = "/sys/kernel/tracing";
-
-    fn mount() -> Self {
-        use nix::mount::{MsFlags, mount};
-        let there = std::path::Path::new(Self::PATH).join("events").exists();
-        if !there {
-            mount(Some("tracefs"), Self::PATH, Some("tracefs"), MsFlags::empty(), None::<&str>).unwrap();
-        }
-        Self { mounted: !there }
-    }
-}
-
-impl Drop for Tracefs {
-    fn drop(&mut self) {
-        if self.mounted {
-            nix::mount::umount(Self::PATH).unwrap();
-        }
-    }
-}
-
 #[test]
 fn every_road_sees_every_real_fault() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     const PAGES: usize = 500;
-    let _tracefs = Tracefs::mount();
+    // The classic road needs it.
+    let _tracefs = Mounted::at("/sys/kernel/tracing", "tracefs");
     for road in [Road::TpBtf, Road::Raw, Road::Classic] {
         let mut memory = ZeroPages::map(PAGES).unwrap();
         let vm = this_process(&memory);

@@ -198,3 +198,29 @@ pub fn assert_nothing_left(host: &Host) {
         assert!(!host.scratch.path().join(tier).exists(), "the folder of {tier} was left behind");
     }
 }
+
+/// A file system of the kernel at its usual place; unmounted again if it was not there before.
+pub struct Mounted {
+    path: &'static str,
+    by_us: bool,
+}
+
+impl Mounted {
+    pub fn at(path: &'static str, kind: &str) -> Self {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let by_us = !mounts.lines().any(|line| line.split(' ').nth(1) == Some(path));
+        if by_us {
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some(kind), path, Some(kind), flags, None::<&str>).unwrap();
+        }
+        Self { path, by_us }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.by_us {
+            nix::mount::umount(self.path).unwrap();
+        }
+    }
+}

@@ -39,15 +39,17 @@ fn a_command_sees_a_host_with_tiers_and_its_exit_code_output_and_files_come_back
         echo "folder $PWD"
         echo "kernel $(uname -r)"
         for tier in /sys/devices/virtual/memory_tiering/*/nodelist; do echo "tier $(cat $tier)"; done
-        for disk in nvme0n1 nvme1n1; do
-            echo "disk $(cat /sys/block/$disk/size) $(cat /sys/block/$disk/device/serial)"
+        for serial in tiering-nvme tiering-qlc; do
+            disk=$(basename "$(readlink /dev/disk/by-id/$serial)")
+            echo "disk $(cat /sys/block/$disk/size) $serial"
         done
         [ -c /dev/kvm ] && echo "kvm there"
         for kind in cgroup2 tracefs debugfs bpf securityfs; do
             grep -q " $kind " /proc/mounts && echo "mounted $kind"
         done
         [ -e /proc/pressure/memory ] && echo "psi on"
-        mkswap -q /dev/nvme0n1 && swapon /dev/nvme0n1 && grep -q nvme0n1 /proc/swaps && echo "swap on"
+        swap=$(readlink /dev/disk/by-id/tiering-nvme)
+        mkswap -q $swap && swapon $swap && grep -q $swap /proc/swaps && echo "swap on"
         touch /usr/lab-was-here && echo "root can be written"
         echo result >"$LAB_OUT/x"
         echo complaint >&2

@@ -26,10 +26,10 @@ pub struct Options {
     /// Memory nodes, fastest first; the first has the processors
     #[arg(long, default_value = "dram:1G,cxl:2G", value_name = "KIND:SIZE,...")]
     nodes: Nodes,
-    /// Size of the disk /dev/nvme0n1, serial tiering-nvme; 0 for none
+    /// Size of the disk /dev/disk/by-id/tiering-nvme; 0 for none
     #[arg(long, default_value = "2G", value_name = "SIZE[@iops=N][,bps=SIZE]")]
     nvme: Disk,
-    /// Size and limits of the disk /dev/nvme1n1, serial tiering-qlc; 0 for none
+    /// Size and limits of the disk /dev/disk/by-id/tiering-qlc; 0 for none
     #[arg(long, default_value = "4G@iops=2000", value_name = "SIZE[@iops=N][,bps=SIZE]")]
     qlc: Disk,
     /// Processors (as many as this machine has, at most 4)

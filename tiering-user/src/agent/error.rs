@@ -47,6 +47,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotRoot | Self::Bpf(BpfError::NotPermitted(_)) => EX_NOPERM,
+            Self::Pin(error) if error.is_permission() => EX_NOPERM,
             Self::Ladder(_) => EX_CONFIG,
             _ => EX_UNAVAILABLE,
         }

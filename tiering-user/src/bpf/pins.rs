@@ -31,6 +31,11 @@ impl PinError {
     pub(super) fn new(path: &Path, action: &'static str, source: impl Into<io::Error>) -> Self {
         Self { path: path.to_owned(), action, source: source.into() }
     }
+
+    /// Whether a right is missing: CAP_SYS_ADMIN to mount, CAP_BPF to pin.
+    pub fn is_permission(&self) -> bool {
+        self.source.kind() == io::ErrorKind::PermissionDenied
+    }
 }
 
 /// An empty folder for pins; removed, with all pins, when dropped.
