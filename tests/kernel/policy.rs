@@ -67,3 +67,31 @@ fn guests_that_come_while_the_agent_runs_are_found_and_those_that_go_are_forgott
     assert!(gone.is_some());
     drain_and_end(agent, &host);
 }
+
+#[test]
+fn shared_memory_is_not_lost_sight_of_while_it_goes_down_and_comes_back() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-policy", Backend::Memfd);
+    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let touched =
+        |vm: &serde_json::Value| vm["ram_bytes"].as_u64().unwrap() - vm["untouched_bytes"].as_u64().unwrap();
+    let before = touched(&vm(&agent, "tt-policy"));
+
+    // Until stages have ended both ways: used, and dropped after their deadline.
+    let mut least = before;
+    let ended = wait_for("stages to be used and wasted", || {
+        let status = vm(&agent, "tt-policy");
+        least = least.min(touched(&status));
+        let count = |what: &str| status["prefetch"][what].as_u64().unwrap();
+        (count("used_pages") > 100 && count("wasted_pages") > 0).then_some(status)
+    });
+    let status = ended.unwrap_or_else(|| panic!("{}", vm(&agent, "tt-policy")));
+    // But for a few that are on their way while a sweep looks, until the next one.
+    assert!(least * 1000 >= before * 999, "{least} of {before} bytes were known at the least: {status}");
+    let in_tiers: u64 =
+        status["tier_bytes"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(in_tiers, touched(&status), "{status}");
+
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}

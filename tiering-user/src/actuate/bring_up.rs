@@ -2,7 +2,7 @@
 
 use super::target::{Outcome, Skip, Target, place_runs};
 use crate::sys::{Advice, PageState};
-use crate::tiermap::{PageIndex, place_of};
+use crate::tiermap::{PageIndex, PageRun, Place, place_of};
 use crate::tiers::Areas;
 
 /// Brings the pages of `outcome` up and maps them.
@@ -21,7 +21,7 @@ pub(super) fn bring_up(target: &Target, areas: &Areas, outcome: &mut Outcome) {
                 _ => outcome.skip(Skip::Stayed, 1),
             }
         }
-        outcome.found = place_runs(&asked, after.into_iter().map(|state| place_of(state, areas)));
+        outcome.found = found(target, &asked, &after, areas);
         Ok(())
     });
     note_error(result, outcome);
@@ -49,10 +49,20 @@ pub(super) fn drop_stage(target: &Target, areas: &Areas, outcome: &mut Outcome) 
         let after = target.states(&asked)?;
         outcome.moved_pages = swapped(&asked, &after).len() as u64;
         outcome.skip(Skip::Stayed, asked.len() as u64 - outcome.moved_pages);
-        outcome.found = place_runs(&asked, after.into_iter().map(|state| place_of(state, areas)));
+        outcome.found = found(target, &asked, &after, areas);
         Ok(())
     });
     note_error(result, outcome);
+}
+
+/// Where the pages are, as far as pagemap tells: of shared memory it shows only what is mapped.
+fn found(target: &Target, pages: &[PageIndex], states: &[PageState], areas: &Areas) -> Vec<(PageRun, Place)> {
+    let shared = |page| target.layout.locate(page).is_some_and(|(_, shared)| shared);
+    let told = |page, state| state != PageState::Absent || !shared(page);
+    let told = pages.iter().zip(states).filter(|(page, state)| told(**page, **state));
+    let (pages, places): (Vec<_>, Vec<_>) =
+        told.map(|(page, state)| (*page, place_of(*state, areas))).unzip();
+    place_runs(&pages, places.into_iter())
 }
 
 fn swapped(pages: &[PageIndex], states: &[PageState]) -> Vec<PageIndex> {

@@ -213,28 +213,27 @@ impl Machine {
                 });
             }
         }
-        if outcome.action == Action::Stage {
-            self.staging = false;
-        }
         match outcome.action {
             Action::Place { .. } => self.moved.demoted += outcome.moved_pages,
             Action::BringUp => self.moved.promoted += outcome.moved_pages,
-            Action::Stage if outcome.moved_pages > 0 => {
-                outcome.asked.iter().for_each(|page| self.stages.done(*page, outcome.finished));
-            }
             Action::Stage => {
+                self.staging = false;
+                let staged = outcome.moved_pages > 0;
                 for page in &outcome.asked {
-                    self.stages.failed(*page);
-                    self.pages.update(*page, |entry| entry.with_staged(false));
+                    if staged {
+                        self.stages.done(*page, outcome.finished);
+                    } else {
+                        self.stages.failed(*page);
+                        self.pages.update(*page, |entry| entry.with_staged(false));
+                    }
                 }
             }
-            Action::DropStage => {}
-        }
-        if outcome.action == Action::DropStage {
-            // A page that was touched between the deadline and the drop is mapped, and accessed now.
-            let mapped = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(0)));
-            for page in mapped.flat_map(|(run, _)| run.pages()) {
-                self.pages.touch(page, now, false);
+            Action::DropStage => {
+                // A page that was touched between the deadline and the drop is mapped, and accessed now.
+                let mapped = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(0)));
+                for page in mapped.flat_map(|(run, _)| run.pages()) {
+                    self.pages.touch(page, now, false);
+                }
             }
         }
     }

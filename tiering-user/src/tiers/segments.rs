@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::area::{self, AreaError};
 use super::plug::Plug;
@@ -42,16 +42,21 @@ pub struct Areas(Arc<Mutex<Vec<Area>>>);
 impl Areas {
     /// The tier that the area with this kernel number belongs to, if it is ours.
     pub fn tier_of(&self, number: u8) -> Option<TierId> {
-        self.list().iter().find(|area| area.number == number).map(|area| area.tier)
+        // Asked for every swapped page of a sweep: nothing is copied.
+        self.lock().iter().find(|area| area.number == number).map(|area| area.tier)
     }
 
     /// All of them.
     pub fn list(&self) -> Vec<Area> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Area>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set(&self, areas: Vec<Area>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = areas;
+        *self.lock() = areas;
     }
 }
 
