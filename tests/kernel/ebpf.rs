@@ -6,19 +6,21 @@ use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, util::nr_cpus};
 use tiering_common::{
-    LAYOUT_VERSION, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_WRITE, Sample, VmEntry, VmStats,
+    LAYOUT_VERSION, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_WRITE, Sample, VmEntry,
+    VmStats,
 };
 use tiering_tests::skip::{need_root, skip_or_fail};
 use tiering_user::bpf::{Faults, OBJECT, Road};
 use tiering_user::sys::ZeroPages;
 use tiering_user::track::VmId;
-use tiering_user::vm::{Accel, Backing, Hva, ProcessKey, RamRegion, Vm};
+use tiering_user::vm::{Accel, Backing, GuestRange, Hva, ProcessKey, RamRegion, Vm};
 use zerocopy::FromBytes as _;
 
 use crate::host::Mounted;
 
 const VM: u32 = 42;
-const RAM: Range = Range { start: 0x7000_0000_0000, end: 0x7000_0010_0000 };
+const RAM: Range = Range { start: 0x7000_0000_0000, end: 0x7000_0010_0000, gpa: GPA };
+const GPA: u64 = 0x1_0000_0000;
 
 /// The raw programs, loaded but not attached, and this process tracked as a machine.
 struct Loaded(Ebpf);
@@ -26,7 +28,7 @@ struct Loaded(Ebpf);
 impl Loaded {
     fn new() -> Self {
         let mut ebpf = Ebpf::load(OBJECT).unwrap();
-        for program in ["fault_user_raw", "fault_kern_raw"] {
+        for program in ["fault_user_raw", "fault_kern_raw", "kvm_fault_raw"] {
             let program: &mut RawTracePoint = ebpf.program_mut(program).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
@@ -46,6 +48,14 @@ impl Loaded {
         let program: &mut RawTracePoint = self.0.program_mut(program).unwrap().try_into().unwrap();
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = hva;
+        options.args[2] = error_code;
+        program.test_run(options).unwrap();
+    }
+
+    fn guest_fault(&mut self, gpa: u64, error_code: u64) {
+        let program: &mut RawTracePoint = self.0.program_mut("kvm_fault_raw").unwrap().try_into().unwrap();
+        let mut options = RawTracePointRunOptions::new();
+        options.args[1] = gpa;
         options.args[2] = error_code;
         program.test_run(options).unwrap();
     }
@@ -101,6 +111,24 @@ fn a_fault_in_guest_ram_becomes_a_sample_and_any_other_does_not() {
 }
 
 #[test]
+fn a_fault_of_a_kvm_guest_is_translated_and_one_outside_its_ram_is_none() {
+    let Some(()) = skip_or_fail(need_root()) else { return };
+    let mut loaded = Loaded::new();
+    const WRITE_OF_A_GUEST: u64 = 1 << 32 | 0x6;
+    loaded.guest_fault(GPA, 0x4);
+    loaded.guest_fault(GPA + 0xf_ffff, WRITE_OF_A_GUEST);
+    for gpa in [GPA - 1, GPA + 0x10_0000, 0xfee0_0000, RAM.start] {
+        loaded.guest_fault(gpa, 0x4);
+    }
+
+    let samples = loaded.samples();
+    let shown: Vec<_> = samples.iter().map(|sample| (sample.vm, sample.hva, sample.flags)).collect();
+    assert_eq!(shown, [(VM, RAM.start, SAMPLE_KVM), (VM, RAM.end - 1, SAMPLE_WRITE | SAMPLE_KVM)]);
+    let VmStats { produced, reads, writes, .. } = loaded.stats();
+    assert_eq!((produced, reads, writes), (2, 1, 1));
+}
+
+#[test]
 fn a_process_that_is_not_tracked_gives_no_sample() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     let mut loaded = Loaded::new();
@@ -133,23 +161,19 @@ fn a_full_ring_drops_and_counts_what_it_drops() {
 /// This process as a machine whose RAM is `memory`.
 fn this_process(memory: &ZeroPages) -> Vm {
     let pid = std::process::id().cast_signed();
+    let (start, bytes) = (Hva(memory.start() as u64), memory.len() as u64 * 4096);
     Vm {
         key: ProcessKey { pid, start_time_ticks: 0 },
         name: "self".into(),
         uuid: None,
         namespace: None,
         accel: Accel::Tcg,
-        ram: vec![RamRegion {
-            start: Hva(memory.start() as u64),
-            bytes: memory.len() as u64 * 4096,
-            backing: Backing::Anonymous,
-        }],
+        ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
+        guest_ranges: vec![GuestRange { start, bytes, gpa: None }],
         refusal: None,
         fixed_refusal: None,
         incoming: false,
         cgroup: None,
-        machine: None,
-        max_ram_below_4g_bytes: None,
         numa_bound: false,
     }
 }

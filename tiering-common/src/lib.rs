@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in this crate.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
 pub const MAX_RANGES: usize = 8;
@@ -31,6 +31,14 @@ pub const SAMPLE_PRESENT: u32 = 1 << 1;
 pub const SAMPLE_FETCH: u32 = 1 << 2;
 /// The fault happened in kernel mode (a system call that touched guest RAM).
 pub const SAMPLE_KERNEL: u32 = 1 << 3;
+/// The guest itself accessed it under KVM: the address was translated from a guest-physical one.
+pub const SAMPLE_KVM: u32 = 1 << 4;
+
+/// [`Range::gpa`] of RAM whose guest-physical address is not known.
+pub const NO_GPA: u64 = u64::MAX;
+
+/// Frames that [`VmFrames`] holds.
+pub const MAX_FRAMES: usize = 16;
 
 /// One access, as the kernel saw it. A record of the ring `tier_events`.
 #[repr(C)]
@@ -53,6 +61,8 @@ pub struct Sample {
 pub struct Range {
     pub start: u64,
     pub end: u64,
+    /// Guest-physical address of `start`, or [`NO_GPA`].
+    pub gpa: u64,
 }
 
 /// A tracked process. Value of the map `tier_vms`; the key is the process id (`u32`, initial namespace).
@@ -88,6 +98,28 @@ pub struct VmStats {
     pub kernel: u64,
 }
 
+/// Frames that KVM mapped into one virtual machine lately: what tells whether [`Range::gpa`] is right. Value of the
+/// map `tier_frames`; the key is [`VmEntry::vm`]. There only as long as the agent wants to know.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmFrames {
+    /// How many were seen; the last [`MAX_FRAMES`] are there, in a ring.
+    pub seen: u64,
+    pub frames: [Frame; MAX_FRAMES],
+}
+
+/// A guest-physical address and the host frame that KVM mapped there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Guest frame number, pages of 4 KiB.
+    pub gfn: u64,
+    /// KVM's page-table entry: the host frame in the bits of an address, flags around it.
+    pub spte: u64,
+    /// 1: a page of 4 KiB, 2: of 2 MiB, 3: of 1 GiB.
+    pub level: u64,
+}
+
 /// What the agent did for one virtual machine, pages. Value of the map `tier_moves`; the key is
 /// [`VmEntry::vm`]. Only the agent writes it (a second writer of `tier_stats` would lose counts).
 #[repr(C)]
@@ -103,8 +135,10 @@ pub struct VmMoves {
 
 const _: () = {
     assert!(size_of::<Sample>() == 24);
-    assert!(size_of::<Range>() == 16);
-    assert!(size_of::<VmEntry>() == 16 + 16 * MAX_RANGES);
+    assert!(size_of::<Range>() == 24);
+    assert!(size_of::<VmEntry>() == 16 + 24 * MAX_RANGES);
+    assert!(size_of::<VmFrames>() == 8 + 24 * MAX_FRAMES);
+    assert!(MAX_FRAMES.is_power_of_two());
     assert!(size_of::<VmStats>() == 48);
     assert!(size_of::<VmMoves>() == 40);
     assert!(RING_BYTES.is_power_of_two());
@@ -119,4 +153,6 @@ mod user {
     unsafe impl aya::Pod for super::VmStats {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VmMoves {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VmFrames {}
 }

@@ -3,18 +3,26 @@
 //! Written for the verifier: bounded loops, no indexing that could panic.
 #![no_std]
 
-use tiering_common::{Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry};
+use tiering_common::{
+    NO_GPA, Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry,
+};
 
-/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18).
+/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). KVM's has the same
+/// (`PFERR_*`, arch/x86/include/asm/kvm_host.h), also where the processor is Intel's.
 const PF_PROT: u64 = 1 << 0;
 const PF_WRITE: u64 = 1 << 1;
 const PF_INSTR: u64 = 1 << 4;
+
+/// Video memory and firmware of a PC lie in this gap of guest-physical addresses, not RAM.
+const PC_GAP: core::ops::Range<u64> = 0xa_0000..0x10_0000;
 
 /// Where a fault was raised.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     User,
     Kernel,
+    /// In a guest, seen by KVM.
+    Guest,
 }
 
 /// The `SAMPLE_*` bits of a fault with this error code.
@@ -30,8 +38,10 @@ pub fn sample_flags(error_code: u64, mode: Mode) -> u32 {
     if error_code & PF_INSTR != 0 {
         flags |= SAMPLE_FETCH;
     }
-    if mode == Mode::Kernel {
-        flags |= SAMPLE_KERNEL;
+    match mode {
+        Mode::User => {}
+        Mode::Kernel => flags |= SAMPLE_KERNEL,
+        Mode::Guest => flags |= SAMPLE_KVM,
     }
     flags
 }
@@ -40,7 +50,7 @@ pub fn sample_flags(error_code: u64, mode: Mode) -> u32 {
 #[inline(always)]
 pub fn is_guest_ram(vm: &VmEntry, hva: u64) -> bool {
     let mut seen = 0;
-    for Range { start, end } in &vm.ranges {
+    for Range { start, end, .. } in &vm.ranges {
         if seen == vm.range_count {
             return false;
         }
@@ -52,6 +62,25 @@ pub fn is_guest_ram(vm: &VmEntry, hva: u64) -> bool {
     false
 }
 
+/// The host-virtual address of a guest-physical one; none where there is no RAM of `vm`, or it is not known where.
+#[inline(always)]
+pub fn guest_ram(vm: &VmEntry, gpa: u64) -> Option<u64> {
+    if PC_GAP.contains(&gpa) {
+        return None;
+    }
+    let mut seen = 0;
+    for range in &vm.ranges {
+        if seen == vm.range_count {
+            return None;
+        }
+        if range.gpa != NO_GPA && gpa >= range.gpa && gpa - range.gpa < range.end.wrapping_sub(range.start) {
+            return Some(range.start.wrapping_add(gpa - range.gpa));
+        }
+        seen += 1;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,7 +89,7 @@ mod tests {
     fn vm(ranges: &[(u64, u64)]) -> VmEntry {
         let mut all = [Range::default(); MAX_RANGES];
         for (slot, (start, end)) in all.iter_mut().zip(ranges) {
-            *slot = Range { start: *start, end: *end };
+            *slot = Range { start: *start, end: *end, gpa: NO_GPA };
         }
         let range_count = u32::try_from(ranges.len()).unwrap();
         VmEntry { vm: 1, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges: all }
@@ -79,7 +108,7 @@ mod tests {
     #[test]
     fn only_ranges_in_use_count() {
         let mut vm = vm(&[(0x1000, 0x2000)]);
-        vm.ranges[1] = Range { start: 0x5000, end: 0x6000 };
+        vm.ranges[1] = Range { start: 0x5000, end: 0x6000, gpa: NO_GPA };
         assert!(!is_guest_ram(&vm, 0x5000));
         vm.range_count = 2;
         assert!(is_guest_ram(&vm, 0x5000));
@@ -97,11 +126,39 @@ mod tests {
     }
 
     #[test]
+    fn guest_physical_addresses_become_host_virtual_ones() {
+        const LOW: u64 = 0x8000_0000;
+        const HIGH: u64 = 0x1_0000_0000;
+        let mut vm = vm(&[(0x7000_0000_0000, 0x7000_8000_0000), (0x7000_8000_0000, 0x7000_a000_0000)]);
+        assert_eq!(guest_ram(&vm, 0x1000), None, "not known where");
+        vm.ranges[0].gpa = 0;
+        vm.ranges[1].gpa = HIGH;
+        for (gpa, hva) in [
+            (0, Some(0x7000_0000_0000)),
+            (0x9_ffff, Some(0x7000_0009_ffff)),
+            (0xa_0000, None),
+            (0xf_ffff, None),
+            (0x10_0000, Some(0x7000_0010_0000)),
+            (LOW - 1, Some(0x7000_7fff_ffff)),
+            (LOW, None),
+            (HIGH - 1, None),
+            (HIGH, Some(0x7000_8000_0000)),
+            (HIGH + 0x1fff_ffff, Some(0x7000_9fff_ffff)),
+            (HIGH + 0x2000_0000, None),
+            (NO_GPA, None),
+        ] {
+            assert_eq!(guest_ram(&vm, gpa), hva, "{gpa:#x}");
+        }
+    }
+
+    #[test]
     fn error_codes_become_flags() {
         assert_eq!(sample_flags(0x4, Mode::User), 0, "a user-mode read of an absent page");
         assert_eq!(sample_flags(0x6, Mode::User), SAMPLE_WRITE);
         assert_eq!(sample_flags(0x7, Mode::User), SAMPLE_WRITE | SAMPLE_PRESENT);
         assert_eq!(sample_flags(0x14, Mode::User), SAMPLE_FETCH);
         assert_eq!(sample_flags(0x2, Mode::Kernel), SAMPLE_WRITE | SAMPLE_KERNEL);
+        let nested_page_walk = 1 << 32 | 0x6;
+        assert_eq!(sample_flags(nested_page_walk, Mode::Guest), SAMPLE_WRITE | SAMPLE_KVM);
     }
 }

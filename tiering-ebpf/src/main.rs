@@ -1,8 +1,17 @@
-//! The eBPF programs: page faults in the guest RAM of tracked processes become [`Sample`]s in a ring.
+//! The eBPF programs: accesses to the guest RAM of tracked processes become [`Sample`]s in a ring.
 //!
-//! Six programs, of which the agent loads one pair: `page_fault_user` and `page_fault_kernel` as BTF-typed,
-//! raw or classic tracepoints, whichever the kernel takes first. All do the same: look the process up in
-//! `tier_vms`, keep what lies in its RAM, count it in `tier_stats`, and put it into `tier_events`.
+//! Of the programs for one event the agent loads one: for a BTF-typed, a raw or a classic tracepoint, whichever the
+//! kernel takes first.
+//!
+//! | event | who accessed | |
+//! |---|---|---|
+//! | `page_fault_user`, `page_fault_kernel` | QEMU itself, and guests that it emulates | host-virtual address |
+//! | `kvm_page_fault` | guests under KVM | guest-physical address, translated by the ranges in `tier_vms` |
+//! | `kvm_mmu_set_spte` | | which frame KVM mapped where, while the agent wants to know: into `tier_frames` |
+//!
+//! The first three do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
+//! and put it into `tier_events`. Events of KVM are module tracepoints, which BTF-typed programs cannot be attached to
+//! with this version of aya.
 //!
 //! Program and map names are at most 15 characters: the kernel cuts them there.
 #![no_std]
@@ -15,15 +24,15 @@
 use aya_ebpf::{
     EbpfContext as _,
     btf_maps::{HashMap, PerCpuHashMap, RingBuf},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_query},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_ringbuf_query},
     macros::{btf_map, btf_tracepoint, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmEntry,
-    VmMoves, VmStats,
+    Frame, MAX_FRAMES, MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE,
+    Sample, VmEntry, VmFrames, VmMoves, VmStats,
 };
-use tiering_ebpf::{Mode, is_guest_ram, sample_flags};
+use tiering_ebpf::{Mode, guest_ram, is_guest_ram, sample_flags};
 
 /// linux/bpf.h
 const BPF_F_NO_PREALLOC: usize = 1;
@@ -44,13 +53,37 @@ static MOVES: HashMap<u32, VmMoves, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new()
 #[btf_map(name = "tier_events")]
 static EVENTS: RingBuf<Sample, RING_BYTES> = RingBuf::new();
 
+/// There only for machines whose guest-physical layout is not proved yet.
+#[btf_map(name = "tier_frames")]
+static FRAMES: HashMap<u32, VmFrames, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new();
+
+/// The tracked machine that this process is.
+#[inline(always)]
+fn this_vm() -> Option<&'static VmEntry> {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    unsafe { VMS.get(process) }
+}
+
+/// A fault of the process.
 #[inline(always)]
 fn on_fault(hva: u64, error_code: u64, mode: Mode) {
-    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let Some(vm) = (unsafe { VMS.get(process) }) else { return };
-    if !is_guest_ram(vm, hva) {
-        return;
+    let Some(vm) = this_vm() else { return };
+    if is_guest_ram(vm, hva) {
+        put_sample(vm, hva, error_code, mode);
     }
+}
+
+/// A fault of the guest that the process runs.
+#[inline(always)]
+fn on_guest_fault(gpa: u64, error_code: u64) {
+    let Some(vm) = this_vm() else { return };
+    if let Some(hva) = guest_ram(vm, gpa) {
+        put_sample(vm, hva, error_code, Mode::Guest);
+    }
+}
+
+#[inline(always)]
+fn put_sample(vm: &VmEntry, hva: u64, error_code: u64, mode: Mode) {
     let Some(stats) = STATS.get_ptr_mut(vm.vm) else { return };
     let stats = unsafe { &mut *stats };
 
@@ -123,6 +156,58 @@ fn fault_user_tp(ctx: TracePointContext) -> u32 {
 #[tracepoint(category = "exceptions", name = "page_fault_kernel")]
 fn fault_kern_tp(ctx: TracePointContext) -> u32 {
     on_classic_fault(&ctx, Mode::Kernel);
+    0
+}
+
+/// KVM maps a frame into the guest that this process runs.
+#[inline(always)]
+fn on_guest_map(gfn: u64, spte: u64, level: u64) {
+    let Some(vm) = this_vm() else { return };
+    let Some(latest) = FRAMES.get_ptr_mut(vm.vm) else { return };
+    let latest = unsafe { &mut *latest };
+    let slot = latest.seen as usize & (MAX_FRAMES - 1);
+    if let Some(frame) = latest.frames.get_mut(slot) {
+        *frame = Frame { gfn, spte, level };
+    }
+    latest.seen += 1;
+}
+
+// Arguments of kvm:kvm_page_fault (arch/x86/kvm/trace.h, Linux 6.1 to 6.18): virtual processor, guest-physical address,
+// error code; of kvmmmu:kvm_mmu_set_spte (arch/x86/kvm/mmu/mmutrace.h): level, guest frame, where the entry is.
+
+#[raw_tracepoint(tracepoint = "kvm_page_fault")]
+fn kvm_fault_raw(ctx: RawTracePointContext) -> i32 {
+    on_guest_fault(ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kvm_mmu_set_spte")]
+fn kvm_spte_raw(ctx: RawTracePointContext) -> i32 {
+    let entry: *const u64 = ctx.arg(2);
+    if let Ok(spte) = unsafe { bpf_probe_read_kernel(entry) } {
+        on_guest_map(ctx.arg(1), spte, ctx.arg(0));
+    }
+    0
+}
+
+/// The classic record: 8 bytes of common fields, then virtual processor, instruction pointer, address, error code.
+#[tracepoint(category = "kvm", name = "kvm_page_fault")]
+fn kvm_fault_tp(ctx: TracePointContext) -> u32 {
+    let fields: *const u64 = ctx.as_ptr().cast();
+    let gpa = unsafe { *fields.add(3) };
+    let error_code = unsafe { *fields.add(4) };
+    on_guest_fault(gpa, error_code);
+    0
+}
+
+/// The classic record: 8 bytes of common fields, then guest frame, entry, where the entry is, and the level in one byte.
+#[tracepoint(category = "kvmmmu", name = "kvm_mmu_set_spte")]
+fn kvm_spte_tp(ctx: TracePointContext) -> u32 {
+    let fields: *const u64 = ctx.as_ptr().cast();
+    let gfn = unsafe { *fields.add(1) };
+    let spte = unsafe { *fields.add(2) };
+    let level = unsafe { *fields.add(4).cast::<u8>() };
+    on_guest_map(gfn, spte, level.into());
     0
 }
 

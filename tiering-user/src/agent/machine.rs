@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Reason, Rules, Step, backoff_after_return};
@@ -40,6 +41,8 @@ pub(super) struct Machine {
     /// As the status shows it: that of the VM, with its process where two have the same.
     pub id: String,
     pub settings: VmSettings,
+    /// Which addresses of a KVM guest can be believed.
+    pub layout: LayoutProof,
     pub pages: VmPages,
     pub tape: Tape,
     pub stages: Stages,
@@ -69,6 +72,7 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(number: VmId, id: String, vm: Vm, process: Pidfd, settings: VmSettings) -> Self {
         let layout = Layout::new(&vm.ram);
+        let proof = LayoutProof::new(&vm);
         let target = Target {
             id: number,
             vm: Arc::new(vm),
@@ -79,6 +83,7 @@ impl Machine {
             target,
             id,
             settings,
+            layout: proof,
             tape: Tape::new(layout.pages()),
             pages: VmPages::new(layout),
             stages: Stages::default(),
@@ -102,6 +107,12 @@ impl Machine {
     pub(super) fn unmovable(&self) -> Option<String> {
         if !self.settings.managed {
             return Some("excluded by the configuration (managed = false)".to_owned());
+        }
+        if self.layout.is_wrong() {
+            return Some(
+                "its guest-physical addresses are not where its machine type puts them: it is only watched"
+                    .to_owned(),
+            );
         }
         self.target.vm.refusal.as_ref().map(ToString::to_string)
     }

@@ -13,6 +13,7 @@
 
 mod answers;
 mod error;
+mod layout_proof;
 mod lock;
 mod machine;
 mod planning;

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Error;
 use super::machine::Machine;
 use super::state::State;
-use crate::bpf::{Counters, Faults};
+use crate::bpf::{Counters, Faults, KvmSource};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
@@ -17,6 +17,7 @@ use crate::telemetry::status::{
 };
 use crate::tiermap::Place;
 use crate::tiers::{Tier, TierKind};
+use crate::vm::Accel;
 
 /// Writes the status to the report file, if one is asked for. A reader never sees half of it.
 ///
@@ -63,12 +64,24 @@ impl State {
             tiers: tiers.collect(),
             vms,
             events: EventCounts { produced: sum.produced, consumed: faults.consumed(), dropped: sum.dropped },
-            sources: vec![SourceStatus {
-                name: "page_fault".to_owned(),
-                state: SourceState::Active,
-                detail: faults.road().name().to_owned(),
-            }],
+            sources: self.sources(faults),
         }
+    }
+
+    fn sources(&self, faults: &Faults) -> Vec<SourceStatus> {
+        let source = |name: &str, state, detail| SourceStatus { name: name.to_owned(), state, detail };
+        let page_fault = source("page_fault", SourceState::Active, faults.road().name().to_owned());
+        let kvm = match faults.kvm() {
+            KvmSource::Active(road) => {
+                let guests = || self.machines.values().filter(|m| m.target.vm.accel == Accel::Kvm);
+                let proved = guests().filter(|machine| machine.layout.is_proved()).count();
+                let detail =
+                    format!("{}; layout proved for {proved} of {} guests", road.name(), guests().count());
+                source("kvm_page_fault", SourceState::Active, detail)
+            }
+            KvmSource::Unavailable(why) => source("kvm_page_fault", SourceState::Unavailable, why.clone()),
+        };
+        vec![page_fault, kvm]
     }
 
     fn vm_status(&self, machine: &Machine, counters: Counters) -> VmStatus {

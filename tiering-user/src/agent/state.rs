@@ -2,22 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tiering_common::Sample;
+use tiering_common::{SAMPLE_KVM, Sample};
 
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::machine::Machine;
 use super::watch::{Sweeping, Swept};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
-use crate::bpf::{Counters, Faults};
+use crate::bpf::{Counters, Faults, KVM_ROADS};
 use crate::config::Config;
 use crate::policy::{Action, Rules};
-use crate::sys::{self, PAGE_BYTES, Pidfd};
+use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::Seconds;
 use crate::tiers::{Areas, Ladder, TierId, TierKind, WriteBudget};
 use crate::track::{Access, VmId};
-use crate::vm::{Changes, ProcessKey, Vm, VmError};
+use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
 pub(super) struct State {
     pub config: Config,
@@ -101,6 +101,9 @@ impl State {
     pub(super) fn drain(&mut self, faults: &mut Faults, most: usize) -> usize {
         let mut batch = std::mem::take(&mut self.batch);
         let taken = faults.drain(&mut batch, most);
+        if batch.iter().any(|sample| sample.flags & SAMPLE_KVM != 0) {
+            self.prove_layouts(faults);
+        }
         let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
         for access in batch.drain(..).map(Access::from) {
             let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority)
@@ -109,6 +112,9 @@ impl State {
             };
             let rules = self.rules(priority);
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
+            if access.kvm && !machine.layout.trusts(access.hva) {
+                continue;
+            }
             let threshold =
                 (staging && machine.unmovable().is_none()).then_some(self.config.prefetch.threshold);
             machine.on_access(&access, &rules, self.clock.seconds_at(access.time), threshold);
@@ -120,6 +126,25 @@ impl State {
             }
         }
         taken
+    }
+
+    /// Compares what KVM has mapped lately with the page tables of machines whose layout is not proved yet.
+    fn prove_layouts(&mut self, faults: &mut Faults) {
+        for machine in self.machines.values_mut().filter(|machine| machine.layout.is_open()) {
+            let frames = faults.take_frames(machine.target.id);
+            // A process that has just ended proves nothing.
+            let Ok(pagemap) = Pagemap::open(machine.target.process.pid()) else { continue };
+            machine.layout.compare(&frames, &pagemap);
+            if machine.layout.is_open() {
+                continue;
+            }
+            faults.enough_frames(machine.target.id);
+            let vm = machine.target.vm.name.as_str();
+            match machine.layout.is_wrong() {
+                false => tracing::info!(vm, "guest-physical addresses proved"),
+                true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
+            }
+        }
     }
 
     /// Machines came or went.
@@ -164,6 +189,14 @@ impl State {
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
         let machine = Machine::new(id, public, vm, process, settings);
+        if machine.target.vm.accel == Accel::Kvm {
+            faults.attach_kvm(&KVM_ROADS);
+        }
+        if machine.layout.is_open()
+            && let Err(error) = faults.want_frames(id)
+        {
+            tracing::warn!(vm = machine.target.vm.name, %error, "accesses of the guest are not seen");
+        }
         let vm = &machine.target.vm;
         match machine.unmovable() {
             None => tracing::info!(vm = vm.name, pid = vm.key.pid, ram_mib = vm.ram_bytes() >> 20, "found"),

@@ -1,4 +1,4 @@
-//! The page-fault source.
+//! The programs and maps as one value: attached, written, read, drained.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,9 +7,12 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, include_bytes_aligned};
 use thiserror::Error;
-use tiering_common::{LAYOUT_VERSION, MAX_RANGES, Range, Sample, VmEntry, VmMoves, VmStats};
+use tiering_common::{
+    Frame, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmEntry, VmFrames, VmMoves, VmStats,
+};
 use zerocopy::FromBytes as _;
 
+use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
 use crate::track::VmId;
 use crate::vm::Vm;
@@ -107,10 +110,12 @@ pub struct Faults {
     vms: HashMap<MapData, u32, VmEntry>,
     stats: PerCpuHashMap<MapData, u32, VmStats>,
     moves: HashMap<MapData, u32, VmMoves>,
+    frames: HashMap<MapData, u32, VmFrames>,
+    kvm: KvmSource,
     ring: RingBuf<MapData>,
     /// Samples taken from the ring.
     consumed: u64,
-    _pins: Option<Pins>,
+    pins: Option<Pins>,
 }
 
 impl Faults {
@@ -125,18 +130,43 @@ impl Faults {
         })?;
         let road = attach_first(&mut ebpf, roads)?;
         if let Some(pins) = &pins {
-            pin_all(&mut ebpf, road, pins)?;
+            pin_programs(&mut ebpf, road.programs().map(|(name, _)| name), pins)?;
+            pin_maps(&mut ebpf, pins)?;
         }
-        Ok(Self {
+        let mut faults = Self {
             vms: typed(&mut ebpf, "tier_vms")?,
             stats: typed(&mut ebpf, "tier_stats")?,
             moves: typed(&mut ebpf, "tier_moves")?,
+            frames: typed(&mut ebpf, "tier_frames")?,
             ring: typed(&mut ebpf, "tier_events")?,
+            kvm: KvmSource::Unavailable("not tried".to_owned()),
             ebpf: Some(ebpf),
             road,
             consumed: 0,
-            _pins: pins,
-        })
+            pins,
+        };
+        faults.attach_kvm(&KVM_ROADS);
+        Ok(faults)
+    }
+
+    /// Attaches to the faults of KVM guests by the first of `roads` that works, if that is not done yet: KVM may have
+    /// been loaded since.
+    pub fn attach_kvm(&mut self, roads: &[Road]) {
+        let Some(ebpf) = &mut self.ebpf else { return };
+        if matches!(self.kvm, KvmSource::Active(_)) {
+            return;
+        }
+        self.kvm = KvmSource::attach(ebpf, roads);
+        if let Some(pins) = &self.pins
+            && let Err(error) = pin_programs(ebpf, self.kvm.programs(), pins)
+        {
+            tracing::warn!(%error, "bpftool will not show the programs for KVM");
+        }
+    }
+
+    /// Whether faults of KVM guests are seen.
+    pub fn kvm(&self) -> &KvmSource {
+        &self.kvm
     }
 
     /// How the programs are attached.
@@ -150,13 +180,14 @@ impl Faults {
     /// [`BpfError::TooManyRanges`], or [`BpfError::Map`] where the map is full.
     pub fn track(&mut self, id: VmId, vm: &Vm) -> Result<(), BpfError> {
         let mut ranges = [Range::default(); MAX_RANGES];
-        if vm.ram.len() > MAX_RANGES {
+        if vm.guest_ranges.len() > MAX_RANGES {
             return Err(BpfError::TooManyRanges(vm.name.clone()));
         }
-        for (range, region) in ranges.iter_mut().zip(&vm.ram) {
-            *range = Range { start: region.start.0, end: region.end().0 };
+        for (range, part) in ranges.iter_mut().zip(&vm.guest_ranges) {
+            let gpa = part.gpa.map_or(NO_GPA, |gpa| gpa.0);
+            *range = Range { start: part.start.0, end: part.end().0, gpa };
         }
-        let range_count = u32::try_from(vm.ram.len()).unwrap_or(0);
+        let range_count = u32::try_from(vm.guest_ranges.len()).unwrap_or(0);
         let entry = VmEntry { vm: id.0, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges };
         // Counters first: a fault that finds the process but no counters is not counted at all.
         let cpus =
@@ -168,12 +199,38 @@ impl Faults {
         self.vms.insert(pid_key(vm), entry, 0).map_err(map_error("tier_vms"))
     }
 
+    /// Begins to collect the frames that KVM maps into the machine `id`.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] where the map is full.
+    pub fn want_frames(&mut self, id: VmId) -> Result<(), BpfError> {
+        self.frames.insert(id.0, VmFrames::default(), 0).map_err(map_error("tier_frames"))
+    }
+
+    /// The frames that were collected since the last call.
+    pub fn take_frames(&mut self, id: VmId) -> Vec<Frame> {
+        let Ok(collected) = self.frames.get(&id.0, 0) else { return Vec::new() };
+        if collected.seen > 0 {
+            // A frame that is put in between is lost: there will be others.
+            self.frames.insert(id.0, VmFrames::default(), 0).ok();
+        }
+        let count = usize::try_from(collected.seen).map_or(MAX_FRAMES, |seen| seen.min(MAX_FRAMES));
+        collected.frames[..count].to_vec()
+    }
+
+    /// Ends collecting frames of the machine `id`.
+    pub fn enough_frames(&mut self, id: VmId) {
+        // It is gone already where nobody wanted any.
+        self.frames.remove(&id.0).ok();
+    }
+
     /// Ends tracking of `vm`. Returns its last counters.
     pub fn untrack(&mut self, id: VmId, vm: &Vm) -> Counters {
         self.vms.remove(&pid_key(vm)).ok();
         let last = self.counters(id);
         self.stats.remove(&id.0).ok();
         self.moves.remove(&id.0).ok();
+        self.enough_frames(id);
         last
     }
 
@@ -282,12 +339,20 @@ fn attach(ebpf: &mut Ebpf, road: Road, name: &'static str, event: &str) -> Resul
     attached.map_err(|error| chain(&error))
 }
 
-fn pin_all(ebpf: &mut Ebpf, road: Road, pins: &Pins) -> Result<(), BpfError> {
-    for (name, _) in road.programs() {
+fn pin_programs(
+    ebpf: &mut Ebpf,
+    names: impl IntoIterator<Item = &'static str>,
+    pins: &Pins,
+) -> Result<(), BpfError> {
+    for name in names {
         let path = pins.path(name);
         let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
         program.pin(&path).map_err(|error| PinError::new(&path, "pin", io::Error::other(error)))?;
     }
+    Ok(())
+}
+
+fn pin_maps(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), BpfError> {
     for (name, map) in ebpf.maps_mut().filter(|(name, _)| name.starts_with("tier_")) {
         let path = pins.path(name);
         map.pin(&path).map_err(|error| PinError::new(&path, "pin", io::Error::other(error)))?;
@@ -296,7 +361,7 @@ fn pin_all(ebpf: &mut Ebpf, road: Road, pins: &Pins) -> Result<(), BpfError> {
 }
 
 /// An error with what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -4,7 +4,9 @@
 //! are pinned for `bpftool`; links are not, so that the programs of an agent that died detach by themselves.
 
 mod faults;
+mod kvm;
 mod pins;
 
 pub use faults::{BpfError, Counters, Faults, OBJECT, PROBE_ROADS, Road};
+pub use kvm::{KVM_ROADS, KvmSource};
 pub use pins::{PIN_DIR, PinError, Pins};

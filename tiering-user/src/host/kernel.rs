@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
-use crate::bpf::{Faults, PROBE_ROADS};
+use crate::bpf::{Faults, KvmSource, PROBE_ROADS};
 use crate::sys::{PageState, Pagemap, ZeroPages};
 
 /// Oldest kernel that the agent is meant for.
@@ -110,7 +110,14 @@ fn kvm_faults() -> Check {
     const NAME: &str = "source kvm_page_fault";
     let consequence = "accesses of KVM guests are seen only where QEMU itself faults: their pages are placed by idle \
                        time alone and nothing is staged for them";
-    Check::missing(NAME, "not in this version", consequence)
+    let faults = match Faults::attach(&PROBE_ROADS, None) {
+        Ok(faults) => faults,
+        Err(error) => return Check::missing(NAME, error.to_string(), consequence),
+    };
+    match faults.kvm() {
+        KvmSource::Active(road) => Check::ok(NAME, road.name()),
+        KvmSource::Unavailable(why) => Check::missing(NAME, why, consequence),
+    }
 }
 
 fn frames() -> Check {

@@ -2,7 +2,7 @@
 //!
 //! In: the ring's records. Out: [`Access`]es, in the order of the ring. Pure.
 
-use tiering_common::{SAMPLE_WRITE, Sample};
+use tiering_common::{SAMPLE_KVM, SAMPLE_WRITE, Sample};
 
 use crate::sys::Monotonic;
 use crate::vm::Hva;
@@ -18,6 +18,8 @@ pub struct Access {
     pub vm: VmId,
     pub hva: Hva,
     pub write: bool,
+    /// The guest accessed it under KVM, so that `hva` is as right as the layout of its RAM.
+    pub kvm: bool,
 }
 
 impl From<Sample> for Access {
@@ -27,6 +29,7 @@ impl From<Sample> for Access {
             vm: VmId(sample.vm),
             hva: Hva(sample.hva),
             write: sample.flags & SAMPLE_WRITE != 0,
+            kvm: sample.flags & SAMPLE_KVM != 0,
         }
     }
 }
@@ -40,7 +43,8 @@ mod tests {
         let sample = |flags| Sample { time_ns: 7, hva: 0x1234, vm: 3, flags };
         let read = Access::from(sample(0));
         assert_eq!((read.vm, read.hva, read.time), (VmId(3), Hva(0x1234), Monotonic(7)));
-        assert!(!read.write);
-        assert!(Access::from(sample(SAMPLE_WRITE)).write);
+        assert!(!read.write && !read.kvm);
+        let write = Access::from(sample(SAMPLE_WRITE | SAMPLE_KVM));
+        assert!(write.write && write.kvm);
     }
 }

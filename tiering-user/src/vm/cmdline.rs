@@ -26,6 +26,8 @@ pub(super) struct CommandLine {
     pub(super) max_ram_below_4g_bytes: Option<u64>,
     /// In guest-physical order, DIMMs last.
     pub(super) ram_blocks: Vec<RamBlock>,
+    /// How many of `ram_blocks` are DIMMs.
+    pub(super) dimm_blocks: usize,
     pub(super) mem_lock: bool,
     pub(super) incoming: bool,
     /// SEV, TDX or another kind of guest memory the host must not touch.
@@ -88,6 +90,9 @@ impl CommandLine {
             return None;
         }
         line.ram_blocks = seen.blocks();
+        let dimms = seen.dimm_blocks();
+        line.dimm_blocks = dimms.len();
+        line.ram_blocks.extend(dimms);
         line.uuid = line.uuid.or(seen.smbios_uuid);
         // Only KubeVirt joins namespace and name; elsewhere `_` is an ordinary letter of a name.
         if seen.kubevirt
@@ -179,7 +184,7 @@ impl CommandLine {
 }
 
 impl Collected {
-    /// The RAM blocks. Objects that nothing uses as RAM (shared memory devices) are left out.
+    /// The RAM blocks but for DIMMs. Objects that nothing uses as RAM (shared memory devices) are left out.
     fn blocks(&mut self) -> Vec<RamBlock> {
         // QEMU aligns -m to 8 KiB.
         let plain_bytes = round_up(self.memory_bytes.unwrap_or(DEFAULT_RAM_BYTES), 8192);
@@ -190,9 +195,11 @@ impl Collected {
             None => self.nodes.iter().map(|(_, id)| id).collect(),
         };
         let objects: Option<Vec<RamBlock>> = used.iter().map(|id| self.object_block(id)).collect();
-        let mut blocks = objects.filter(|blocks| !blocks.is_empty()).unwrap_or_else(|| vec![plain]);
-        blocks.extend(self.dimms.iter().filter_map(|id| self.object_block(id)));
-        blocks
+        objects.filter(|blocks| !blocks.is_empty()).unwrap_or_else(|| vec![plain])
+    }
+
+    fn dimm_blocks(&self) -> Vec<RamBlock> {
+        self.dimms.iter().filter_map(|id| self.object_block(id)).collect()
     }
 
     fn object_block(&self, id: &str) -> Option<RamBlock> {
@@ -286,6 +293,7 @@ mod tests {
         .unwrap();
         assert_eq!(vm.name, None);
         assert_eq!(sizes(&vm), [GIB, GIB / 2], "shared memory devices are not RAM");
+        assert_eq!(vm.dimm_blocks, 1);
     }
 
     #[test]

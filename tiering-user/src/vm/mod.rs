@@ -11,6 +11,7 @@
 //! | `process` | reads one process's files, tells "ended" from "not allowed" |
 //! | `options`, `cmdline` | QEMU's option syntax, and the options that matter here |
 //! | `ram` | picks guest RAM out of the mappings |
+//! | `gpa` | where guest-physical addresses lie in it |
 //! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
 //!
@@ -20,6 +21,7 @@
 
 mod cgroup;
 mod cmdline;
+mod gpa;
 mod mappers;
 mod options;
 mod process;
@@ -34,6 +36,7 @@ mod tests;
 
 use std::fmt;
 
+pub use gpa::{Gpa, GuestRange, Proof, Verdict};
 pub use process::VmError;
 pub use refusal::{Refusal, Scope};
 pub use scan::{Changes, Scanner, recheck};
@@ -128,6 +131,8 @@ pub struct Vm {
     /// In guest-physical order. Equal-sized blocks are told apart by address (blocks that QEMU creates later lie lower
     /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under [`Refusal::LayoutUnclear`].
     pub ram: Vec<RamRegion>,
+    /// The same RAM with its guest-physical addresses, by rule and not proved.
+    pub guest_ranges: Vec<GuestRange>,
     /// Why the RAM may not be moved, as of the last look; [`recheck`] brings it up to date.
     pub refusal: Option<Refusal>,
     /// The part of `refusal` that command line, mappings and other mapping processes decide; only
@@ -137,10 +142,6 @@ pub struct Vm {
     pub incoming: bool,
     /// Path below the cgroup mount, of the v2 hierarchy if it has one, else of the v1 memory controller.
     pub cgroup: Option<String>,
-    /// Machine type as given (`q35`, `pc-i440fx-7.2`): where the hole below 4 GiB begins depends on it.
-    pub machine: Option<String>,
-    /// `max-ram-below-4g` of the machine, bytes.
-    pub max_ram_below_4g_bytes: Option<u64>,
     /// RAM is strictly bound to NUMA nodes: moves must stay inside the set.
     pub numa_bound: bool,
 }

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::cmdline::CommandLine;
+use super::gpa::{Board, guest_ranges};
 use super::mappers::SharedMappings;
 use super::process::{Proc, VmError, pids};
 use super::ram::{self, Layout};
@@ -159,6 +160,12 @@ impl Scanner {
             refusals.extend(other.map(|pid| Refusal::SharedMapper { pid }));
             *mappings = Some(all);
         }
+        let board = Board {
+            machine: command.machine.as_deref(),
+            max_ram_below_4g_bytes: command.max_ram_below_4g_bytes,
+            dimms: command.dimm_blocks,
+        };
+        let guest_ranges = guest_ranges(&layout.regions, layout.complete.then_some(&board));
         let mut vm = Vm {
             key,
             name: command.name.unwrap_or_else(|| format!("vm-{}", key.pid)),
@@ -166,12 +173,11 @@ impl Scanner {
             namespace: command.namespace,
             accel: runtime.accel(),
             ram: layout.regions,
+            guest_ranges,
             refusal: None,
             fixed_refusal: gravest(refusals),
             incoming: command.incoming,
             cgroup: runtime.cgroup.clone(),
-            machine: command.machine,
-            max_ram_below_4g_bytes: command.max_ram_below_4g_bytes,
             numa_bound: command.numa_bound,
         };
         vm.refusal = judge(vm.fixed_refusal.as_ref(), &runtime, vm.ram_bytes(), vm.incoming);

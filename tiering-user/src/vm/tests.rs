@@ -26,7 +26,7 @@ fn a_kvm_guest_is_found_with_its_ram_beside_a_bigger_code_buffer() {
     assert_eq!(vm.ram[0].backing, Backing::Anonymous);
     assert_eq!(vm.id(), "web-1@100-5000");
     assert_eq!(vm.cgroup.as_deref(), Some("/machine.slice/vm.scope"));
-    assert_eq!(vm.machine.as_deref(), Some("q35"));
+    assert_eq!(vm.guest_ranges[0].gpa, Some(Gpa(0)));
 }
 
 #[test]

@@ -1,0 +1,88 @@
+//! The faults of KVM guests, and the frames that KVM maps for them.
+//!
+//! In: the loaded object. Out: the programs attached as raw or as classic tracepoints, both events the same way, or
+//! why not. KVM's events are there only while its module is loaded; it stays loaded while programs are attached.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::{ProgramError, RawTracePoint, TracePoint};
+
+use super::faults::{Road, chain};
+
+/// Whether accesses of KVM guests are seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvmSource {
+    Active(Road),
+    /// Why not.
+    Unavailable(String),
+}
+
+struct Event {
+    category: &'static str,
+    name: &'static str,
+    raw: &'static str,
+    classic: &'static str,
+}
+
+const EVENTS: [Event; 2] = [
+    Event { category: "kvm", name: "kvm_page_fault", raw: "kvm_fault_raw", classic: "kvm_fault_tp" },
+    Event { category: "kvmmmu", name: "kvm_mmu_set_spte", raw: "kvm_spte_raw", classic: "kvm_spte_tp" },
+];
+
+/// The roads that lead to events of a module: BTF-typed ones do not, in this version of aya.
+pub const KVM_ROADS: [Road; 2] = [Road::Raw, Road::Classic];
+
+impl KvmSource {
+    /// Attaches by the first of `roads` that works.
+    pub(super) fn attach(ebpf: &mut Ebpf, roads: &[Road]) -> Self {
+        if !Path::new("/sys/module/kvm").exists() {
+            return Self::Unavailable("KVM is not loaded".to_owned());
+        }
+        let mut reasons = Vec::new();
+        for road in roads {
+            match EVENTS.iter().try_for_each(|event| event.attach(ebpf, *road)) {
+                Ok(()) => return Self::Active(*road),
+                Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
+            }
+        }
+        Self::Unavailable(reasons.join("; "))
+    }
+
+    /// The programs that are attached, by name.
+    pub(super) fn programs(&self) -> Vec<&'static str> {
+        match self {
+            Self::Active(Road::Classic) => EVENTS.iter().map(|event| event.classic).collect(),
+            Self::Active(_) => EVENTS.iter().map(|event| event.raw).collect(),
+            Self::Unavailable(_) => Vec::new(),
+        }
+    }
+}
+
+impl Event {
+    fn attach(&self, ebpf: &mut Ebpf, road: Road) -> Result<(), String> {
+        let attached = (|| -> Result<(), ProgramError> {
+            match road {
+                Road::Classic => {
+                    let program: &mut TracePoint = program(ebpf, self.classic)?.try_into()?;
+                    program.load()?;
+                    program.attach(self.category, self.name)?;
+                }
+                Road::Raw | Road::TpBtf => {
+                    let program: &mut RawTracePoint = program(ebpf, self.raw)?.try_into()?;
+                    program.load()?;
+                    program.attach(self.name)?;
+                }
+            }
+            Ok(())
+        })();
+        attached.map_err(|error| chain(&error))
+    }
+}
+
+fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut aya::programs::Program, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
+}
