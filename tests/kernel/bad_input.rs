@@ -189,10 +189,21 @@ fn without_an_agent_a_question_says_what_to_do() {
 }
 
 #[test]
-fn a_second_node_tier_is_refused_as_not_supported() {
-    let config = "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"cxl\"\nnodes = [1]\n";
+fn a_node_that_the_host_lacks_is_named_with_those_it_has() {
+    let config = "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"cxl\"\nnodes = [977]\n";
     let Some(()) = skip_or_fail(need_root()) else { return };
     let (code, stderr) = tiering(config, &["run"], |_| ());
     assert_eq!(code, 78, "{stderr}");
-    assert!(last_line(&stderr).contains("tier `cxl`"), "{stderr}");
+    let line = last_line(&stderr);
+    assert!(line.contains("tier `cxl`") && line.contains("no memory node 977 (it has 0"), "{stderr}");
+}
+
+#[test]
+fn a_memory_tier_below_a_swap_tier_is_refused_where_it_stands() {
+    let config = "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"nvme\"\n\
+        swap = { path = \"/s\", size = \"1GiB\" }\n[[tier]]\nname = \"cxl\"\nnodes = [1]\n";
+    let (code, stderr) = tiering(config, &["run"], |_| ());
+    assert_eq!(code, 78, "{stderr}");
+    let line = last_line(&stderr);
+    assert!(line.contains(":9:9: ") && line.contains("above all swap tiers"), "{stderr}");
 }

@@ -12,6 +12,7 @@ mod guest_boots;
 mod host;
 mod map;
 mod moves;
+mod nodes;
 mod policy;
 mod reclaim;
 mod refusals;

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as async_mpsc;
 
-use super::bring_up::{bring_up, drop_stage, stage};
-use super::place::place;
+use super::stage::{drop_stage, stage};
 use super::target::{Outcome, Roots, Skip, Target};
+use super::{memory, swap};
 use crate::policy::{Action, Step};
 use crate::sys;
-use crate::tiers::{Areas, SwapError, SwapTiers, TierId};
+use crate::tiermap::Places;
+use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
 
 /// How often an idle mover looks after the plugs.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
@@ -37,7 +38,7 @@ pub enum Done {
 struct Settings {
     roots: Roots,
     dry_run: bool,
-    areas: Areas,
+    places: Places,
 }
 
 /// The running lanes. Dropped, they finish the job they are at, leave those that wait, and end.
@@ -62,11 +63,12 @@ impl Lanes {
     /// Where the system has no thread left.
     pub fn start(
         swap: Option<SwapTiers>,
+        nodes: Nodes,
         roots: Roots,
         done: async_mpsc::UnboundedSender<Done>,
     ) -> std::io::Result<Self> {
         let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
-        let settings = Settings { roots, dry_run: swap.is_none(), areas };
+        let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
         let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
         let stager = Lane::start("tiering-stager", settings, None, done)?;
         Ok(Self { mover, stager })
@@ -152,17 +154,20 @@ fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>) -> Done {
 fn run_step(target: &Target, step: Step, settings: &Settings, swap: Option<&mut SwapTiers>) -> Outcome {
     let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
     let asked = outcome.asked.len() as u64;
+    let places = &settings.places;
+    let to_memory = |to| places.nodes.tiers().contains(to);
+    let within_memory = matches!(step.action, Action::Place { to } if to_memory(to));
     if settings.dry_run {
         outcome.skip(Skip::DryRun, asked);
-    } else if let Some(why) = target.refusal(&settings.roots) {
+    } else if let Some(why) = target.refusal(&settings.roots, within_memory) {
         outcome.skip(why, asked);
     } else {
         match (step.action, swap) {
-            (Action::Place { to }, Some(swap)) => place(target, to, swap, &mut outcome),
+            (Action::Place { to }, _) if to_memory(to) => memory::place(target, to, places, &mut outcome),
+            (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
-            (Action::BringUp, _) => bring_up(target, &settings.areas, &mut outcome),
-            (Action::Stage, _) => stage(target, &mut outcome),
-            (Action::DropStage, _) => drop_stage(target, &settings.areas, &mut outcome),
+            (Action::Stage, _) => stage(target, places, &mut outcome),
+            (Action::DropStage, _) => drop_stage(target, places, &mut outcome),
         }
     }
     outcome.finished = sys::now();

@@ -1,13 +1,15 @@
 //! Carries steps out, and reports what really happened.
 //!
-//! Two lanes, each a thread of its own that takes one [`Job`] at a time: the *mover* owns the swap tiers and pages
-//! out, the *stager* brings pages up, so that staging does not wait behind a slow page-out. Both look once more whether
+//! Two lanes, each a thread of its own that takes one [`Job`] at a time: the *mover* owns the swap tiers, pages out and
+//! moves pages between memory tiers, the *stager* brings pages up ahead of need, so that staging does not wait behind a slow page-out. Both look once more whether
 //! the machine may be touched, act, read back where the pages are, and send an [`Outcome`]. Nothing here decides.
 
-mod bring_up;
 mod lanes;
-mod place;
+mod memory;
+mod stage;
+mod swap;
 mod target;
 
 pub use lanes::{Done, Job, Lanes};
+pub use memory::room_bytes;
 pub use target::{Outcome, Roots, Skip, Target};

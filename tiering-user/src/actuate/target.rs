@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::policy::{Action, Reason};
 use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pagemap, Pidfd, Span};
-use crate::tiermap::{Layout, PageIndex, PageRun, Place, into_runs};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, into_runs};
 use crate::track::VmId;
-use crate::vm::{self, Vm};
+use crate::vm::{self, Refusal, Scope, Vm};
 
 /// Where the system's trees are mounted.
 #[derive(Clone, Debug)]
@@ -38,6 +38,10 @@ pub enum Skip {
     TierFull,
     /// The kernel left them where they are: pinned, locked, or mapped by another process too.
     Stayed,
+    /// Mapped by another process too, so that they stay on their node.
+    MappedElsewhere,
+    /// Bound to their node by the machine's own configuration.
+    Bound,
     /// Paged out, but into another area than the one meant.
     ElsewhereInSwap,
     /// There is no page.
@@ -58,6 +62,8 @@ impl fmt::Display for Skip {
             Self::DryRun => f.write_str("dry run"),
             Self::TierFull => f.write_str("the tier is full"),
             Self::Stayed => f.write_str("left by the kernel (pinned, locked or shared)"),
+            Self::MappedElsewhere => f.write_str("mapped by another process too: stays on its node"),
+            Self::Bound => f.write_str("the machine binds its RAM to memory nodes (policy=bind)"),
             Self::ElsewhereInSwap => f.write_str("in another swap area"),
             Self::Absent => f.write_str("no page there"),
             Self::Zero => f.write_str("all zero: takes no memory now"),
@@ -78,6 +84,8 @@ pub struct Outcome {
     pub found: Vec<(PageRun, Place)>,
     /// Pages that now are where the step wanted them and were not before.
     pub moved_pages: u64,
+    /// Those of them that came from a tier further down.
+    pub raised_pages: u64,
     pub skipped: BTreeMap<Skip, u64>,
     pub finished: Monotonic,
 }
@@ -92,8 +100,17 @@ impl Outcome {
             asked,
             found: Vec::new(),
             moved_pages: 0,
+            raised_pages: 0,
             skipped: BTreeMap::new(),
             finished,
+        }
+    }
+
+    /// Notes pages that were in `from` and are where they should be.
+    pub(super) fn moved(&mut self, from: Place, wanted: Place, pages: u64) {
+        if from != wanted {
+            self.moved_pages += pages;
+            self.raised_pages += if from > wanted { pages } else { 0 };
         }
     }
 
@@ -110,12 +127,14 @@ impl Outcome {
 }
 
 impl Target {
-    /// Why the machine may not be touched now, if so.
-    pub(super) fn refusal(&self, roots: &Roots) -> Option<Skip> {
+    /// Why the machine may not be touched now, if so. What forbids swap alone does not forbid moves `within_memory`.
+    pub(super) fn refusal(&self, roots: &Roots, within_memory: bool) -> Option<Skip> {
         if !self.process.is_alive() {
             return Some(Skip::Gone);
         }
-        vm::recheck(&roots.proc, &roots.cgroup, &self.vm).map(|refusal| Skip::Refused(refusal.to_string()))
+        let applies = |refusal: &Refusal| !(within_memory && refusal.scope() == Scope::NodesOnly);
+        let refusal = vm::recheck(&roots.proc, &roots.cgroup, &self.vm).filter(applies);
+        refusal.map(|refusal| Skip::Refused(refusal.to_string()))
     }
 
     /// The states of these pages, in the same order.
@@ -126,6 +145,16 @@ impl Target {
             states.extend(pagemap.read(span.start, (span.bytes / PAGE_BYTES) as usize)?);
         }
         Ok(states)
+    }
+
+    /// Where these pages are, in the same order. Of shared memory, pagemap shows only what is mapped.
+    pub(super) fn places(&self, pages: &[PageIndex], places: &Places) -> io::Result<Vec<Place>> {
+        Ok(self.states(pages)?.into_iter().map(|state| places.of(state)).collect())
+    }
+
+    /// The addresses of these pages.
+    pub(super) fn addresses(&self, pages: &[PageIndex]) -> Vec<u64> {
+        pages.iter().filter_map(|page| self.layout.locate(*page)).map(|(hva, _)| hva.0).collect()
     }
 
     /// Whether these pages are shared memory. Those of one batch are all of one kind.
@@ -204,4 +233,18 @@ pub(super) fn place_runs(pages: &[PageIndex], places: impl Iterator<Item = Place
         }
     }
     runs
+}
+
+/// The pages whose place is one of those to `keep`.
+pub(super) fn select(pages: &[PageIndex], places: &[Place], keep: impl Fn(Place) -> bool) -> Vec<PageIndex> {
+    pages.iter().zip(places).filter(|(_, place)| keep(**place)).map(|(page, _)| *page).collect()
+}
+
+/// Reading a process's memory fails for one reason that matters: it ended.
+#[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
+pub(super) fn gone(error: io::Error) -> Skip {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) | None => Skip::Gone,
+        _ => Skip::Failed(error.to_string()),
+    }
 }

@@ -169,7 +169,7 @@ impl State {
             .ladder
             .by_name(to)
             .ok_or_else(|| ApiError::NotFound(format!("no tier is called `{to}`: there are {}", names())))?;
-        if let Some(reason) = machine.unmovable() {
+        if let Some(reason) = machine.refuses(tier.id) {
             return Err(ApiError::Refused(format!("{} is not moved: {reason}", machine.target.vm.name)));
         }
         if self.drained.contains(&tier.id) {
@@ -185,11 +185,7 @@ impl State {
                 pages.push(page);
             }
         });
-        let action = match tier.kind {
-            TierKind::Node { .. } => Action::BringUp,
-            TierKind::Swap { .. } => Action::Place { to: tier.id },
-        };
-        Ok(Step { vm: id, action, pages, reason: Reason::Operator })
+        Ok(Step { vm: id, action: Action::Place { to: tier.id }, pages, reason: Reason::Operator })
     }
 
     /// One batch of an operator's move is done.
@@ -215,9 +211,9 @@ impl State {
     fn begin_drain(&mut self, name: &str, reply: Reply<DrainOutcome>) {
         let error = match self.ladder.by_name(name) {
             None => ApiError::NotFound(format!("no tier is called `{name}`")),
-            Some(tier) if matches!(tier.kind, TierKind::Node { .. }) => {
-                ApiError::Refused(format!("tier `{name}` is memory and cannot be drained"))
-            }
+            Some(tier) if matches!(tier.kind, TierKind::Node { .. }) => ApiError::Refused(format!(
+                "tier `{name}` is memory and cannot be drained: move its machines with `tiering move VM --to TIER`"
+            )),
             Some(_) if self.dry_run => {
                 ApiError::Refused("this is a dry run: there is nothing to drain".into())
             }

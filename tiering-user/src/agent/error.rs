@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::bpf::{BpfError, PinError};
 use crate::telemetry::socket::SocketError;
-use crate::tiers::{SecondNodeTier, SwapError};
+use crate::tiers::{NodeError, SwapError};
 use crate::vm::VmError;
 
 /// Exit codes of sysexits(3).
@@ -25,7 +25,7 @@ pub enum Error {
     #[error("{}: {source}", path.display())]
     Lock { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    Ladder(#[from] SecondNodeTier),
+    Nodes(#[from] NodeError),
     #[error(transparent)]
     Swap(#[from] SwapError),
     #[error(transparent)]
@@ -48,7 +48,7 @@ impl Error {
         match self {
             Self::NotRoot | Self::Bpf(BpfError::NotPermitted(_)) => EX_NOPERM,
             Self::Pin(error) if error.is_permission() => EX_NOPERM,
-            Self::Ladder(_) => EX_CONFIG,
+            Self::Nodes(_) => EX_CONFIG,
             _ => EX_UNAVAILABLE,
         }
     }

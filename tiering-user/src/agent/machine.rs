@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::layout_proof::LayoutProof;
-use crate::actuate::{Outcome, Target};
+use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Reason, Rules, Step, backoff_after_return};
 use crate::predict::{Stages, Tape};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{Layout, PageIndex, Place, Seconds, VmPages};
-use crate::tiers::TierId;
+use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
-use crate::vm::Vm;
+use crate::vm::{Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
@@ -70,7 +70,14 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(number: VmId, id: String, vm: Vm, process: Pidfd, settings: VmSettings) -> Self {
+    pub(super) fn new(
+        number: VmId,
+        id: String,
+        vm: Vm,
+        process: Pidfd,
+        settings: VmSettings,
+        node_tiers: NodeTiers,
+    ) -> Self {
         let layout = Layout::new(&vm.ram);
         let proof = LayoutProof::new(&vm);
         let target = Target {
@@ -85,7 +92,7 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
-            pages: VmPages::new(layout),
+            pages: VmPages::new(layout, node_tiers),
             stages: Stages::default(),
             moved: Moved::default(),
             peaks: BTreeMap::new(),
@@ -103,8 +110,8 @@ impl Machine {
         }
     }
 
-    /// Why nothing of it is moved, if so.
-    pub(super) fn unmovable(&self) -> Option<String> {
+    /// Why none of its pages is moved to the tier `to`, if so.
+    pub(super) fn refuses(&self, to: TierId) -> Option<String> {
         if !self.settings.managed {
             return Some("excluded by the configuration (managed = false)".to_owned());
         }
@@ -114,7 +121,25 @@ impl Machine {
                     .to_owned(),
             );
         }
-        self.target.vm.refusal.as_ref().map(ToString::to_string)
+        let node_tiers = self.pages.node_tiers();
+        if node_tiers.has_lower(to) && self.target.vm.numa_bound {
+            return Some(Skip::Bound.to_string());
+        }
+        let applies = |refusal: &&Refusal| !node_tiers.contains(to) || refusal.scope() != Scope::NodesOnly;
+        self.target.vm.refusal.as_ref().filter(applies).map(ToString::to_string)
+    }
+
+    /// Why nothing of it is moved to any tier below the first one, if so.
+    pub(super) fn unmovable(&self) -> Option<String> {
+        // What is true for one lower tier of a kind is true for all.
+        let has_lower_memory = self.pages.node_tiers().0 > 1;
+        let may_go_there = has_lower_memory && self.refuses(TierId(1)).is_none();
+        self.never_to_swap().filter(|_| !may_go_there)
+    }
+
+    /// Why none of its pages is moved to swap, if so.
+    pub(super) fn never_to_swap(&self) -> Option<String> {
+        self.refuses(TierId(self.pages.node_tiers().0))
     }
 
     /// Notes an access. The pages that followed it last time and are in a lower tier are to be staged, if there is a
@@ -123,7 +148,9 @@ impl Machine {
         let Some(page) = self.pages.layout().page(access.hva) else { return };
         let touch = self.pages.touch(page, now, access.write);
         let was_staged = self.stages.touched(page, access.time);
-        if touch.was_lower {
+        // Where nobody waits, the first access since a page came there says that it came back into use.
+        let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
+        if touch.was_lower || in_use_again {
             let backoff = backoff_after_return(touch.before, rules, now);
             self.pages.update(page, |entry| entry.with_backoff(backoff));
         }
@@ -137,7 +164,7 @@ impl Machine {
         }
         for next in self.tape.following(before, self.stages.window()) {
             let entry = self.pages.get(next);
-            if !entry.staged() && is_lower(entry.place()) {
+            if !entry.staged() && self.pages.in_swap(entry.place()) {
                 self.to_stage.insert(next);
             }
         }
@@ -151,7 +178,7 @@ impl Machine {
         let mut pages = Vec::new();
         for page in std::mem::take(&mut self.to_stage) {
             // It may have been touched while it waited.
-            if is_lower(self.pages.get(page).place()) {
+            if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
                 self.stages.requested(page, now);
                 pages.push(page);
@@ -186,7 +213,7 @@ impl Machine {
             return None;
         }
         while let Some(mut queued) = self.queue.pop_front() {
-            if queued.ticket.is_none() {
+            if queued.ticket.is_none() && queued.step.reason != Reason::AccessedThere {
                 let age = now.0.wrapping_sub(queued.planned.0);
                 queued.step.pages.retain(|page| {
                     let entry = self.pages.get(*page);
@@ -217,16 +244,23 @@ impl Machine {
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.
             let missed = matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
-            for page in run.pages() {
-                self.pages.update(page, |entry| {
-                    let entry = entry.with_place(*place);
-                    if missed && *place != Place::Untouched { entry.postponed(now) } else { entry }
-                });
+            self.pages.place(*run, *place);
+            if missed && *place != Place::Untouched {
+                // Promotion looks for heat: a page that could not be promoted waits for its next access.
+                let lower_memory = self.pages.in_lower_memory(*place);
+                for page in run.pages() {
+                    self.pages.update(page, |entry| {
+                        let entry = entry.postponed(now);
+                        if lower_memory { entry.without_heat() } else { entry }
+                    });
+                }
             }
         }
         match outcome.action {
-            Action::Place { .. } => self.moved.demoted += outcome.moved_pages,
-            Action::BringUp => self.moved.promoted += outcome.moved_pages,
+            Action::Place { .. } => {
+                self.moved.promoted += outcome.raised_pages;
+                self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
+            }
             Action::Stage => {
                 self.staging = false;
                 let staged = outcome.moved_pages > 0;
@@ -241,16 +275,11 @@ impl Machine {
             }
             Action::DropStage => {
                 // A page that was touched between the deadline and the drop is mapped, and accessed now.
-                let mapped = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(0)));
-                for page in mapped.flat_map(|(run, _)| run.pages()) {
+                let mapped = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
+                for page in mapped.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
                     self.pages.touch(page, now, false);
                 }
             }
         }
     }
-}
-
-/// Whether a page in this place must be brought up before it can be used.
-pub(super) fn is_lower(place: Place) -> bool {
-    !matches!(place, Place::Untouched | Place::In(TierId(0)))
 }

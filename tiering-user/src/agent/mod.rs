@@ -39,7 +39,8 @@ use crate::config::Config;
 use crate::sys;
 use crate::telemetry::status::Status;
 use crate::telemetry::{RunOptions, api, socket};
-use crate::tiers::{Ladder, SwapTiers};
+use crate::tiermap::Places;
+use crate::tiers::{Ladder, Nodes, SwapTiers};
 
 /// Where the lock lies: one agent a host, whatever its configuration.
 const RUN_DIR: &str = "/run/tiering";
@@ -59,16 +60,17 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
         return Err(Error::NotRoot);
     }
     let _lock = Lock::take(Path::new(RUN_DIR))?;
-    let ladder = Ladder::new(&config)?;
+    let ladder = Ladder::new(&config);
+    let nodes = Nodes::open(Path::new("/sys"), &ladder)?;
     // One thread: a second one would only be woken to wake this one, a thousand times a second.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::Start)?
-        .block_on(serve(config, ladder, options))
+        .block_on(serve(config, ladder, nodes, options))
 }
 
-async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(), Error> {
+async fn serve(config: Config, ladder: Ladder, nodes: Nodes, options: &RunOptions) -> Result<(), Error> {
     report::write(&Status::default(), options)?;
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
@@ -82,15 +84,16 @@ async fn serve(config: Config, ladder: Ladder, options: &RunOptions) -> Result<(
 
     let roots = Roots { proc: "/proc".into(), cgroup: cgroup_root() };
     let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
+    let places = Places { areas, nodes };
     let (done, mut lane_done) = mpsc::unbounded_channel();
-    let lanes = Lanes::start(swap, roots.clone(), done).map_err(Error::Start)?;
+    let lanes = Lanes::start(swap, places.nodes.clone(), roots.clone(), done).map_err(Error::Start)?;
     let (found, mut scanned) = mpsc::channel(16);
     let (swept, mut sweep_done) = mpsc::unbounded_channel();
     let scanner = watch::Scanning::start(roots, found).map_err(Error::Start)?;
-    let sweeper = watch::Sweeping::start(areas.clone(), swept).map_err(Error::Start)?;
+    let sweeper = watch::Sweeping::start(places.clone(), swept).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
-    let mut state = State::new(config, ladder, areas, lanes, sweeper, options.dry_run);
+    let mut state = State::new(config, ladder, places, lanes, sweeper, options.dry_run);
     let (status, status_reader) = latest::channel(Arc::new(state.status(&faults)));
     let (request_sender, mut requests) = mpsc::channel(16);
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();

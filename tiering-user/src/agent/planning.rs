@@ -8,11 +8,10 @@ use procfs::Current as _;
 use tiering_common::VmMoves;
 
 use super::state::State;
-use crate::actuate::Job;
+use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
-use crate::policy::{Action, Reason, Step, demotions};
+use crate::policy::{Action, Reason, Step, demotions, promotions};
 use crate::sys::{self, PAGE_BYTES};
-use crate::tiermap::Place;
 use crate::tiers::{TierId, TierKind, read_proc_swaps};
 use crate::track::VmId;
 
@@ -44,7 +43,7 @@ impl State {
             machine.pages.age(clock, cool);
             let mut recent = 0;
             machine.pages.for_each(|_, entry| {
-                let used = entry.place() == Place::In(TierId(0))
+                let used = machine.pages.in_memory(entry.place())
                     && Duration::from_secs(entry.idle(clock).into()) < demote_after;
                 recent += u64::from(used);
             });
@@ -79,9 +78,16 @@ impl State {
             return;
         }
         let rules = self.rules(machine.settings.priority);
-        let allowance = self.allowance();
+        let mut allowance = self.allowance();
+        let promotable = self.promotable();
         let Some(machine) = self.machines.get(&id) else { return };
-        let steps = demotions(id, &machine.pages, &rules, &allowance, clock);
+        for (level, allowed) in (0u8..).zip(&mut allowance) {
+            if machine.refuses(TierId(level)).is_some() {
+                *allowed = 0;
+            }
+        }
+        let mut steps = demotions(id, &machine.pages, &rules, &allowance, clock);
+        steps.extend(promotions(id, &machine.pages, promotable, clock));
         let Some(machine) = self.machines.get_mut(&id) else { return };
         for step in steps {
             if let Action::Place { to } = step.action
@@ -102,7 +108,9 @@ impl State {
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         tiers
             .map(|(tier, budget)| match tier.kind {
-                TierKind::Node { .. } => 0,
+                TierKind::Node { .. } => {
+                    (room_bytes(self.places.nodes.memory(tier.id)) / PAGE_BYTES).min(PLAN_PAGES)
+                }
                 TierKind::Swap { .. } if self.drained.contains(&tier.id) => 0,
                 TierKind::Swap { capacity_bytes, .. } => {
                     let free = capacity_bytes.saturating_sub(used.get(&tier.id).copied().unwrap_or(0));
@@ -112,11 +120,21 @@ impl State {
             .collect()
     }
 
+    /// Pages that may come up to the first tier from lower memory tiers: as many as leave `free_target` of it.
+    fn promotable(&self) -> u64 {
+        let memory = self.places.nodes.memory(TierId(0));
+        let target = self.config.policy.free_target.0 / 100.0 * memory.total as f64;
+        // What is left of a fraction of a byte matters to nobody.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a node")]
+        let kept = target as u64;
+        (memory.available.saturating_sub(kept) / PAGE_BYTES).min(PLAN_PAGES)
+    }
+
     /// Bytes in use in each swap tier, without the plugs.
     pub(super) fn swap_used_bytes(&self) -> BTreeMap<TierId, u64> {
         let on = read_proc_swaps().unwrap_or_default();
         let mut used = BTreeMap::new();
-        for area in self.areas.list() {
+        for area in self.places.areas.list() {
             let bytes = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
             *used.entry(area.tier).or_default() += bytes.saturating_sub(area.plugged_pages * PAGE_BYTES);
         }
@@ -139,10 +157,17 @@ impl State {
 
     /// How full the first tier is.
     fn look_at_memory(&mut self) {
-        // Where it cannot be told, nothing is in a hurry.
-        let Ok(memory) = procfs::Meminfo::current() else { return };
-        let available = memory.mem_available.unwrap_or(memory.mem_free) as f64;
-        let free_share = available / memory.mem_total as f64;
+        // The host's figure says nothing of the first tier where other tiers are memory too.
+        let (available, total) = if self.ladder.node_tiers().0 > 1 {
+            let memory = self.places.nodes.memory(TierId(0));
+            (memory.available, memory.total)
+        } else if let Ok(memory) = procfs::Meminfo::current() {
+            (memory.mem_available.unwrap_or(memory.mem_free), memory.mem_total)
+        } else {
+            // Where it cannot be told, nothing is in a hurry.
+            return;
+        };
+        let free_share = available as f64 / total as f64;
         let target = self.config.policy.free_target.0 / 100.0;
         self.pressure = free_share < target;
         self.may_stage = free_share >= target / 2.0;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
 
 use super::Error;
 use super::machine::Machine;
@@ -16,7 +15,7 @@ use crate::telemetry::status::{
     TierStatus, VmStatus,
 };
 use crate::tiermap::Place;
-use crate::tiers::{Tier, TierKind};
+use crate::tiers::{NodeMemory, Tier, TierKind};
 use crate::vm::Accel;
 
 /// Writes the status to the report file, if one is asked for. A reader never sees half of it.
@@ -54,7 +53,7 @@ impl State {
             TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
                 written_bytes_total: self.written_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
-                ..tier_status(tier, swap_used)
+                ..tier_status(tier, swap_used, self.places.nodes.memory(tier.id))
             }
         });
         Status {
@@ -86,7 +85,7 @@ impl State {
 
     fn vm_status(&self, machine: &Machine, counters: Counters) -> VmStatus {
         let vm = &machine.target.vm;
-        let reason = machine.unmovable().or_else(|| machine.refused_now.clone());
+        let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
         let stages = machine.stages.counts();
         let class = match machine.settings.class {
             Some(class) => ClassStatus { name: class.name().to_owned(), confidence: 1.0 },
@@ -100,8 +99,8 @@ impl State {
             tenant: machine.settings.tenant.clone().unwrap_or_else(|| machine.id.clone()),
             priority: machine.settings.priority,
             class,
-            movable: reason.is_none(),
-            reason,
+            movable: blocked.is_none(),
+            reason: blocked.or_else(|| machine.never_to_swap()),
             ram_bytes: vm.ram_bytes(),
             tier_bytes: self.bytes_by_name(&places(machine)),
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
@@ -131,16 +130,10 @@ fn places(machine: &Machine) -> BTreeMap<Place, u64> {
     tiers.chain([Place::OtherSwap]).map(|place| (place, counts.get(place))).filter(|(_, n)| *n > 0).collect()
 }
 
-fn tier_status(tier: &Tier, swap_used_bytes: u64) -> TierStatus {
+fn tier_status(tier: &Tier, swap_used_bytes: u64, memory: NodeMemory) -> TierStatus {
     let (kind, nodes, capacity_bytes, used_bytes) = match &tier.kind {
         TierKind::Node { nodes } => {
-            let (total, free) = nodes
-                .iter()
-                .filter_map(|node| node_memory(Path::new("/sys"), *node))
-                .fold((0, 0), |(total, free), (node_total, node_free)| {
-                    (total + node_total, free + node_free)
-                });
-            (status::TierKind::Node, nodes.clone(), total, total - free)
+            (status::TierKind::Node, nodes.clone(), memory.total, memory.total - memory.free)
         }
         TierKind::Swap { capacity_bytes, .. } => {
             (status::TierKind::Swap, Vec::new(), *capacity_bytes, swap_used_bytes)
@@ -157,14 +150,4 @@ fn tier_status(tier: &Tier, swap_used_bytes: u64) -> TierStatus {
         read_latency_ns: None,
         written_bytes_total: 0,
     }
-}
-
-/// Total and free bytes of a NUMA node.
-fn node_memory(sys_root: &Path, node: u32) -> Option<(u64, u64)> {
-    let text = fs::read_to_string(sys_root.join(format!("devices/system/node/node{node}/meminfo"))).ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find(|line| line.contains(name))?;
-        line.split_ascii_whitespace().nth(3)?.parse::<u64>().ok().map(|kib| kib << 10)
-    };
-    Some((field("MemTotal:")?, field("MemFree:")?))
 }

@@ -14,15 +14,15 @@ use crate::config::Config;
 use crate::policy::{Action, Rules};
 use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
-use crate::tiermap::Seconds;
-use crate::tiers::{Areas, Ladder, TierId, TierKind, WriteBudget};
+use crate::tiermap::{Places, Seconds};
+use crate::tiers::{Ladder, TierId, TierKind, WriteBudget};
 use crate::track::{Access, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
 pub(super) struct State {
     pub config: Config,
     pub ladder: Ladder,
-    pub areas: Areas,
+    pub places: Places,
     pub lanes: Lanes,
     pub sweeper: Sweeping,
     pub dry_run: bool,
@@ -55,7 +55,7 @@ impl State {
     pub(super) fn new(
         config: Config,
         ladder: Ladder,
-        areas: Areas,
+        places: Places,
         lanes: Lanes,
         sweeper: Sweeping,
         dry_run: bool,
@@ -72,7 +72,7 @@ impl State {
             written_bytes: vec![0; ladder.tiers().len()],
             config,
             ladder,
-            areas,
+            places,
             lanes,
             sweeper,
             dry_run,
@@ -188,7 +188,7 @@ impl State {
         let settings = self.config.vm_settings(&vm.name);
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
-        let machine = Machine::new(id, public, vm, process, settings);
+        let machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
         }
@@ -272,6 +272,7 @@ impl State {
             moved_bytes = outcome.moved_pages * PAGE_BYTES, skipped = ?outcome.skipped, "step done"
         );
         if let Action::Place { to } = outcome.action
+            && !self.ladder.node_tiers().contains(to)
             && let Some(written) = self.written_bytes.get_mut(usize::from(to.0))
         {
             *written += outcome.moved_pages * PAGE_BYTES;
@@ -302,7 +303,12 @@ impl State {
                     machine.rest(10);
                 }
                 Skip::TierFull | Skip::ElsewhereInSwap => machine.rest(10),
-                Skip::Stayed | Skip::Absent | Skip::Zero | Skip::Gone => {}
+                Skip::Stayed
+                | Skip::MappedElsewhere
+                | Skip::Bound
+                | Skip::Absent
+                | Skip::Zero
+                | Skip::Gone => {}
             }
         }
         if refused != machine.refused_now {

@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
-use crate::tiermap::{self, Sweep};
-use crate::tiers::Areas;
+use crate::tiermap::{self, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{Changes, Refusal, Scanner, Scope, Vm, VmError};
 
@@ -82,13 +81,13 @@ pub(super) struct Sweeping {
 }
 
 impl Sweeping {
-    pub(super) fn start(areas: Areas, swept: mpsc::UnboundedSender<Swept>) -> io::Result<Self> {
+    pub(super) fn start(places: Places, swept: mpsc::UnboundedSender<Swept>) -> io::Result<Self> {
         let (targets, queue) = std_mpsc::channel::<Target>();
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
             for target in queue {
                 let began = sys::now();
                 let pid = target.process.pid();
-                let sweep = tiermap::sweep(pid, &target.layout, &areas);
+                let sweep = tiermap::sweep(pid, &target.layout, &places);
                 let huge_bytes = huge_bytes(pid);
                 if swept.send(Swept { vm: target.id, began, sweep, huge_bytes }).is_err() {
                     return;

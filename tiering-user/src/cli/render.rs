@@ -232,7 +232,8 @@ fn full_name(vm: &VmStatus) -> String {
 
 fn movable(vm: &VmStatus) -> String {
     match (&vm.reason, vm.movable) {
-        (_, true) => "yes".to_owned(),
+        (None, true) => "yes".to_owned(),
+        (Some(reason), true) => format!("between memory tiers only: {reason}"),
         (Some(reason), false) => format!("no: {reason}"),
         (None, false) => "no".to_owned(),
     }

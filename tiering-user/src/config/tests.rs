@@ -154,6 +154,8 @@ fn the_ladder_starts_with_memory_and_its_tiers_differ() {
     assert_refused(&node("swap", 0), "2:8", &["swap", "choose another"]);
     assert_refused(&format!("{dram}{}", swap("nvme", "/s", "15MiB")), "6:30", &["15MiB", "16MiB"]);
     assert_refused(&format!("{dram}{}", swap("nvme", "s", "1GiB")), "6:17", &["absolute"]);
+    let sunk = format!("{dram}{}{}", swap("nvme", "/s", "1GiB"), node("cxl", 1));
+    assert_refused(&sunk, "9:9", &["cxl", "nvme", "above all swap tiers"]);
     let twins = format!("{dram}{}{}", swap("nvme", "/s", "1GiB"), swap("qlc", "/s", "1GiB"));
     assert_refused(&twins, "9:17", &["/s", "another tier"]);
     let nine: String = (0..9).map(|i| node(&format!("n{i}"), i)).collect();

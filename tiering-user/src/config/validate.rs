@@ -114,6 +114,7 @@ impl Config {
             ));
         }
         let (mut names, mut nodes_seen, mut paths) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let mut swap_above = None;
         for (index, tier) in self.tiers.iter().enumerate() {
             let name_key = format!("tier.{index}.name");
             let name = tier.name.as_str();
@@ -139,11 +140,20 @@ impl Config {
                     if nodes.is_empty() {
                         return Err(problem(key, format!("tier `{name}` has no node: name at least one")));
                     }
+                    if let Some(above) = swap_above {
+                        return Err(problem(
+                            key,
+                            format!(
+                                "tier `{name}` is memory and comes after the swap tier `{above}`: put it above all swap tiers"
+                            ),
+                        ));
+                    }
                     if let Some(node) = nodes.iter().find(|node| !nodes_seen.insert(**node)) {
                         return Err(problem(key, format!("node {node} is listed twice: list it once")));
                     }
                 }
                 Backing::Swap(swap) => {
+                    swap_above = Some(name);
                     if !swap.path.is_absolute() {
                         return Err(problem(
                             format!("tier.{index}.swap.path"),

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use super::Check;
 use crate::config::Config;
-use crate::tiers::{BASE_PRIORITY, Ladder, Tier, TierKind, check_folder, read_proc_swaps};
+use crate::sys::frames_are_shown;
+use crate::tiers::{
+    BASE_PRIORITY, Ladder, Nodes, Tier, TierKind, check_folder, check_nodes, read_proc_swaps,
+};
 
 /// Swap areas a kernel takes at most: 32 numbers, less those for migration, poison and device memory
 /// (include/linux/swap.h; 27 on Debian's 6.1 and 6.12, 28 on a 6.18 without device memory).
@@ -13,11 +16,25 @@ const MOST_AREAS: usize = 27;
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = vec![swap_areas(), zswap(), page_cluster(), huge_pages()];
-    match Ladder::new(config) {
-        Ok(ladder) => checks.extend(ladder.tiers().iter().map(tier)),
-        Err(error) => checks.push(Check::missing("ladder", error.to_string(), "the agent does not start")),
+    let ladder = Ladder::new(config);
+    checks.extend(ladder.tiers().iter().map(tier));
+    if ladder.node_tiers().0 > 1 {
+        checks.push(memory_tiers(&ladder));
     }
     checks
+}
+
+/// Whether it can be told which page is in which memory tier.
+fn memory_tiers(ladder: &Ladder) -> Check {
+    const NAME: &str = "memory tiers";
+    match Nodes::open(Path::new("/sys"), ladder) {
+        Err(error) => Check::missing(NAME, error.to_string(), "the agent does not start"),
+        Ok(_) if !frames_are_shown() => {
+            let consequence = "all that is in memory counts as the first tier: give the agent CAP_SYS_ADMIN";
+            Check::degraded(NAME, "pagemap shows no frame numbers", consequence)
+        }
+        Ok(nodes) => Check::ok(NAME, format!("{} in the ladder", nodes.tiers().0)),
+    }
 }
 
 fn swap_areas() -> Check {
@@ -91,19 +108,10 @@ fn huge_pages() -> Check {
 fn tier(tier: &Tier) -> Check {
     let name = format!("tier {}", tier.name);
     match &tier.kind {
-        TierKind::Node { nodes } => {
-            let lacking: Vec<_> = nodes
-                .iter()
-                .filter(|node| !Path::new(&format!("/sys/devices/system/node/node{node}")).exists())
-                .map(ToString::to_string)
-                .collect();
-            if lacking.is_empty() {
-                Check::ok(&name, format!("nodes {nodes:?}"))
-            } else {
-                let detail = format!("this host has no node {}", lacking.join(", "));
-                Check::missing(&name, detail, "correct `nodes` in the configuration")
-            }
-        }
+        TierKind::Node { nodes } => match check_nodes(Path::new("/sys"), &tier.name, nodes) {
+            Ok(()) => Check::ok(&name, format!("nodes {nodes:?}")),
+            Err(error) => Check::missing(&name, error.to_string(), "the agent does not start"),
+        },
         TierKind::Swap { folder, capacity_bytes, .. } => {
             match check_folder(folder, to_come(folder, *capacity_bytes)) {
                 Ok(()) => {

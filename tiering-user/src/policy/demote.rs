@@ -90,6 +90,7 @@ pub fn backoff_after_return(before: PageEntry, rules: &Rules, now: Seconds) -> u
 mod tests {
     use super::*;
     use crate::tiermap::{Layout, PageRun};
+    use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 
     const RULES: Rules = Rules { demote_after: Duration::from_secs(10), priority: 50, pressure: false };
@@ -99,7 +100,7 @@ mod tests {
     /// 100 pages in DRAM; page p was last accessed at second p.
     fn pages() -> VmPages {
         let region = RamRegion { start: Hva(0x10_0000), bytes: 100 * 4096, backing: Backing::Anonymous };
-        let mut pages = VmPages::new(Layout::new(&[region]));
+        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
         for page in 0..100u16 {
             pages.touch(page.into(), Seconds(page), false);
         }

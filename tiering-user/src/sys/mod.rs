@@ -5,6 +5,7 @@
 
 mod clock;
 mod cpu;
+mod numa;
 mod pagemap;
 mod process_memory;
 mod swap;
@@ -13,7 +14,8 @@ mod zero_pages;
 
 pub use clock::{Monotonic, now};
 pub use cpu::OneCpu;
-pub use pagemap::{PageState, Pagemap, ScanRange};
+pub use numa::{MoveStatus, PreferNodes, move_pages};
+pub use pagemap::{PageState, Pagemap, ScanRange, frames_are_shown};
 pub use process_memory::{Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, touch_read, touch_write};
 pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};
 pub use wake::wake_on;

@@ -117,6 +117,11 @@ impl Pagemap {
     }
 }
 
+/// Whether pagemap shows frame numbers, for which the process needs CAP_SYS_ADMIN.
+pub fn frames_are_shown() -> bool {
+    zero_pfn().is_some()
+}
+
 /// Frame number of the kernel's page of zeroes, as far as it can be told: what a page of our own shows that was read
 /// and never written.
 fn zero_pfn() -> Option<u64> {

@@ -53,13 +53,17 @@ impl ZeroPages {
     /// As `madvise(MADV_PAGEOUT)`.
     pub fn page_out(&mut self, first: usize, count: usize) -> io::Result<()> {
         assert!(first + count <= self.pages, "pages {first}+{count} of {}", self.pages);
-        for page in first..first + count {
-            let byte = self.page(page).cast::<u8>();
-            // SAFETY: inside the mapping, which is writable and ours alone. Volatile, or the store of the value
-            // that is there anyway would be dropped.
-            unsafe { byte.write_volatile(0) };
-        }
+        (first..first + count).for_each(|page| self.write_touch(page));
         self.advise(first, count, libc::MADV_PAGEOUT)
+    }
+
+    /// Makes a page present.
+    pub(super) fn write_touch(&mut self, page: usize) {
+        assert!(page < self.pages, "page {page} of {}", self.pages);
+        let byte = self.page(page).cast::<u8>();
+        // SAFETY: inside the mapping, which is writable and ours alone. Volatile, or the store of the value
+        // that is there anyway would be dropped.
+        unsafe { byte.write_volatile(0) };
     }
 
     /// Reads the first page, which maps the kernel's page of zeroes there.

@@ -75,7 +75,7 @@ pub struct VmStatus {
     pub priority: u8,
     pub class: ClassStatus,
     pub movable: bool,
-    /// Why it is not movable.
+    /// Why it is not movable; for one that is, why it is moved between memory tiers only.
     pub reason: Option<String>,
     pub ram_bytes: u64,
     /// Guest RAM by tier name, and `swap` where the device is not known.

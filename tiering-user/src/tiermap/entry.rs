@@ -121,6 +121,12 @@ impl PageEntry {
         self.with_backoff(self.backoff() + 1).with_last(now)
     }
 
+    /// The same entry, of whose accesses nothing is known.
+    #[must_use]
+    pub fn without_heat(self) -> Self {
+        self.with_heat(0)
+    }
+
     /// The same entry with its heat halved.
     #[must_use]
     pub fn cooled(self) -> Self {

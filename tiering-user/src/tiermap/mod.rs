@@ -10,11 +10,14 @@
 
 mod entry;
 mod layout;
+mod places;
 mod sweep;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
-pub(crate) use sweep::place_of;
+pub use places::Places;
 pub use sweep::{Sweep, sweep};
 pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

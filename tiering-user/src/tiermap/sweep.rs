@@ -1,7 +1,8 @@
 //! Reads from the page tables where every page of a process is.
 //!
 //! `PAGEMAP_SCAN` (Linux 6.7 and later) gives the ranges of present and of swapped pages, pagemap the area of the
-//! swapped ones; without the first, pagemap alone gives both.
+//! swapped ones and, where there is more than one memory tier, the frames of the present ones; without the first,
+//! pagemap alone gives all.
 //!
 //! # Limits
 //! Of shared memory, pagemap knows only what is mapped. What is not mapped but has data in its file is taken to be
@@ -16,8 +17,9 @@ use nix::unistd::{Whence, lseek};
 
 use super::entry::Place;
 use super::layout::{Layout, PageIndex, PageRun};
+use super::places::Places;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap};
-use crate::tiers::{Areas, TierId};
+use crate::tiers::TierId;
 use crate::vm::Hva;
 
 /// Pages read from pagemap at a time.
@@ -43,15 +45,15 @@ impl Sweep {
 ///
 /// # Errors
 /// `ENOENT` or `ESRCH` where the process has ended; `EACCES`.
-pub fn sweep(pid: i32, layout: &Layout, areas: &Areas) -> io::Result<Sweep> {
+pub fn sweep(pid: i32, layout: &Layout, places: &Places) -> io::Result<Sweep> {
     let pagemap = Pagemap::open(pid)?;
     let mut found = Sweep::default();
     for (region, start, shared) in layout.regions() {
         if shared {
             let unmapped = data_ranges(pid, start, region.count)?;
-            sweep_shared(&pagemap, region, start, &unmapped, &mut found)?;
+            sweep_shared(&pagemap, region, start, &unmapped, places, &mut found)?;
         } else {
-            sweep_private(&pagemap, region, start, areas, &mut found)?;
+            sweep_private(&pagemap, region, start, places, &mut found)?;
         }
     }
     Ok(found)
@@ -61,14 +63,14 @@ fn sweep_private(
     pagemap: &Pagemap,
     region: PageRun,
     start: Hva,
-    areas: &Areas,
+    places: &Places,
     found: &mut Sweep,
 ) -> io::Result<()> {
     let mut ranges = Vec::new();
     let end = start.0 + u64::from(region.count) * PAGE_BYTES;
     match pagemap.scan(start.0, end, |range| ranges.push(range)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-            return read_states(pagemap, region, start, areas, found);
+            return read_states(pagemap, region, start, places, found);
         }
         result => result?,
     }
@@ -77,8 +79,8 @@ fn sweep_private(
             first: region.first + pages_between(start.0, range.start),
             count: pages_between(range.start, range.end),
         };
-        if range.swapped {
-            read_states(pagemap, run, Hva(range.start), areas, found)?;
+        if range.swapped || places.nodes.tiers().0 > 1 {
+            read_states(pagemap, run, Hva(range.start), places, found)?;
         } else {
             found.push(run.first, run.count, Place::In(TierId(0)));
         }
@@ -90,26 +92,17 @@ fn read_states(
     pagemap: &Pagemap,
     run: PageRun,
     start: Hva,
-    areas: &Areas,
+    places: &Places,
     found: &mut Sweep,
 ) -> io::Result<()> {
     for offset in (0..run.count).step_by(CHUNK_PAGES as usize) {
         let count = CHUNK_PAGES.min(run.count - offset);
         let states = pagemap.read(start.0 + u64::from(offset) * PAGE_BYTES, count as usize)?;
         for (page, state) in (run.first + offset..).zip(states) {
-            found.push(page, 1, place_of(state, areas));
+            found.push(page, 1, places.of(state));
         }
     }
     Ok(())
-}
-
-/// The place that a pagemap entry names.
-pub(crate) fn place_of(state: PageState, areas: &Areas) -> Place {
-    match state {
-        PageState::Absent | PageState::Zero => Place::Untouched,
-        PageState::Present { .. } => Place::In(TierId(0)),
-        PageState::Swapped { area, .. } => areas.tier_of(area).map_or(Place::OtherSwap, Place::In),
-    }
 }
 
 fn sweep_shared(
@@ -117,6 +110,7 @@ fn sweep_shared(
     region: PageRun,
     start: Hva,
     data: &[Range<u32>],
+    places: &Places,
     found: &mut Sweep,
 ) -> io::Result<()> {
     for range in data {
@@ -125,7 +119,7 @@ fn sweep_shared(
             let states = pagemap.read(start.0 + u64::from(offset) * PAGE_BYTES, count as usize)?;
             for (page, state) in (region.first + offset..).zip(states) {
                 let mapped = matches!(state, PageState::Present { .. });
-                found.push(page, 1, if mapped { Place::In(TierId(0)) } else { Place::OtherSwap });
+                found.push(page, 1, if mapped { places.of(state) } else { Place::OtherSwap });
             }
         }
     }

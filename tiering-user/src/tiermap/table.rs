@@ -3,7 +3,7 @@
 use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
 use super::sweep::Sweep;
-use crate::tiers::TierId;
+use crate::tiers::{NodeTiers, TierId};
 
 /// Pages of a block, the unit of allocation: 2 MiB.
 pub const BLOCK_PAGES: u32 = 512;
@@ -43,7 +43,7 @@ impl PlaceCounts {
 pub struct Touch {
     /// The entry before it.
     pub before: PageEntry,
-    /// Whether the page was in a lower tier, so that the guest waited for it, or would have but for a stage.
+    /// Whether the page was in a swap tier, so that the guest waited for it, or would have but for a stage.
     pub was_lower: bool,
 }
 
@@ -51,16 +51,38 @@ pub struct Touch {
 #[derive(Clone, Debug)]
 pub struct VmPages {
     layout: Layout,
+    node_tiers: NodeTiers,
     blocks: Vec<Option<Box<Block>>>,
     counts: PlaceCounts,
 }
 
 impl VmPages {
-    /// A table in which no page was touched yet.
-    pub fn new(layout: Layout) -> Self {
+    /// A table in which no page was touched yet, on a host with these memory tiers.
+    pub fn new(layout: Layout, node_tiers: NodeTiers) -> Self {
         let pages = layout.pages();
         let blocks = vec![None; pages.div_ceil(BLOCK_PAGES) as usize];
-        Self { layout, blocks, counts: PlaceCounts { untouched: u64::from(pages), ..PlaceCounts::default() } }
+        let counts = PlaceCounts { untouched: u64::from(pages), ..PlaceCounts::default() };
+        Self { layout, node_tiers, blocks, counts }
+    }
+
+    /// Which tiers are memory.
+    pub fn node_tiers(&self) -> NodeTiers {
+        self.node_tiers
+    }
+
+    /// Whether a page in this place is in memory.
+    pub fn in_memory(&self, place: Place) -> bool {
+        matches!(place, Place::In(tier) if self.node_tiers.contains(tier))
+    }
+
+    /// Whether a page in this place is in memory, and not in the first tier.
+    pub fn in_lower_memory(&self, place: Place) -> bool {
+        matches!(place, Place::In(tier) if self.node_tiers.has_lower(tier))
+    }
+
+    /// Whether a page in this place must be brought up before it can be used.
+    pub fn in_swap(&self, place: Place) -> bool {
+        place != Place::Untouched && !self.in_memory(place)
     }
 
     pub fn layout(&self) -> &Layout {
@@ -93,23 +115,30 @@ impl VmPages {
         }
     }
 
-    /// Notes an access: whatever was accessed is in the first tier now.
+    /// Notes an access: what was in swap is in the first tier now (a sweep tells where it came up if not there), what is
+    /// in memory stays where it is.
     pub fn touch(&mut self, page: PageIndex, now: Seconds, write: bool) -> Touch {
         let before = self.get(page);
-        self.update(page, |entry| entry.accessed(now, write).with_place(Place::In(TierId(0))));
-        let was_lower = !matches!(before.place(), Place::Untouched | Place::In(TierId(0)));
-        Touch { before, was_lower }
+        let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
+        self.update(page, |entry| entry.accessed(now, write).with_place(place));
+        Touch { before, was_lower: self.in_swap(before.place()) }
     }
 
-    /// Notes where the pages of `run` were found, without any access.
+    /// Notes where the pages of `run` were found, without any access. In a lower memory tier heat begins anew: it tells
+    /// whether a page was accessed since it came there.
     pub fn place(&mut self, run: PageRun, place: Place) {
+        let lower_memory = self.in_lower_memory(place);
         for page in run.pages() {
-            self.update(page, |entry| entry.with_place(place));
+            self.update(page, |entry| match entry.place() == place {
+                true => entry,
+                false if lower_memory => entry.with_place(place).without_heat(),
+                false => entry.with_place(place),
+            });
         }
     }
 
-    /// Takes over what a sweep found that began at `began`; an access since then knows better. Returns how many
-    /// pages had come back to the first tier unseen, which counts as an access.
+    /// Takes over what a sweep found that began at `began`; an access since then knows better, but not on which node.
+    /// Returns how many pages had come back to memory unseen, which counts as an access.
     pub fn apply(&mut self, sweep: &Sweep, began: Seconds, now: Seconds) -> u64 {
         let age = now.0.wrapping_sub(began.0);
         let mut unseen = 0;
@@ -126,18 +155,20 @@ impl VmPages {
             next = run.first + run.count;
             for page in run.pages() {
                 let before = self.get(page);
-                let first_tier = Place::In(TierId(0));
-                match (before.place(), place) {
+                let (was, one) = (before.place(), PageRun { first: page, count: 1 });
+                match (was, place) {
                     (Place::Untouched, _) => self.update(page, |_| PageEntry::found(place, now)),
                     // For shared memory a sweep can only tell "in swap"; in which tier, the table knows better.
-                    (Place::In(TierId(1..)), Place::OtherSwap) => {}
+                    (Place::In(_), Place::OtherSwap) if self.in_swap(was) => {}
                     (was, is) if was == is => {}
-                    (was, _) if was == first_tier && before.heat() > 0 && before.idle(now) <= age => {}
-                    (_, is) if is == first_tier => {
+                    (was, is) if self.in_memory(was) && self.in_memory(is) => self.place(one, is),
+                    (was, _) if self.in_memory(was) && before.heat() > 0 && before.idle(now) <= age => {}
+                    (_, is) if self.in_memory(is) => {
                         unseen += 1;
                         self.touch(page, now, false);
+                        self.update(page, |entry| entry.with_place(is));
                     }
-                    (_, is) => self.update(page, |entry| entry.with_place(is)),
+                    (_, is) => self.place(one, is),
                 }
             }
         }
@@ -169,119 +200,4 @@ impl VmPages {
 
 fn empty_block() -> Box<Block> {
     Box::new([PageEntry::default(); BLOCK_PAGES as usize])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::PAGE_BYTES;
-    use crate::vm::{Backing, Hva, RamRegion};
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    const PAGES: u32 = 1200;
-
-    fn table() -> VmPages {
-        let bytes = u64::from(PAGES) * PAGE_BYTES;
-        VmPages::new(Layout::new(&[RamRegion { start: Hva(0x10_0000), bytes, backing: Backing::Anonymous }]))
-    }
-
-    #[derive(Clone, Debug)]
-    enum Change {
-        Touch(u32, bool),
-        Place(u32, u32, Place),
-        Sweep(Vec<(u32, u32, Place)>),
-    }
-
-    fn place() -> impl Strategy<Value = Place> {
-        prop_oneof![Just(Place::OtherSwap), (0u8..3).prop_map(|level| Place::In(TierId(level)))]
-    }
-
-    fn change() -> impl Strategy<Value = Change> {
-        let run = || (0..PAGES, 1u32..80, place());
-        prop_oneof![
-            (0..PAGES + 5, any::<bool>()).prop_map(|(page, write)| Change::Touch(page, write)),
-            run().prop_map(|(first, count, place)| Change::Place(first, count, place)),
-            prop::collection::vec(run(), 0..12).prop_map(Change::Sweep),
-        ]
-    }
-
-    proptest! {
-        /// The table against a map from page to place: same places, same counts.
-        #[test]
-        fn it_agrees_with_a_plain_map(changes in prop::collection::vec(change(), 1..40)) {
-            let mut table = table();
-            let mut model: BTreeMap<u32, Place> = BTreeMap::new();
-            let mut time = 0;
-            for change in changes {
-                // Every change is later than the one before.
-                time += 1;
-                let now = Seconds(time);
-                match change {
-                    Change::Touch(page, write) => {
-                        table.touch(page, now, write);
-                        if page < PAGES {
-                            model.insert(page, Place::In(TierId(0)));
-                        }
-                    }
-                    Change::Place(first, count, place) => {
-                        table.place(PageRun { first, count }, place);
-                        for page in first..(first + count).min(PAGES) {
-                            model.insert(page, place);
-                        }
-                    }
-                    Change::Sweep(mut runs) => {
-                        runs.sort_unstable_by_key(|run| run.0);
-                        let mut swept = BTreeMap::new();
-                        let mut sweep = Sweep::default();
-                        let mut next = 0;
-                        for (first, count, place) in runs {
-                            let count = count.min(PAGES - first);
-                            if first >= next && count > 0 {
-                                sweep.runs.push((PageRun { first, count }, place));
-                                next = first + count;
-                                for page in first..next {
-                                    let keeps = place == Place::OtherSwap
-                                        && matches!(model.get(&page), Some(Place::In(TierId(1..))));
-                                    swept.insert(page, if keeps { model[&page] } else { place });
-                                }
-                            }
-                        }
-                        table.apply(&sweep, now, now);
-                        model = swept;
-                    }
-                }
-                for page in 0..PAGES {
-                    prop_assert_eq!(table.get(page).place(), model.get(&page).copied().unwrap_or(Place::Untouched));
-                }
-                for place in [Place::OtherSwap, Place::In(TierId(0)), Place::In(TierId(1)), Place::In(TierId(2))] {
-                    let expected = model.values().filter(|there| **there == place).count() as u64;
-                    prop_assert_eq!(table.counts().get(place), expected);
-                }
-                let untouched = u64::from(PAGES) - model.len() as u64;
-                prop_assert_eq!(table.counts().get(Place::Untouched), untouched);
-            }
-        }
-    }
-
-    #[test]
-    fn a_page_that_came_back_unseen_counts_as_accessed() {
-        let mut table = table();
-        table.place(PageRun { first: 3, count: 1 }, Place::In(TierId(1)));
-        let sweep = Sweep { runs: vec![(PageRun { first: 3, count: 1 }, Place::In(TierId(0)))] };
-        assert_eq!(table.apply(&sweep, Seconds(9), Seconds(9)), 1);
-        assert_eq!(table.get(3).idle(Seconds(10)), 1);
-        assert_eq!(table.get(3).heat(), 1);
-    }
-
-    #[test]
-    fn an_access_after_the_sweep_began_knows_better() {
-        let mut table = table();
-        table.touch(3, Seconds(9), false);
-        let old = Sweep { runs: vec![(PageRun { first: 3, count: 1 }, Place::In(TierId(1)))] };
-        table.apply(&old, Seconds(8), Seconds(10));
-        assert_eq!(table.get(3).place(), Place::In(TierId(0)));
-        table.apply(&old, Seconds(10), Seconds(10));
-        assert_eq!(table.get(3).place(), Place::In(TierId(1)));
-    }
 }

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use thiserror::Error;
-
 use crate::config::{Backing, Config};
 
 /// A tier's place in the ladder: 0 is the fastest.
@@ -27,12 +25,22 @@ pub enum TierKind {
     Swap { folder: PathBuf, capacity_bytes: u64, write_limit: Option<u64>, daily_writes: Option<u64> },
 }
 
-/// The ladder cannot be built from the configuration.
-#[derive(Debug, Error)]
-#[error(
-    "tier `{0}`: only the first tier can be made of nodes in this version; remove it from the configuration"
-)]
-pub struct SecondNodeTier(String);
+/// How many of the tiers are memory nodes. They come first in the ladder: a page in one of them is in memory, and a
+/// guest that uses it does not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeTiers(pub u8);
+
+impl NodeTiers {
+    /// Whether this tier is made of memory nodes.
+    pub fn contains(self, tier: TierId) -> bool {
+        tier.0 < self.0
+    }
+
+    /// Whether this tier is made of memory nodes and not the first one.
+    pub fn has_lower(self, tier: TierId) -> bool {
+        tier.0 > 0 && self.contains(tier)
+    }
+}
 
 /// The tiers of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,14 +50,9 @@ pub struct Ladder {
 
 impl Ladder {
     /// The ladder that a validated configuration describes.
-    ///
-    /// # Errors
-    /// [`SecondNodeTier`].
-    pub fn new(config: &Config) -> Result<Self, SecondNodeTier> {
-        let mut tiers = Vec::with_capacity(config.tiers.len());
-        for (id, tier) in (0u8..).zip(&config.tiers) {
+    pub fn new(config: &Config) -> Self {
+        let tiers = (0u8..).zip(&config.tiers).map(|(id, tier)| {
             let kind = match &tier.backing {
-                Backing::Nodes(_) if id > 0 => return Err(SecondNodeTier(tier.name.clone())),
                 Backing::Nodes(nodes) => TierKind::Node { nodes: nodes.clone() },
                 Backing::Swap(swap) => TierKind::Swap {
                     folder: swap.path.clone(),
@@ -58,9 +61,9 @@ impl Ladder {
                     daily_writes: swap.daily_writes.map(|size| size.0),
                 },
             };
-            tiers.push(Tier { id: TierId(id), name: tier.name.clone(), kind });
-        }
-        Ok(Self { tiers })
+            Tier { id: TierId(id), name: tier.name.clone(), kind }
+        });
+        Self { tiers: tiers.collect() }
     }
 
     /// All tiers, fastest first.
@@ -81,5 +84,37 @@ impl Ladder {
     /// The swap tiers, fastest first.
     pub fn swap_tiers(&self) -> impl DoubleEndedIterator<Item = &Tier> {
         self.tiers.iter().filter(|tier| matches!(tier.kind, TierKind::Swap { .. }))
+    }
+    /// How many tiers are memory nodes.
+    pub fn node_tiers(&self) -> NodeTiers {
+        // The configuration allows eight tiers, and node tiers only above swap tiers.
+        let nodes = self.tiers.iter().take_while(|tier| matches!(tier.kind, TierKind::Node { .. }));
+        NodeTiers(u8::try_from(nodes.count()).unwrap_or(u8::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_tiers_are_told_from_swap_tiers() {
+        let text = r#"
+[[tier]]
+name = "dram"
+nodes = [0]
+[[tier]]
+name = "cxl"
+nodes = [1, 2]
+[[tier]]
+name = "nvme"
+swap = { path = "/s", size = "1GiB" }
+"#;
+        let ladder = Ladder::new(&Config::parse(text, "test.toml").unwrap());
+        assert_eq!(ladder.by_name("cxl").unwrap().kind, TierKind::Node { nodes: vec![1, 2] });
+        assert_eq!(ladder.swap_tiers().map(|tier| tier.id).collect::<Vec<_>>(), [TierId(2)]);
+        let nodes = ladder.node_tiers();
+        assert_eq!([0, 1, 2].map(|level| nodes.contains(TierId(level))), [true, true, false]);
+        assert_eq!([0, 1, 2].map(|level| nodes.has_lower(TierId(level))), [false, true, false]);
     }
 }

@@ -1,4 +1,4 @@
-//! Pages into a swap tier, from wherever they are.
+//! Pages into a swap tier, from wherever they are, memory tiers included.
 //!
 //! 1. What is in swap elsewhere is brought up, and touched so that it gives its old slot back: a page that was
 //!    read back and not written since would otherwise return to the slot it had.
@@ -13,20 +13,26 @@
 
 use std::io;
 
-use super::target::{Outcome, Skip, Target, place_runs};
+use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::sys::{Advice, OneCpu, PAGE_BYTES, PageState};
-use crate::tiermap::{PageIndex, Place, place_of};
+use crate::tiermap::{PageIndex, Place, Places};
 use crate::tiers::{SwapError, SwapTiers, TierId, read_proc_swaps};
 
 /// Times a page that is not where it should be is tried.
 const ROUNDS: usize = 3;
 
 /// Places the pages of `outcome` into the tier `to`.
-pub(super) fn place(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: &mut Outcome) {
+pub(super) fn place(
+    target: &Target,
+    to: TierId,
+    places: &Places,
+    swap: &mut SwapTiers,
+    outcome: &mut Outcome,
+) {
     let result = if target.is_shared(&outcome.asked) {
-        place_shared(target, to, swap, outcome)
+        place_shared(target, to, places, swap, outcome)
     } else {
-        place_private(target, to, swap, outcome)
+        place_private(target, to, places, swap, outcome)
     };
     if let Err(why) = result {
         let rest = outcome.asked.len() as u64 - outcome.moved_pages;
@@ -37,31 +43,30 @@ pub(super) fn place(target: &Target, to: TierId, swap: &mut SwapTiers, outcome: 
 fn place_private(
     target: &Target,
     to: TierId,
+    places: &Places,
     swap: &mut SwapTiers,
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
-    let areas = swap.areas().clone();
     let wanted = Place::In(to);
-    let place = |state: PageState| place_of(state, &areas);
-    let before: Vec<Place> = states(target, &outcome.asked)?.into_iter().map(place).collect();
+    let before = target.places(&outcome.asked, places).map_err(gone)?;
     let mut pages: Vec<PageIndex> =
         select(&outcome.asked, &before, |at| at != wanted && at != Place::Untouched);
     let room = swap.room(to).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
 
-    let tried = rounds(target, to, swap, pages.clone(), outcome);
+    let tried = rounds(target, to, places, swap, pages.clone(), outcome);
 
     // Also after an error: the table must know where the pages are now.
-    let after: Vec<Place> = states(target, &outcome.asked)?.into_iter().map(place).collect();
+    let after = target.places(&outcome.asked, places).map_err(gone)?;
     let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
     for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
         match (*was, *is) {
-            (_, is) if is == wanted => outcome.moved_pages += u64::from(*was != wanted),
+            (was, is) if is == wanted => outcome.moved(was, wanted, 1),
             (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
             _ if tried.is_err() || !was_tried(page) => {}
-            (_, Place::In(TierId(0))) => outcome.skip(Skip::Stayed, 1),
+            (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),
         }
     }
@@ -73,18 +78,16 @@ fn place_private(
 fn rounds(
     target: &Target,
     to: TierId,
+    places: &Places,
     swap: &mut SwapTiers,
     mut pages: Vec<PageIndex>,
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
-    let areas = swap.areas().clone();
-    let places = |pages: &[PageIndex]| -> Result<Vec<Place>, Skip> {
-        Ok(states(target, pages)?.into_iter().map(|state| place_of(state, &areas)).collect())
-    };
+    let found = |pages: &[PageIndex]| target.places(pages, places).map_err(gone);
     let _one_cpu = OneCpu::bind();
     for round in 0..ROUNDS {
-        let now = places(&pages)?;
-        let elsewhere = |at| at != Place::In(TierId(0)) && at != Place::In(to) && at != Place::Untouched;
+        let now = found(&pages)?;
+        let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
         give_slots_back(target, &select(&pages, &now, elsewhere))?;
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
@@ -93,8 +96,8 @@ fn rounds(
         target.advise(&pages, Advice::PageOut).map_err(gone)?;
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
-        let again = |at| elsewhere(at) || round == 0 && at == Place::In(TierId(0));
-        pages = select(&pages, &places(&pages)?, again);
+        let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
+        pages = select(&pages, &found(&pages)?, again);
         if pages.is_empty() {
             break;
         }
@@ -106,6 +109,7 @@ fn rounds(
 fn place_shared(
     target: &Target,
     to: TierId,
+    places: &Places,
     swap: &mut SwapTiers,
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
@@ -134,7 +138,7 @@ fn place_shared(
     let out = states.iter().filter(|state| **state == PageState::Absent).count() as u64;
     let arrived = grown * 10 >= out * 9;
     let place = |state: PageState| match state {
-        PageState::Present { .. } => Place::In(TierId(0)),
+        PageState::Present { .. } => places.of(state),
         _ if arrived => Place::In(to),
         _ => Place::OtherSwap,
     };
@@ -158,10 +162,6 @@ fn give_slots_back(target: &Target, pages: &[PageIndex]) -> Result<(), Skip> {
     target.touch_write(pages).map_err(gone)
 }
 
-fn select(pages: &[PageIndex], places: &[Place], keep: impl Fn(Place) -> bool) -> Vec<PageIndex> {
-    pages.iter().zip(places).filter(|(_, place)| keep(**place)).map(|(page, _)| *page).collect()
-}
-
 fn used_pages(swap: &SwapTiers, tier: TierId) -> io::Result<u64> {
     let on = read_proc_swaps()?;
     let of_tier = swap.areas().list().into_iter().filter(|area| area.tier == tier);
@@ -169,15 +169,6 @@ fn used_pages(swap: &SwapTiers, tier: TierId) -> io::Result<u64> {
         .filter_map(|area| on.iter().find(|line| line.path == area.path))
         .map(|line| line.used_bytes / PAGE_BYTES)
         .sum())
-}
-
-/// Reading a process's memory fails for one reason that matters: it ended.
-#[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
-fn gone(error: io::Error) -> Skip {
-    match error.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOENT) | None => Skip::Gone,
-        _ => Skip::Failed(error.to_string()),
-    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]

@@ -1,0 +1,153 @@
+//! Pages into a memory tier, from wherever they are.
+//!
+//! 1. What is in swap is brought up and mapped, by a thread that prefers the tier's nodes.
+//! 2. What is in memory elsewhere is moved to the node of the tier that has most free ([`sys::move_pages`]).
+//! 3. Where they are is read back.
+//!
+//! # Limits
+//! A huge page moves as a whole, also when only a part of it was asked for. A machine that binds its RAM to nodes is not
+//! moved between them: its pages come up from swap where its binding wants them.
+
+use std::collections::BTreeMap;
+
+use super::target::{Outcome, Skip, Target, gone, place_runs, select};
+use crate::sys::{self, Advice, MoveStatus, PAGE_BYTES, PreferNodes};
+use crate::tiermap::{PageIndex, Place, Places};
+use crate::tiers::{NodeMemory, TierId};
+
+/// Pages of one call, round by round: one page that cannot be moved makes the kernel give up on those behind it.
+const CALL_PAGES: [usize; 3] = [1024, 32, 1];
+/// Share of a lower memory tier that stays free, so that its kernel threads need not reclaim there: 1 / 20. The kernel's
+/// own high watermark is below 1 % of a node (mm/page_alloc.c, `__setup_per_zone_wmarks`).
+const MARGIN_DIVISOR: u64 = 20;
+
+/// Bytes that a lower memory tier can still take.
+pub fn room_bytes(memory: NodeMemory) -> u64 {
+    memory.free.saturating_sub(memory.total / MARGIN_DIVISOR)
+}
+
+/// Places the pages of `outcome` into the memory tier `to`.
+pub(super) fn place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
+    if target.vm.numa_bound && to != TierId(0) {
+        let asked = outcome.asked.len() as u64;
+        return outcome.skip(Skip::Bound, asked);
+    }
+    if let Err(why) = try_place(target, to, places, outcome) {
+        let rest = outcome.asked.len() as u64 - outcome.moved_pages;
+        outcome.skip(why, rest);
+    }
+}
+
+fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) -> Result<(), Skip> {
+    let wanted = Place::In(to);
+    let asked = outcome.asked.clone();
+    let before = look(target, &asked, places)?;
+    let mut pages = select(&asked, &before, |at| at != wanted && at != Place::Untouched);
+    // The first tier is where everything may go: there the kernel makes room, as for any other fault.
+    if to != TierId(0) {
+        let room = room_bytes(places.nodes.memory(to)) / PAGE_BYTES;
+        pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    }
+    let chosen = |page: &PageIndex| pages.binary_search(page).is_ok();
+
+    let at: BTreeMap<PageIndex, Place> = asked.iter().copied().zip(before.iter().copied()).collect();
+    let (in_memory, swapped): (Vec<_>, Vec<_>) =
+        pages.iter().copied().partition(|page| places.in_memory(at[page]));
+    bring_up(target, &swapped, to, places).map_err(gone)?;
+    let mut refused = BTreeMap::new();
+    if target.vm.numa_bound {
+        refused.extend(in_memory.iter().map(|page| (*page, Skip::Bound)));
+    } else {
+        migrate(target, &pages, to, places, &mut refused)?;
+    }
+
+    let after = look(target, &asked, places)?;
+    for ((page, was), is) in asked.iter().zip(&before).zip(&after) {
+        match (*was, *is) {
+            (was, is) if is == wanted => outcome.moved(was, wanted, 1),
+            (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
+            (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
+            _ if !chosen(page) => outcome.skip(Skip::TierFull, 1),
+            _ => outcome.skip(refused.get(page).cloned().unwrap_or(Skip::Stayed), 1),
+        }
+    }
+    // Of shared memory in swap, the table knows better where it is.
+    let shared = target.is_shared(&asked);
+    let told = asked.into_iter().zip(after).filter(|(_, at)| !shared || *at != Place::OtherSwap);
+    let (pages, found): (Vec<_>, Vec<_>) = told.unzip();
+    outcome.found = place_runs(&pages, found.into_iter());
+    Ok(())
+}
+
+/// Maps pages that are in swap. The caller asks only for pages of shared memory that exist.
+fn bring_up(target: &Target, pages: &[PageIndex], to: TierId, places: &Places) -> std::io::Result<()> {
+    // Where it cannot be had, they come up on the node that this thread runs on, and are moved from there.
+    let nodes = if target.vm.numa_bound { &[] } else { places.nodes.of_tier(to) };
+    let _prefer = PreferNodes::set(nodes);
+    target.advise(pages, Advice::WillNeed)?;
+    target.touch_read(pages)
+}
+
+/// Moves those of the pages that are in memory, and not in `to`. Why one stays is noted in `refused`.
+fn migrate(
+    target: &Target,
+    pages: &[PageIndex],
+    to: TierId,
+    places: &Places,
+    refused: &mut BTreeMap<PageIndex, Skip>,
+) -> Result<(), Skip> {
+    let mut rest = pages.to_vec();
+    for (round, call_pages) in CALL_PAGES.into_iter().enumerate() {
+        let elsewhere = |at| places.in_memory(at) && at != Place::In(to);
+        let mut left = select(&rest, &look(target, &rest, places)?, elsewhere);
+        left.retain(|page| !refused.contains_key(page));
+        // Small calls that move nothing would only be followed by smaller ones.
+        let stuck = round > 1 && left.len() == rest.len();
+        let Some(node) = places.nodes.roomiest(to).filter(|_| !left.is_empty() && !stuck) else { break };
+        for chunk in left.chunks(call_pages) {
+            match sys::move_pages(&target.process, &target.addresses(chunk), node) {
+                Ok(statuses) => {
+                    let whys = chunk.iter().zip(statuses);
+                    refused.extend(whys.filter_map(|(page, status)| Some((*page, why_stays(status)?))));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                    refused.extend(left.iter().map(|page| (*page, Skip::TierFull)));
+                    return Ok(());
+                }
+                Err(error) => return Err(gone(error)),
+            }
+        }
+        rest = left;
+    }
+    Ok(())
+}
+
+/// What another try would not change.
+fn why_stays(status: MoveStatus) -> Option<Skip> {
+    match status {
+        MoveStatus::Refused(libc::EACCES) => Some(Skip::MappedElsewhere),
+        _ => None,
+    }
+}
+
+/// Where these pages are; shared memory that is not mapped counts as in swap.
+fn look(target: &Target, pages: &[PageIndex], places: &Places) -> Result<Vec<Place>, Skip> {
+    let mut found = target.places(pages, places).map_err(gone)?;
+    if target.is_shared(pages) {
+        found.iter_mut().filter(|at| **at == Place::Untouched).for_each(|at| *at = Place::OtherSwap);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twentieth_of_a_lower_tier_stays_free() {
+        let memory = |free| NodeMemory { total: 1000, free, available: 1000 };
+        assert_eq!(room_bytes(memory(1000)), 950);
+        assert_eq!(room_bytes(memory(51)), 1);
+        assert_eq!(room_bytes(memory(49)), 0, "what the page cache holds does not count");
+    }
+}
