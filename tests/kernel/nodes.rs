@@ -1,6 +1,8 @@
 //! A ladder of two memory tiers and two swap tiers: pages go where they were sent, by pagemap and the kernel's own list
 //! of which memory block is on which node. Needs a host with the memory nodes 0 and 1, as the lab has them.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,12 +14,12 @@ use tiering_tests::skip::{Skip, skip_or_fail};
 
 use crate::host::{
     At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, no_swap_is_on, pagemap, runs, vm,
-    wait_for, wait_until_quiet,
+    wait_for,
 };
 
 const NAME: &str = "tt-nodes";
 /// A guest in a guest in an emulator takes its time.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
 
 /// A host with a second memory node.
 fn two_nodes() -> Result<Host, Skip> {
@@ -39,9 +41,54 @@ fn guest(backend: Backend) -> Guest {
     let pattern =
         Pattern { mem_mib: 64, hot_mib: 4, loop_mib: 24, loop_every_ms: 6000, ..Pattern::default() };
     let builder = Guest::builder(NAME).memory_mib(128).pattern(pattern).backend(backend).accel(accel);
-    let mut guest = builder.start().unwrap();
-    guest.wait_ready(BOOT).unwrap();
-    guest
+    builder.start().unwrap()
+}
+
+/// A guest that stands still, all of whose RAM was filled from outside with what can be told again: it needs no boot, and
+/// every byte can be compared.
+struct Still {
+    guest: Guest,
+    memory: File,
+    /// Address and pages of its RAM, run by run.
+    ram: Vec<(u64, u64)>,
+}
+
+impl Still {
+    fn new(agent: &Agent, backend: Backend) -> Self {
+        let guest = guest(backend);
+        vm(agent, NAME);
+        guest.stop().unwrap();
+        let memory = format!("/proc/{}/mem", guest.pid());
+        let memory = File::options().read(true).write(true).open(memory).unwrap();
+        let number = |run: &Value, field: &str| run[field].as_u64().unwrap();
+        let ram = runs(agent, NAME).iter().map(|run| (number(run, "hva"), number(run, "pages"))).collect();
+        let still = Self { guest, memory, ram };
+        assert_eq!(still.pages().count(), 128 * 256, "the guest has 128 MiB");
+        still.pages().for_each(|hva| still.memory.write_all_at(&content(hva), hva).unwrap());
+        still
+    }
+
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        self.ram.iter().flat_map(|(hva, pages)| (0..*pages).map(move |page| hva + page * PAGE))
+    }
+
+    fn spread(&self) -> Spread {
+        Spread::of(self.guest.pid(), &self.ram)
+    }
+
+    /// Every page is what it was filled with.
+    fn assert_content(&self) {
+        let mut page = vec![0; usize::try_from(PAGE).unwrap()];
+        for hva in self.pages() {
+            self.memory.read_exact_at(&mut page, hva).unwrap();
+            assert!(page == content(hva), "the page at {hva:#x} is not what it was");
+        }
+    }
+}
+
+/// What the page at this address is filled with: no two are equal, and none is all zero.
+fn content(hva: u64) -> Vec<u8> {
+    (hva | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_ne_bytes().repeat(512)
 }
 
 fn move_to(agent: &Agent, tier: &str) -> Value {
@@ -49,34 +96,30 @@ fn move_to(agent: &Agent, tier: &str) -> Value {
     serde_json::from_str(&outcome).unwrap()
 }
 
-/// Pages of the guest by where they are.
+/// Pages of a guest by where they are.
 #[derive(Debug, Default)]
 struct Spread {
     all: u64,
     node: [u64; 2],
+    /// By the kernel's number of the swap area.
     swapped: Vec<(u64, u64)>,
     nowhere: u64,
 }
 
 impl Spread {
-    /// Of the pages that the map knows.
-    fn of(agent: &Agent, pid: u32) -> Self {
+    fn of(pid: u32, ram: &[(u64, u64)]) -> Self {
         let mut spread = Self::default();
         let (blocks, block_pages) = (blocks_on_node_1(), block_pages());
         let on_node_1 = |pfn: u64| blocks[usize::try_from(pfn / block_pages).unwrap()].unwrap();
-        for run in runs(agent, NAME).iter().filter(|run| run["tier"] != "untouched") {
-            for at in pagemap(pid, run["hva"].as_u64().unwrap(), run["pages"].as_u64().unwrap()) {
-                spread.all += 1;
-                match at {
-                    At::Memory { pfn } => spread.node[usize::from(on_node_1(pfn))] += 1,
-                    At::Swap { area, .. } => {
-                        match spread.swapped.iter_mut().find(|(known, _)| *known == area) {
-                            Some((_, pages)) => *pages += 1,
-                            None => spread.swapped.push((area, 1)),
-                        }
-                    }
-                    At::Zero | At::Nowhere => spread.nowhere += 1,
-                }
+        for at in ram.iter().flat_map(|(hva, pages)| pagemap(pid, *hva, *pages)) {
+            spread.all += 1;
+            match at {
+                At::Memory { pfn } => spread.node[usize::from(on_node_1(pfn))] += 1,
+                At::Swap { area, .. } => match spread.swapped.iter_mut().find(|(known, _)| *known == area) {
+                    Some((_, pages)) => *pages += 1,
+                    None => spread.swapped.push((area, 1)),
+                },
+                At::Zero | At::Nowhere => spread.nowhere += 1,
             }
         }
         spread
@@ -106,16 +149,12 @@ fn bytes_in(status: &Value, tier: &str) -> u64 {
 #[test]
 fn pages_go_down_and_up_through_memory_and_swap_tiers() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
-    let mut guest = guest(Backend::Anonymous);
     let agent = Agent::start(&config(&host, "1h"), &[]).unwrap();
-    vm(&agent, NAME);
-    guest.stop().unwrap();
-
+    let still = Still::new(&agent, Backend::Anonymous);
     for tier in ["cxl", "dram", "cxl", "nvme", "cxl", "qlc", "dram"] {
         let outcome = move_to(&agent, tier);
-        let spread = Spread::of(&agent, guest.pid());
+        let spread = still.spread();
         println!("to {tier}: {spread:?}; {outcome}");
-        assert!(spread.all >= 64 * 256, "the guest filled 64 MiB, the map knows {} pages", spread.all);
         let there = match tier {
             "dram" => spread.node[0],
             "cxl" => spread.node[1],
@@ -125,55 +164,63 @@ fn pages_go_down_and_up_through_memory_and_swap_tiers() {
         let status = vm(&agent, NAME);
         assert!(bytes_in(&status, tier) >= there * PAGE * 99 / 100, "{status}");
     }
-
-    // And while the guest runs.
-    guest.cont().unwrap();
-    for tier in ["cxl", "dram", "cxl"] {
-        let outcome = move_to(&agent, tier);
-        println!("running, to {tier}: {:?}; {outcome}", Spread::of(&agent, guest.pid()));
-    }
-    assert_memory_right(&mut guest);
+    still.assert_content();
+    drop(still);
     drain_and_end(agent, &host);
 }
 
 #[test]
 fn shared_memory_moves_between_nodes_too() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
-    let mut guest = guest(Backend::Memfd);
     let agent = Agent::start(&config(&host, "1h"), &[]).unwrap();
-    vm(&agent, NAME);
-    guest.stop().unwrap();
-    for (tier, node) in [("cxl", 1), ("dram", 0), ("nvme", 2), ("cxl", 1)] {
+    let still = Still::new(&agent, Backend::Memfd);
+    for tier in ["cxl", "dram", "nvme", "cxl"] {
         let outcome = move_to(&agent, tier);
-        let spread = Spread::of(&agent, guest.pid());
+        let spread = still.spread();
         println!("to {tier}: {spread:?}; {outcome}");
-        let there = spread.node.get(node).copied().unwrap_or(spread.nowhere);
+        let there = match tier {
+            "dram" => spread.node[0],
+            "cxl" => spread.node[1],
+            // Pagemap shows nothing of shared memory in swap.
+            _ => spread.nowhere,
+        };
         assert!(there * 100 >= spread.all * 99, "{there} of {} pages in {tier}: {outcome}", spread.all);
     }
-    guest.cont().unwrap();
-    assert_memory_right(&mut guest);
+    still.assert_content();
+    drop(still);
     drain_and_end(agent, &host);
 }
 
 #[test]
 fn idle_pages_go_to_the_next_memory_tier_by_themselves() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
-    let mut guest = guest(Backend::Anonymous);
-    let agent = Agent::start(&config(&host, "15s"), &[]).unwrap();
+    let agent = Agent::start(&config(&host, "5s"), &[]).unwrap();
+    let still = Still::new(&agent, Backend::Anonymous);
     let arrived = wait_for("idle pages in cxl", || {
-        let status = vm(&agent, NAME);
-        (bytes_in(&status, "cxl") > 32 << 20).then_some(status)
+        (still.spread().node[1] > 64 * 256).then(|| (still.spread(), agent.status().unwrap()))
     });
-    let status = arrived.unwrap_or_else(|| panic!("{}", vm(&agent, NAME)));
-    assert_eq!(bytes_in(&status, "nvme"), 0, "a page goes one tier at a time: {status}");
-    let tiers = agent.status().unwrap()["tiers"].clone();
-    assert_eq!(
-        (tiers[1]["kind"].as_str(), &tiers[1]["nodes"][0]),
-        (Some("node"), &Value::from(1)),
-        "{tiers}"
-    );
-    assert!(tiers[1]["used_bytes"].as_u64() > Some(32 << 20), "{tiers}");
-    println!("{:?}; {status}", Spread::of(&agent, guest.pid()));
+    let (spread, status) = arrived.unwrap_or_else(|| panic!("{}", vm(&agent, NAME)));
+    println!("{spread:?}; {}", vm(&agent, NAME));
+    assert_eq!(spread.swapped, [], "a page goes one tier at a time");
+    let cxl = &status["tiers"][1];
+    assert_eq!((cxl["kind"].as_str(), &cxl["nodes"][0]), (Some("node"), &Value::from(1)), "{cxl}");
+    assert!(cxl["used_bytes"].as_u64() > Some(64 << 20), "{cxl}");
+    drop(still);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_pages_change_nodes() {
+    let Some(host) = skip_or_fail(two_nodes()) else { return };
+    let mut guest = guest(Backend::Anonymous);
+    guest.wait_ready(BOOT).unwrap();
+    let agent = Agent::start(&config(&host, "1h"), &[]).unwrap();
+    vm(&agent, NAME);
+    for tier in ["cxl", "nvme", "cxl", "dram"] {
+        let outcome = move_to(&agent, tier);
+        println!("running, to {tier}: {outcome}");
+        assert!(outcome["in_tier_pages"].as_u64() > Some(32 * 256), "{outcome}");
+    }
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
 }
@@ -212,23 +259,20 @@ impl Drop for Pool {
 fn a_guest_of_pages_from_the_hugetlb_pool_moves_between_nodes_only() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
     let Some(_pool) = skip_or_fail(Pool::of(72)) else { return };
-    let mut guest = guest(Backend::Hugetlb);
     let agent = Agent::start(&config(&host, "1h"), &[]).unwrap();
+    let still = Still::new(&agent, Backend::Hugetlb);
     let status = vm(&agent, NAME);
     assert_eq!(status["movable"], true, "{status}");
     assert!(status["reason"].as_str().unwrap().contains("hugetlb"), "{status}");
     let error = agent.tiering(&["move", NAME, "--to", "nvme"]).unwrap_err();
     assert!(format!("{error:#}").contains("hugetlb"), "{error:#}");
-
-    guest.stop().unwrap();
     for (tier, node) in [("cxl", 1), ("dram", 0), ("cxl", 1)] {
         let outcome = move_to(&agent, tier);
-        let spread = Spread::of(&agent, guest.pid());
+        let spread = still.spread();
         println!("to {tier}: {spread:?}; {outcome}");
         assert_eq!(spread.node[node], spread.all, "{outcome}");
     }
-    guest.cont().unwrap();
-    wait_until_quiet(&agent, NAME);
-    assert_memory_right(&mut guest);
+    still.assert_content();
+    drop(still);
     drain_and_end(agent, &host);
 }
