@@ -1,21 +1,20 @@
 //! What the tests of the agent have in common: a host with scratch tiers, a guest, and a look at pagemap that owes the
 //! agent nothing.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Guest};
+use tiering_tests::observe;
+pub use tiering_tests::observe::{At, PAGE};
 use tiering_tests::pattern::Pattern;
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_guests, need_root};
 
 const ROOM_BYTES: u64 = 2 << 30;
 const BOOT: Duration = Duration::from_secs(120);
-pub const PAGE: u64 = 4096;
 
 /// Folders for two swap tiers, gone with everything in them when dropped.
 pub struct Host {
@@ -92,50 +91,14 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Option<T> 
     None
 }
 
-/// Where a page is, by pagemap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At {
-    Nowhere,
-    /// The kernel's shared page of zeroes, which takes no memory.
-    Zero,
-    Memory {
-        pfn: u64,
-    },
-    Swap {
-        area: u64,
-        slot: u64,
-    },
-}
-
 /// Reads `pages` entries of a process's pagemap.
 pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Vec<At> {
-    let file = File::open(format!("/proc/{pid}/pagemap")).unwrap();
-    let mut bytes = vec![0; usize::try_from(pages * 8).unwrap()];
-    file.read_exact_at(&mut bytes, hva / PAGE * 8).unwrap();
-    let entries = bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
-    let flags = File::open("/proc/kpageflags").unwrap();
-    let is_zero = |pfn: u64| {
-        const KPF_ZERO_PAGE: u32 = 24;
-        let mut bytes = [0; 8];
-        flags.read_exact_at(&mut bytes, pfn * 8).unwrap();
-        u64::from_ne_bytes(bytes) >> KPF_ZERO_PAGE & 1 == 1
-    };
-    entries
-        .map(|entry| match (entry >> 63, entry >> 62 & 1) {
-            (1, _) if is_zero(entry & ((1 << 55) - 1)) => At::Zero,
-            (1, _) => At::Memory { pfn: entry & ((1 << 55) - 1) },
-            (0, 1) => At::Swap { area: entry & 31, slot: entry >> 5 & ((1 << 50) - 1) },
-            _ => At::Nowhere,
-        })
-        .collect()
+    observe::pagemap(pid, hva, pages).unwrap()
 }
 
-/// The kernel's numbers of the areas below `folder`: their lines in /proc/swaps, true as long as no area was switched
-/// off since the first was switched on.
+/// The kernel's numbers of the areas below `folder`.
 pub fn area_numbers(folder: &Path) -> Vec<u64> {
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap();
-    let areas = (0..).zip(swaps.lines().skip(1));
-    areas.filter(|(_, line)| line.starts_with(folder.to_str().unwrap())).map(|(number, _)| number).collect()
+    observe::area_numbers(folder).unwrap()
 }
 
 /// Whether no swap area is on, as [`area_numbers`] needs it.

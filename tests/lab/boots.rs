@@ -19,7 +19,7 @@ fn run_in_lab(script: &str, limit: Duration) -> Ran {
         nodes: "dram:1G,cxl:512M".parse().unwrap(),
         nvme: "256M".parse().unwrap(),
         qlc: "512M@iops=2000".parse().unwrap(),
-        cpus: 2,
+        cpus: None,
         job: Job::Command(["sh", "-c", script].map(Into::into).to_vec()),
         limit: Some(limit),
         out: out.path().to_owned(),

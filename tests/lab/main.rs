@@ -1,6 +1,10 @@
-//! Tests in the lab, a whole virtual host: here that the lab itself does what docs/lab.md says.
+//! Tests in the lab, a whole virtual host: that the lab itself does what docs/lab.md says (`boots`), and scenarios, one
+//! module each, of what the agent does there (docs/testing.md).
 //!
 //! A boot takes seconds, on a busy machine more: few tests, each with much in it.
 #![expect(clippy::unwrap_used, reason = "a test panics with the error")]
 
 mod boots;
+mod host;
+mod kvm_guests;
+mod scenario;

@@ -32,7 +32,7 @@ pub struct Options {
     /// Size and limits of the disk /dev/disk/by-id/tiering-qlc; 0 for none
     #[arg(long, default_value = "4G@iops=2000", value_name = "SIZE[@iops=N][,bps=SIZE]")]
     qlc: Disk,
-    /// Processors (as many as this machine has, at most 4)
+    /// Processors (under emulation 1, else as many as this machine has, at most 4)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
     /// When to give up (a command: after 10min unless told; a shell: never)
@@ -61,10 +61,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         nodes: options.nodes.clone(),
         nvme: options.nvme,
         qlc: options.qlc,
-        cpus: options.cpus.unwrap_or_else(default_cpus),
+        cpus: options.cpus,
         job: if shell { Job::Shell } else { Job::Command(options.command.clone()) },
         limit: options.timeout.or((!shell).then_some(COMMAND_LIMIT)),
-        out: options.out.clone().unwrap_or_else(|| target_dir().join("lab-out")),
+        // virtiofsd changes its own folder.
+        out: std::path::absolute(options.out.clone().unwrap_or_else(|| target_dir().join("lab-out")))?,
     };
     let stop = Stop::on_signals()?;
     let ran = lab.run(&mut std::io::stdout(), &mut std::io::stderr(), &|| stop.asked());
@@ -86,9 +87,4 @@ fn kernel_named(name: &str) -> Result<Kernel> {
     ensure!(image.is_file(), "`{name}` is neither one of {lines} nor a file: name a line or a bzImage");
     setup::ensure(setup::Purpose::Lab(None))?;
     kernel::at(image)
-}
-
-fn default_cpus() -> u32 {
-    let here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u32::try_from(here.min(4)).unwrap_or(4)
 }

@@ -69,7 +69,8 @@ impl Machine<'_> {
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35,hmat=on"]);
         // With less than `max` QEMU 7.2 emulates cmpxchg16b in a way that once crashed this kernel. One thread for all
         // processors, because with one each QEMU 7.2 can miss that the kernel has just patched its own code: 2 of 12 boots
-        // of 6.12 died with `Oops: int3`, 0 of 32 so, which took 5.0 s on average instead of 4.5.
+        // of 6.12 died with `Oops: int3`, 0 of 32 so, which took 5.0 s on average instead of 4.5. With one thread and two
+        // processors KVM guests in the lab hang in their boot (6 of 7), with one processor they do not (0 of 3).
         let (accel, cpu) = match self.accel {
             Accel::Tcg => ("tcg,thread=single", "max"),
             Accel::Kvm => ("kvm", "host"),

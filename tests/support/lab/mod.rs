@@ -58,8 +58,8 @@ pub struct Lab {
     pub nodes: Nodes,
     pub nvme: Disk,
     pub qlc: Disk,
-    /// At least one.
-    pub cpus: u32,
+    /// Processors, at least one; none: one under emulation, else as many as this machine has, at most four.
+    pub cpus: Option<u32>,
     pub job: Job,
     /// How long all of it may take.
     pub limit: Option<Duration>,
@@ -83,6 +83,7 @@ impl Lab {
         let files = Files::new(self)?;
         let mut machine = self.machine(&files);
         machine.accel = trial(&machine, &files)?;
+        machine.cpus = self.cpus.unwrap_or_else(|| default_cpus(machine.accel));
 
         if self.job == Job::Shell {
             machine.console = Console::Terminal(files.console());
@@ -149,7 +150,7 @@ impl Lab {
     fn machine(&self, files: &Files) -> Machine<'_> {
         Machine {
             accel: Accel::Tcg,
-            cpus: self.cpus,
+            cpus: 1,
             nodes: &self.nodes,
             disks: Vec::new(),
             shares: Vec::new(),
@@ -158,6 +159,16 @@ impl Lab {
             console: Console::File(files.console()),
             append: "",
         }
+    }
+}
+
+/// Emulation has one thread for all processors: a second one would only take turns, and KVM guests in the lab do not boot
+/// with it (see `machine`).
+fn default_cpus(accel: Accel) -> u32 {
+    let here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match accel {
+        Accel::Tcg => 1,
+        Accel::Kvm => u32::try_from(here.min(4)).unwrap_or(4),
     }
 }
 

@@ -1,0 +1,113 @@
+//! The lab from inside: its disks as folders for tiers, guests, the agent.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tiering_tests::agent::Agent;
+use tiering_tests::guest::{Accel, Backend, Builder, Guest};
+
+/// A nested guest in an emulated lab takes 10 s on a machine at rest.
+pub const BOOT: Duration = Duration::from_secs(120);
+const MOST: Duration = Duration::from_secs(90);
+
+/// The disks of the lab, mounted; each has a folder for a tier's swap files.
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Host {
+    /// Makes file systems on both disks.
+    pub fn new() -> Result<Self> {
+        let root = PathBuf::from("/run/tiers");
+        for disk in ["nvme", "qlc"] {
+            let (device, folder) = (format!("/dev/disk/by-id/tiering-{disk}"), root.join(disk));
+            std::fs::create_dir_all(&folder)?;
+            shell(&format!("mkfs.ext4 -q {device} && mount {device} {}", folder.display()))?;
+        }
+        Ok(Self { root })
+    }
+
+    /// The folder of a swap tier's files.
+    pub fn folder(&self, tier: &str) -> PathBuf {
+        self.root.join(tier).join("swap")
+    }
+
+    /// A configuration with the ladder dram, cxl (where the lab has two nodes), nvme, qlc; guests called `tt-*` are of
+    /// one tenant.
+    pub fn config(&self, demote_after: &str) -> String {
+        let cxl = if false && Path::new("/sys/devices/system/node/node1").exists() {
+            "[[tier]]\nname = \"cxl\"\nnodes = [1]\n"
+        } else {
+            ""
+        };
+        let (nvme, qlc) = (self.folder("nvme"), self.folder("qlc"));
+        format!(
+            r#"[agent]
+state_dir = "/run/tiering-state"
+[[tier]]
+name = "dram"
+nodes = [0]
+{cxl}[[tier]]
+name = "nvme"
+swap = {{ path = "{}", size = "512MiB" }}
+[[tier]]
+name = "qlc"
+swap = {{ path = "{}", size = "1GiB" }}
+[policy]
+demote_after = "{demote_after}"
+psi_limit = "100%"
+[[vm]]
+match = {{ name = "tt-*" }}
+tenant = "test"
+"#,
+            nvme.display(),
+            qlc.display()
+        )
+    }
+}
+
+/// A guest of 128 MiB under KVM, to be started.
+pub fn kvm_guest(name: &str, backend: Backend) -> Builder {
+    Guest::builder(name).memory_mib(128).backend(backend).accel(Accel::Kvm)
+}
+
+/// Runs a shell command that must succeed; its output.
+pub fn shell(command: &str) -> Result<String> {
+    let output = Command::new("sh").args(["-c", command]).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command}: {}: {}", output.status, errors.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The status of the guest called `name`; none before the agent knows its pages.
+pub fn vm(agent: &Agent, name: &str) -> Result<Option<Value>> {
+    let status = agent.status()?;
+    let vms = status["vms"].as_array().context("a status without VMs")?;
+    let known = vms.iter().find(|vm| vm["name"] == name && vm["untouched_bytes"] != vm["ram_bytes"]);
+    Ok(known.cloned())
+}
+
+/// The same, once the agent knows it.
+pub fn known_vm(agent: &Agent, name: &str) -> Result<Value> {
+    wait_for(&format!("the agent to find {name}"), || vm(agent, name))
+}
+
+/// A number of the status.
+pub fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+/// Asks again and again, for a minute and a half.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let began = Instant::now();
+    while began.elapsed() < MOST {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    bail!("waited {MOST:?} for {what}")
+}

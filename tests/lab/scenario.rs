@@ -1,0 +1,97 @@
+//! A scenario: a test that carries itself into a lab.
+//!
+//! On the machine [`Scenario::run`] boots a lab and runs this very executable in it, with this one test; there the same
+//! call does what the test is about and notes [`Results`]. Back on the machine the table is printed and kept, so that
+//! `cargo xtask test` can show all of them at its end.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tiering_tests::kernel;
+use tiering_tests::lab::{Job, Lab};
+use tiering_tests::results::Results;
+use tiering_tests::skip::{Skip, need_lab, skip_or_fail};
+
+/// Set in the lab.
+const IN_LAB: &str = "TIERING_IN_LAB";
+
+/// The host that a scenario wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    pub kernel: &'static str,
+    pub nodes: &'static str,
+    pub nvme: &'static str,
+    pub qlc: &'static str,
+    pub limit: Duration,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            kernel: kernel::LINES[0],
+            nodes: "dram:1G,cxl:1G",
+            nvme: "1G",
+            qlc: "2G@iops=2000",
+            limit: Duration::from_secs(240),
+        }
+    }
+}
+
+impl Scenario {
+    /// Runs `body` in a lab, and fails where it does, or where one of its results is not as it should be.
+    ///
+    /// # Panics
+    /// With what was wrong.
+    pub fn run<F: Fn(&mut Results) -> Result<()>>(self, body: F) {
+        let name = test_name::<F>();
+        if std::env::var_os(IN_LAB).is_some() {
+            let mut results = Results::new(&name);
+            let ended = body(&mut results);
+            results.save(&PathBuf::from(std::env::var_os("LAB_OUT").unwrap())).unwrap();
+            ended.unwrap_or_else(|error| panic!("{error:#}"));
+            return;
+        }
+        let Some(()) = skip_or_fail(need_lab().and_then(|()| self.need_kernel())) else { return };
+        let began = Instant::now();
+        let out = tempfile::tempdir().unwrap();
+        let lab = Lab {
+            kernel: kernel::of_line(self.kernel).unwrap(),
+            nodes: self.nodes.parse().unwrap(),
+            nvme: self.nvme.parse().unwrap(),
+            qlc: self.qlc.parse().unwrap(),
+            cpus: None,
+            job: Job::Command(again_in_lab(&name)),
+            limit: Some(self.limit),
+            out: out.path().to_owned(),
+        };
+        let ended = lab.run(&mut std::io::stdout(), &mut std::io::stderr(), &|| false);
+        let results = Results::load(out.path());
+        if let Ok(results) = &results {
+            println!("\n{results}\nin {} s, booting included", began.elapsed().as_secs());
+            results.keep().unwrap();
+        }
+        assert_eq!(ended.unwrap(), 0, "the test failed in the lab: see above");
+        let wrong = results.unwrap().wrong();
+        assert!(wrong.is_empty(), "not as it should be: {}", wrong.join(", "));
+    }
+
+    fn need_kernel(&self) -> Result<(), Skip> {
+        kernel::of_line(self.kernel).map(|_| ()).map_err(|error| Skip(format!("{error:#}")))
+    }
+}
+
+/// This executable with this one test.
+fn again_in_lab(test: &str) -> Vec<std::ffi::OsString> {
+    let mut command = Command::new("env");
+    command.arg(format!("{IN_LAB}=1")).arg(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--include-ignored", "--nocapture"]);
+    std::iter::once(command.get_program()).chain(command.get_args()).map(Into::into).collect()
+}
+
+/// The name by which the test harness knows the test whose closure this is: `crate::module::test::{{closure}}`.
+fn test_name<F>() -> String {
+    let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
+    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
+}

@@ -1,0 +1,67 @@
+//! What the kernel says about a process's pages and the swap areas: a look that owes the agent nothing.
+//!
+//! In: a pid, addresses, folders. Out: where pages are. Changes nothing.
+
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Bytes of a base page.
+pub const PAGE: u64 = 4096;
+
+/// Where a page is, by pagemap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Nowhere,
+    /// The kernel's shared page of zeroes, which takes no memory.
+    Zero,
+    Memory {
+        pfn: u64,
+    },
+    Swap {
+        area: u64,
+        slot: u64,
+    },
+}
+
+/// Reads `pages` entries of a process's pagemap.
+///
+/// # Errors
+/// Where the process has ended, or without the right to see frames.
+pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Result<Vec<At>> {
+    let file = File::open(format!("/proc/{pid}/pagemap")).context("opening pagemap")?;
+    let mut bytes = vec![0; usize::try_from(pages * 8)?];
+    file.read_exact_at(&mut bytes, hva / PAGE * 8).context("reading pagemap")?;
+    let flags = File::open("/proc/kpageflags").context("opening /proc/kpageflags")?;
+    let is_zero = |pfn: u64| -> Result<bool> {
+        const KPF_ZERO_PAGE: u32 = 24;
+        let mut bytes = [0; 8];
+        flags.read_exact_at(&mut bytes, pfn * 8).context("reading /proc/kpageflags")?;
+        Ok((u64::from_ne_bytes(bytes) >> KPF_ZERO_PAGE) & 1 == 1)
+    };
+    let entries = bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
+    entries
+        .map(|entry| {
+            let pfn = entry & ((1 << 55) - 1);
+            Ok(match (entry >> 63, (entry >> 62) & 1) {
+                (1, _) if is_zero(pfn)? => At::Zero,
+                (1, _) => At::Memory { pfn },
+                (0, 1) => At::Swap { area: entry & 31, slot: (entry >> 5) & ((1 << 50) - 1) },
+                _ => At::Nowhere,
+            })
+        })
+        .collect()
+}
+
+/// The kernel's numbers of the areas below `folder`: their lines in /proc/swaps, true as long as no area was switched
+/// off since the first was switched on.
+///
+/// # Errors
+/// Where /proc/swaps cannot be read.
+pub fn area_numbers(folder: &Path) -> Result<Vec<u64>> {
+    let swaps = std::fs::read_to_string("/proc/swaps").context("reading /proc/swaps")?;
+    let below = |line: &str| line.starts_with(&*folder.to_string_lossy());
+    let areas = (0..).zip(swaps.lines().skip(1));
+    Ok(areas.filter(|(_, line)| below(line)).map(|(number, _)| number).collect())
+}
