@@ -8,6 +8,7 @@ mod lanes;
 mod memory;
 mod stage;
 mod swap;
+mod tags;
 mod target;
 
 pub use lanes::{Done, Job, Lanes};

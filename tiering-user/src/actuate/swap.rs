@@ -13,6 +13,7 @@
 
 use std::io;
 
+use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::sys::{Advice, OneCpu, PAGE_BYTES, PageState};
 use crate::tiermap::{PageIndex, Place, Places};
@@ -54,6 +55,9 @@ fn place_private(
     let room = swap.room(to).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    // What is in swap has its tag since it went there.
+    let in_memory = select(&outcome.asked, &before, |at| places.in_memory(at));
+    outcome.tags = tags(target, &in_memory);
 
     let tried = rounds(target, to, places, swap, pages.clone(), outcome);
 
@@ -125,6 +129,7 @@ fn place_shared(
     // Reading shared memory in frees its slot.
     target.advise(&absent, Advice::WillNeed).map_err(gone)?;
     target.touch_read(&absent).map_err(gone)?;
+    outcome.tags = tags(target, &pages);
     let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));

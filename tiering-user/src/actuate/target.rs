@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::policy::{Action, Reason};
+use crate::predict::{Tag, TagKey};
 use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pagemap, Pidfd, Span};
 use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, into_runs};
 use crate::track::VmId;
@@ -27,6 +28,8 @@ pub struct Target {
     pub vm: Arc<Vm>,
     pub process: Arc<Pidfd>,
     pub layout: Arc<Layout>,
+    /// Where other machines may learn from this one.
+    pub tag_key: Option<Arc<TagKey>>,
 }
 
 /// Why pages were left alone.
@@ -86,6 +89,8 @@ pub struct Outcome {
     pub moved_pages: u64,
     /// Those of them that came from a tier further down.
     pub raised_pages: u64,
+    /// Content of pages that were to go to swap, whether or not they got there.
+    pub tags: Vec<(PageIndex, Tag)>,
     pub skipped: BTreeMap<Skip, u64>,
     pub finished: Monotonic,
 }
@@ -101,6 +106,7 @@ impl Outcome {
             found: Vec::new(),
             moved_pages: 0,
             raised_pages: 0,
+            tags: Vec::new(),
             skipped: BTreeMap::new(),
             finished,
         }

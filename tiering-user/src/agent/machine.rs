@@ -1,6 +1,6 @@
 //! One virtual machine, as the agent keeps it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Reason, Rules, Step, backoff_after_return};
-use crate::predict::{Stages, Tape};
+use crate::predict::{Origin, Stages, TagKey, Tape};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
-use crate::vm::{Refusal, Scope, Vm};
+use crate::vm::{Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
@@ -59,7 +59,7 @@ pub(super) struct Machine {
     /// When a move last began or ended: a sweep that began before is out of date.
     pub moved_at: Monotonic,
     /// Wait for the stager, which is at a stage of this machine.
-    pub to_stage: BTreeSet<PageIndex>,
+    pub to_stage: BTreeMap<PageIndex, Origin>,
     pub staging: bool,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
@@ -77,6 +77,7 @@ impl Machine {
         process: Pidfd,
         settings: VmSettings,
         node_tiers: NodeTiers,
+        tag_key: Option<Arc<TagKey>>,
     ) -> Self {
         let layout = Layout::new(&vm.ram);
         let proof = LayoutProof::new(&vm);
@@ -85,6 +86,7 @@ impl Machine {
             vm: Arc::new(vm),
             process: Arc::new(process),
             layout: Arc::new(layout.clone()),
+            tag_key,
         };
         Self {
             target,
@@ -101,7 +103,7 @@ impl Machine {
             queue: VecDeque::new(),
             in_flight: None,
             moved_at: Monotonic::default(),
-            to_stage: BTreeSet::new(),
+            to_stage: BTreeMap::new(),
             staging: false,
             refused_now: None,
             sweep_running: false,
@@ -143,9 +145,15 @@ impl Machine {
     }
 
     /// Notes an access. The pages that followed it last time and are in a lower tier are to be staged, if there is a
-    /// `threshold` and the confidence reaches it.
-    pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds, threshold: Option<f64>) {
-        let Some(page) = self.pages.layout().page(access.hva) else { return };
+    /// `threshold` and the confidence reaches it. Returns the page, if it is one of this machine.
+    pub(super) fn on_access(
+        &mut self,
+        access: &Access,
+        rules: &Rules,
+        now: Seconds,
+        threshold: Option<f64>,
+    ) -> Option<PageIndex> {
+        let page = self.pages.layout().page(access.hva)?;
         let touch = self.pages.touch(page, now, access.write);
         let was_staged = self.stages.touched(page, access.time);
         // Where nobody waits, the first access since a page came there says that it came back into use.
@@ -154,20 +162,47 @@ impl Machine {
             let backoff = backoff_after_return(touch.before, rules, now);
             self.pages.update(page, |entry| entry.with_backoff(backoff));
         }
-        if !touch.was_lower && !was_staged {
-            return;
-        }
-        let Some(before) = self.tape.record(page) else { return };
-        let Some(threshold) = threshold else { return };
-        if !self.stages.worth_it(threshold) {
-            return;
-        }
-        for next in self.tape.following(before, self.stages.window()) {
-            let entry = self.pages.get(next);
-            if !entry.staged() && self.pages.in_swap(entry.place()) {
-                self.to_stage.insert(next);
+        if (touch.was_lower || was_staged)
+            && let Some(before) = self.tape.record(page)
+            && let Some(threshold) = threshold
+            && self.stages.worth_it(Origin::OwnPast, threshold)
+        {
+            for next in self.tape.following(before, self.stages.window()) {
+                if self.can_be_staged(next) {
+                    self.to_stage.insert(next, Origin::OwnPast);
+                }
             }
         }
+        Some(page)
+    }
+
+    /// Another machine touched what this one has here too: it is to be staged, if the confidence in that reaches
+    /// `threshold`.
+    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, threshold: f64) {
+        if self.can_be_staged(page)
+            && !self.to_stage.contains_key(&page)
+            && self.stages.worth_it(origin, threshold)
+        {
+            self.to_stage.insert(page, origin);
+        }
+    }
+
+    fn can_be_staged(&self, page: PageIndex) -> bool {
+        let entry = self.pages.get(page);
+        !entry.staged() && self.pages.in_swap(entry.place())
+    }
+
+    /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole
+    /// for devices, as much above it.
+    pub(super) fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
+        let (here, there) = (&self.target.vm.guest_ranges, &other.target.vm.guest_ranges);
+        let same_shape = here
+            .iter()
+            .map(|range| (range.gpa, range.bytes))
+            .eq(there.iter().map(|range| (range.gpa, range.bytes)));
+        let (hva, _) = self.target.layout.locate(page).filter(|_| same_shape)?;
+        let (from, to) = here.iter().zip(there).find(|(range, _)| range.contains(hva))?;
+        other.target.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))
     }
 
     /// The step that stages what waits to be, unless the stager is still at the one before.
@@ -176,11 +211,13 @@ impl Machine {
             return None;
         }
         let mut pages = Vec::new();
-        for page in std::mem::take(&mut self.to_stage) {
+        // A step has one reason: those of another wait for the next.
+        let reason = self.to_stage.first_key_value().map(|(_, origin)| reason(*origin))?;
+        for (page, origin) in self.to_stage.extract_if(.., |_, origin| self::reason(*origin) == reason) {
             // It may have been touched while it waited.
             if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
-                self.stages.requested(page, now);
+                self.stages.requested(page, origin, now);
                 pages.push(page);
             }
         }
@@ -188,7 +225,7 @@ impl Machine {
             return None;
         }
         self.staging = true;
-        Some(Step { vm: self.target.id, action: Action::Stage, pages, reason: Reason::FollowedLastTime })
+        Some(Step { vm: self.target.id, action: Action::Stage, pages, reason })
     }
 
     /// Queues a step for the mover, in batches.
@@ -281,5 +318,14 @@ impl Machine {
                 }
             }
         }
+    }
+}
+
+/// Why a page that is staged for this is staged.
+fn reason(origin: Origin) -> Reason {
+    match origin {
+        Origin::OwnPast => Reason::FollowedLastTime,
+        Origin::SamePage(_) => Reason::TouchedElsewhere,
+        Origin::SameContent(_) => Reason::ContentTouchedElsewhere,
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod layout_proof;
 mod lock;
 mod machine;
+mod neighbours;
 mod planning;
 mod report;
 mod state;

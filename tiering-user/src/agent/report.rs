@@ -118,7 +118,12 @@ impl State {
                 used_pages: stages.used,
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
-                from: PrefetchOrigins { own: stages.issued, ..PrefetchOrigins::default() },
+                from: PrefetchOrigins {
+                    own: stages.issued - stages.issued_by_page - stages.issued_by_content,
+                    gfn: stages.issued_by_page,
+                    tag: stages.issued_by_content,
+                    ..PrefetchOrigins::default()
+                },
             },
         }
     }

@@ -7,6 +7,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::machine::Machine;
+use super::neighbours::Tenants;
 use super::watch::{Sweeping, Swept};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS};
@@ -29,6 +30,7 @@ pub(super) struct State {
     pub clock: Clock,
     pub machines: BTreeMap<VmId, Machine>,
     next_id: u32,
+    pub tenants: Tenants,
     /// Counters of machines that have gone.
     pub gone: Counters,
     /// Bytes that moves wrote, by level.
@@ -78,6 +80,7 @@ impl State {
             dry_run,
             clock: Clock::start(),
             machines: BTreeMap::new(),
+            tenants: Tenants::default(),
             next_id: 1,
             gone: Counters::default(),
             drained: BTreeSet::new(),
@@ -115,9 +118,12 @@ impl State {
             if access.kvm && !machine.layout.trusts(access.hva) {
                 continue;
             }
-            let threshold =
-                (staging && machine.unmovable().is_none()).then_some(self.config.prefetch.threshold);
-            machine.on_access(&access, &rules, self.clock.seconds_at(access.time), threshold);
+            let threshold = staging.then_some(self.config.prefetch.threshold);
+            let own = threshold.filter(|_| machine.never_to_swap().is_none());
+            let page = machine.on_access(&access, &rules, self.clock.seconds_at(access.time), own);
+            if let Some(page) = page {
+                self.tell_neighbours(access.vm, page, threshold);
+            }
         }
         self.batch = batch;
         for machine in self.machines.values_mut() {
@@ -188,7 +194,8 @@ impl State {
         let settings = self.config.vm_settings(&vm.name);
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
-        let machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers());
+        let tag_key = settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id));
+        let machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
         }
@@ -216,6 +223,12 @@ impl State {
             let last = faults.untrack(id, &machine.target.vm);
             self.gone = self.gone.plus(last);
             tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
+            if let Some(tenant) = &machine.settings.tenant {
+                self.tenants.leave(tenant, id);
+            }
+            for other in self.machines.values_mut() {
+                other.stages.forget(id);
+            }
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
             self.fail_maps(id);
@@ -279,6 +292,7 @@ impl State {
         }
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
         machine.on_outcome(outcome, now);
+        self.tenants.take_tags(machine, outcome);
         if matches!(outcome.action, Action::Stage | Action::DropStage) {
             return;
         }

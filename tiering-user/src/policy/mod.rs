@@ -58,6 +58,10 @@ pub enum Reason {
     AccessedThere,
     /// The same machine touched it right after a page it touched now.
     FollowedLastTime,
+    /// Another machine of its tenant touched the page at the same guest-physical address.
+    TouchedElsewhere,
+    /// Another machine of its tenant touched a page of the same content.
+    ContentTouchedElsewhere,
     /// Brought up ahead of need and not touched before the deadline.
     NotUsedInTime,
     /// An operator asked for it.
@@ -70,6 +74,8 @@ impl fmt::Display for Reason {
             Self::Idle(time) => write!(f, "idle for {} s or more", time.as_secs()),
             Self::AccessedThere => f.write_str("accessed in a lower memory tier"),
             Self::FollowedLastTime => f.write_str("touched next, last time"),
+            Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
+            Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
             Self::Operator => f.write_str("an operator asked for it"),
         }

@@ -1,11 +1,14 @@
 //! What a virtual machine will touch next, and whether such guesses were right before.
 //!
-//! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]). Out: the pages that
-//! followed last time ([`Tape::record`] and [`Tape::following`]), and from what became of them the window and the confidence
-//! ([`Stages`]). Pure: the time is an argument.
+//! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that went
+//! down ([`Tags`]). Out: the pages that followed last time ([`Tape::record`] and [`Tape::following`]), the copies that other
+//! machines of the tenant hold, and from what became of them the window and the confidence ([`Stages`]). Pure: the time
+//! is an argument.
 
 mod stages;
+mod tags;
 mod tape;
 
-pub use stages::{StageCounts, Stages};
+pub use stages::{Origin, StageCounts, Stages};
+pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape};

@@ -16,7 +16,9 @@ pub use clock::{Monotonic, now};
 pub use cpu::OneCpu;
 pub use numa::{MoveStatus, PreferNodes, move_pages};
 pub use pagemap::{PageState, Pagemap, ScanRange, frames_are_shown};
-pub use process_memory::{Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, touch_read, touch_write};
+pub use process_memory::{
+    Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,
+};
 pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};
 pub use wake::wake_on;
 pub use zero_pages::ZeroPages;

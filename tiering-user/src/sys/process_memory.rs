@@ -115,6 +115,38 @@ pub fn touch_read(process: &Pidfd, spans: &[Span]) -> io::Result<usize> {
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
+/// Copies the pages at these addresses into `pages`, one after another. Returns how many could be copied, from the front.
+/// `addresses` are at most [`MAX_RANGES_PER_CALL`], and as many as there are `pages`.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`; `EFAULT` if not even the first page could be read.
+pub fn read_pages(
+    process: &Pidfd,
+    addresses: &[u64],
+    pages: &mut [[u8; PAGE_BYTES as usize]],
+) -> io::Result<usize> {
+    let count = addresses.len().min(pages.len()).min(MAX_RANGES_PER_CALL);
+    let remote: Vec<_> = addresses[..count]
+        .iter()
+        .map(|hva| libc::iovec { iov_base: address(*hva), iov_len: PAGE_BYTES as usize })
+        .collect();
+    let local = libc::iovec { iov_base: pages.as_mut_ptr().cast(), iov_len: count * PAGE_BYTES as usize };
+    // SAFETY: `local` is the front of `pages`, which is that long and any bytes are a value of; `remote` are addresses of
+    // the other process.
+    let read = unsafe {
+        libc::process_vm_readv(
+            process.pid,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
+    };
+    let bytes = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    Ok(bytes / PAGE_BYTES as usize)
+}
+
 /// Makes every page of `span` present and written to, without changing a byte of it, so that it gives back the
 /// swap slot it has: the next page-out then takes a slot where the kernel hands them out now, not the old one.
 ///

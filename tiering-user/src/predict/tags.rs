@@ -1,0 +1,132 @@
+//! Which machines of a tenant hold the same content in lower tiers.
+//!
+//! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in a
+//! lower tier cannot change, so its tag is true as long as it stands here. One index a tenant: what is not in it cannot be
+//! found.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+
+use crate::tiermap::PageIndex;
+use crate::track::VmId;
+
+/// A keyed hash of a page's content. Tells nothing without the key of the tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag(pub u64);
+
+/// The secret of one tenant: with another one, equal content has other tags.
+#[derive(Clone, Debug)]
+pub struct TagKey(RandomState);
+
+impl TagKey {
+    /// A key that only this process knows, and forgets when it ends.
+    pub fn new(secret: RandomState) -> Self {
+        Self(secret)
+    }
+
+    /// The tag of a page's content (SipHash); none for a page of zeroes, which every machine has.
+    pub fn tag(&self, content: &[u8]) -> Option<Tag> {
+        content.iter().any(|byte| *byte != 0).then(|| Tag(self.0.hash_one(content)))
+    }
+}
+
+/// Pages of one content that are remembered: content that is everywhere foretells nothing.
+const MOST_COPIES: usize = 64;
+
+/// The tagged pages of one tenant.
+#[derive(Clone, Debug, Default)]
+pub struct Tags {
+    tags: HashMap<(VmId, PageIndex), Tag>,
+    pages: HashMap<Tag, Vec<(VmId, PageIndex)>>,
+}
+
+impl Tags {
+    /// `page` of `vm` is in a lower tier and has this content.
+    pub fn insert(&mut self, vm: VmId, page: PageIndex, tag: Tag) {
+        self.remove(vm, page);
+        let pages = self.pages.entry(tag).or_default();
+        if pages.len() < MOST_COPIES {
+            pages.push((vm, page));
+            self.tags.insert((vm, page), tag);
+        }
+    }
+
+    /// `page` of `vm` can change from now on. Returns the tag that it had.
+    pub fn remove(&mut self, vm: VmId, page: PageIndex) -> Option<Tag> {
+        let tag = self.tags.remove(&(vm, page))?;
+        if let Some(pages) = self.pages.get_mut(&tag) {
+            pages.retain(|entry| *entry != (vm, page));
+            if pages.is_empty() {
+                self.pages.remove(&tag);
+            }
+        }
+        Some(tag)
+    }
+
+    /// Forgets all pages of a machine.
+    pub fn forget(&mut self, vm: VmId) {
+        let gone: Vec<_> = self.tags.keys().filter(|(owner, _)| *owner == vm).copied().collect();
+        for (vm, page) in gone {
+            self.remove(vm, page);
+        }
+    }
+
+    /// Pages of other machines with this content.
+    pub fn copies(&self, tag: Tag, except: VmId) -> impl Iterator<Item = (VmId, PageIndex)> + '_ {
+        let pages = self.pages.get(&tag).map_or(&[][..], Vec::as_slice);
+        pages.iter().copied().filter(move |(vm, _)| *vm != except)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: VmId = VmId(1);
+    const OTHER: VmId = VmId(2);
+
+    fn copies(tags: &Tags, tag: u64) -> Vec<(VmId, PageIndex)> {
+        tags.copies(Tag(tag), ONE).collect()
+    }
+
+    #[test]
+    fn equal_content_has_equal_tags_under_one_key_only() {
+        let (key, other) = (TagKey::new(RandomState::new()), TagKey::new(RandomState::new()));
+        let (page, changed) = ([7u8; 4096], [8u8; 4096]);
+        assert_eq!(key.tag(&page), key.clone().tag(&page));
+        assert_ne!(key.tag(&page), key.tag(&changed));
+        assert_ne!(key.tag(&page), other.tag(&page));
+        assert_eq!(key.tag(&[0; 4096]), None);
+    }
+
+    #[test]
+    fn copies_in_other_machines_are_found_until_they_come_up() {
+        let mut tags = Tags::default();
+        tags.insert(ONE, 3, Tag(7));
+        tags.insert(ONE, 4, Tag(7));
+        tags.insert(OTHER, 9, Tag(7));
+        tags.insert(OTHER, 10, Tag(8));
+        assert_eq!(copies(&tags, 7), [(OTHER, 9)]);
+        assert_eq!(tags.remove(OTHER, 9), Some(Tag(7)));
+        assert_eq!(tags.remove(OTHER, 9), None);
+        assert_eq!(copies(&tags, 7), []);
+    }
+
+    #[test]
+    fn a_page_has_one_tag_and_a_machine_that_is_gone_has_none() {
+        let mut tags = Tags::default();
+        tags.insert(OTHER, 9, Tag(7));
+        tags.insert(OTHER, 9, Tag(8));
+        assert_eq!((copies(&tags, 7), copies(&tags, 8)), (vec![], vec![(OTHER, 9)]));
+        tags.forget(OTHER);
+        assert_eq!(copies(&tags, 8), []);
+        assert!(tags.tags.is_empty() && tags.pages.is_empty());
+    }
+
+    #[test]
+    fn content_that_is_everywhere_is_not_followed_everywhere() {
+        let mut tags = Tags::default();
+        (0..1000).for_each(|page| tags.insert(OTHER, page, Tag(7)));
+        assert_eq!(copies(&tags, 7).len(), MOST_COPIES);
+    }
+}
