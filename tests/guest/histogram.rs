@@ -20,6 +20,19 @@ impl Histogram {
         self.counts[bucket(ns)] += 1;
     }
 
+    /// Takes all values of another in.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+    }
+
+    /// The buckets that are not empty: largest value and count.
+    pub fn buckets(&self) -> Vec<(u64, u64)> {
+        let counts = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        counts.map(|(bucket, count)| (upper(bucket), *count)).collect()
+    }
+
     pub fn quantiles(&self) -> TouchNs {
         TouchNs { p50: self.quantile(50), p99: self.quantile(99) }
     }
@@ -82,5 +95,11 @@ mod tests {
         let TouchNs { p50, p99 } = histogram.quantiles();
         assert_eq!(p50, 5);
         assert!((1_000_000..=1_125_000).contains(&p99), "{p99}");
+        assert_eq!(histogram.buckets(), [(5, 98), (p99, 2)]);
+
+        let mut sum = Histogram::new();
+        sum.add(&histogram);
+        sum.add(&histogram);
+        assert_eq!(sum.buckets(), [(5, 196), (p99, 4)]);
     }
 }

@@ -6,15 +6,14 @@
 
 mod histogram;
 mod memory;
-mod random;
+mod pace;
 mod sys;
 mod walker;
 
 use anyhow::{Context, Result};
 use std::io::BufRead;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
-use tiering_tests::pattern::{Pattern, READY, RESULT};
+use tiering_tests::pattern::{PHASE, Pattern, READY, RESULT};
 use walker::Walker;
 
 fn main() {
@@ -35,8 +34,12 @@ fn run() -> Result<()> {
     let commands = console();
     println!("{READY}");
     loop {
-        let pause = walker.step(Instant::now());
-        match commands.recv_timeout(pause) {
+        let step = walker.step(&sys::now);
+        if let Some(phase) = step.phase {
+            println!("{PHASE}{}", serde_json::to_string(&phase)?);
+        }
+        match commands.recv_timeout(step.pause) {
+            Ok(command) if command == "go" => walker.go(),
             Ok(command) if command == "poweroff" => return Ok(()),
             Ok(command) if command == "finish" => break,
             Ok(command) => println!("tg: unknown command {command}"),

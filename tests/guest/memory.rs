@@ -4,67 +4,116 @@
 //! from the pages, four bytes each.
 
 use crate::sys;
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 use tiering_tests::content::{self, Page};
-use tiering_tests::pattern::PAGE_BYTES;
+use tiering_tests::pattern::{IMAGE_PATH, PAGE_BYTES, Pattern};
 
 pub struct Memory {
-    seed: u64,
-    pages: &'static mut [Page],
+    pattern: Pattern,
+    pages: Pages,
     versions: Vec<u32>,
 }
 
+enum Pages {
+    /// Written and read.
+    Own(&'static mut [Page]),
+    /// A file of the image.
+    Image(&'static [Page]),
+}
+
 impl Memory {
-    /// Maps and fills all pages, version 0.
-    pub fn new(seed: u64, mib: usize) -> Result<Self> {
-        let pages = sys::map_pages((mib << 20) / PAGE_BYTES)?;
-        for (number, page) in pages.iter_mut().enumerate() {
-            content::fill(page, seed, number, 0);
-        }
-        Ok(Self { seed, versions: vec![0; pages.len()], pages })
+    /// Maps all pages; memory of its own is filled, version 0.
+    pub fn new(pattern: &Pattern) -> Result<Self> {
+        let pages = if pattern.image_seed.is_some() {
+            Pages::Image(map_image(&Path::new("/").join(IMAGE_PATH), pattern.pages())?)
+        } else {
+            let pages = sys::map_pages(pattern.pages())?;
+            for (number, page) in pages.iter_mut().enumerate() {
+                content::fill(page, pattern.content_seed(number), number, 0);
+            }
+            Pages::Own(pages)
+        };
+        Ok(Self { versions: vec![0; pattern.pages()], pattern: pattern.clone(), pages })
     }
 
     pub fn len(&self) -> usize {
-        self.pages.len()
+        self.versions.len()
     }
 
     /// Loads the first word of a page, where it will fault if it is not there; the time in nanoseconds.
     pub fn load_ns(&self, number: usize) -> u64 {
+        let word = &self.page(number)[0];
         let before = Instant::now();
-        sys::load(&self.pages[number][0]);
+        sys::load(word);
         u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether the whole page is what it should be. A wrong one is told.
     pub fn verify(&self, number: usize) -> bool {
-        let right = content::holds(&self.pages[number], self.seed, number, self.versions[number]);
+        let seed = self.pattern.content_seed(number);
+        let right = content::holds(self.page(number), seed, number, self.versions[number]);
         if !right {
             println!("tg: bad page {number}");
         }
         right
     }
 
-    /// Writes the next version of a page.
+    /// Writes the next version of a page. A pattern on an image has no writes.
     pub fn write(&mut self, number: usize) {
-        self.versions[number] = self.versions[number].wrapping_add(1);
-        content::fill(&mut self.pages[number], self.seed, number, self.versions[number]);
+        if let Pages::Own(pages) = &mut self.pages {
+            self.versions[number] = self.versions[number].wrapping_add(1);
+            let seed = self.pattern.content_seed(number);
+            content::fill(&mut pages[number], seed, number, self.versions[number]);
+        }
     }
+
+    fn page(&self, number: usize) -> &Page {
+        match &self.pages {
+            Pages::Own(pages) => &pages[number],
+            Pages::Image(pages) => &pages[number],
+        }
+    }
+}
+
+fn map_image(path: &Path, pages: usize) -> Result<&'static [Page]> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("opening the image {name}"))?;
+    let bytes = file.metadata()?.len();
+    ensure!(bytes == (pages * PAGE_BYTES) as u64, "the image {name} has {bytes} bytes, not {pages} pages");
+    sys::map_file(&file, pages).with_context(|| format!("mapping the image {name}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use tiering_tests::pattern::Access;
 
     #[test]
     fn a_changed_page_is_noticed_until_it_is_written_again() {
-        let mut memory = Memory::new(7, 1).unwrap();
+        let pattern = Pattern { mem_mib: 1, access: Access::Idle, ..Pattern::default() };
+        let mut memory = Memory::new(&pattern).unwrap();
         assert_eq!(memory.len(), 256);
         memory.write(3);
         assert!((0..memory.len()).all(|number| memory.verify(number)));
-        memory.pages[3][100] += 1;
+        let Pages::Own(pages) = &mut memory.pages else { panic!("not its own") };
+        pages[3][100] += 1;
         assert!(!memory.verify(3));
         memory.write(3);
         assert!(memory.verify(3));
+    }
+
+    #[test]
+    fn an_image_holds_what_its_seed_says() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        content::write_pages(&mut file, 5, 3).unwrap();
+        let pages = map_image(file.path(), 3).unwrap();
+        assert!((0..3).all(|number| content::holds(&pages[number], 5, number, 0)));
+        file.write_all(b"more").unwrap();
+        let error = format!("{:#}", map_image(file.path(), 3).unwrap_err());
+        assert!(error.ends_with("has 12292 bytes, not 3 pages"), "{error}");
     }
 }

@@ -1,8 +1,13 @@
-//! The few things that need the kernel: memory without huge pages, a load that really happens, /proc, switching off.
+//! The few things that need the kernel: memory without huge pages, a file as memory, a load that really happens, the clock,
+//! /proc, switching off.
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::time::{ClockId, clock_gettime};
+use std::fs::File;
 use std::io::Error;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 use tiering_tests::content::Page;
 use tiering_tests::pattern::PAGE_BYTES;
 
@@ -30,6 +35,26 @@ pub fn map_pages(pages: usize) -> Result<&'static mut [Page]> {
     ensure!(!refused, "switching huge pages off: {}", Error::last_os_error());
     // SAFETY: the mapping is page-aligned, zeroed (valid integers), `bytes` long, stays for ever, and nothing else refers to it.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), pages) })
+}
+
+/// Maps the pages of a file of the initramfs to be read, never to be unmapped.
+pub fn map_file(file: &File, pages: usize) -> Result<&'static [Page]> {
+    ensure!(pages > 0, "a file without pages");
+    let bytes = pages * PAGE_BYTES;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process.
+    let start = unsafe {
+        libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    ensure!(start != libc::MAP_FAILED, "mapping {bytes} bytes: {}", Error::last_os_error());
+    // SAFETY: the mapping is page-aligned, any bytes are valid integers, it is `bytes` long and stays for ever. The file has
+    // that many bytes, as the caller looked up, and init, the guest's only process, neither writes nor truncates it.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast(), pages) })
+}
+
+/// The monotonic clock.
+pub fn now() -> Duration {
+    // It fails for clocks that do not exist only.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Loads a word: not optimised away, and not moved past the clock.

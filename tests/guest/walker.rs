@@ -1,117 +1,235 @@
-//! The pattern itself: bursts in the hot set, walks through the loop set, a final pass over everything.
+//! Executes the touches of a pattern: in rounds, freely or on command, and a final pass over everything.
 //!
-//! In: the time. Out: how long to pause, and at the end the result. It works in short steps, so that commands are
-//! heard and an emulated guest stays well below half a core.
+//! In: a clock, the command to go. Out: how long to pause, what a phase was like, and at the end the result. It works in short
+//! steps, so that commands are heard. Which page is touched is not decided here: [`Pattern::touches`] says it.
 
 use crate::histogram::Histogram;
 use crate::memory::Memory;
-use crate::random::Random;
+use crate::pace::Pace;
 use anyhow::Result;
-use std::time::{Duration, Instant};
-use tiering_tests::pattern::{GuestResult, PAGE_BYTES, Pattern};
+use std::time::Duration;
+use tiering_tests::pattern::{GuestResult, Pattern, PhaseResult, Touch, Touches};
 
-/// Touches of the hot set in one step, and the pause after it: at most 640 touches a second.
-const HOT_BURST: usize = 64;
-const HOT_PAUSE: Duration = Duration::from_millis(100);
-/// Pages of the loop set in one step, and the pause after it: a walk of 48 MiB takes a second or two.
-const LOOP_BURST: usize = 64;
-const LOOP_PAUSE: Duration = Duration::from_millis(5);
+/// Touches between the rounds in one step, and the pause after it: at most 640 touches a second.
+const BETWEEN_BURST: usize = 64;
+const BETWEEN_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause where there is nothing to do; a command ends it.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+/// The serial line is slow: a guest that runs freely says something at most this often.
+const PHASE_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Walker {
     memory: Memory,
-    hot_pages: usize,
-    write_one_in: u64,
-    loop_every: Duration,
-    random: Random,
-    /// The pages of the loop set in the order of every walk.
-    order: Vec<usize>,
-    /// Where in `order` the walk is; at its end while none is under way.
-    at: usize,
-    /// When the latest walk began; before the first one, when the guest was ready.
-    loop_began: Option<Instant>,
-    loops: u64,
+    pattern: Pattern,
+    pace: Pace,
+    touches: Touches,
+    between: Touches,
+    /// Rounds that were commanded and have not begun.
+    asked: u64,
+    /// Touches that the round under way has left.
+    left: u64,
+    /// When the latest round began; before the first one, when the guest was ready.
+    round_began: Option<Duration>,
+    /// Rounds that were not told yet.
+    phase: Option<Phase>,
+    phases: u64,
+    told: Option<Duration>,
+    /// All that was done, but for the phase under way.
+    done: Totals,
+}
+
+/// What to do until the next step, and what to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Step {
+    pub pause: Duration,
+    pub phase: Option<PhaseResult>,
+}
+
+struct Phase {
+    began: Duration,
+    /// How many touches of the pattern there were before.
+    first: u64,
+    totals: Totals,
+    max: u64,
+}
+
+struct Totals {
+    rounds: u64,
+    /// Touches of rounds.
     touches: u64,
-    latency: Histogram,
+    between_touches: u64,
+    writes: u64,
     ok: bool,
+    /// Of touches of rounds.
+    latency: Histogram,
 }
 
 impl Walker {
     /// Fills the memory.
     pub fn new(pattern: &Pattern) -> Result<Self> {
-        let pages = |mib: usize| (mib << 20) / PAGE_BYTES;
-        let Pattern { seed, mem_mib, hot_mib, loop_mib, loop_every_ms, write_one_in } = *pattern;
-        let mut random = Random::new(seed);
-        let mut order: Vec<_> = (pages(hot_mib)..pages(hot_mib + loop_mib)).collect();
-        random.shuffle(&mut order);
         Ok(Self {
-            memory: Memory::new(seed, mem_mib)?,
-            hot_pages: pages(hot_mib),
-            write_one_in,
-            loop_every: Duration::from_millis(loop_every_ms),
-            random,
-            at: order.len(),
-            order,
-            loop_began: None,
-            loops: 0,
-            touches: 0,
-            latency: Histogram::new(),
-            ok: true,
+            memory: Memory::new(pattern)?,
+            pace: Pace::of(pattern),
+            touches: pattern.touches(),
+            between: pattern.between(),
+            pattern: pattern.clone(),
+            asked: 0,
+            left: 0,
+            round_began: None,
+            phase: None,
+            phases: 0,
+            told: None,
+            done: Totals::new(),
         })
     }
 
-    /// Does the next few touches and says how long to pause.
-    pub fn step(&mut self, now: Instant) -> Duration {
-        let began = *self.loop_began.get_or_insert(now);
-        if self.at == self.order.len() && now.duration_since(began) >= self.loop_every {
-            self.at = 0;
-            self.loop_began = Some(now);
+    /// One round more, where rounds are on command.
+    pub fn go(&mut self) {
+        self.asked += 1;
+    }
+
+    /// Does the next few touches.
+    pub fn step(&mut self, clock: &impl Fn() -> Duration) -> Step {
+        let now = clock();
+        if self.left == 0 && !self.round_begins(now) {
+            return Step { pause: self.step_between(now), phase: None };
         }
-        if self.at < self.order.len() { self.step_loop() } else { self.step_hot() }
+        let mut phase = self.phase.take().unwrap_or_else(|| Phase::new(now, self.done.touches));
+        for _ in 0..self.left.min(self.pace.burst()) {
+            let Some(touch) = self.touches.next() else {
+                self.left = 0;
+                break;
+            };
+            self.left -= 1;
+            let ns = self.memory.load_ns(touch.page);
+            phase.max = phase.max.max(ns);
+            phase.totals.latency.record(ns);
+            phase.totals.touches += 1;
+            self.touch(touch, &mut phase.totals);
+        }
+        let now = clock();
+        let pause = self.pace.pause(now);
+        if self.left > 0 {
+            self.phase = Some(phase);
+            return Step { pause, phase: None };
+        }
+        phase.totals.rounds += 1;
+        let soon = self.told.is_some_and(|told| now.saturating_sub(told) < PHASE_EVERY);
+        if soon && !self.pattern.rounds_on_command {
+            self.phase = Some(phase);
+            return Step { pause, phase: None };
+        }
+        self.told = Some(now);
+        self.phases += 1;
+        let result = phase.result(self.phases, &self.pattern, now);
+        self.done.add(&phase.totals);
+        Step { pause, phase: Some(result) }
     }
 
     /// Verifies every page once more.
     pub fn finish(&mut self) -> GuestResult {
+        if let Some(phase) = self.phase.take() {
+            self.done.add(&phase.totals);
+        }
         for number in 0..self.memory.len() {
-            self.ok &= self.memory.verify(number);
+            self.done.ok &= self.memory.verify(number);
         }
         GuestResult {
-            checksum_ok: self.ok,
+            checksum_ok: self.done.ok,
             pages_verified: self.memory.len() as u64,
-            touches: self.touches,
-            loops: self.loops,
-            touch_ns: self.latency.quantiles(),
+            touches: self.done.touches + self.done.between_touches,
+            round_touches: self.done.touches,
+            writes: self.done.writes,
+            loops: self.done.rounds,
+            touch_ns: self.done.latency.quantiles(),
         }
     }
 
-    fn step_hot(&mut self) -> Duration {
-        if self.hot_pages > 0 {
-            for _ in 0..HOT_BURST {
-                let number = self.random.below(self.hot_pages);
-                self.touch(number);
-            }
+    /// Begins a round if it is time or was commanded.
+    fn round_begins(&mut self, now: Duration) -> bool {
+        let began = *self.round_began.get_or_insert(now);
+        let begins = if self.pattern.rounds_on_command {
+            self.asked > 0
+        } else {
+            self.pattern.round_len() > 0 && now.saturating_sub(began) >= self.every()
+        };
+        if begins {
+            self.asked = self.asked.saturating_sub(1);
+            self.left = self.pattern.round_len();
+            self.round_began = Some(now);
         }
-        HOT_PAUSE
+        begins
     }
 
-    fn step_loop(&mut self) -> Duration {
-        let end = (self.at + LOOP_BURST).min(self.order.len());
-        while self.at < end {
-            let number = self.order[self.at];
-            self.latency.record(self.memory.load_ns(number));
-            self.touch(number);
-            self.at += 1;
-        }
-        if end == self.order.len() {
-            self.loops += 1;
-        }
-        LOOP_PAUSE
+    fn every(&self) -> Duration {
+        Duration::from_millis(self.pattern.round_every_ms())
     }
 
-    fn touch(&mut self, number: usize) {
-        self.touches += 1;
-        self.ok &= self.memory.verify(number);
-        if self.write_one_in > 0 && self.random.next().is_multiple_of(self.write_one_in) {
-            self.memory.write(number);
+    /// What is to be done while no round is under way, and the pause after it.
+    fn step_between(&mut self, now: Duration) -> Duration {
+        if self.pattern.rounds_on_command {
+            return IDLE_PAUSE;
+        }
+        let mut totals = Totals::new();
+        for _ in 0..BETWEEN_BURST {
+            let Some(touch) = self.between.next() else { break };
+            totals.between_touches += 1;
+            self.touch(touch, &mut totals);
+        }
+        self.done.add(&totals);
+        if totals.between_touches > 0 {
+            return BETWEEN_PAUSE;
+        }
+        let due = self.round_began.unwrap_or(now) + self.every();
+        if self.pattern.round_len() == 0 { IDLE_PAUSE } else { due.saturating_sub(now).min(IDLE_PAUSE) }
+    }
+
+    fn touch(&mut self, touch: Touch, totals: &mut Totals) {
+        totals.ok &= self.memory.verify(touch.page);
+        if touch.write {
+            self.memory.write(touch.page);
+            totals.writes += 1;
+        }
+    }
+}
+
+impl Totals {
+    fn new() -> Self {
+        Self { rounds: 0, touches: 0, between_touches: 0, writes: 0, ok: true, latency: Histogram::new() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.rounds += other.rounds;
+        self.touches += other.touches;
+        self.between_touches += other.between_touches;
+        self.writes += other.writes;
+        self.ok &= other.ok;
+        self.latency.add(&other.latency);
+    }
+}
+
+impl Phase {
+    fn new(began: Duration, first: u64) -> Self {
+        Self { began, first, totals: Totals::new(), max: 0 }
+    }
+
+    fn result(&self, number: u64, pattern: &Pattern, now: Duration) -> PhaseResult {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let quantiles = self.totals.latency.quantiles();
+        PhaseResult {
+            number,
+            name: pattern.access.name().to_owned(),
+            start_ns: ns(self.began),
+            end_ns: ns(now),
+            rounds: self.totals.rounds,
+            first: self.first,
+            touches: self.totals.touches,
+            writes: self.totals.writes,
+            ok: self.totals.ok,
+            latency: self.totals.latency.buckets(),
+            p50: quantiles.p50,
+            p99: quantiles.p99,
+            max: self.max,
         }
     }
 }
@@ -119,33 +237,96 @@ impl Walker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tiering_tests::pattern::Access;
 
-    fn walker() -> Walker {
-        let pattern =
-            Pattern { seed: 1, mem_mib: 3, hot_mib: 1, loop_mib: 1, loop_every_ms: 1000, write_one_in: 2 };
-        Walker::new(&pattern).unwrap()
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn walker(pattern: Pattern) -> Walker {
+        pattern.check().unwrap();
+        Walker::new(&Pattern { seed: 1, mem_mib: 3, ..pattern }).unwrap()
+    }
+
+    /// Steps at one moment until a phase is told, and the pauses on the way.
+    fn round(walker: &mut Walker, now: Duration) -> (PhaseResult, Vec<Duration>) {
+        let mut pauses = Vec::new();
+        loop {
+            let step = walker.step(&|| now);
+            pauses.push(step.pause);
+            if let Some(phase) = step.phase {
+                return (phase, pauses);
+            }
+            assert!(pauses.len() < 1000, "no end");
+        }
     }
 
     #[test]
     fn the_loop_set_is_walked_once_a_period_and_the_hot_set_meanwhile() {
-        let mut walker = walker();
-        let mut now = Instant::now();
-        assert_eq!(walker.step(now), HOT_PAUSE);
-        now += Duration::from_secs(1);
-        for _ in 0..256 / LOOP_BURST {
-            assert_eq!(walker.step(now), LOOP_PAUSE);
-        }
-        assert_eq!(walker.step(now), HOT_PAUSE);
+        let access = Access::HotAndLoop { hot_mib: 1, loop_mib: 1, loop_every_ms: 1000 };
+        let mut walker = walker(Pattern { access, write_one_in: 2, ..Pattern::default() });
+        let quiet = Step { pause: BETWEEN_PAUSE, phase: None };
+        assert_eq!(walker.step(&|| SECOND), quiet);
+        let (phase, pauses) = round(&mut walker, 2 * SECOND);
+        assert_eq!(pauses, [Duration::from_millis(5); 4]);
+        assert_eq!((phase.number, phase.touches, phase.rounds, phase.ok), (1, 256, 1, true));
+        assert_eq!(walker.step(&|| 2 * SECOND), quiet);
         let result = walker.finish();
         assert!(result.checksum_ok);
-        assert_eq!((result.loops, result.touches), (1, 256 + 2 * HOT_BURST as u64));
-        assert_eq!(result.pages_verified, 768);
+        assert_eq!((result.loops, result.touches), (1, 256 + 2 * BETWEEN_BURST as u64));
+        assert_eq!((result.pages_verified, result.round_touches), (768, 256));
     }
 
     #[test]
-    fn the_order_covers_the_loop_set_only() {
-        let mut order = walker().order;
-        order.sort_unstable();
-        assert_eq!(order, (256..512).collect::<Vec<_>>());
+    fn on_command_nothing_is_touched_but_one_round_for_each_go() {
+        let access = Access::Follow { set_mib: 1, order_seed: 2, overlap_percent: 50 };
+        let pattern = Pattern { access, rounds_on_command: true, write_one_in: 3, ..Pattern::default() };
+        let mut walker = walker(pattern);
+        let idle = Step { pause: IDLE_PAUSE, phase: None };
+        assert_eq!(walker.step(&|| SECOND), idle);
+        walker.go();
+        walker.go();
+        let truth: Vec<_> = walker.pattern.touches().take(512).collect();
+        for (number, truth) in (1..).zip(truth.chunks(256)) {
+            let (phase, _) = round(&mut walker, 2 * SECOND);
+            assert_eq!((phase.number, phase.name.as_str(), phase.rounds), (number, "follow", 1));
+            assert_eq!(phase.truth(&walker.pattern).collect::<Vec<_>>(), truth);
+            assert_eq!(phase.writes, truth.iter().filter(|touch| touch.write).count() as u64);
+            assert_eq!(phase.latency.iter().map(|(_, count)| count).sum::<u64>(), 256);
+            assert!(phase.p50 <= phase.p99 && phase.max > 0, "{phase:?}");
+        }
+        assert_eq!(walker.step(&|| 3 * SECOND), idle);
+        assert_eq!(walker.finish().touches, 512);
+    }
+
+    #[test]
+    fn short_rounds_are_told_together_at_most_once_a_second() {
+        let pattern =
+            Pattern { round_touches: 10, access: Access::Uniform { set_mib: 1 }, ..Pattern::default() };
+        let mut walker = walker(pattern);
+        assert_eq!(round(&mut walker, SECOND).0.rounds, 1);
+        for _ in 0..5 {
+            assert_eq!(walker.step(&|| SECOND), Step { pause: Duration::ZERO, phase: None });
+        }
+        let (phase, _) = round(&mut walker, 2 * SECOND);
+        assert_eq!((phase.number, phase.rounds, phase.first, phase.touches), (2, 6, 10, 60));
+    }
+
+    #[test]
+    fn a_periodic_guest_waits_for_its_time() {
+        let mut walker =
+            walker(Pattern { access: Access::Periodic { set_mib: 1, every_ms: 1500 }, ..Pattern::default() });
+        let pause = |pause| Step { pause, phase: None };
+        assert_eq!(walker.step(&|| SECOND), pause(IDLE_PAUSE));
+        assert_eq!(walker.step(&|| 2 * SECOND), pause(SECOND / 2));
+        assert_eq!(round(&mut walker, 5 * SECOND / 2).0.touches, 256);
+        assert_eq!(walker.finish().loops, 1);
+    }
+
+    #[test]
+    fn an_idle_guest_touches_nothing_and_answers_a_go() {
+        let idle = Pattern { access: Access::Idle, ..Pattern::default() };
+        assert_eq!(walker(idle.clone()).step(&|| SECOND), Step { pause: IDLE_PAUSE, phase: None });
+        let mut walker = walker(Pattern { rounds_on_command: true, ..idle });
+        walker.go();
+        assert_eq!(round(&mut walker, SECOND).0.touches, 0);
     }
 }

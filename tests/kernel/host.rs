@@ -9,7 +9,7 @@ use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::observe;
 pub use tiering_tests::observe::{At, PAGE};
-use tiering_tests::pattern::Pattern;
+use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_guests, need_root};
 
@@ -61,8 +61,8 @@ managed = false
 
 /// A guest of 128 MiB that is ready.
 pub fn guest(name: &str, backend: Backend) -> Guest {
-    let pattern =
-        Pattern { mem_mib: 64, hot_mib: 4, loop_mib: 24, loop_every_ms: 6000, ..Pattern::default() };
+    let access = Access::HotAndLoop { hot_mib: 4, loop_mib: 24, loop_every_ms: 6000 };
+    let pattern = Pattern { mem_mib: 64, access, ..Pattern::default() };
     let mut guest = Guest::builder(name).memory_mib(128).pattern(pattern).backend(backend).start().unwrap();
     guest.wait_ready(BOOT).unwrap();
     guest

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
-use tiering_tests::pattern::Pattern;
+use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 
 use crate::host::{BOOT, Host, known_vm, kvm_guest, number, vm, wait_for};
@@ -13,7 +13,8 @@ use crate::scenario::Scenario;
 const NAMES: [&str; 2] = ["tt-one", "tt-two"];
 
 fn pattern(seed: u64) -> Pattern {
-    Pattern { seed, mem_mib: 48, hot_mib: 2, loop_mib: 12, loop_every_ms: 8000, ..Pattern::default() }
+    let access = Access::HotAndLoop { hot_mib: 2, loop_mib: 12, loop_every_ms: 8000 };
+    Pattern { seed, mem_mib: 48, access, ..Pattern::default() }
 }
 
 /// All of it, on whatever kernel the lab has.

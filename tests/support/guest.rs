@@ -3,18 +3,21 @@
 //! In: a [`Builder`]. Out: a running [`Guest`]; what went wrong is an error with the end of its console.
 //! The guest is killed by pid when it is dropped. It never decides what a test means.
 
-use crate::initramfs;
 use crate::lines::Lines;
-use crate::pattern::{GuestResult, Pattern, READY, RESULT};
-use crate::qemu::Machine;
-use crate::{kernel, paths};
+use crate::pattern::{
+    Access, GuestResult, IMAGE_PATH, PAGE_BYTES, PHASE, Pattern, PhaseResult, READY, RESULT,
+};
+use crate::qemu::{self, Machine};
+use crate::{content, initramfs, kernel, locate, paths};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::Write;
+use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
 
 pub use crate::qemu::{Accel, Backend};
 
@@ -67,29 +70,57 @@ impl Builder {
         let kernel = kernel::find()?;
         let init = paths::guest_init()?;
         let init = std::fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
-        let mut image = tempfile::NamedTempFile::with_prefix("tiering-guest-")?;
-        image.write_all(&initramfs::build(&[("init", &init)]))?;
-        let mut command = self.0.command(&kernel, image.path());
+        let machine = &self.0;
+        machine.pattern.check().with_context(|| format!("the pattern of guest {}", machine.name))?;
+        if machine.backend == Backend::Hugetlb {
+            let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+            qemu::check_huge_pages(&meminfo, machine.memory_mib)
+                .with_context(|| format!("guest {}", machine.name))?;
+        }
+        let image = initramfs(&init, &machine.pattern).context("writing the guest's initramfs")?;
+        let mut command = machine.command(&kernel, image.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+        let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
         let console = Lines::default();
         console.read(child.stdout.take().context("the child has no standard output")?);
         console.read(child.stderr.take().context("the child has no standard error")?);
         let input = child.stdin.take().context("the child has no standard input")?;
-        Ok(Guest { name: self.0.name, child, input, console, _initramfs: image })
+        let Machine { name, memory_mib, .. } = self.0;
+        Ok(Guest { name, memory_mib, child, input, console, _initramfs: image })
     }
+}
+
+/// Init, and the image if the pattern has one. The image comes first, right behind the folders: so its pages do not begin at
+/// page boundaries in the archive, and the guest's copy of the archive is not taken for them by who looks from outside.
+fn initramfs(init: &[u8], pattern: &Pattern) -> Result<NamedTempFile> {
+    let write_image = |out: &mut dyn Write| {
+        pattern.image_seed.map_or(Ok(()), |seed| content::write_pages(out, seed, pattern.pages()))
+    };
+    let bytes = (pattern.pages() * PAGE_BYTES) as u64;
+    let image = initramfs::File { name: IMAGE_PATH, bytes, write: &write_image };
+    let write_init = |out: &mut dyn Write| out.write_all(init);
+    let init = initramfs::File { name: "init", bytes: init.len() as u64, write: &write_init };
+    let files = if pattern.image_seed.is_some() { vec![image, init] } else { vec![init] };
+
+    let archive = NamedTempFile::with_prefix("tiering-guest-")?;
+    let mut out = BufWriter::new(archive.as_file());
+    initramfs::write(&mut out, &files)?;
+    out.flush()?;
+    drop(out);
+    Ok(archive)
 }
 
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
     name: String,
+    memory_mib: u32,
     child: Child,
     /// The guest's serial line, towards it.
     input: ChildStdin,
     console: Lines,
     /// Read by QEMU when it starts; removed with the guest.
-    _initramfs: tempfile::NamedTempFile,
+    _initramfs: NamedTempFile,
 }
 
 impl Guest {
@@ -155,6 +186,45 @@ impl Guest {
     /// Where the guest ends, or is not ready in time.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         self.wait("is not ready", limit, |guest| Ok(guest.is_ready()?.then_some(())))
+    }
+
+    /// Where its RAM is in QEMU.
+    ///
+    /// # Errors
+    /// Where that cannot be told: QEMU may not have made it yet, so wait until the guest is ready.
+    pub fn ram(&self) -> Result<Range<u64>> {
+        locate::ram(self.pid(), self.memory_mib)
+    }
+
+    /// Tells a guest whose rounds are on command to do one. Does not wait.
+    ///
+    /// # Errors
+    /// Where QEMU does not read.
+    pub fn go(&mut self) -> Result<()> {
+        self.send("go")
+    }
+
+    /// Waits for the phase of this number, from 1, and returns what the guest says of it.
+    ///
+    /// # Errors
+    /// Where the guest ends, prints nonsense, or the phase has not ended in time.
+    pub fn wait_phase(&mut self, number: u64, limit: Duration) -> Result<PhaseResult> {
+        let phase = |guest: &mut Self| {
+            let phase = guest.phases()?.into_iter().find(|phase| phase.number == number);
+            // What a guest said before its end counts.
+            if phase.is_none() { guest.check_alive().map(|()| None) } else { Ok(phase) }
+        };
+        self.wait(&format!("has not ended phase {number}"), limit, phase)
+    }
+
+    /// All phases that have ended so far. Does not wait.
+    ///
+    /// # Errors
+    /// Where the guest prints nonsense.
+    pub fn phases(&self) -> Result<Vec<PhaseResult>> {
+        let text = self.console.text();
+        let lines = text.lines().filter_map(|line| Some(line.split_once(PHASE)?.1));
+        lines.map(|json| serde_json::from_str(json).with_context(|| format!("the phase {json}"))).collect()
     }
 
     /// Tells the guest to stop the pattern and verify all its memory. Does not wait.
@@ -276,7 +346,7 @@ impl Drop for Guest {
 pub fn kvm_works() -> Result<()> {
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();
     let boot = || {
-        let pattern = Pattern { mem_mib: 8, hot_mib: 1, loop_mib: 1, ..Pattern::default() };
+        let pattern = Pattern { mem_mib: 8, access: Access::Idle, ..Pattern::default() };
         let small = Guest::builder("kvm-check").memory_mib(128).pattern(pattern).accel(Accel::Kvm);
         small.start()?.wait_ready(KVM_LIMIT)
     };

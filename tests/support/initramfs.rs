@@ -3,62 +3,88 @@
 //! In: the names and bytes of the files, one of them a static `init`. Out: an uncompressed cpio archive in the "newc" format
 //! (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`), which is all the kernel needs.
 
+use std::io::{self, Write};
+
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// An archive with these files, all executable, the folders they are in, `/dev/console` (the kernel opens it for init) and
-/// the empty folders that init mounts on.
+/// A file of an archive.
+pub struct File<'a> {
+    pub name: &'a str,
+    pub bytes: u64,
+    /// Writes exactly that many bytes.
+    pub write: &'a dyn Fn(&mut dyn Write) -> io::Result<()>,
+}
+
+/// An archive with these files, as [`write`] makes it.
 ///
 /// # Panics
 /// Where a file is 4 GiB or more, which the format cannot hold.
 #[must_use]
 pub fn build(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive =
+        Vec::with_capacity(files.iter().map(|(_, data)| data.len() + 256).sum::<usize>() + 1024);
+    let writers: Vec<_> =
+        files.iter().map(|(_, data)| move |out: &mut dyn Write| out.write_all(data)).collect();
+    let with_writers = files.iter().zip(&writers);
+    let files: Vec<_> =
+        with_writers.map(|((name, data), write)| File { name, bytes: data.len() as u64, write }).collect();
+    write(&mut archive, &files).expect("a vector takes all, and each file has its length");
+    archive
+}
+
+/// Writes an archive with these files in this order, all executable, behind the folders they are in, `/dev/console` (the
+/// kernel opens it for init) and the empty folders that init mounts on.
+///
+/// # Errors
+/// What `out` or a file fails with, or a file of 4 GiB or more, which the format cannot hold.
+pub fn write(out: &mut dyn Write, files: &[File<'_>]) -> io::Result<()> {
     let mut folders = vec!["dev", "proc"];
-    for (name, _) in files {
-        let parents = name.match_indices('/').map(|(end, _)| &name[..end]);
+    for file in files {
+        let parents = file.name.match_indices('/').map(|(end, _)| &file.name[..end]);
         folders.extend(parents);
     }
     folders.sort_unstable();
     folders.dedup();
-    let bytes: usize = files.iter().map(|(_, data)| data.len() + 256).sum();
-    let mut archive = Vec::with_capacity(bytes + 1024);
-    let folders = folders.into_iter().map(|name| (name, DIRECTORY, (0, 0), &[][..]));
-    let console = [("dev/console", CHARACTER_DEVICE, (5, 1), &[][..])];
-    let files = files.iter().map(|(name, data)| (*name, EXECUTABLE, (0, 0), *data));
-    let end = [("TRAILER!!!", 0, (0, 0), &[][..])];
-    for (number, (name, mode, device, data)) in folders.chain(console).chain(files).chain(end).enumerate() {
-        entry(&mut archive, number, name, mode, device, data);
+    let nothing = |_: &mut dyn Write| Ok(());
+    let empty = |name| File { name, bytes: 0, write: &nothing };
+    let folders = folders.into_iter().map(|name| (empty(name), DIRECTORY, (0, 0)));
+    let console = [(empty("dev/console"), CHARACTER_DEVICE, (5, 1))];
+    let files = files.iter().map(|file| (File { ..*file }, EXECUTABLE, (0, 0)));
+    let end = [(empty("TRAILER!!!"), 0, (0, 0))];
+    for (number, (file, mode, device)) in folders.chain(console).chain(files).chain(end).enumerate() {
+        entry(out, number, &file, mode, device)?;
     }
-    archive
+    Ok(())
 }
 
 fn entry(
-    archive: &mut Vec<u8>,
+    out: &mut dyn Write,
     number: usize,
-    name: &str,
+    file: &File<'_>,
     mode: u32,
     (major, minor): (u32, u32),
-    data: &[u8],
-) {
-    let size = u32::try_from(data.len()).expect("a file of 4 GiB cannot be unpacked in a guest of MiB");
-    let name_size = name.len() + 1;
+) -> io::Result<()> {
+    let size = u32::try_from(file.bytes).map_err(io::Error::other)?;
+    let name_size = file.name.len() + 1;
     // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
     let header = format!(
         "070701{number:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{major:08x}{minor:08x}{name_size:08x}{0:08x}",
         0, 1
     );
-    archive.extend_from_slice(header.as_bytes());
-    archive.extend_from_slice(name.as_bytes());
-    archive.push(0);
-    pad(archive);
-    archive.extend_from_slice(data);
-    pad(archive);
+    out.write_all(header.as_bytes())?;
+    out.write_all(file.name.as_bytes())?;
+    out.write_all(&[0])?;
+    pad(out, (header.len() + name_size) as u64)?;
+    (file.write)(out)?;
+    pad(out, file.bytes)
 }
 
 /// Names and data end on a multiple of four.
-fn pad(archive: &mut Vec<u8>) {
-    archive.resize(archive.len().next_multiple_of(4), 0);
+fn pad(out: &mut dyn Write, written: u64) -> io::Result<()> {
+    let missing = written.next_multiple_of(4) - written;
+    out.write_all(&[0; 3][..usize::try_from(missing).unwrap_or(0)])
 }
 
 #[cfg(test)]

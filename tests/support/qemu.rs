@@ -1,11 +1,14 @@
 //! The QEMU command line of a test guest.
 //!
-//! In: what a guest should be. Out: a command that starts it and dies with its parent. It starts nothing itself.
+//! In: what a guest should be. Out: a process that dies with its parent. It does not know what the guest says.
 
 use crate::pattern::Pattern;
+use anyhow::{Context, Result, ensure};
+use nix::sys::prctl;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -22,11 +25,13 @@ pub enum Accel {
 /// What the guest's RAM is on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// Private anonymous memory, QEMU's default.
+    /// Private anonymous memory, QEMU's default; in huge pages where the host has them so.
     Anonymous,
+    /// The same, never in huge pages.
+    AnonymousSmall,
     /// A shared memfd, as virtiofs and vhost-user need it.
     Memfd,
-    /// A shared memfd of 2 MiB pages from the hugetlb pool, which cannot be swapped.
+    /// A shared memfd of huge pages, which must have been set aside before.
     Hugetlb,
     /// Anonymous and locked: nothing of it can be moved.
     Locked,
@@ -53,13 +58,13 @@ impl Machine {
         command.args(["-name", &format!("guest={}", self.name)]);
         let memory = format!("{}M", self.memory_mib);
         match self.backend {
-            Backend::Anonymous => command.args(["-machine", "q35"]),
+            Backend::Anonymous | Backend::AnonymousSmall => command.args(["-machine", "q35"]),
             Backend::Memfd => command
                 .args(["-machine", "q35,memory-backend=ram", "-object"])
                 .arg(format!("memory-backend-memfd,id=ram,size={memory},share=on")),
             Backend::Hugetlb => command
                 .args(["-machine", "q35,memory-backend=ram", "-object"])
-                .arg(format!("memory-backend-memfd,id=ram,size={memory},share=on,hugetlb=on,hugetlbsize=2M")),
+                .arg(format!("memory-backend-memfd,id=ram,size={memory},share=on,hugetlb=on")),
             Backend::Locked => command.args(["-machine", "q35", "-overcommit", "mem-lock=on"]),
         };
         let (accel, cpu) = match self.accel {
@@ -74,6 +79,37 @@ impl Machine {
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.pattern.to_cmdline())]);
         command
     }
+}
+
+/// Starts a command whose memory comes in huge pages only if `huge_pages`, like that of all that it becomes by exec.
+pub(crate) fn spawn(command: &mut Command, huge_pages: bool) -> Result<Child> {
+    // The setting is one of the whole process, and inherited: nobody else may start something meanwhile.
+    static SPAWNING: Mutex<()> = Mutex::new(());
+    let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = prctl::get_thp_disable().context("asking for the huge pages of this process")?;
+    prctl::set_thp_disable(before || !huge_pages).context("switching huge pages off")?;
+    let child = command.spawn().with_context(|| format!("cannot run {command:?}"));
+    prctl::set_thp_disable(before).context("switching huge pages on again")?;
+    child
+}
+
+/// Whether there are enough huge pages for a guest; QEMU would be killed where they run out.
+pub(crate) fn check_huge_pages(meminfo: &str, memory_mib: u32) -> Result<()> {
+    let field = |name: &str| {
+        let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+        number.with_context(|| format!("no {name} in /proc/meminfo: the kernel has no huge pages"))
+    };
+    let page_kib = field("Hugepagesize")?;
+    let needed = (u64::from(memory_mib) << 10).div_ceil(page_kib);
+    let free = field("HugePages_Free")?.saturating_sub(field("HugePages_Rsvd")?);
+    ensure!(
+        free >= needed,
+        "{memory_mib} MiB of RAM need {needed} free huge pages of {page_kib} KiB and there are {free}: \
+         write {} to /proc/sys/vm/nr_hugepages",
+        field("HugePages_Total")? + needed - free
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -93,5 +129,22 @@ mod tests {
         assert_eq!(after("-object"), "memory-backend-memfd,id=ram,size=128M,share=on");
         assert!(after("-machine").contains("memory-backend=ram"));
         assert!(after("-append").contains("tg.seed=42"));
+    }
+
+    #[test]
+    fn missing_huge_pages_are_told_with_the_file_that_makes_them() {
+        let meminfo = |free, reserved| {
+            format!(
+                "HugePages_Total:      10\nHugePages_Free:       {free}\nHugePages_Rsvd:        {reserved}\n\
+                 Hugepagesize:       2048 kB\n"
+            )
+        };
+        check_huge_pages(&meminfo(64, 0), 128).unwrap();
+        let error = check_huge_pages(&meminfo(64, 4), 128).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "128 MiB of RAM need 64 free huge pages of 2048 KiB and there are 60: \
+             write 14 to /proc/sys/vm/nr_hugepages"
+        );
     }
 }

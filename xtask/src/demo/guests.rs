@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use tiering_tests::guest::Guest;
-use tiering_tests::pattern::{GuestResult, Pattern};
+use tiering_tests::pattern::{Access, GuestResult, Pattern};
 
 /// Their names, as the agent sees them.
 pub const NAMES: [&str; 3] = ["web-1", "web-2", "db-1"];
@@ -20,13 +20,15 @@ pub struct Guests(Vec<Player>);
 fn pattern(name: &str) -> Pattern {
     match name {
         "web-1" => Pattern { seed: 11, ..Pattern::default() },
-        "web-2" => Pattern { seed: 12, loop_every_ms: 15_000, ..Pattern::default() },
+        "web-2" => Pattern {
+            seed: 12,
+            access: Access::HotAndLoop { hot_mib: 16, loop_mib: 48, loop_every_ms: 15_000 },
+            ..Pattern::default()
+        },
         // Writes more and has a larger working set.
         _ => Pattern {
             seed: 21,
-            hot_mib: 32,
-            loop_mib: 64,
-            loop_every_ms: 20_000,
+            access: Access::HotAndLoop { hot_mib: 32, loop_mib: 64, loop_every_ms: 20_000 },
             write_one_in: 3,
             ..Pattern::default()
         },

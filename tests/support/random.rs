@@ -1,22 +1,30 @@
-//! Pseudo-random numbers: the same from the same seed, cheap under emulation.
+//! Pseudo-random numbers: the same from the same seed in guest and host, cheap under emulation.
+//!
+//! In: a seed. Out: numbers. Nothing here looks at the machine.
 
-use tiering_tests::content::mix;
+use crate::content::mix;
 
 /// Splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
+    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
+    /// The next of 2^64 numbers.
+    #[expect(clippy::should_implement_trait, reason = "it never ends, so there is no Option to return")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `bound`, which is not 0. The bias towards small ones is far below what a pattern shows.
+    /// A number below `bound`. The bias towards small ones is far below what a pattern shows.
+    ///
+    /// # Panics
+    /// Where `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).expect("it is below a usize")
     }
