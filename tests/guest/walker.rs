@@ -241,9 +241,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn walker(pattern: Pattern) -> Walker {
+    fn small(access: Access) -> Pattern {
+        Pattern { seed: 1, mem_mib: 3, access, ..Pattern::default() }
+    }
+
+    fn walker(pattern: &Pattern) -> Walker {
         pattern.check().unwrap();
-        Walker::new(&Pattern { seed: 1, mem_mib: 3, ..pattern }).unwrap()
+        Walker::new(pattern).unwrap()
     }
 
     /// Steps at one moment until a phase is told, and the pauses on the way.
@@ -262,7 +266,7 @@ mod tests {
     #[test]
     fn the_loop_set_is_walked_once_a_period_and_the_hot_set_meanwhile() {
         let access = Access::HotAndLoop { hot_mib: 1, loop_mib: 1, loop_every_ms: 1000 };
-        let mut walker = walker(Pattern { access, write_one_in: 2, ..Pattern::default() });
+        let mut walker = walker(&Pattern { write_one_in: 2, ..small(access) });
         let quiet = Step { pause: BETWEEN_PAUSE, phase: None };
         assert_eq!(walker.step(&|| SECOND), quiet);
         let (phase, pauses) = round(&mut walker, 2 * SECOND);
@@ -278,8 +282,7 @@ mod tests {
     #[test]
     fn on_command_nothing_is_touched_but_one_round_for_each_go() {
         let access = Access::Follow { set_mib: 1, order_seed: 2, overlap_percent: 50 };
-        let pattern = Pattern { access, rounds_on_command: true, write_one_in: 3, ..Pattern::default() };
-        let mut walker = walker(pattern);
+        let mut walker = walker(&Pattern { rounds_on_command: true, write_one_in: 3, ..small(access) });
         let idle = Step { pause: IDLE_PAUSE, phase: None };
         assert_eq!(walker.step(&|| SECOND), idle);
         walker.go();
@@ -299,9 +302,7 @@ mod tests {
 
     #[test]
     fn short_rounds_are_told_together_at_most_once_a_second() {
-        let pattern =
-            Pattern { round_touches: 10, access: Access::Uniform { set_mib: 1 }, ..Pattern::default() };
-        let mut walker = walker(pattern);
+        let mut walker = walker(&Pattern { round_touches: 10, ..small(Access::Uniform { set_mib: 1 }) });
         assert_eq!(round(&mut walker, SECOND).0.rounds, 1);
         for _ in 0..5 {
             assert_eq!(walker.step(&|| SECOND), Step { pause: Duration::ZERO, phase: None });
@@ -312,8 +313,7 @@ mod tests {
 
     #[test]
     fn a_periodic_guest_waits_for_its_time() {
-        let mut walker =
-            walker(Pattern { access: Access::Periodic { set_mib: 1, every_ms: 1500 }, ..Pattern::default() });
+        let mut walker = walker(&small(Access::Periodic { set_mib: 1, every_ms: 1500 }));
         let pause = |pause| Step { pause, phase: None };
         assert_eq!(walker.step(&|| SECOND), pause(IDLE_PAUSE));
         assert_eq!(walker.step(&|| 2 * SECOND), pause(SECOND / 2));
@@ -323,9 +323,9 @@ mod tests {
 
     #[test]
     fn an_idle_guest_touches_nothing_and_answers_a_go() {
-        let idle = Pattern { access: Access::Idle, ..Pattern::default() };
-        assert_eq!(walker(idle.clone()).step(&|| SECOND), Step { pause: IDLE_PAUSE, phase: None });
-        let mut walker = walker(Pattern { rounds_on_command: true, ..idle });
+        let idle = small(Access::Idle);
+        assert_eq!(walker(&idle).step(&|| SECOND), Step { pause: IDLE_PAUSE, phase: None });
+        let mut walker = walker(&Pattern { rounds_on_command: true, ..idle });
         walker.go();
         assert_eq!(round(&mut walker, SECOND).0.touches, 0);
     }

@@ -98,21 +98,27 @@ impl<'a> Known<'a> {
         let mut words =
             bytes.chunks_exact(size_of::<u64>()).map(|word| word.try_into().map(u64::from_ne_bytes));
         let first = words.next()?.ok().filter(|word| *word != 0)?;
-        content::identities(first).into_iter().find_map(|identity| {
-            let numbers = self.by_half.get(&(identity >> 32))?.iter().copied();
-            numbers.into_iter().find(|number| self.holds(bytes, *number, identity))
-        })
+        let versions = content::identities(first).into_iter().flat_map(|identity| {
+            let numbers = self.by_half.get(&(identity >> 32)).into_iter().flatten().copied();
+            numbers.filter_map(move |number| Some((self.version(number, identity)?, number)))
+        });
+        // The smallest: a page of content looks like some version of another page as well, which is about two billion then. Of
+        // sets of 40,000 pages one in three has such a page.
+        let (version, number) = versions.min()?;
+        holds(bytes, self.pattern.content_seed(number), number, version).then_some(number)
     }
 
-    fn holds(&self, bytes: &[u8], number: usize, identity: u64) -> bool {
-        let seed = self.pattern.content_seed(number);
-        let mut page: Page = [0; WORDS];
-        for (word, bytes) in page.iter_mut().zip(bytes.chunks_exact(size_of::<u64>())) {
-            *word = bytes.try_into().map_or(0, u64::from_ne_bytes);
-        }
-        let version = u32::try_from(identity ^ content::identity(seed, number));
-        version.is_ok_and(|version| content::holds(&page, seed, number, version))
+    fn version(&self, number: usize, identity: u64) -> Option<u32> {
+        u32::try_from(identity ^ content::identity(self.pattern.content_seed(number), number)).ok()
     }
+}
+
+fn holds(bytes: &[u8], seed: u64, number: usize, version: u32) -> bool {
+    let mut page: Page = [0; WORDS];
+    for (word, bytes) in page.iter_mut().zip(bytes.chunks_exact(size_of::<u64>())) {
+        *word = bytes.try_into().map_or(0, u64::from_ne_bytes);
+    }
+    content::holds(&page, seed, number, version)
 }
 
 #[cfg(test)]
@@ -149,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_looks_like_a_late_version_of_another_is_told_from_it() {
+        // Some page of this set has the content of a version of page 3781.
+        let pattern = Pattern { mem_mib: 40, access: Access::Idle, ..Pattern::default() };
+        let numbers: Vec<_> = (0..pattern.pages()).map(|number| (number, 0)).collect();
+        let (_pages, ram) = memory(&pattern, &numbers);
+        assert_eq!(locate(std::process::id(), ram, &pattern).unwrap().len(), pattern.pages());
+    }
+
+    #[test]
     fn a_page_that_is_there_twice_is_an_error() {
         let pattern = Pattern { mem_mib: 2, access: Access::Idle, ..Pattern::default() };
         let (_pages, ram) = memory(&pattern, &[(5, 0), (6, 0), (5, 1)]);
@@ -163,6 +178,8 @@ mod tests {
 7f1000000000-7f1000200000 rwxp 00000000 00:00 0\nVmFlags: rd wr ex mr mw me dc ac sd\n\
 7f2000000000-7f2000200000 rw-p 00000000 00:00 0\nVmFlags: rd wr mr mw me ac sd\n\
 7f3000000000-7f3000100000 rw-p 00000000 00:00 0\nVmFlags: rd wr mr mw me dc ac sd\n";
-        assert_eq!(ram_of(smaps, 2 << 20), [0x7f00_0000_0000..0x7f00_0020_0000]);
+        let found = ram_of(smaps, 2 << 20);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0], 0x7f00_0000_0000..0x7f00_0020_0000);
     }
 }
