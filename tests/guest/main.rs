@@ -7,6 +7,7 @@
 mod histogram;
 mod memory;
 mod pace;
+mod phase;
 mod sys;
 mod walker;
 

@@ -3,9 +3,9 @@
 //! In: a clock, the command to go. Out: how long to pause, what a phase was like, and at the end the result. It works in short
 //! steps, so that commands are heard. Which page is touched is not decided here: [`Pattern::touches`] says it.
 
-use crate::histogram::Histogram;
 use crate::memory::Memory;
 use crate::pace::Pace;
+use crate::phase::{Phase, Totals};
 use anyhow::Result;
 use std::time::Duration;
 use tiering_tests::pattern::{GuestResult, Pattern, PhaseResult, Touch, Touches};
@@ -43,25 +43,6 @@ pub struct Walker {
 pub struct Step {
     pub pause: Duration,
     pub phase: Option<PhaseResult>,
-}
-
-struct Phase {
-    began: Duration,
-    /// How many touches of the pattern there were before.
-    first: u64,
-    totals: Totals,
-    max: u64,
-}
-
-struct Totals {
-    rounds: u64,
-    /// Touches of rounds.
-    touches: u64,
-    between_touches: u64,
-    writes: u64,
-    ok: bool,
-    /// Of touches of rounds.
-    latency: Histogram,
 }
 
 impl Walker {
@@ -189,47 +170,6 @@ impl Walker {
         if touch.write {
             self.memory.write(touch.page);
             totals.writes += 1;
-        }
-    }
-}
-
-impl Totals {
-    fn new() -> Self {
-        Self { rounds: 0, touches: 0, between_touches: 0, writes: 0, ok: true, latency: Histogram::new() }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.rounds += other.rounds;
-        self.touches += other.touches;
-        self.between_touches += other.between_touches;
-        self.writes += other.writes;
-        self.ok &= other.ok;
-        self.latency.add(&other.latency);
-    }
-}
-
-impl Phase {
-    fn new(began: Duration, first: u64) -> Self {
-        Self { began, first, totals: Totals::new(), max: 0 }
-    }
-
-    fn result(&self, number: u64, pattern: &Pattern, now: Duration) -> PhaseResult {
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let quantiles = self.totals.latency.quantiles();
-        PhaseResult {
-            number,
-            name: pattern.access.name().to_owned(),
-            start_ns: ns(self.began),
-            end_ns: ns(now),
-            rounds: self.totals.rounds,
-            first: self.first,
-            touches: self.totals.touches,
-            writes: self.totals.writes,
-            ok: self.totals.ok,
-            latency: self.totals.latency.buckets(),
-            p50: quantiles.p50,
-            p99: quantiles.p99,
-            max: self.max,
         }
     }
 }

@@ -69,7 +69,7 @@ impl Machine {
         };
         let (accel, cpu) = match self.accel {
             Accel::Tcg => ("tcg", "max"),
-            // With kvm64 a guest in the emulated lab did not boot in two minutes.
+            // In the lab `host` boots and `kvm64` stands still in the kernel (QEMU 7.2, 6.12.117).
             Accel::Kvm => ("kvm", "host"),
         };
         command.args(["-accel", accel, "-cpu", cpu, "-smp", "1", "-m", &memory]);

@@ -4,111 +4,31 @@
 //! The guest is killed by pid when it is dropped. It never decides what a test means.
 
 use crate::lines::Lines;
-use crate::pattern::{
-    Access, GuestResult, IMAGE_PATH, PAGE_BYTES, PHASE, Pattern, PhaseResult, READY, RESULT,
-};
-use crate::qemu::{self, Machine};
-use crate::{content, initramfs, kernel, locate, paths};
+use crate::locate;
+use crate::pattern::{Access, GuestResult, PHASE, Pattern, PhaseResult, READY, RESULT};
+use crate::qemu::Machine;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::Range;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
+mod builder;
+
 pub use crate::qemu::{Accel, Backend};
+pub use builder::Builder;
 
 /// The final pass may have to read all memory back from a slow tier, on a busy machine.
 const FINISH_LIMIT: Duration = Duration::from_secs(180);
 const POWEROFF_LIMIT: Duration = Duration::from_secs(30);
-/// Enough for QEMU to start and a kernel to boot where KVM is real.
-const KVM_LIMIT: Duration = Duration::from_secs(10);
+/// Enough for QEMU to start and a kernel to boot, also in the lab, where KVM is emulated.
+const KVM_LIMIT: Duration = Duration::from_secs(60);
 /// How often a waiting function looks.
 const POLL: Duration = Duration::from_millis(20);
-
-/// A guest to be.
-#[derive(Debug, Clone)]
-pub struct Builder(Machine);
-
-impl Builder {
-    /// RAM of the guest, all in all.
-    #[must_use]
-    pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.0.memory_mib = mib;
-        self
-    }
-
-    /// What it does with its memory.
-    #[must_use]
-    pub fn pattern(mut self, pattern: Pattern) -> Self {
-        self.0.pattern = pattern;
-        self
-    }
-
-    /// What its RAM is on the host.
-    #[must_use]
-    pub fn backend(mut self, backend: Backend) -> Self {
-        self.0.backend = backend;
-        self
-    }
-
-    /// Who executes its instructions.
-    #[must_use]
-    pub fn accel(mut self, accel: Accel) -> Self {
-        self.0.accel = accel;
-        self
-    }
-
-    /// Starts it, from a thread that must live as long as the guest; it is not booted yet when this returns.
-    ///
-    /// # Errors
-    /// Where kernel, init or QEMU are missing.
-    pub fn start(self) -> Result<Guest> {
-        let kernel = kernel::find()?;
-        let init = paths::guest_init()?;
-        let init = std::fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
-        let machine = &self.0;
-        machine.pattern.check().with_context(|| format!("the pattern of guest {}", machine.name))?;
-        if machine.backend == Backend::Hugetlb {
-            let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-            qemu::check_huge_pages(&meminfo, machine.memory_mib)
-                .with_context(|| format!("guest {}", machine.name))?;
-        }
-        let image = initramfs(&init, &machine.pattern).context("writing the guest's initramfs")?;
-        let mut command = machine.command(&kernel, image.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
-        let console = Lines::default();
-        console.read(child.stdout.take().context("the child has no standard output")?);
-        console.read(child.stderr.take().context("the child has no standard error")?);
-        let input = child.stdin.take().context("the child has no standard input")?;
-        let Machine { name, memory_mib, .. } = self.0;
-        Ok(Guest { name, memory_mib, child, input, console, _initramfs: image })
-    }
-}
-
-/// Init, and the image if the pattern has one. The image comes first, right behind the folders: so its pages do not begin at
-/// page boundaries in the archive, and the guest's copy of the archive is not taken for them by who looks from outside.
-fn initramfs(init: &[u8], pattern: &Pattern) -> Result<NamedTempFile> {
-    let write_image = |out: &mut dyn Write| {
-        pattern.image_seed.map_or(Ok(()), |seed| content::write_pages(out, seed, pattern.pages()))
-    };
-    let bytes = (pattern.pages() * PAGE_BYTES) as u64;
-    let image = initramfs::File { name: IMAGE_PATH, bytes, write: &write_image };
-    let write_init = |out: &mut dyn Write| out.write_all(init);
-    let init = initramfs::File { name: "init", bytes: init.len() as u64, write: &write_init };
-    let files = if pattern.image_seed.is_some() { vec![image, init] } else { vec![init] };
-
-    let archive = NamedTempFile::with_prefix("tiering-guest-")?;
-    let mut out = BufWriter::new(archive.as_file());
-    initramfs::write(&mut out, &files)?;
-    out.flush()?;
-    drop(out);
-    Ok(archive)
-}
 
 /// A running guest.
 #[derive(Debug)]
