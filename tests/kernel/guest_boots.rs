@@ -200,7 +200,7 @@ fn guests_of_one_image_hold_equal_pages() {
 }
 
 #[test]
-#[ignore = "boots five guests under KVM and needs 64 free huge pages: in the lab, after `echo 80 >/proc/sys/vm/nr_hugepages`"]
+#[ignore = "boots five guests under KVM and needs 64 free huge pages: in the lab with --cpus 1, after `echo 80 >/proc/sys/vm/nr_hugepages`"]
 fn a_kvm_guest_boots_with_each_kind_of_ram() {
     let Some(()) = skip_or_fail(need_root().and_then(|()| need_guests())) else { return };
     let works = kvm_works().map_err(|error| Skip(format!("{error:#}")));
