@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Accel, Backend, Guest};
-use tiering_tests::pattern::Pattern;
+use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::{Skip, skip_or_fail};
 
 use crate::host::{
@@ -38,8 +38,8 @@ fn config(host: &Host, demote_after: &str) -> String {
 
 fn guest(backend: Backend) -> Guest {
     let accel = if Path::new("/dev/kvm").exists() { Accel::Kvm } else { Accel::Tcg };
-    let pattern =
-        Pattern { mem_mib: 64, hot_mib: 4, loop_mib: 24, loop_every_ms: 6000, ..Pattern::default() };
+    let access = Access::HotAndLoop { hot_mib: 4, loop_mib: 24, loop_every_ms: 6000 };
+    let pattern = Pattern { mem_mib: 64, access, ..Pattern::default() };
     let builder = Guest::builder(NAME).memory_mib(128).pattern(pattern).backend(backend).accel(accel);
     builder.start().unwrap()
 }
