@@ -36,8 +36,7 @@ fn config(host: &Host, demote_after: &str) -> String {
     host.config(demote_after).replace(dram, &format!("{dram}[[tier]]\nname = \"cxl\"\nnodes = [1]\n"))
 }
 
-fn guest(backend: Backend) -> Guest {
-    let accel = if Path::new("/dev/kvm").exists() { Accel::Kvm } else { Accel::Tcg };
+fn guest(backend: Backend, accel: Accel) -> Guest {
     let access = Access::HotAndLoop { hot_mib: 4, loop_mib: 24, loop_every_ms: 6000 };
     let pattern = Pattern { mem_mib: 64, access, ..Pattern::default() };
     let builder = Guest::builder(NAME).memory_mib(128).pattern(pattern).backend(backend).accel(accel);
@@ -55,7 +54,7 @@ struct Still {
 
 impl Still {
     fn new(agent: &Agent, backend: Backend) -> Self {
-        let guest = guest(backend);
+        let guest = guest(backend, Accel::Tcg);
         vm(agent, NAME);
         guest.stop().unwrap();
         let memory = format!("/proc/{}/mem", guest.pid());
@@ -214,7 +213,8 @@ fn idle_pages_go_to_the_next_memory_tier_by_themselves() {
 #[test]
 fn a_guest_does_not_notice_that_its_pages_change_nodes_and_what_it_uses_comes_back() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
-    let mut guest = guest(Backend::Anonymous);
+    let accel = if Path::new("/dev/kvm").exists() { Accel::Kvm } else { Accel::Tcg };
+    let mut guest = guest(Backend::Anonymous, accel);
     guest.wait_ready(BOOT).unwrap();
     let agent = Agent::start(&config(&host, "1h"), &[]).unwrap();
     vm(&agent, NAME);
@@ -224,7 +224,7 @@ fn a_guest_does_not_notice_that_its_pages_change_nodes_and_what_it_uses_comes_ba
         assert!(outcome["in_tier_pages"].as_u64() > Some(32 * 256), "{outcome}");
     }
     // Accesses of an emulated guest to pages that stay mapped are not seen.
-    if Path::new("/dev/kvm").exists() {
+    if accel == Accel::Kvm {
         let hot = wait_for("the hot set to come back", || {
             let status = vm(&agent, NAME);
             (bytes_in(&status, "dram") >= 4 << 20).then_some(status)
