@@ -195,7 +195,8 @@ fn shared_memory_moves_between_nodes_too() {
 #[test]
 fn idle_pages_go_to_the_next_memory_tier_by_themselves() {
     let Some(host) = skip_or_fail(two_nodes()) else { return };
-    let agent = Agent::start(&config(&host, "5s"), &[]).unwrap();
+    // Four times that is how long they stay there: long enough to be seen on a slow machine.
+    let agent = Agent::start(&config(&host, "30s"), &[]).unwrap();
     let still = Still::new(&agent, Backend::Anonymous);
     let arrived = wait_for("idle pages in cxl", || {
         (still.spread().node[1] > 64 * 256).then(|| (still.spread(), agent.status().unwrap()))
