@@ -1,6 +1,6 @@
 //! The guest's pages and what each should hold.
 //!
-//! In: page numbers. Out: whether a page is right, and how long its first load took. The versions are kept apart
+//! In: page numbers. Out: whether a page is right, and how long the first access to it took. The versions are kept apart
 //! from the pages, four bytes each.
 
 use crate::sys;
@@ -43,11 +43,14 @@ impl Memory {
         self.versions.len()
     }
 
-    /// Loads the first word of a page, where it will fault if it is not there; the time in nanoseconds.
-    pub fn load_ns(&self, number: usize) -> u64 {
-        let word = &self.page(number)[0];
+    /// Accesses the first word of a page without changing it, to read or to write, where it will fault if it is not there;
+    /// the time in nanoseconds.
+    pub fn access_ns(&mut self, number: usize, write: bool) -> u64 {
         let before = Instant::now();
-        sys::load(word);
+        match &mut self.pages {
+            Pages::Own(pages) if write => sys::write_access(&mut pages[number][0]),
+            _ => sys::load(&self.page(number)[0]),
+        }
         u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 

@@ -82,7 +82,7 @@ impl Walker {
                 break;
             };
             self.left -= 1;
-            let ns = self.memory.load_ns(touch.page);
+            let ns = self.memory.access_ns(touch.page, touch.write);
             phase.max = phase.max.max(ns);
             phase.totals.latency.record(ns);
             phase.totals.touches += 1;

@@ -38,7 +38,7 @@ impl Host {
     /// A configuration with the ladder dram, cxl (where the lab has two nodes), nvme, qlc; guests called `tt-*` are of
     /// one tenant.
     pub fn config(&self, demote_after: &str) -> String {
-        let cxl = if false && Path::new("/sys/devices/system/node/node1").exists() {
+        let cxl = if Path::new("/sys/devices/system/node/node1").exists() {
             "[[tier]]\nname = \"cxl\"\nnodes = [1]\n"
         } else {
             ""

@@ -74,11 +74,12 @@ fn the_first_path(results: &mut Results) -> Result<()> {
 
 #[test]
 fn accesses_of_kvm_guests_are_seen_and_followed() {
-    Scenario::default().run(|results| the_first_path(results));
+    Scenario::default().run("kvm_guests::accesses_of_kvm_guests_are_seen_and_followed", the_first_path);
 }
 
 #[test]
 #[ignore = "long: the same on the oldest kernel"]
 fn accesses_of_kvm_guests_are_seen_and_followed_on_6_1() {
-    Scenario { kernel: "6.1", ..Scenario::default() }.run(|results| the_first_path(results));
+    Scenario { kernel: "6.1", ..Scenario::default() }
+        .run("kvm_guests::accesses_of_kvm_guests_are_seen_and_followed_on_6_1", the_first_path);
 }

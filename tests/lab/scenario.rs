@@ -40,14 +40,14 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// Runs `body` in a lab, and fails where it does, or where one of its results is not as it should be.
+    /// Runs `body` in a lab, and fails where it does, or where one of its results is not as it should be. `test` is the name
+    /// of the test that calls it: `module::function`.
     ///
     /// # Panics
     /// With what was wrong.
-    pub fn run<F: Fn(&mut Results) -> Result<()>>(self, body: F) {
-        let name = test_name::<F>();
+    pub fn run(self, test: &str, body: impl Fn(&mut Results) -> Result<()>) {
         if std::env::var_os(IN_LAB).is_some() {
-            let mut results = Results::new(&name);
+            let mut results = Results::new(test);
             let ended = body(&mut results);
             results.save(&PathBuf::from(std::env::var_os("LAB_OUT").unwrap())).unwrap();
             ended.unwrap_or_else(|error| panic!("{error:#}"));
@@ -62,7 +62,7 @@ impl Scenario {
             nvme: self.nvme.parse().unwrap(),
             qlc: self.qlc.parse().unwrap(),
             cpus: None,
-            job: Job::Command(again_in_lab(&name)),
+            job: Job::Command(again_in_lab(test)),
             limit: Some(self.limit),
             out: out.path().to_owned(),
         };
@@ -73,7 +73,7 @@ impl Scenario {
             results.keep().unwrap();
         }
         assert_eq!(ended.unwrap(), 0, "the test failed in the lab: see above");
-        let wrong = results.unwrap().wrong();
+        let wrong = results.expect("no test of this name ran in the lab").wrong();
         assert!(wrong.is_empty(), "not as it should be: {}", wrong.join(", "));
     }
 
@@ -88,10 +88,4 @@ fn again_in_lab(test: &str) -> Vec<std::ffi::OsString> {
     command.arg(format!("{IN_LAB}=1")).arg(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--include-ignored", "--nocapture"]);
     std::iter::once(command.get_program()).chain(command.get_args()).map(Into::into).collect()
-}
-
-/// The name by which the test harness knows the test whose closure this is: `crate::module::test::{{closure}}`.
-fn test_name<F>() -> String {
-    let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
-    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
 }

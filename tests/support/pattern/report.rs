@@ -26,7 +26,7 @@ pub struct PhaseResult {
     pub writes: u64,
     /// Every page was what it should be.
     pub ok: bool,
-    /// How long the first load of each touch took: (largest value of a bucket in ns, touches), no empty buckets.
+    /// How long the first access of each touch took: (largest value of a bucket in ns, touches), no empty buckets.
     pub latency: Vec<(u64, u64)>,
     /// Half of the touches took at most this, up to an eighth too high.
     pub p50: u64,
@@ -59,7 +59,7 @@ pub struct GuestResult {
     pub writes: u64,
     /// Complete rounds: walks of the loop set.
     pub loops: u64,
-    /// How long the first load of a page took in the rounds.
+    /// How long the first access to a page took in the rounds.
     pub touch_ns: TouchNs,
 }
 

@@ -5,7 +5,7 @@
 
 use tiering_common::Frame;
 
-use crate::sys::{PAGE_BYTES, PageState, Pagemap};
+use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap};
 use crate::vm::{Accel, Gpa, GuestRange, Hva, Proof, Verdict, Vm};
 
 /// Frame numbers of up to 128 TiB of memory. Above them an entry has flags: of the hardware, of KVM, and on hosts with
@@ -16,6 +16,8 @@ const FRAME_BITS: u64 = (1 << 35) - 1;
 #[derive(Debug)]
 pub(super) struct LayoutProof {
     ranges: Vec<(GuestRange, Proof)>,
+    /// When frames were last compared, or thrown away.
+    looked_at: Monotonic,
 }
 
 impl LayoutProof {
@@ -23,7 +25,7 @@ impl LayoutProof {
     pub(super) fn new(vm: &Vm) -> Self {
         let by_kvm = |range: &&GuestRange| vm.accel == Accel::Kvm && range.gpa.is_some();
         let ranges = vm.guest_ranges.iter().filter(by_kvm);
-        Self { ranges: ranges.map(|range| (*range, Proof::default())).collect() }
+        Self { ranges: ranges.map(|range| (*range, Proof::default())).collect(), looked_at: sys::now() }
     }
 
     /// More frames would tell more.
@@ -47,8 +49,15 @@ impl LayoutProof {
         !self.is_wrong() && range.is_some_and(|(_, proof)| proof.verdict() == Verdict::Proved)
     }
 
-    /// Compares frames with what the process has at the translated addresses.
-    pub(super) fn compare(&mut self, frames: &[Frame], pagemap: &Pagemap) {
+    /// Compares frames that were mapped since the last look with what the process has at the translated addresses. What
+    /// was moved meanwhile, at `moved_at` or later, is not where it was.
+    pub(super) fn compare(&mut self, frames: &[Frame], pagemap: &Pagemap, moved_at: Monotonic) {
+        if moved_at < std::mem::replace(&mut self.looked_at, sys::now()) {
+            self.compare_all(frames, pagemap);
+        }
+    }
+
+    fn compare_all(&mut self, frames: &[Frame], pagemap: &Pagemap) {
         for frame in frames {
             let gpa = Gpa(frame.gfn.saturating_mul(PAGE_BYTES));
             let found = self.ranges.iter_mut().find_map(|(range, proof)| Some((range.hva(gpa)?, proof)));
@@ -110,13 +119,15 @@ mod tests {
         let first = vm.ram[0].start;
         let mut proof = LayoutProof::new(&vm);
         assert!(proof.is_open() && !proof.trusts(first));
-        proof.compare(&frames, &pagemap);
+        proof.compare(&frames, &pagemap, sys::now());
+        assert!(proof.is_open(), "pages moved while they were looked at tell nothing");
+        proof.compare(&frames, &pagemap, Monotonic::default());
         assert!(!proof.is_open() && !proof.is_wrong() && proof.trusts(first));
         assert!(!proof.trusts(Hva(first.0 + PAGES as u64 * PAGE_BYTES)), "not of this range");
 
         let shifted: Vec<_> = frames.iter().map(|frame| Frame { gfn: frame.gfn ^ 1, ..*frame }).collect();
         let mut wrong = LayoutProof::new(&vm);
-        wrong.compare(&shifted, &pagemap);
+        wrong.compare(&shifted, &pagemap, Monotonic::default());
         assert!(wrong.is_wrong() && !wrong.is_open() && !wrong.trusts(first));
     }
 

@@ -140,7 +140,8 @@ impl State {
             let frames = faults.take_frames(machine.target.id);
             // A process that has just ended proves nothing.
             let Ok(pagemap) = Pagemap::open(machine.target.process.pid()) else { continue };
-            machine.layout.compare(&frames, &pagemap);
+            let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
+            machine.layout.compare(&frames, &pagemap, moved_at);
             if machine.layout.is_open() {
                 continue;
             }

@@ -12,6 +12,8 @@
 use super::{Hva, RamRegion};
 
 const FOUR_GIB: u64 = 4 << 30;
+/// Here a PC has video memory and firmware in the place of RAM.
+const PC_GAP: std::ops::Range<u64> = 0xa_0000..0x10_0000;
 /// Frames that must agree before a range counts as proved, and that may disagree before it counts as wrong. A page can
 /// be moved between KVM's mapping it and our looking it up, so a few disagree also where all is right.
 const ENOUGH: u32 = 4;
@@ -36,11 +38,12 @@ impl GuestRange {
         Hva(self.start.0.saturating_add(self.bytes))
     }
 
-    /// The address in the process of a guest-physical one in this range.
+    /// The address in the process of a guest-physical one in this range; none where a PC has no RAM.
     #[must_use]
     pub fn hva(&self, address: Gpa) -> Option<Hva> {
         let offset = address.0.checked_sub(self.gpa?.0)?;
-        (offset < self.bytes).then(|| Hva(self.start.0 + offset))
+        let is_ram = offset < self.bytes && !PC_GAP.contains(&address.0);
+        is_ram.then(|| Hva(self.start.0 + offset))
     }
 
     /// Whether an address in the process lies in it.
@@ -210,6 +213,9 @@ mod tests {
         assert_eq!(range.hva(Gpa(4 * GIB + 0xfff)), Some(Hva(BASE + 0xfff)));
         assert_eq!(range.hva(Gpa(4 * GIB + 0x1000)), None);
         assert_eq!(range.hva(Gpa(0)), None);
+        let low = GuestRange { bytes: GIB, gpa: Some(Gpa(0)), ..range };
+        assert_eq!(low.hva(Gpa(0x9_f000)), Some(Hva(BASE + 0x9_f000)));
+        assert_eq!(low.hva(Gpa(0xc_0000)), None, "firmware");
         assert_eq!(GuestRange { gpa: None, ..range }.hva(Gpa(0)), None);
     }
 
