@@ -11,7 +11,7 @@ use tiering_tests::guest::{Accel, Backend, Builder, Guest};
 
 /// A nested guest in an emulated lab takes 10 s on a machine at rest.
 pub const BOOT: Duration = Duration::from_secs(120);
-const MOST: Duration = Duration::from_secs(90);
+const MOST: Duration = Duration::from_secs(150);
 
 /// The disks of the lab, mounted; each has a folder for a tier's swap files.
 pub struct Host {
@@ -100,7 +100,7 @@ pub fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-/// Asks again and again, for a minute and a half.
+/// Asks again and again, for two minutes and a half.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let began = Instant::now();
     while began.elapsed() < MOST {
@@ -110,4 +110,33 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Re
         std::thread::sleep(Duration::from_millis(200));
     }
     bail!("waited {MOST:?} for {what}")
+}
+
+/// A memory control group (v2) with one guest in it.
+pub struct Memcg {
+    folder: PathBuf,
+}
+
+impl Memcg {
+    /// Makes a group and puts a process into it that has just been started: what it has charged elsewhere stays there.
+    pub fn of(name: &str, pid: u32) -> Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        std::fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+        let folder = root.join(name);
+        std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        std::fs::write(folder.join("cgroup.procs"), pid.to_string())?;
+        Ok(Self { folder })
+    }
+
+    /// Faults that had to wait for a disk.
+    pub fn major_faults(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(self.folder.join("memory.stat"))?;
+        let line = stat.lines().find_map(|line| line.strip_prefix("pgmajfault "));
+        Ok(line.context("memory.stat has no pgmajfault")?.parse()?)
+    }
+
+    /// Has the kernel free memory of the group, the least used first; the kernel may find less.
+    pub fn reclaim(&self, bytes: u64) {
+        std::fs::write(self.folder.join("memory.reclaim"), bytes.to_string()).ok();
+    }
 }

@@ -7,4 +7,5 @@
 mod boots;
 mod host;
 mod kvm_guests;
+mod leader_follower;
 mod scenario;

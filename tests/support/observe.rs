@@ -54,6 +54,17 @@ pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Result<Vec<At>> {
         .collect()
 }
 
+/// A field of /proc/meminfo, bytes.
+///
+/// # Errors
+/// Where there is no such field.
+pub fn meminfo(field: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map(|kib| kib << 10).with_context(|| format!("/proc/meminfo has no {field}"))
+}
+
 /// The kernel's numbers of the areas below `folder`: their lines in /proc/swaps, true as long as no area was switched
 /// off since the first was switched on.
 ///

@@ -1,20 +1,24 @@
 //! `cargo xtask test`: format, lints, then all tests.
 //!
-//! In: the sources, a filter. Out: the first thing that fails. Tests that the machine cannot run are skipped with a reason,
+//! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the machine cannot run are skipped with a reason,
 //! unless `CI=true`: then nothing may be skipped.
 
 use crate::{build, command, setup};
 use anyhow::Result;
 use std::process::ExitCode;
+use tiering_tests::results::Results;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Also the tests that are marked as long
     #[arg(long)]
     all: bool,
-    /// Only tests with this in their name
+    /// Only tests with this in their name; `lab` and `kernel`: all tests of that kind
     filter: Option<String>,
 }
+
+/// Test binaries that can be named in place of a test (tests/Cargo.toml).
+const KINDS: [&str; 2] = ["kernel", "lab"];
 
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure(setup::Purpose::Test)?;
@@ -27,11 +31,22 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.all {
         nextest.args(["--run-ignored", "all"]);
     }
-    nextest.args(&options.filter);
+    match &options.filter {
+        Some(kind) if KINDS.contains(&kind.as_str()) => {
+            nextest.args(["--filterset", &format!("binary(={kind})")]);
+        }
+        filter => {
+            nextest.args(filter);
+        }
+    }
     nextest.env("TIERING_BIN", &built.tiering).env("TIERING_GUEST_INIT", &built.guest_init);
     if std::env::var_os("CI").is_some_and(|ci| ci == "true") {
         nextest.env("TIERING_STRICT", "1");
     }
-    command::run(&mut nextest)?;
-    Ok(ExitCode::SUCCESS)
+    Results::begin_run();
+    let ran = command::run(&mut nextest);
+    for results in Results::of_this_run() {
+        println!("\n{results}");
+    }
+    ran.map(|()| ExitCode::SUCCESS)
 }
