@@ -43,12 +43,13 @@ impl Memory {
         self.versions.len()
     }
 
-    /// Accesses the first word of a page without changing it, to read or to write, where it will fault if it is not there;
-    /// the time in nanoseconds.
+    /// Loads the first word of a page, or stores there what should be there, where it will fault if it is not there; the time
+    /// in nanoseconds. After a store, what that word held before is not known any more; the others can still be verified.
     pub fn access_ns(&mut self, number: usize, write: bool) -> u64 {
+        let first = content::first_word(self.pattern.content_seed(number), number, self.versions[number]);
         let before = Instant::now();
         match &mut self.pages {
-            Pages::Own(pages) if write => sys::write_access(&mut pages[number][0]),
+            Pages::Own(pages) if write => sys::store(&mut pages[number][0], first),
             _ => sys::load(&self.page(number)[0]),
         }
         u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX)

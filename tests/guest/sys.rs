@@ -7,7 +7,6 @@ use nix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::io::Error;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tiering_tests::content::Page;
 use tiering_tests::pattern::PAGE_BYTES;
@@ -64,13 +63,10 @@ pub fn load(word: &u64) {
     let _ = unsafe { std::ptr::from_ref(word).read_volatile() };
 }
 
-/// Accesses a word as a write does, and changes nothing: the processor writes back what is there where it is not what was
-/// expected, and no word of a page is 0 (`content`).
-pub fn write_access(word: &mut u64) {
-    // SAFETY: a mutable reference is valid to write to, aligned, and nobody else's while it lives.
-    let word = unsafe { AtomicU64::from_ptr(word) };
-    // What was there does not matter.
-    let _ = word.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
+/// Stores a word: not optimised away, and not moved past the clock.
+pub fn store(word: &mut u64, value: u64) {
+    // SAFETY: a mutable reference is valid to write to.
+    unsafe { std::ptr::from_mut(word).write_volatile(value) };
 }
 
 pub fn mount_proc() -> Result<()> {

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Accel, Backend, Builder, Guest};
+use tiering_tests::results::Results;
 
 /// A nested guest in an emulated lab takes 10 s on a machine at rest.
-pub const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(90);
 const MOST: Duration = Duration::from_secs(150);
 
 /// The disks of the lab, mounted; each has a folder for a tier's swap files.
@@ -52,10 +53,10 @@ name = "dram"
 nodes = [0]
 {cxl}[[tier]]
 name = "nvme"
-swap = {{ path = "{}", size = "512MiB" }}
+swap = {{ path = "{}", size = "256MiB" }}
 [[tier]]
 name = "qlc"
-swap = {{ path = "{}", size = "1GiB" }}
+swap = {{ path = "{}", size = "384MiB" }}
 [policy]
 demote_after = "{demote_after}"
 psi_limit = "100%"
@@ -69,9 +70,29 @@ tenant = "test"
     }
 }
 
+impl Host {
+    /// Switches a swap file on, on one of the disks, without any agent.
+    pub fn swap_on(&self, disk: &str, bytes: u64) -> Result<PathBuf> {
+        let file = self.root.join(disk).join("plain.swap");
+        let path = file.display();
+        shell(&format!(
+            "fallocate -l {bytes} {path} && chmod 600 {path} && mkswap -q {path} && swapon {path}"
+        ))?;
+        Ok(file)
+    }
+}
+
 /// A guest of 128 MiB under KVM, to be started.
 pub fn kvm_guest(name: &str, backend: Backend) -> Builder {
     Guest::builder(name).memory_mib(128).backend(backend).accel(Accel::Kvm)
+}
+
+/// Starts a guest and waits until its pattern runs. One after the other: two that boot at once hung now and then.
+pub fn ready(builder: Builder, results: &mut Results) -> Result<Guest> {
+    let mut guest = builder.start()?;
+    guest.wait_ready(BOOT)?;
+    results.note("ready", guest.name());
+    Ok(guest)
 }
 
 /// Runs a shell command that must succeed; its output.

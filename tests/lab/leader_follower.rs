@@ -45,8 +45,9 @@ struct Member {
 
 impl Member {
     fn start(name: &str, seed: u64) -> Result<Self> {
-        let guest = kvm_guest(name, Backend::Anonymous).memory_mib(112).pattern(pattern(seed)).start()?;
+        let mut guest = kvm_guest(name, Backend::Anonymous).memory_mib(112).pattern(pattern(seed)).start()?;
         let memcg = Memcg::of(name, guest.pid())?;
+        guest.wait_ready(BOOT)?;
         Ok(Self { guest, memcg, rounds: 0 })
     }
 
@@ -97,8 +98,6 @@ fn push_down(agent: &Agent, members: &[&Member]) -> Result<()> {
 fn leader_and_follower(results: &mut Results) -> Result<()> {
     let host = Host::new()?;
     let (mut leader, mut follower) = (Member::start(LEADER, 1)?, Member::start(FOLLOWER, 2)?);
-    leader.guest.wait_ready(BOOT)?;
-    follower.guest.wait_ready(BOOT)?;
     let pages = pattern(2).round_len();
     results.note("pages that both walk, in the same order", pages);
 

@@ -8,4 +8,5 @@ mod boots;
 mod host;
 mod kvm_guests;
 mod leader_follower;
+mod samples;
 mod scenario;

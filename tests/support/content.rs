@@ -41,6 +41,12 @@ fn words(seed: u64, page: usize, version: u32) -> impl Iterator<Item = u64> {
     })
 }
 
+/// The first word of a version of a page.
+#[must_use]
+pub fn first_word(seed: u64, number: usize, version: u32) -> u64 {
+    words(seed, number, version).next().unwrap_or_default()
+}
+
 /// Writes a version of a page.
 pub fn fill(page: &mut Page, seed: u64, number: usize, version: u32) {
     for (word, value) in page.iter_mut().zip(words(seed, number, version)) {

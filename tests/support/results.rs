@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 const FILE: &str = "results.json";
 
@@ -21,10 +22,13 @@ pub struct Row {
 }
 
 /// The table of one scenario.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Results {
     pub scenario: String,
     pub rows: Vec<Row>,
+    /// Rows are printed as they come, with the seconds since then.
+    #[serde(skip, default = "Instant::now")]
+    began: Instant,
 }
 
 /// Where the tables of all scenarios of a run are kept.
@@ -35,7 +39,7 @@ fn folder() -> PathBuf {
 impl Results {
     #[must_use]
     pub fn new(scenario: &str) -> Self {
-        Self { scenario: scenario.to_owned(), rows: Vec::new() }
+        Self { scenario: scenario.to_owned(), rows: Vec::new(), began: Instant::now() }
     }
 
     /// Notes what should be so, and whether it is. Returns `ok`.
@@ -51,7 +55,7 @@ impl Results {
 
     fn push(&mut self, what: &str, found: &dyn Display, wanted: &str, ok: bool) {
         let row = Row { what: what.to_owned(), found: found.to_string(), wanted: wanted.to_owned(), ok };
-        println!("{}", line(&row));
+        println!("{:>4} s {}", self.began.elapsed().as_secs(), line(&row));
         self.rows.push(row);
     }
 
@@ -145,6 +149,6 @@ mod tests {
 
         let folder = tempfile::tempdir().unwrap();
         results.save(folder.path()).unwrap();
-        assert_eq!(Results::load(folder.path()).unwrap(), results);
+        assert_eq!(Results::load(folder.path()).unwrap().rows, results.rows);
     }
 }

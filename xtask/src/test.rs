@@ -1,11 +1,12 @@
 //! `cargo xtask test`: format, lints, then all tests.
 //!
-//! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the machine cannot run are skipped with a reason,
-//! unless `CI=true`: then nothing may be skipped.
+//! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the machine
+//! cannot run are skipped with a reason, unless `CI=true`: then nothing may be skipped.
 
 use crate::{build, command, setup};
 use anyhow::Result;
 use std::process::ExitCode;
+use tiering_tests::kernel;
 use tiering_tests::results::Results;
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,11 @@ const KINDS: [&str; 2] = ["kernel", "lab"];
 
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure(setup::Purpose::Test)?;
+    if options.all {
+        for line in kernel::LINES {
+            setup::ensure(setup::Purpose::Lab(Some(line)))?;
+        }
+    }
     let built = build::build(false)?;
     command::run(command::cargo().args(["fmt", "--all", "--check"]))?;
     command::run(command::cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
