@@ -3,10 +3,11 @@
 //! In: the lab to be. Out: two temporary folders with everything that a boot needs, and reading what the lab left there.
 //! The folders are gone when this is dropped.
 
+use super::room::Free;
 use super::spec::Disk;
 use super::{Job, Lab, job};
 use crate::kernel::{BUSYBOX, Kernel};
-use crate::{initramfs, paths};
+use crate::{initramfs, observe, paths};
 use anyhow::{Context, Result, ensure};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -58,6 +59,18 @@ impl Files {
     /// The folder that the lab sees at /run/lab/control.
     pub fn control(&self) -> PathBuf {
         self.run.path().join("control")
+    }
+
+    /// Where the disks are.
+    pub fn disks(&self) -> &Path {
+        self.disks.path()
+    }
+
+    /// What this machine has for the lab.
+    pub fn free(&self) -> Result<Free> {
+        let space = nix::sys::statvfs::statvfs(self.disks.path())?;
+        let disk_bytes = space.blocks_available() * space.fragment_size();
+        Ok(Free { memory_bytes: observe::meminfo("MemAvailable")?, disk_bytes })
     }
 
     /// Makes a disk, a sparse file.

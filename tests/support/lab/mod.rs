@@ -2,7 +2,7 @@
 //! for one command and gone after it.
 //!
 //! 1. Folders: one in the temporary folder for sockets, console, and the files by which host and lab talk; one below the
-//!    target folder for the disks.
+//!    target folder for the disks, if there is room.
 //! 2. An initramfs of busybox, a few modules and `first.sh`; a script of what is to be done.
 //! 3. KVM, if a trial boot with it works, else emulation.
 //! 4. One virtiofsd a share: this machine's root, the control files, the folder for results. Then QEMU.
@@ -19,6 +19,7 @@ mod follow;
 mod job;
 mod machine;
 mod qemu;
+mod room;
 mod share;
 mod spec;
 mod verdict;
@@ -81,6 +82,7 @@ impl Lab {
     ) -> Result<u8> {
         let started = Instant::now();
         let files = Files::new(self)?;
+        room::check(&self.nodes, &[self.nvme, self.qlc], files.free()?, files.disks())?;
         let mut machine = self.machine(&files);
         machine.accel = trial(&machine, &files)?;
         machine.cpus = self.cpus.unwrap_or_else(|| default_cpus(machine.accel));

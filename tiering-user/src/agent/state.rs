@@ -138,6 +138,9 @@ impl State {
     fn prove_layouts(&mut self, faults: &mut Faults) {
         for machine in self.machines.values_mut().filter(|machine| machine.layout.is_open()) {
             let frames = faults.take_frames(machine.target.id);
+            if frames.is_empty() {
+                continue;
+            }
             // A process that has just ended proves nothing.
             let Ok(pagemap) = Pagemap::open(machine.target.process.pid()) else { continue };
             let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
