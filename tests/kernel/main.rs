@@ -12,7 +12,6 @@ mod guest_boots;
 mod host;
 mod map;
 mod moves;
-mod nodes;
 mod policy;
 mod reclaim;
 mod refusals;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Accel, Backend, Builder, Guest};
 use tiering_tests::results::Results;
+use tiering_tests::scratch::swap_areas_below;
 
 /// A nested guest in an emulated lab takes 10 s on a machine at rest.
 pub const BOOT: Duration = Duration::from_secs(90);
@@ -160,4 +161,32 @@ impl Memcg {
     pub fn reclaim(&self, bytes: u64) {
         std::fs::write(self.folder.join("memory.reclaim"), bytes.to_string()).ok();
     }
+}
+
+/// What `tiering move` says of moving the guest called `name`; `more` are further arguments.
+pub fn move_to(agent: &Agent, name: &str, tier: &str, more: &[&str]) -> Result<Value> {
+    let command = [&["move", name, "--to", tier, "--json"], more].concat();
+    serde_json::from_str(&agent.tiering(&command)?).context("the outcome of a move")
+}
+
+/// The guest's RAM as the map shows it, run by run.
+pub fn runs(agent: &Agent, name: &str) -> Result<Vec<Value>> {
+    let map: Value = serde_json::from_str(&agent.tiering(&["map", name, "--json"])?)?;
+    map["runs"].as_array().cloned().context("a map without runs")
+}
+
+/// Brings everything back, ends the agent, and notes whether it left anything.
+pub fn drain_and_end(results: &mut Results, agent: Agent, host: &Host) -> Result<()> {
+    for tier in ["qlc", "nvme"] {
+        agent.tiering(&["drain", tier])?;
+    }
+    let ended = agent.interrupt()?;
+    results.check("agent's exit code", format!("{:?}", ended.code), "Some(0)", ended.code == Some(0));
+    let areas = swap_areas_below(Path::new("/"))?.len();
+    results.check("swap areas left", areas, "0", areas == 0);
+    let mut places = vec![PathBuf::from("/sys/fs/bpf/tiering"), "/run/tiering/tiering.sock".into()];
+    places.extend(["nvme", "qlc"].map(|tier| host.folder(tier)));
+    places.retain(|place| place.exists());
+    results.check("pins, sockets, folders left", format!("{places:?}"), "none", places.is_empty());
+    Ok(())
 }

@@ -4,9 +4,15 @@
 //! A boot takes seconds, on a busy machine more: few tests, each with much in it.
 #![expect(clippy::unwrap_used, reason = "a test panics with the error")]
 
+mod agent_dies;
 mod boots;
 mod host;
+mod kernel_6_1;
+mod kinds_of_ram;
 mod kvm_guests;
 mod leader_follower;
+mod memory_tiers;
 mod samples;
 mod scenario;
+mod spread;
+mod still;

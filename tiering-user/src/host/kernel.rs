@@ -178,7 +178,11 @@ fn cgroup() -> Check {
 fn damon() -> Check {
     const NAME: &str = "source damon";
     let state = read("/sys/kernel/mm/damon/admin/kdamonds/0/state");
-    let detail = if state == "on" { "in use by somebody else, left alone" } else { "not in this version" };
+    let detail = match (state.as_str(), Path::new("/sys/kernel/mm/damon/admin").exists()) {
+        ("on", _) => "in use by somebody else, left alone",
+        (_, true) => "the kernel has it; not used by this version of the agent",
+        (_, false) => "not in this kernel, nor used by this version of the agent",
+    };
     Check::missing(NAME, detail, "a page that stays mapped shows no accesses: it is demoted once to find out")
 }
 

@@ -33,8 +33,17 @@ fn memory_tiers(ladder: &Ladder) -> Check {
             let consequence = "all that is in memory counts as the first tier: give the agent CAP_SYS_ADMIN";
             Check::degraded(NAME, "pagemap shows no frame numbers", consequence)
         }
-        Ok(nodes) => Check::ok(NAME, format!("{} in the ladder", nodes.tiers().0)),
+        Ok(nodes) => {
+            let tiers = nodes.tiers().0;
+            Check::ok(NAME, format!("{tiers} in the ladder, {} in the kernel", kernel_tiers()))
+        }
     }
+}
+
+/// Into how many tiers the kernel itself has sorted its memory nodes; the ladder need not be the same.
+fn kernel_tiers() -> usize {
+    let entries = fs::read_dir("/sys/devices/virtual/memory_tiering").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().join("nodelist").exists()).count()
 }
 
 fn swap_areas() -> Check {
