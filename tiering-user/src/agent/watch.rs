@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
-use crate::tiermap::{self, Places, Sweep};
+use crate::tiermap::{self, Layout, Places, Sweep};
 use crate::track::VmId;
-use crate::vm::{Changes, Refusal, Scanner, Scope, Vm, VmError};
+use crate::vm::{Changes, Hva, Refusal, Scanner, Scope, Vm, VmError};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -70,7 +70,7 @@ pub(super) struct Swept {
     pub vm: VmId,
     pub began: Monotonic,
     pub sweep: io::Result<Sweep>,
-    /// Anonymous huge pages of the process, bytes.
+    /// Guest RAM in anonymous huge pages.
     pub huge_bytes: u64,
 }
 
@@ -88,7 +88,7 @@ impl Sweeping {
                 let began = sys::now();
                 let pid = target.process.pid();
                 let sweep = tiermap::sweep(pid, &target.layout, &places);
-                let huge_bytes = huge_bytes(pid);
+                let huge_bytes = huge_bytes(pid, &target.layout);
                 if swept.send(Swept { vm: target.id, began, sweep, huge_bytes }).is_err() {
                     return;
                 }
@@ -103,10 +103,40 @@ impl Sweeping {
     }
 }
 
-/// Anonymous huge pages of a process; 0 where it cannot be told.
-fn huge_bytes(pid: i32) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("AnonHugePages:"));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) << 10
+/// Anonymous huge pages of guest RAM; 0 where it cannot be told. A process has others: QEMU's buffer for emulation.
+fn huge_bytes(pid: i32, ram: &Layout) -> u64 {
+    huge_bytes_in(&std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default(), ram)
+}
+
+fn huge_bytes_in(smaps: &str, ram: &Layout) -> u64 {
+    let mut in_ram = false;
+    let mut kib = 0;
+    for line in smaps.lines() {
+        let start = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
+        if let Some(start) = start {
+            in_ram = ram.page(Hva(start)).is_some();
+        } else if let Some(value) = line.strip_prefix("AnonHugePages:").filter(|_| in_ram) {
+            kib += value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        }
+    }
+    kib << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::{Backing, RamRegion};
+
+    #[test]
+    fn huge_pages_beside_guest_ram_do_not_count() {
+        let ram = Layout::new(&[RamRegion {
+            start: Hva(0x7f00_0020_0000),
+            bytes: 4 << 20,
+            backing: Backing::Anonymous,
+        }]);
+        let smaps = "7f0000200000-7f0000600000 rw-p 00000000 00:00 0\nAnonHugePages:      4096 kB\n\
+                     7f1000000000-7f1001000000 rwxp 00000000 00:00 0\nAnonHugePages:     16384 kB\n";
+        assert_eq!(huge_bytes_in(smaps, &ram), 4 << 20);
+        assert_eq!(huge_bytes_in("", &ram), 0);
+    }
 }
