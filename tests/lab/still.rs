@@ -1,7 +1,7 @@
 //! A guest that stands still, all of whose RAM was filled from outside with what can be told again: it needs no boot and
 //! no KVM, and every byte can be compared.
 //!
-//! In: the agent that is to find it, a kind of RAM. Out: a stopped guest of 128 MiB. Its RAM is found by itself, not by
+//! In: the agent that is to find it, a kind of RAM. Out: a stopped guest of 64 MiB. Its RAM is found by itself, not by
 //! asking the agent.
 
 use std::fs::File;
@@ -11,14 +11,14 @@ use std::os::unix::fs::FileExt as _;
 use anyhow::{Result, ensure};
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::PAGE;
+use tiering_tests::observe::{At, PAGE, pagemap};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 
-use crate::host::{Host, known_vm, move_to, runs};
+use crate::host::{Host, known_vm, move_to, runs, wait_for};
 use crate::spread::Spread;
 
-const MEMORY_MIB: u32 = 128;
+const MEMORY_MIB: u32 = 64;
 
 pub struct Still {
     /// `tt-` and what it is there for.
@@ -34,14 +34,16 @@ impl Still {
         let name = format!("tt-{kind}");
         let pattern = Pattern { mem_mib: 16, access: Access::Idle, ..Pattern::default() };
         let guest = Guest::builder(&name).memory_mib(MEMORY_MIB).pattern(pattern).backend(backend).start()?;
-        known_vm(agent, &name)?;
+        let ram =
+            wait_for("the guest to use its RAM", || Ok(guest.ram().ok().filter(|ram| in_use(&guest, ram))))?;
+        // As soon as that: its boot and the agent would share one slow processor.
         guest.stop()?;
         let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", guest.pid()))?;
-        let ram = guest.ram()?;
         let still = Self { name, guest, memory, ram };
         for hva in still.pages() {
             still.memory.write_all_at(&content(hva), hva)?;
         }
+        known_vm(agent, &still.name)?;
         // The agent looks at the page tables before it shows a map.
         runs(agent, &still.name)?;
         Ok(still)
@@ -93,6 +95,12 @@ impl Still {
         results.check(&format!("{}: pages whose content changed", self.name), wrong, "0", wrong == 0);
         Ok(())
     }
+}
+
+/// Its kernel and more is in memory: QEMU has made all that the RAM needs.
+fn in_use(guest: &Guest, ram: &Range<u64>) -> bool {
+    let pages = pagemap(guest.pid(), ram.start, (ram.end - ram.start) / PAGE).unwrap_or_default();
+    pages.iter().filter(|at| matches!(at, At::Memory { .. })).count() > 1024
 }
 
 /// What the page at this address is filled with: no two are equal, and none is all zero.
