@@ -62,8 +62,10 @@ fn the_first_path(results: &mut Results) -> Result<()> {
         })?;
         results.note("idle memory is down", guest.name());
     }
+    let mut down = Vec::new();
     for guest in &mut guests {
         let before = known_vm(&agent, guest.name())?;
+        down.push(bytes_in_swap(&before));
         walk(guest, 1)?;
         let seen = wait_for("the walk to be seen", || {
             let vm = known_vm(&agent, guest.name())?;
@@ -72,11 +74,10 @@ fn the_first_path(results: &mut Results) -> Result<()> {
         })?;
         results.note(&format!("{}: accesses seen in a walk of {SET_PAGES} pages", guest.name()), seen);
     }
-    for guest in &mut guests {
+    for (guest, down) in guests.iter_mut().zip(down) {
         let name = guest.name().to_owned();
         // What was walked has to go down again: it came back soon, so that takes longer now.
-        let whole = known_vm(&agent, &name)?;
-        wait_until_down(&agent, guest, number(&whole["tier_bytes_peak"]["qlc"]).min(48 << 20))?;
+        wait_until_down(&agent, guest, down.saturating_sub(1 << 20))?;
         let before = known_vm(&agent, &name)?;
         walk(guest, 2)?;
         let after = known_vm(&agent, &name)?;
