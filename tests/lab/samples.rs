@@ -105,6 +105,12 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         let set: HashMap<usize, u64> = pages.into_iter().filter(|(page, _)| *page < 8 * 256).collect();
         results.check(&format!("{name}: pages located"), set.len(), "2048", set.len() == 2048);
         let swapped = page_out(guest, &set)?;
+        results.check(
+            &format!("{name}: pages in swap before the walk"),
+            swapped,
+            "at least 2000",
+            swapped >= 2000,
+        );
         drain(&mut faults);
         faults.take_frames(VmId(id));
         let before = faults.counters(VmId(id));
@@ -131,16 +137,22 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         let right = seen.iter().filter(|(page, write)| writes.get(page) == Some(write)).count();
         results.check(&format!("{name}: write bits right"), right, "all", right == seen.len());
         let by_kvm = samples.iter().filter(|s| s.vm == id && s.flags & SAMPLE_KVM != 0).count();
-        results.note(&format!("{name}: samples, of these by KVM"), format!("{} {by_kvm}", samples.len()));
+        results.check(
+            &format!("{name}: samples by KVM"),
+            by_kvm,
+            &format!("at least {swapped}"),
+            by_kvm >= swapped,
+        );
         let produced = after.produced - before.produced;
         results.note(&format!("{name}: produced"), produced);
 
         let (agreed, compared) = frames_at_their_place(&mut faults, VmId(id), vm)?;
-        let proved = compared > 0 && agreed == compared;
+        // One may have moved since.
+        let proved = compared > 4 && agreed + 1 >= compared;
         results.check(
             &format!("{name}: frames where the layout says"),
             format!("{agreed} of {compared}"),
-            "all",
+            "all, or all but one",
             proved,
         );
     }

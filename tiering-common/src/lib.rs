@@ -9,7 +9,10 @@
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
-pub const MAX_RANGES: usize = 8;
+pub const MAX_RANGES: usize = 16;
+
+/// Here, in guest-physical addresses, a PC has video memory and firmware in the place of RAM.
+pub const PC_GAP: core::ops::Range<u64> = 0xa_0000..0x10_0000;
 
 /// Most virtual machines tracked at a time.
 pub const MAX_VMS: usize = 1024;
@@ -112,12 +115,10 @@ pub struct VmFrames {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// Guest frame number, pages of 4 KiB.
+    /// Guest frame number, pages of 4 KiB; of a huge page the first.
     pub gfn: u64,
     /// KVM's page-table entry: the host frame in the bits of an address, flags around it.
     pub spte: u64,
-    /// 1: a page of 4 KiB, 2: of 2 MiB, 3: of 1 GiB.
-    pub level: u64,
 }
 
 /// What the agent did for one virtual machine, pages. Value of the map `tier_moves`; the key is
@@ -137,7 +138,7 @@ const _: () = {
     assert!(size_of::<Sample>() == 24);
     assert!(size_of::<Range>() == 24);
     assert!(size_of::<VmEntry>() == 16 + 24 * MAX_RANGES);
-    assert!(size_of::<VmFrames>() == 8 + 24 * MAX_FRAMES);
+    assert!(size_of::<VmFrames>() == 8 + 16 * MAX_FRAMES);
     assert!(MAX_FRAMES.is_power_of_two());
     assert!(size_of::<VmStats>() == 48);
     assert!(size_of::<VmMoves>() == 40);

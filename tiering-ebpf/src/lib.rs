@@ -4,17 +4,15 @@
 #![no_std]
 
 use tiering_common::{
-    NO_GPA, Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry,
+    NO_GPA, PC_GAP, Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry,
 };
 
-/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). KVM's has the same
-/// (`PFERR_*`, arch/x86/include/asm/kvm_host.h), also where the processor is Intel's.
+/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). Of KVM's only
+/// the write bit can be used: on Intel it gives its exit qualification (`handle_ept_violation`, arch/x86/kvm/vmx/vmx.c), of
+/// which only that bit means the same.
 const PF_PROT: u64 = 1 << 0;
 const PF_WRITE: u64 = 1 << 1;
 const PF_INSTR: u64 = 1 << 4;
-
-/// Video memory and firmware of a PC lie in this gap of guest-physical addresses, not RAM.
-const PC_GAP: core::ops::Range<u64> = 0xa_0000..0x10_0000;
 
 /// Where a fault was raised.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,19 +27,20 @@ pub enum Mode {
 #[inline(always)]
 pub fn sample_flags(error_code: u64, mode: Mode) -> u32 {
     let mut flags = 0;
-    if error_code & PF_PROT != 0 {
-        flags |= SAMPLE_PRESENT;
-    }
     if error_code & PF_WRITE != 0 {
         flags |= SAMPLE_WRITE;
+    }
+    if mode == Mode::Guest {
+        return flags | SAMPLE_KVM;
+    }
+    if error_code & PF_PROT != 0 {
+        flags |= SAMPLE_PRESENT;
     }
     if error_code & PF_INSTR != 0 {
         flags |= SAMPLE_FETCH;
     }
-    match mode {
-        Mode::User => {}
-        Mode::Kernel => flags |= SAMPLE_KERNEL,
-        Mode::Guest => flags |= SAMPLE_KVM,
+    if mode == Mode::Kernel {
+        flags |= SAMPLE_KERNEL;
     }
     flags
 }
@@ -160,5 +159,8 @@ mod tests {
         assert_eq!(sample_flags(0x2, Mode::Kernel), SAMPLE_WRITE | SAMPLE_KERNEL);
         let nested_page_walk = 1 << 32 | 0x6;
         assert_eq!(sample_flags(nested_page_walk, Mode::Guest), SAMPLE_WRITE | SAMPLE_KVM);
+        let (read, write) = (0x181, 0x19a);
+        assert_eq!(sample_flags(read, Mode::Guest), SAMPLE_KVM, "Intel: a read");
+        assert_eq!(sample_flags(write, Mode::Guest), SAMPLE_WRITE | SAMPLE_KVM, "Intel: a write");
     }
 }

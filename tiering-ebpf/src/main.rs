@@ -161,13 +161,13 @@ fn fault_kern_tp(ctx: TracePointContext) -> u32 {
 
 /// KVM maps a frame into the guest that this process runs.
 #[inline(always)]
-fn on_guest_map(gfn: u64, spte: u64, level: u64) {
+fn on_guest_map(gfn: u64, spte: u64) {
     let Some(vm) = this_vm() else { return };
     let Some(latest) = FRAMES.get_ptr_mut(vm.vm) else { return };
     let latest = unsafe { &mut *latest };
     let slot = latest.seen as usize & (MAX_FRAMES - 1);
     if let Some(frame) = latest.frames.get_mut(slot) {
-        *frame = Frame { gfn, spte, level };
+        *frame = Frame { gfn, spte };
     }
     latest.seen += 1;
 }
@@ -185,7 +185,7 @@ fn kvm_fault_raw(ctx: RawTracePointContext) -> i32 {
 fn kvm_spte_raw(ctx: RawTracePointContext) -> i32 {
     let entry: *const u64 = ctx.arg(2);
     if let Ok(spte) = unsafe { bpf_probe_read_kernel(entry) } {
-        on_guest_map(ctx.arg(1), spte, ctx.arg(0));
+        on_guest_map(ctx.arg(1), spte);
     }
     0
 }
@@ -200,14 +200,13 @@ fn kvm_fault_tp(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// The classic record: 8 bytes of common fields, then guest frame, entry, where the entry is, and the level in one byte.
+/// The classic record: 8 bytes of common fields, then guest frame and entry.
 #[tracepoint(category = "kvmmmu", name = "kvm_mmu_set_spte")]
 fn kvm_spte_tp(ctx: TracePointContext) -> u32 {
     let fields: *const u64 = ctx.as_ptr().cast();
     let gfn = unsafe { *fields.add(1) };
     let spte = unsafe { *fields.add(2) };
-    let level = unsafe { *fields.add(4).cast::<u8>() };
-    on_guest_map(gfn, spte, level.into());
+    on_guest_map(gfn, spte);
     0
 }
 

@@ -53,14 +53,15 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     let at: BTreeMap<PageIndex, Place> = asked.iter().copied().zip(before.iter().copied()).collect();
     let (in_memory, swapped): (Vec<_>, Vec<_>) =
         pages.iter().copied().partition(|page| places.in_memory(at[page]));
-    bring_up(target, &swapped, to, places).map_err(gone)?;
+    let mut tried = bring_up(target, &swapped, to, places).map_err(gone);
     let mut refused = BTreeMap::new();
     if target.vm.numa_bound {
         refused.extend(in_memory.iter().map(|page| (*page, Skip::Bound)));
-    } else {
-        migrate(target, &pages, to, places, &mut refused)?;
+    } else if tried.is_ok() {
+        tried = migrate(target, &pages, to, places, &mut refused);
     }
 
+    // Also after an error: the table must know where the pages are now.
     let after = look(target, &asked, places)?;
     for ((page, was), is) in asked.iter().zip(&before).zip(&after) {
         match (*was, *is) {
@@ -68,6 +69,7 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
             (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
             _ if !chosen(page) => outcome.skip(Skip::TierFull, 1),
+            _ if tried.is_err() => {}
             _ => outcome.skip(refused.get(page).cloned().unwrap_or(Skip::Stayed), 1),
         }
     }
@@ -76,14 +78,20 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     let told = asked.into_iter().zip(after).filter(|(_, at)| !shared || *at != Place::OtherSwap);
     let (pages, found): (Vec<_>, Vec<_>) = told.unzip();
     outcome.found = place_runs(&pages, found.into_iter());
-    Ok(())
+    tried
+}
+
+/// Has what this thread brings up land in the tier, where there is a choice: with one memory tier, or a machine that binds
+/// its RAM to nodes, the kernel's own is right.
+pub(super) fn prefer(target: &Target, to: TierId, places: &Places) -> Option<PreferNodes> {
+    let free_to_choose = places.nodes.tiers().0 > 1 && !target.vm.numa_bound;
+    free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
 }
 
 /// Maps pages that are in swap. The caller asks only for pages of shared memory that exist.
 fn bring_up(target: &Target, pages: &[PageIndex], to: TierId, places: &Places) -> std::io::Result<()> {
     // Where it cannot be had, they come up on the node that this thread runs on, and are moved from there.
-    let nodes = if target.vm.numa_bound { &[] } else { places.nodes.of_tier(to) };
-    let _prefer = PreferNodes::set(nodes);
+    let _prefer = prefer(target, to, places);
     target.advise(pages, Advice::WillNeed)?;
     target.touch_read(pages)
 }

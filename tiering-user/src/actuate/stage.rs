@@ -1,7 +1,8 @@
 //! Pages up from swap into memory ahead of need, and back.
 
+use super::memory::prefer;
 use super::target::{Outcome, Skip, Target, gone, place_runs};
-use crate::sys::{Advice, PageState, PreferNodes};
+use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
 use crate::tiers::TierId;
 
@@ -9,7 +10,7 @@ use crate::tiers::TierId;
 /// pagemap shows them as swapped until then.
 pub(super) fn stage(target: &Target, places: &Places, outcome: &mut Outcome) {
     // Where it cannot be had, they come up on the node that this thread runs on.
-    let _prefer = PreferNodes::set(places.nodes.of_tier(TierId(0)));
+    let _prefer = prefer(target, TierId(0), places);
     let result = target.advise(&outcome.asked, Advice::WillNeed);
     if result.is_ok() {
         outcome.moved_pages = outcome.asked.len() as u64;

@@ -56,7 +56,8 @@ fn place_private(
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
     // What is in swap has its tag since it went there.
-    let in_memory = select(&outcome.asked, &before, |at| places.in_memory(at));
+    let mut in_memory = select(&outcome.asked, &before, |at| places.in_memory(at));
+    in_memory.retain(|page| pages.binary_search(page).is_ok());
     outcome.tags = tags(target, &in_memory);
 
     let tried = rounds(target, to, places, swap, pages.clone(), outcome);
@@ -129,10 +130,10 @@ fn place_shared(
     // Reading shared memory in frees its slot.
     target.advise(&absent, Advice::WillNeed).map_err(gone)?;
     target.touch_read(&absent).map_err(gone)?;
-    outcome.tags = tags(target, &pages);
     let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
     outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
         target.advise(&pages, Advice::PageOut).map_err(gone)?;

@@ -13,7 +13,7 @@ use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
-use crate::vm::{Hva, Refusal, Scope, Vm};
+use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// Notes an access. The pages that followed it last time and are in a lower tier are to be staged, if there is a
-    /// `threshold` and the confidence reaches it. Returns the page, if it is one of this machine.
+    /// `threshold` and the confidence reaches it. Returns the page, if the guest waited for it or would have but for a stage.
     pub(super) fn on_access(
         &mut self,
         access: &Access,
@@ -173,7 +173,7 @@ impl Machine {
                 }
             }
         }
-        Some(page)
+        (touch.was_lower || was_staged).then_some(page)
     }
 
     /// Another machine touched what this one has here too: it is to be staged, if the confidence in that reaches
@@ -196,10 +196,12 @@ impl Machine {
     /// for devices, as much above it.
     pub(super) fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
         let (here, there) = (&self.target.vm.guest_ranges, &other.target.vm.guest_ranges);
-        let same_shape = here
-            .iter()
-            .map(|range| (range.gpa, range.bytes))
-            .eq(there.iter().map(|range| (range.gpa, range.bytes)));
+        let known = |ranges: &[GuestRange]| ranges.iter().all(|range| range.gpa.is_some());
+        let same_shape = known(here)
+            && here
+                .iter()
+                .map(|range| (range.gpa, range.bytes))
+                .eq(there.iter().map(|range| (range.gpa, range.bytes)));
         let (hva, _) = self.target.layout.locate(page).filter(|_| same_shape)?;
         let (from, to) = here.iter().zip(there).find(|(range, _)| range.contains(hva))?;
         other.target.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))

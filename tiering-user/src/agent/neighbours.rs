@@ -45,9 +45,14 @@ impl Tenants {
         }
     }
 
-    /// A step of `machine` is done: what of its pages is in swap now can be found by its content.
+    /// A step of `machine` is done: what of its pages is in swap now can be found by its content, what is not cannot.
     pub(super) fn take_tags(&mut self, machine: &Machine, outcome: &Outcome) {
         let Some(tenant) = self.of(machine) else { return };
+        for page in
+            outcome.asked.iter().filter(|page| !machine.pages.in_swap(machine.pages.get(**page).place()))
+        {
+            tenant.tags.remove(outcome.vm, *page);
+        }
         for (page, tag) in &outcome.tags {
             if machine.pages.in_swap(machine.pages.get(*page).place()) {
                 tenant.tags.insert(outcome.vm, *page, *tag);
@@ -61,7 +66,7 @@ impl Tenants {
 }
 
 impl State {
-    /// `vm` touched `page`: its neighbours may need theirs soon. Without a `threshold` it is only noted.
+    /// `vm` touched `page`, which had been in swap: its neighbours may need theirs soon. Without a `threshold` it is only noted.
     pub(super) fn tell_neighbours(&mut self, vm: VmId, page: PageIndex, threshold: Option<f64>) {
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };

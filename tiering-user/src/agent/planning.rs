@@ -87,7 +87,8 @@ impl State {
             }
         }
         let mut steps = demotions(id, &machine.pages, &rules, &allowance, clock);
-        steps.extend(promotions(id, &machine.pages, promotable, clock));
+        let promotable = if machine.target.vm.numa_bound { 0 } else { promotable };
+        steps.extend(promotions(id, &machine.pages, &rules, promotable, clock));
         let Some(machine) = self.machines.get_mut(&id) else { return };
         for step in steps {
             if let Action::Place { to } = step.action

@@ -138,7 +138,7 @@ fn places(machine: &Machine) -> BTreeMap<Place, u64> {
 fn tier_status(tier: &Tier, swap_used_bytes: u64, memory: NodeMemory) -> TierStatus {
     let (kind, nodes, capacity_bytes, used_bytes) = match &tier.kind {
         TierKind::Node { nodes } => {
-            (status::TierKind::Node, nodes.clone(), memory.total, memory.total - memory.free)
+            (status::TierKind::Node, nodes.clone(), memory.total, memory.total.saturating_sub(memory.free))
         }
         TierKind::Swap { capacity_bytes, .. } => {
             (status::TierKind::Swap, Vec::new(), *capacity_bytes, swap_used_bytes)

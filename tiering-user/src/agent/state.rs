@@ -6,6 +6,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
+use super::layout_proof::frame_at;
 use super::machine::Machine;
 use super::neighbours::Tenants;
 use super::watch::{Sweeping, Swept};
@@ -120,8 +121,8 @@ impl State {
             }
             let threshold = staging.then_some(self.config.prefetch.threshold);
             let own = threshold.filter(|_| machine.never_to_swap().is_none());
-            let page = machine.on_access(&access, &rules, self.clock.seconds_at(access.time), own);
-            if let Some(page) = page {
+            let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time), own);
+            if let Some(page) = came_up {
                 self.tell_neighbours(access.vm, page, threshold);
             }
         }
@@ -144,7 +145,7 @@ impl State {
             // A process that has just ended proves nothing.
             let Ok(pagemap) = Pagemap::open(machine.target.process.pid()) else { continue };
             let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
-            machine.layout.compare(&frames, &pagemap, moved_at);
+            machine.layout.compare(&frames, |hva| frame_at(&pagemap, hva), moved_at);
             if machine.layout.is_open() {
                 continue;
             }
@@ -195,7 +196,11 @@ impl State {
             tracing::warn!(vm = vm.name, %error, "not tracked");
             return;
         }
-        let settings = self.config.vm_settings(&vm.name);
+        let mut settings = self.config.vm_settings(&vm.name);
+        // A name is chosen by whoever starts the machine: it does not lead out of a namespace.
+        if let (Some(namespace), Some(tenant)) = (&vm.namespace, &settings.tenant) {
+            settings.tenant = Some(format!("{namespace}/{tenant}"));
+        }
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
         let tag_key = settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id));

@@ -3,6 +3,7 @@
 //! In: the loaded object. Out: the programs attached as raw or as classic tracepoints, both events the same way, or
 //! why not. KVM's events are there only while its module is loaded; it stays loaded while programs are attached.
 
+use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -39,12 +40,23 @@ impl KvmSource {
         if !Path::new("/sys/module/kvm").exists() {
             return Self::Unavailable("KVM is not loaded".to_owned());
         }
+        // Without it KVM's faults have addresses of the guest's own page tables.
+        let nested_paging = ["kvm_intel/parameters/ept", "kvm_amd/parameters/npt"];
+        let on =
+            |name| fs::read_to_string(Path::new("/sys/module").join(name)).is_ok_and(|text| is_on(&text));
+        if !nested_paging.into_iter().any(on) {
+            return Self::Unavailable(
+                "KVM runs without EPT or NPT (or without a processor's module)".to_owned(),
+            );
+        }
         let mut reasons = Vec::new();
         for road in roads {
             match EVENTS.iter().try_for_each(|event| event.attach(ebpf, *road)) {
                 Ok(()) => return Self::Active(*road),
                 Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
             }
+            // Half a road would count everything twice beside the next one.
+            EVENTS.iter().for_each(|event| event.unload(ebpf, *road));
         }
         Self::Unavailable(reasons.join("; "))
     }
@@ -59,7 +71,23 @@ impl KvmSource {
     }
 }
 
+/// A parameter of a module that is a yes.
+fn is_on(text: &str) -> bool {
+    matches!(text.trim(), "Y" | "1")
+}
+
 impl Event {
+    fn unload(&self, ebpf: &mut Ebpf, road: Road) {
+        let unloaded = (|| -> Result<(), ProgramError> {
+            match road {
+                Road::Classic => <&mut TracePoint>::try_from(program(ebpf, self.classic)?)?.unload(),
+                Road::Raw | Road::TpBtf => <&mut RawTracePoint>::try_from(program(ebpf, self.raw)?)?.unload(),
+            }
+        })();
+        // An error means that it is not loaded: what we want.
+        unloaded.ok();
+    }
+
     fn attach(&self, ebpf: &mut Ebpf, road: Road) -> Result<(), String> {
         let attached = (|| -> Result<(), ProgramError> {
             match road {

@@ -74,7 +74,7 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
 }
 
 /// Whether the page may leave the tier at `level`.
-fn is_old(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
+pub(super) fn is_old(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
     Duration::from_secs(entry.idle(now).into()) >= rules.least_idle(level, entry.backoff())
 }
 

@@ -2,21 +2,24 @@
 
 use std::cmp::Reverse;
 
+use super::demote::{Rules, is_old};
 use super::{Action, Reason, Step};
-use crate::tiermap::{Seconds, VmPages};
+use crate::tiermap::{Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
 /// The step that takes pages of one machine to the first tier which were accessed since they were placed in a lower memory
 /// tier: at most `allowed` pages, last accessed first. None where there is none.
-pub fn promotions(vm: VmId, pages: &VmPages, allowed: u64, now: Seconds) -> Option<Step> {
+pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Option<Step> {
     let most = usize::try_from(allowed).unwrap_or(usize::MAX);
     if most == 0 || pages.node_tiers().0 <= 1 {
         return None;
     }
     let mut used = Vec::new();
     pages.for_each(|page, entry| {
-        if pages.in_lower_memory(entry.place()) && entry.heat() > 0 {
+        // What is old enough to go further down does not come up at the same time.
+        let old = matches!(entry.place(), Place::In(tier) if is_old(entry, rules, tier.0, now));
+        if pages.in_lower_memory(entry.place()) && entry.heat() > 0 && !old {
             used.push((entry.idle(now), Reverse(entry.heat()), page));
         }
     });
@@ -36,6 +39,9 @@ mod tests {
     use crate::tiermap::{Layout, PageRun, Place};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
+    use std::time::Duration;
+
+    const RULES: Rules = Rules { demote_after: Duration::from_secs(60), priority: 50, pressure: false };
 
     /// 100 pages, accessed at second 1; 0 to 49 are in the second memory tier since then, 50 to 59 in swap.
     fn pages(node_tiers: u8) -> VmPages {
@@ -52,10 +58,14 @@ mod tests {
     #[test]
     fn only_what_was_accessed_there_comes_up_and_the_reason_says_so() {
         let mut pages = pages(2);
-        assert_eq!(promotions(VmId(1), &pages, 100, Seconds(9)), None, "all were accessed before they went");
+        assert_eq!(
+            promotions(VmId(1), &pages, &RULES, 100, Seconds(9)),
+            None,
+            "all were accessed before they went"
+        );
         pages.touch(7, Seconds(5), false);
         pages.touch(3, Seconds(6), true);
-        let step = promotions(VmId(1), &pages, 100, Seconds(9)).unwrap();
+        let step = promotions(VmId(1), &pages, &RULES, 100, Seconds(9)).unwrap();
         assert_eq!(step.action, Action::Place { to: TierId(0) });
         assert_eq!(step.pages, [3, 7]);
         assert_eq!(step.reason.to_string(), "accessed in a lower memory tier");
@@ -67,14 +77,23 @@ mod tests {
         for page in 0..10u16 {
             pages.touch(page.into(), Seconds(page + 2), false);
         }
-        assert_eq!(promotions(VmId(1), &pages, 2, Seconds(20)).unwrap().pages, [8, 9]);
-        assert_eq!(promotions(VmId(1), &pages, 0, Seconds(20)), None);
+        assert_eq!(promotions(VmId(1), &pages, &RULES, 2, Seconds(20)).unwrap().pages, [8, 9]);
+        assert_eq!(promotions(VmId(1), &pages, &RULES, 0, Seconds(20)), None);
     }
 
     #[test]
     fn with_one_memory_tier_there_is_nothing_to_bring_up() {
         let mut pages = pages(1);
         pages.touch(3, Seconds(6), true);
-        assert_eq!(promotions(VmId(1), &pages, 100, Seconds(9)), None);
+        assert_eq!(promotions(VmId(1), &pages, &RULES, 100, Seconds(9)), None);
+    }
+
+    #[test]
+    fn what_is_old_enough_to_go_down_does_not_come_up() {
+        let mut pages = pages(2);
+        pages.touch(8, Seconds(10), false);
+        let soon = promotions(VmId(1), &pages, &RULES, 100, Seconds(20)).unwrap();
+        assert_eq!(soon.pages, [8]);
+        assert_eq!(promotions(VmId(1), &pages, &RULES, 100, Seconds(10 + 4 * 60)), None);
     }
 }

@@ -147,11 +147,13 @@ impl Stages {
 
     /// `page` was asked to be brought up.
     pub fn requested(&mut self, page: PageIndex, origin: Origin, now: Monotonic) {
-        if self.open.insert(page, Stage { requested: now, done: None, origin }).is_none() {
-            self.counts.issued += 1;
-            self.counts.issued_by(origin).into_iter().for_each(|count| *count += 1);
-            self.order.push_back((now, page));
-        }
+        // It may have come up and gone down again unseen: then the former stage counts neither way.
+        self.failed(page);
+        self.open.insert(page, Stage { requested: now, done: None, origin });
+        self.counts.issued += 1;
+        self.counts.issued_by(origin).into_iter().for_each(|count| *count += 1);
+        self.records.entry(origin).or_default();
+        self.order.push_back((now, page));
     }
 
     /// `page` is up.
@@ -207,7 +209,8 @@ impl Stages {
     }
 
     fn end(&mut self, origin: Origin, used: bool) {
-        let judged = self.records.entry(origin).or_default().end(used);
+        // Of a machine that has gone there is no record any more.
+        let judged = self.records.get_mut(&origin).and_then(|record| record.end(used));
         let Some(share) = judged.filter(|_| origin == Origin::OwnPast) else { return };
         if share >= 0.8 {
             self.window = (self.window * 2).min(WINDOW_MOST);
@@ -292,6 +295,19 @@ mod tests {
         assert!(stages.worth_it(OwnPast, 0.5));
         let tried = (0..1000).filter(|_| stages.worth_it(OwnPast, 0.99)).count();
         assert_eq!(tried, 10);
+    }
+
+    #[test]
+    fn a_page_staged_anew_while_its_stage_is_open_expires_and_counts_once() {
+        let mut stages = Stages::default();
+        stages.requested(1, SamePage(VmId(1)), at(1));
+        stages.requested(1, OwnPast, at(5));
+        assert_eq!(stages.counts(), StageCounts { issued: 1, ..StageCounts::default() });
+        let deadline = Duration::from_secs(10);
+        assert!(stages.expire(at(14), deadline).is_empty());
+        assert_eq!(stages.expire(at(15), deadline), [1]);
+        stages.failed(1);
+        assert_eq!(stages.counts(), StageCounts { issued: 1, wasted: 1, ..StageCounts::default() });
     }
 
     #[test]

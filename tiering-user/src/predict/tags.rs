@@ -1,8 +1,11 @@
 //! Which machines of a tenant hold the same content in lower tiers.
 //!
-//! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in a
-//! lower tier cannot change, so its tag is true as long as it stands here. One index a tenant: what is not in it cannot be
-//! found.
+//! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in swap
+//! cannot change, so its tag is true as long as it is there. One index a tenant: what is not in it cannot be found.
+//!
+//! # Limits
+//! At most [`MOST_PAGES`] a tenant have a tag, the first ones. A page that came up unseen and went down by the kernel's
+//! doing keeps the tag it had: at worst a page is staged in vain.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -30,6 +33,8 @@ impl TagKey {
     }
 }
 
+/// Tagged pages of one tenant: 4 GiB of them, in some 100 MiB of memory.
+const MOST_PAGES: usize = 1 << 20;
 /// Pages of one content that are remembered: content that is everywhere foretells nothing.
 const MOST_COPIES: usize = 64;
 
@@ -44,6 +49,9 @@ impl Tags {
     /// `page` of `vm` is in a lower tier and has this content.
     pub fn insert(&mut self, vm: VmId, page: PageIndex, tag: Tag) {
         self.remove(vm, page);
+        if self.tags.len() >= MOST_PAGES {
+            return;
+        }
         let pages = self.pages.entry(tag).or_default();
         if pages.len() < MOST_COPIES {
             pages.push((vm, page));

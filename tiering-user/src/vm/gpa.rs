@@ -9,11 +9,11 @@
 //! Limits: DIMMs and unknown machine types have no guest-physical address here. An AMD host with a guest of about 1 TiB
 //! moves the upper part (7.1 and later): the proof then fails.
 
+use tiering_common::PC_GAP;
+
 use super::{Hva, RamRegion};
 
 const FOUR_GIB: u64 = 4 << 30;
-/// Here a PC has video memory and firmware in the place of RAM.
-const PC_GAP: std::ops::Range<u64> = 0xa_0000..0x10_0000;
 /// Frames that must agree before a range counts as proved, and that may disagree before it counts as wrong. A page can
 /// be moved between KVM's mapping it and our looking it up, so a few disagree also where all is right.
 const ENOUGH: u32 = 4;
