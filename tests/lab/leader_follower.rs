@@ -7,7 +7,6 @@
 //! Times are those of a guest in an emulated host: only their ratios say something.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tiering_tests::agent::Agent;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the root file system needs, of which each kernel has another part built in, and KVM.
 const MODULES: [&str; 5] = ["virtio_pci", "virtiofs", "overlay", "kvm-amd", "kvm-intel"];
@@ -84,6 +85,16 @@ impl Files {
     /// What the console has shown so far.
     pub fn console_text(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&read_if_there(&self.console())?.unwrap_or_default()).into_owned())
+    }
+
+    /// How long ago the lab gave its last sign of life; none before the first.
+    pub fn lifeless(&self) -> Result<Option<Duration>> {
+        match std::fs::metadata(self.control().join("alive")) {
+            // A clock that was set back makes it look alive.
+            Ok(file) => Ok(Some(file.modified()?.elapsed().unwrap_or_default())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The job's exit code, once it is done.

@@ -124,6 +124,7 @@ impl Lab {
                 ended,
                 console: &console,
                 quiet: console_changed.elapsed(),
+                lifeless: files.lifeless()?,
                 stopped: stopped(),
                 elapsed: started.elapsed(),
                 limit: self.limit,
@@ -142,7 +143,9 @@ impl Lab {
                     lines::tail(&console, CONSOLE_TAIL)
                 ),
                 Verdict::Wrong(why) => {
-                    bail!("{why}; the end of the lab's console:\n{}", lines::tail(&console, CONSOLE_TAIL))
+                    let tail = lines::tail(&console, CONSOLE_TAIL);
+                    let what = format!("{why}; the end of the lab's console:\n{tail}");
+                    return Err(anyhow::Error::new(why).context(what));
                 }
             }
         }
@@ -162,6 +165,12 @@ impl Lab {
             append: "",
         }
     }
+}
+
+/// The lab stood still: nothing that its job did. Under emulation another try may go well.
+#[must_use]
+pub fn stood_still(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Wrong::Frozen(_)))
 }
 
 /// Emulation has one thread for all processors: a second one would only take turns, and KVM guests in the lab do not boot

@@ -8,6 +8,9 @@ const PANIC: &str = "Kernel panic";
 /// For a panic to print its trace.
 const TRACE_LIMIT: Duration = Duration::from_secs(3);
 
+/// A lab that is alive writes once a second; one whose processor is busy, a little less often.
+const LIFELESS_LIMIT: Duration = Duration::from_secs(40);
+
 /// What one look at the lab showed.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
@@ -18,6 +21,8 @@ pub struct Seen<'a> {
     pub console: &'a str,
     /// How long ago the console changed.
     pub quiet: Duration,
+    /// How long ago the lab gave its last sign of life; none before the first.
+    pub lifeless: Option<Duration>,
     pub stopped: bool,
     pub elapsed: Duration,
     pub limit: Option<Duration>,
@@ -37,9 +42,13 @@ pub enum Wrong {
     /// What the kernel said.
     Panic(String),
     Ended,
+    /// For so long the lab gave no sign of life.
+    Frozen(Duration),
     TimeUp(Duration),
     Interrupted,
 }
+
+impl std::error::Error for Wrong {}
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +56,11 @@ impl fmt::Display for Wrong {
             Self::Panic(panic) => write!(f, "the lab's kernel gave up: {panic}"),
             Self::Ended => f.write_str(
                 "the lab ended before its job did: it was switched off from within, or QEMU failed",
+            ),
+            Self::Frozen(lifeless) => write!(
+                f,
+                "the lab stands still: no sign of life for {} s (under emulation that happens: docs/lab.md)",
+                lifeless.as_secs()
             ),
             Self::TimeUp(limit) => write!(
                 f,
@@ -72,6 +86,9 @@ pub fn verdict(seen: Seen<'_>) -> Verdict {
     }
     match seen.limit {
         _ if seen.ended => Verdict::Wrong(Wrong::Ended),
+        _ if seen.lifeless.is_some_and(|lifeless| lifeless > LIFELESS_LIMIT) => {
+            Verdict::Wrong(Wrong::Frozen(LIFELESS_LIMIT))
+        }
         Some(limit) if seen.elapsed > limit => Verdict::Wrong(Wrong::TimeUp(limit)),
         _ => Verdict::GoesOn,
     }
@@ -87,6 +104,7 @@ mod tests {
         ended: false,
         console: "lab: booting\n",
         quiet: SECOND,
+        lifeless: None,
         stopped: false,
         elapsed: SECOND,
         limit: Some(Duration::from_secs(600)),
@@ -122,6 +140,9 @@ mod tests {
         assert!(why(Seen { ended: true, ..BOOTING }).contains("switched off from within"));
         assert!(why(Seen { elapsed: 601 * SECOND, ..BOOTING }).contains("not done after 600s"));
         assert_eq!(why(Seen { stopped: true, console: PANICKED, ..BOOTING }), "interrupted");
+        let frozen = Seen { lifeless: Some(41 * SECOND), limit: None, ..BOOTING };
+        assert!(why(frozen).contains("no sign of life for 40 s"));
+        assert_eq!(verdict(Seen { lifeless: Some(30 * SECOND), ..BOOTING }), Verdict::GoesOn);
         let patient = Seen { elapsed: 9999 * SECOND, limit: None, ..BOOTING };
         assert_eq!(verdict(patient), Verdict::GoesOn);
     }
