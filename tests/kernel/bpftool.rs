@@ -66,7 +66,34 @@ fn programs_and_maps_are_shown_with_their_fields() {
     );
     assert_eq!(moved["prefetched"], status["prefetch"]["issued_pages"], "{moved}");
 
+    let tiers = ["dram", "nvme", "qlc"];
+    let pages_of = |block: &Value, tier: usize| block["value"]["tiers"][tier].as_u64().unwrap();
+    // Shown within a second of the last change, which need not be the status that was asked for.
+    let same = wait_for("the blocks to be those of the status", || {
+        let status = vm(&agent, "tt-bpftool");
+        let blocks = dump("tier_map");
+        let blocks: Vec<_> = blocks.iter().filter(|block| block["key"]["vm"] == entry["vm"]).collect();
+        let bytes = |tier| blocks.iter().map(|block| pages_of(block, tier)).sum::<u64>() * 4096;
+        let equal = (0..3).all(|tier| Some(bytes(tier)) == status["tier_bytes"][tiers[tier]].as_u64());
+        equal.then(|| blocks.into_iter().cloned().collect::<Vec<_>>())
+    });
+    let blocks = same.unwrap_or_else(|| panic!("{:?} {}", dump("tier_map"), vm(&agent, "tt-bpftool")));
+    let all = |tier| blocks.iter().map(|block| pages_of(block, tier)).sum::<u64>();
+    assert!(all(1) + all(2) > 0, "{} {} {}", all(0), all(1), all(2));
+    let start = range["start"].as_u64().unwrap();
+    for block in &blocks {
+        let number = block["key"]["block"].as_u64().unwrap();
+        assert_eq!(block["value"]["hva"], start + number * (2 << 20), "{block}");
+        let others = ["other_swap", "untouched"].map(|field| block["value"][field].as_u64().unwrap());
+        assert_eq!((0..8).map(|tier| pages_of(block, tier)).chain(others).sum::<u64>(), 512, "{block}");
+    }
+
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
+    // The map is emptied with its machine.
+    guest.poweroff().unwrap();
+    let ours = |block: &Value| block["key"]["vm"] == entry["vm"];
+    let gone = wait_for("the blocks to go", || (!dump("tier_map").iter().any(ours)).then_some(()));
+    assert!(gone.is_some(), "{:?}", dump("tier_map"));
     drain_and_end(agent, &host);
 }

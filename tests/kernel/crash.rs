@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
+use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::skip::skip_or_fail;
 
 use crate::host::{
@@ -58,4 +60,73 @@ fn a_new_agent_takes_over_the_swap_files_of_one_that_was_killed_and_loses_nothin
 
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
+}
+
+fn explain(agent: &Agent, args: &[&str]) -> Value {
+    let args: Vec<_> = ["explain", "tt-crash", "--json"].iter().chain(args).copied().collect();
+    serde_json::from_str(&agent.tiering(&args).unwrap()).unwrap()
+}
+
+/// The first pages of the guest's blocks whose back-off is more than none.
+fn backed_off(agent: &Agent, guest: &Guest) -> usize {
+    let blocks = guest.ram().unwrap().step_by(2 << 20);
+    let backoff = |hva: u64| explain(agent, &["--hva", &format!("{hva:#x}")])["page"]["backoff"].clone();
+    blocks.filter(|hva| backoff(*hva).as_u64().unwrap() > 0).count()
+}
+
+#[test]
+fn what_was_learned_of_a_guest_outlives_an_agent_that_is_killed() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-crash", Backend::Anonymous);
+    let mut agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    vm(&agent, "tt-crash");
+    let learned = wait_for("pages that came back", || (backed_off(&agent, &guest) > 0).then_some(()));
+    assert!(learned.is_some(), "{}", explain(&agent, &[]));
+    // Every half minute it is written down.
+    let saved = || agent.status().unwrap()["state_saved_unix_s"].as_u64();
+    let since = saved();
+    let again = wait_for("the state to be written", || (saved() > since).then_some(()));
+    assert!(again.is_some(), "{}", agent.log().text());
+    let demoted = vm(&agent, "tt-crash")["demoted_bytes_total"].as_u64().unwrap();
+    agent.kill9();
+
+    // With the guest stopped nothing new can be learned of it.
+    guest.stop().unwrap();
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-crash");
+    let before = explain(&agent, &[])["known_before"].clone();
+    let number = |field: &str| before[field].as_u64().unwrap();
+    println!("{before}, of {demoted} bytes demoted");
+    assert!(number("blocks") > 0, "{before}");
+    assert!(number("demoted_bytes") > 0 && number("demoted_bytes") <= demoted, "{before} {demoted}");
+    assert!(agent.log().text().contains("held when the last agent wrote it down"), "{}", agent.log().text());
+
+    guest.cont().unwrap();
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn a_state_that_cannot_be_used_is_told_once_and_is_no_reason_not_to_run() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let folder = host.scratch.path().join("state");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("state.redb"), "not what it should be").unwrap();
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    let ended = agent.interrupt().unwrap();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let told: Vec<_> =
+        ended.log.lines().filter(|line| line.contains("WARN") && line.contains("store")).collect();
+    assert!(told.len() == 1 && told[0].contains("state.redb.broken-1"), "{}", ended.log);
+    let aside = std::fs::read_to_string(folder.join("state.redb.broken-1")).unwrap();
+    assert_eq!(aside, "not what it should be");
+
+    // A folder in which nothing can be made.
+    let config = host.config("1h").replace(folder.to_str().unwrap(), "/proc/tiering-state");
+    let agent = Agent::start(&config, &[]).unwrap();
+    let ended = agent.interrupt().unwrap();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let told: Vec<_> =
+        ended.log.lines().filter(|line| line.contains("WARN") && line.contains("goes on without")).collect();
+    assert_eq!(told.len(), 1, "{}", ended.log);
 }

@@ -6,8 +6,8 @@ use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, util::nr_cpus};
 use tiering_common::{
-    LAYOUT_VERSION, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_WRITE, Sample, VmEntry,
-    VmStats,
+    LAYOUT_VERSION, MAX_BLOCKS, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_WRITE,
+    Sample, VmBlock, VmEntry, VmStats,
 };
 use tiering_tests::skip::{need_root, skip_or_fail};
 use tiering_user::bpf::{Faults, OBJECT, Road};
@@ -205,4 +205,23 @@ fn every_road_sees_every_real_fault() {
         let counters = faults.counters(VmId(VM));
         assert_eq!(counters.produced, faults.consumed() + counters.dropped, "{road:?}");
     }
+}
+
+#[test]
+fn blocks_that_do_not_fit_are_counted_and_those_of_a_machine_go_with_it() {
+    let Some(()) = skip_or_fail(need_root()) else { return };
+    let mut faults = Faults::attach(&[Road::Raw], None).unwrap();
+    let block = |hva| VmBlock { hva, tiers: [500, 12, 0, 0, 0, 0, 0, 0], hot: 7, ..VmBlock::default() };
+    let most = u32::try_from(MAX_BLOCKS).unwrap();
+    for number in 0..most {
+        faults.show_block(VmId(1), number, Some(block(u64::from(number) << 21)));
+    }
+    assert_eq!(faults.blocks(), (u64::from(most), 0));
+    faults.show_block(VmId(2), 0, Some(block(0)));
+    assert_eq!(faults.blocks(), (u64::from(most), 1));
+    faults.show_block(VmId(1), 3, None);
+    faults.show_block(VmId(2), 0, Some(block(0)));
+    assert_eq!(faults.blocks(), (u64::from(most), 1), "there is room again");
+    faults.untrack(VmId(1), &this_process(&ZeroPages::map(1).unwrap()));
+    assert_eq!(faults.blocks(), (1, 1));
 }

@@ -48,6 +48,7 @@ swap = {{ path = "{folder}/qlc", size = "1GiB" }}
 [policy]
 demote_after = "{demote_after}"
 psi_limit = "100%"
+cpu_limit = "100%"
 [[vm]]
 match = {{ name = "tt-*" }}
 tenant = "test"
@@ -61,7 +62,7 @@ managed = false
 
 /// A guest of 128 MiB that is ready.
 pub fn guest(name: &str, backend: Backend) -> Guest {
-    let access = Access::HotAndLoop { hot_mib: 4, loop_mib: 24, loop_every_ms: 6000 };
+    let access = Access::HotAndLoop { hot_mib: 4, loop_mib: 24, loop_every_ms: 10_000 };
     let pattern = Pattern { mem_mib: 64, access, ..Pattern::default() };
     let mut guest = Guest::builder(name).memory_mib(128).pattern(pattern).backend(backend).start().unwrap();
     guest.wait_ready(BOOT).unwrap();

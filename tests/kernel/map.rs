@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde_json::Value;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
 use tiering_tests::skip::skip_or_fail;
@@ -37,6 +38,51 @@ fn every_page_of_a_stopped_guest_is_where_the_map_says() {
     drain_and_end(agent, &host);
 }
 
+#[test]
+fn pages_are_found_by_their_address_in_the_guest_and_by_their_frame() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-map", Backend::Anonymous);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-map");
+    let map = |args: &[&str]| -> Vec<Value> {
+        let args: Vec<_> = ["map", "tt-map", "--json"].iter().chain(args).copied().collect();
+        let map: Value = serde_json::from_str(&agent.tiering(&args).unwrap()).unwrap();
+        map["runs"].as_array().unwrap().clone()
+    };
+    let number = |run: &Value, field: &str| run[field].as_u64().unwrap();
+
+    // A guest of 128 MiB has its RAM from 0 on, but for video memory and firmware below 1 MiB.
+    let start = guest.ram().unwrap().start;
+    for run in map(&[]) {
+        let offset = number(&run, "hva") - start;
+        let expected = if (0xa_0000..0x10_0000).contains(&offset) { Value::Null } else { offset.into() };
+        assert_eq!(run["gpa"], expected, "{run}");
+    }
+    let low = map(&["--gpa", "0..0x200000"]);
+    let pages: u64 = low.iter().map(|run| number(run, "pages")).sum();
+    assert_eq!((number(&low[0], "gpa"), pages), (0, 512 - 96), "{low:?}");
+
+    let framed = map(&[]).into_iter().find(|run| run["frame_or_slot"]["pfn"].is_u64()).unwrap();
+    let frame = framed["frame_or_slot"]["pfn"].to_string();
+    let found = map(&["--pfn", &frame]);
+    assert_eq!((found.len(), number(&found[0], "pages")), (1, 1), "{found:?}");
+    assert_eq!((&found[0]["hva"], &found[0]["frame_or_slot"]), (&framed["hva"], &framed["frame_or_slot"]));
+
+    for (args, says) in [
+        (
+            ["--gpa", "0xa0000..0x100000"],
+            "is no RAM of tt-map, whose guest-physical addresses are 0x0..0xa0000, 0x100000..0x8000000",
+        ),
+        (["--hva", "0..0x1000"], "is no RAM of tt-map, whose host-virtual addresses are 0x"),
+        (["--pfn", "0xffffffffff"], "no page of tt-map has frame 0xffffffffff now"),
+    ] {
+        let error = agent.tiering(&["map", "tt-map", args[0], args[1]]).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
 /// The map against pagemap: one line for each page on which they differ.
 fn compare(agent: &Agent, pid: u32, host: &Host) -> Vec<String> {
     let areas_of = |tier: &str| area_numbers(&host.scratch.path().join(tier));
@@ -59,7 +105,7 @@ fn compare(agent: &Agent, pid: u32, host: &Host) -> Vec<String> {
             }
         }
         let first = match found[0] {
-            At::Nowhere | At::Zero => serde_json::Value::Null,
+            At::Nowhere | At::Zero => Value::Null,
             At::Memory { pfn } => serde_json::json!({ "pfn": pfn }),
             At::Swap { area, slot } => serde_json::json!({ "area": area, "slot": slot }),
         };

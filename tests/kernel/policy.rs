@@ -18,7 +18,7 @@ fn idle_pages_go_down_and_what_follows_is_staged_before_it_is_asked_for() {
 
     let used = wait_for("staged pages to be used", || {
         let vm = vm(&agent, "tt-policy");
-        (vm["prefetch"]["used_pages"].as_u64().unwrap() > 1000).then_some(vm)
+        (vm["prefetch"]["used_pages"].as_u64().unwrap() > 200).then_some(vm)
     });
     let status = used.unwrap_or_else(|| panic!("{}", vm(&agent, "tt-policy")));
     assert!(status["demoted_bytes_total"].as_u64().unwrap() > 32 << 20, "{status}");

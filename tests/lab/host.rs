@@ -1,5 +1,6 @@
 //! The lab from inside: its disks as folders for tiers, guests, the agent.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,11 +24,16 @@ pub struct Host {
 impl Host {
     /// Makes file systems on both disks.
     pub fn new() -> Result<Self> {
+        Self::with_qlc("/dev/disk/by-id/tiering-qlc")
+    }
+
+    /// The same with another device for qlc. Without a journal, which a disk that refuses writes would end for good.
+    pub fn with_qlc(qlc: &str) -> Result<Self> {
         let root = PathBuf::from("/run/tiers");
-        for disk in ["nvme", "qlc"] {
-            let (device, folder) = (format!("/dev/disk/by-id/tiering-{disk}"), root.join(disk));
+        for (disk, device) in [("nvme", "/dev/disk/by-id/tiering-nvme"), ("qlc", qlc)] {
+            let folder = root.join(disk);
             std::fs::create_dir_all(&folder)?;
-            shell(&format!("mkfs.ext4 -q {device} && mount {device} {}", folder.display()))?;
+            shell(&format!("mkfs.ext4 -q -O ^has_journal {device} && mount {device} {}", folder.display()))?;
         }
         Ok(Self { root })
     }
@@ -61,6 +67,7 @@ swap = {{ path = "{}", size = "384MiB" }}
 [policy]
 demote_after = "{demote_after}"
 psi_limit = "100%"
+cpu_limit = "100%"
 [[vm]]
 match = {{ name = "tt-*" }}
 tenant = "test"
@@ -69,9 +76,7 @@ tenant = "test"
             qlc.display()
         )
     }
-}
 
-impl Host {
     /// Switches a swap file on, on one of the disks, without any agent.
     pub fn swap_on(&self, disk: &str, bytes: u64) -> Result<PathBuf> {
         let file = self.root.join(disk).join("plain.swap");
@@ -88,7 +93,7 @@ pub fn kvm_guest(name: &str, backend: Backend) -> Builder {
     Guest::builder(name).memory_mib(128).backend(backend).accel(Accel::Kvm)
 }
 
-/// Starts a guest and waits until its pattern runs. One after the other: two that boot at once hung now and then.
+/// Starts a guest and waits until its pattern runs. One after the other: they share one processor anyway.
 pub fn ready(builder: Builder, results: &mut Results) -> Result<Guest> {
     let mut guest = builder.start()?;
     guest.wait_ready(BOOT)?;
@@ -152,9 +157,29 @@ impl Memcg {
 
     /// Faults that had to wait for a disk.
     pub fn major_faults(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(self.folder.join("memory.stat"))?;
-        let line = stat.lines().find_map(|line| line.strip_prefix("pgmajfault "));
-        Ok(line.context("memory.stat has no pgmajfault")?.parse()?)
+        self.field("memory.stat", "pgmajfault")
+    }
+
+    /// Sets one of its files.
+    pub fn set(&self, file: &str, value: impl Display + Copy) -> Result<()> {
+        std::fs::write(self.folder.join(file), format!("{value}")).with_context(|| format!("writing {file}"))
+    }
+
+    /// The number in one of its files.
+    pub fn bytes(&self, file: &str) -> Result<u64> {
+        Ok(std::fs::read_to_string(self.folder.join(file))?.trim().parse()?)
+    }
+
+    /// The number behind a word of one of its files.
+    pub fn field(&self, file: &str, word: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(self.folder.join(file))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("{file} has no {word}"))?.parse()?)
+    }
+
+    /// Puts another process into it.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        self.set("cgroup.procs", pid)
     }
 
     /// Has the kernel free memory of the group, the least used first; the kernel may find less.

@@ -27,11 +27,8 @@ fn doctor(host: &Host) -> Result<Vec<Value>> {
 /// 1 KiB blocks that reach the disk when 16 MiB of zero pages are swapped.
 fn zeroes_written_kib(host: &Host) -> Result<u64> {
     const PAGES: usize = 4096;
-    let file = host.folder("nvme").with_file_name("zeroes");
-    let path = file.display();
-    shell(&format!(
-        "fallocate -l 64M {path} && chmod 600 {path} && mkswap -q {path} && sync && swapon {path}"
-    ))?;
+    let file = host.swap_on("nvme", 64 << 20)?;
+    shell("sync")?;
     let written = || -> Result<u64> {
         let disk = std::fs::canonicalize("/dev/disk/by-id/tiering-nvme")?;
         let disk = disk.file_name().context("a disk without name")?;
@@ -45,6 +42,7 @@ fn zeroes_written_kib(host: &Host) -> Result<u64> {
     std::thread::sleep(std::time::Duration::from_secs(1));
     let after = written()?;
     drop(pages);
+    let path = file.display();
     shell(&format!("swapoff {path} && rm {path}"))?;
     Ok(after - before)
 }

@@ -8,15 +8,18 @@ use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
 use tiering_tests::results::Results;
 
-use crate::host::{Host, drain_and_end, known_vm, move_to, number};
+use crate::host::{Host, drain_and_end, known_vm, move_to, number, wait_for};
 use crate::scenario::Scenario;
 use crate::still::Still;
 
 /// A memfd, as virtiofs and vhost-user need it.
 fn shared(results: &mut Results, agent: &Agent, host: &Host) -> Result<()> {
     let still = Still::new(agent, "shared", Backend::Memfd)?;
-    for tier in ["cxl", "dram"] {
+    for (tier, wanted) in [("cxl", "prefer (many):1"), ("dram", "default")] {
         still.check_move(results, agent, host, tier)?;
+        let policies = still.policies()?;
+        let what = format!("shared in {tier}: where the kernel puts what comes later");
+        results.check(&what, format!("{policies:?}"), wanted, policies == [wanted]);
     }
     // Pagemap shows nothing of shared memory in swap; what left the page table and memory is in the tier's files.
     let there = number(&move_to(agent, &still.name, "nvme", &[])?["in_tier_pages"]);
@@ -85,6 +88,26 @@ fn huge(results: &mut Results, agent: &Agent, host: &Host) -> Result<()> {
     still.check_move(results, agent, host, "nvme")?;
     let split = still.huge_kib()?;
     results.check("huge in nvme: MiB in huge pages", split >> 10, "0", split == 0);
+    still.check_move(results, agent, host, "dram")?;
+    let again = wait_for("its blocks to be huge again", || {
+        let now = still.huge_kib()?;
+        Ok((now == before).then_some(now))
+    });
+    let now = still.huge_kib()? >> 10;
+    results.check(
+        "huge, back in dram: MiB in huge pages",
+        now,
+        &format!("{} again", before >> 10),
+        again.is_ok(),
+    );
+    let lost = wait_for("the status to tell", || {
+        let vm = known_vm(agent, &still.name)?;
+        Ok((number(&vm["huge_lost_bytes"]) == 0).then(|| number(&vm["collapsed_bytes_total"]) >> 20))
+    });
+    let told = lost.as_ref().copied().unwrap_or(0);
+    // The kernel's own khugepaged makes some.
+    let ok = lost.is_ok() && told > 0;
+    results.check("huge: MiB that the agent made again; none is lost", told, "> 0", ok);
     still.check_content(results)
 }
 
@@ -142,7 +165,7 @@ fn check_refused(results: &mut Results, agent: &Agent, still: &Still, word: &str
 #[test]
 #[ignore = "long: five guests one after the other"]
 fn each_kind_of_ram_goes_as_far_as_it_can() {
-    let limit = Duration::from_secs(280);
+    let limit = Duration::from_secs(480);
     Scenario { limit, ..Scenario::default() }.run(
         "kinds_of_ram::each_kind_of_ram_goes_as_far_as_it_can",
         |results: &mut Results| {

@@ -5,12 +5,17 @@
 #![expect(clippy::unwrap_used, reason = "a test panics with the error")]
 
 mod agent_dies;
+mod bench;
 mod boots;
+mod failing;
 mod host;
 mod kernel_6_1;
 mod kinds_of_ram;
 mod kvm_guests;
+mod ladder;
 mod leader_follower;
+mod limits;
+mod map;
 mod memory_tiers;
 mod samples;
 mod scenario;

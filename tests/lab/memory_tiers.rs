@@ -92,7 +92,7 @@ fn hot_set(results: &mut Results, host: &Host) -> Result<()> {
 #[test]
 #[ignore = "long: half a minute of idling, and a KVM guest"]
 fn idle_pages_go_down_by_themselves_and_what_a_guest_uses_comes_back() {
-    let limit = Duration::from_secs(280);
+    let limit = Duration::from_secs(480);
     Scenario { limit, ..Scenario::default() }.run(
         "memory_tiers::idle_pages_go_down_by_themselves_and_what_a_guest_uses_comes_back",
         |results: &mut Results| {

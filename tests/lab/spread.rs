@@ -53,6 +53,35 @@ impl Spread {
     }
 }
 
+/// What the lab's tiers are made of at one moment.
+pub struct Tiers {
+    blocks: Blocks,
+    /// The kernel's numbers of the areas of each swap tier.
+    areas: Vec<(&'static str, Vec<u64>)>,
+}
+
+impl Tiers {
+    pub fn now(host: &Host) -> Result<Self> {
+        let areas = |tier| Ok((tier, area_numbers(&host.folder(tier))?));
+        Ok(Self {
+            blocks: Blocks::read()?,
+            areas: ["nvme", "qlc"].into_iter().map(areas).collect::<Result<_>>()?,
+        })
+    }
+
+    /// What the map should call this place.
+    pub fn of(&self, at: At) -> Result<&'static str> {
+        Ok(match at {
+            At::Nowhere | At::Zero => "untouched",
+            At::Memory { pfn } => ["dram", "cxl"][usize::from(self.blocks.on_node_1(pfn)?)],
+            At::Swap { area, .. } => {
+                let tier = self.areas.iter().find(|(_, numbers)| numbers.contains(&area));
+                tier.map_or("swap", |(tier, _)| tier)
+            }
+        })
+    }
+}
+
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "nodes {:?}, swap areas {:?}, nowhere {}", self.node, self.swapped, self.nowhere)

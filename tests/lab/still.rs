@@ -1,21 +1,17 @@
-//! A guest that stands still, all of whose RAM was filled from outside with what can be told again: it needs no boot and
-//! no KVM, and every byte can be compared.
+//! A guest that stands still ([`Filled`]), and an agent that knows it.
 //!
-//! In: the agent that is to find it, a kind of RAM. Out: a stopped guest of 64 MiB. Its RAM is found by itself, not by
-//! asking the agent.
+//! In: the agent that is to find it, a kind of RAM. Out: a stopped guest of 64 MiB.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tiering_tests::agent::Agent;
+use tiering_tests::filled::Filled;
 use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{At, PAGE, pagemap};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 
-use crate::host::{Host, known_vm, move_to, runs, wait_for};
+use crate::host::{Host, Memcg, known_vm, move_to, runs};
 use crate::spread::Spread;
 
 const MEMORY_MIB: u32 = 64;
@@ -23,51 +19,56 @@ const MEMORY_MIB: u32 = 64;
 pub struct Still {
     /// `tt-` and what it is there for.
     pub name: String,
-    guest: Guest,
-    memory: File,
-    ram: Range<u64>,
+    pub filled: Filled,
 }
 
 impl Still {
     /// A guest called `tt-KIND`. One agent must not meet the same name twice.
     pub fn new(agent: &Agent, kind: &str, backend: Backend) -> Result<Self> {
+        Self::started(agent, kind, backend, |_| Ok(()))
+    }
+
+    /// The same in a control group of its own, with these limits from the start.
+    pub fn in_group(agent: &Agent, kind: &str, limits: &[(&str, u64)]) -> Result<(Self, Memcg)> {
+        let mut group = None;
+        let still = Self::started(agent, kind, Backend::AnonymousSmall, |pid| {
+            let made = Memcg::of(&format!("tt-{kind}"), pid)?;
+            for (file, bytes) in limits {
+                made.set(file, bytes)?;
+            }
+            group = Some(made);
+            Ok(())
+        })?;
+        Ok((still, group.context("no group was made")?))
+    }
+
+    fn started(
+        agent: &Agent,
+        kind: &str,
+        backend: Backend,
+        and_then: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<Self> {
         let name = format!("tt-{kind}");
         let pattern = Pattern { mem_mib: 16, access: Access::Idle, ..Pattern::default() };
-        let guest = Guest::builder(&name).memory_mib(MEMORY_MIB).pattern(pattern).backend(backend).start()?;
-        let ram =
-            wait_for("the guest to use its RAM", || Ok(guest.ram().ok().filter(|ram| in_use(&guest, ram))))?;
-        // As soon as that: its boot and the agent would share one slow processor.
-        guest.stop()?;
-        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", guest.pid()))?;
-        let still = Self { name, guest, memory, ram };
-        for hva in still.pages() {
-            still.memory.write_all_at(&content(hva), hva)?;
-        }
+        let guest = Guest::builder(&name).memory_mib(MEMORY_MIB).pattern(pattern).backend(backend);
+        let still = Self { name, filled: Filled::placed(guest, and_then)? };
         known_vm(agent, &still.name)?;
         // The agent looks at the page tables before it shows a map.
         runs(agent, &still.name)?;
         Ok(still)
     }
 
-    fn pages(&self) -> impl Iterator<Item = u64> + use<> {
-        self.ram.clone().step_by(PAGE as usize)
-    }
-
     pub fn all_pages(&self) -> u64 {
-        (self.ram.end - self.ram.start) / PAGE
+        self.filled.all_pages()
     }
 
     pub fn spread(&self) -> Result<Spread> {
-        Spread::of(self.guest.pid(), &self.ram)
+        Spread::of(self.filled.guest().pid(), &self.filled.ram())
     }
 
     /// KiB of its RAM in huge pages, by the kernel.
     pub fn huge_kib(&self) -> Result<u64> {
-        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", self.guest.pid()))?;
-        let ours = format!("{:x}-", self.ram.start);
-        let mapping = smaps.lines().skip_while(|line| !line.starts_with(&ours));
-        let field = mapping.into_iter().find_map(|line| line.strip_prefix("AnonHugePages:"));
-        Ok(field.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0))
+        self.filled.smaps_kib("AnonHugePages")
     }
 
     /// Moves all of it and notes whether it is there, by pagemap: at least 99 of 100 pages.
@@ -83,27 +84,24 @@ impl Still {
         Ok(())
     }
 
+    /// The memory policies that the kernel shows for its RAM, if that is shared, such as `default` and `prefer (many):1`.
+    pub fn policies(&self) -> Result<Vec<String>> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/numa_maps", self.filled.guest().pid()))?;
+        let ram = self.filled.ram();
+        let parts = maps.lines().filter_map(|line| {
+            let (start, rest) = line.split_once(' ')?;
+            let ours = ram.contains(&u64::from_str_radix(start, 16).ok()?);
+            ours.then(|| rest.split(" file=").next().unwrap_or(rest).to_owned())
+        });
+        let policies: BTreeSet<String> = parts.collect();
+        Ok(policies.into_iter().collect())
+    }
+
     /// Notes whether every page is what it was filled with.
     pub fn check_content(&self, results: &mut Results) -> Result<()> {
-        ensure!(self.all_pages() == u64::from(MEMORY_MIB) * 256, "RAM at {:x?}", self.ram);
-        let mut page = vec![0; PAGE as usize];
-        let mut wrong = 0;
-        for hva in self.pages() {
-            self.memory.read_exact_at(&mut page, hva)?;
-            wrong += u64::from(page != content(hva));
-        }
+        ensure!(self.all_pages() == u64::from(MEMORY_MIB) * 256, "RAM at {:x?}", self.filled.ram());
+        let wrong = self.filled.changed_pages(0)?;
         results.check(&format!("{}: pages whose content changed", self.name), wrong, "0", wrong == 0);
         Ok(())
     }
-}
-
-/// Its kernel and more is in memory: QEMU has made all that the RAM needs.
-fn in_use(guest: &Guest, ram: &Range<u64>) -> bool {
-    let pages = pagemap(guest.pid(), ram.start, (ram.end - ram.start) / PAGE).unwrap_or_default();
-    pages.iter().filter(|at| matches!(at, At::Memory { .. })).count() > 1024
-}
-
-/// What the page at this address is filled with: no two are equal, and none is all zero.
-fn content(hva: u64) -> Vec<u8> {
-    (hva | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_ne_bytes().repeat(512)
 }

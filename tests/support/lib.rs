@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod content;
+pub mod filled;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
@@ -17,6 +18,7 @@ pub mod paths;
 pub mod pattern;
 pub mod qemu;
 pub mod random;
+pub mod repeats;
 pub mod results;
 pub mod scratch;
 pub mod skip;

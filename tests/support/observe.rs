@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -47,6 +48,8 @@ pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Result<Vec<At>> {
             Ok(match (entry >> 63, (entry >> 62) & 1) {
                 (1, _) if is_zero(pfn)? => At::Zero,
                 (1, _) => At::Memory { pfn },
+                // Being moved to another frame: it shows as swapped into an area that cannot be, at the frame it leaves.
+                (0, 1) if entry & 31 >= 23 => At::Memory { pfn: (entry >> 5) & ((1 << 50) - 1) },
                 (0, 1) => At::Swap { area: entry & 31, slot: (entry >> 5) & ((1 << 50) - 1) },
                 _ => At::Nowhere,
             })
@@ -75,4 +78,19 @@ pub fn area_numbers(folder: &Path) -> Result<Vec<u64>> {
     let below = |line: &str| line.starts_with(&*folder.to_string_lossy());
     let areas = (0..).zip(swaps.lines().skip(1));
     Ok(areas.filter(|(_, line)| below(line)).map(|(number, _)| number).collect())
+}
+
+/// Pages of a process that are mapped, and that are in swap, by pagemap. For anonymous memory only: of shared memory in swap
+/// pagemap shows nothing.
+///
+/// # Errors
+/// Where the process has ended.
+pub fn mapped_and_swapped(pid: u32, range: &Range<u64>) -> Result<(u64, u64)> {
+    let file = File::open(format!("/proc/{pid}/pagemap")).context("opening pagemap")?;
+    let mut bytes = vec![0; usize::try_from((range.end - range.start) / PAGE * 8)?];
+    file.read_exact_at(&mut bytes, range.start / PAGE * 8).context("reading pagemap")?;
+    let entries = bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_ne_bytes(*bytes));
+    Ok(entries.fold((0, 0), |(mapped, swapped), entry| {
+        (mapped + (entry >> 63), swapped + u64::from(entry >> 62 == 1))
+    }))
 }

@@ -19,6 +19,9 @@ pub struct Row {
     /// Empty where the row is there to be known, whatever it says.
     pub wanted: String,
     pub ok: bool,
+    /// A measured figure that is not what one aims at; it fails nothing.
+    #[serde(default)]
+    pub missed: bool,
 }
 
 /// The table of one scenario.
@@ -26,6 +29,9 @@ pub struct Row {
 pub struct Results {
     pub scenario: String,
     pub rows: Vec<Row>,
+    /// The few figures that one line has room for.
+    #[serde(default)]
+    pub headlines: Vec<String>,
     /// Rows are printed as they come, with the seconds since then.
     #[serde(skip, default = "Instant::now")]
     began: Instant,
@@ -39,22 +45,33 @@ fn folder() -> PathBuf {
 impl Results {
     #[must_use]
     pub fn new(scenario: &str) -> Self {
-        Self { scenario: scenario.to_owned(), rows: Vec::new(), began: Instant::now() }
+        Self { scenario: scenario.to_owned(), rows: Vec::new(), headlines: Vec::new(), began: Instant::now() }
     }
 
     /// Notes what should be so, and whether it is. Returns `ok`.
     pub fn check(&mut self, what: &str, found: impl Display, wanted: &str, ok: bool) -> bool {
-        self.push(what, &found, wanted, ok);
+        self.push(what, &found, wanted, ok, false);
         ok
+    }
+
+    /// Notes a measured figure beside what one aims at.
+    pub fn figure(&mut self, what: &str, found: impl Display, target: &str, met: bool) {
+        self.push(what, &found, target, true, !met);
+    }
+
+    /// Adds a figure to the one line that sums everything up.
+    pub fn headline(&mut self, figure: impl Into<String>) {
+        self.headlines.push(figure.into());
     }
 
     /// Notes what is worth knowing.
     pub fn note(&mut self, what: &str, found: impl Display) {
-        self.push(what, &found, "", true);
+        self.push(what, &found, "", true, false);
     }
 
-    fn push(&mut self, what: &str, found: &dyn Display, wanted: &str, ok: bool) {
-        let row = Row { what: what.to_owned(), found: found.to_string(), wanted: wanted.to_owned(), ok };
+    fn push(&mut self, what: &str, found: &dyn Display, wanted: &str, ok: bool, missed: bool) {
+        let (what, found, wanted) = (what.to_owned(), found.to_string(), wanted.to_owned());
+        let row = Row { what, found, wanted, ok, missed };
         println!("{:>4} s {}", self.began.elapsed().as_secs(), line(&row));
         self.rows.push(row);
     }
@@ -117,7 +134,11 @@ impl Results {
 }
 
 fn line(row: &Row) -> String {
-    let verdict = if row.ok { "  " } else { "NO" };
+    let verdict = match row {
+        Row { ok: false, .. } => "NO",
+        Row { missed: true, .. } => "--",
+        Row { .. } => "  ",
+    };
     let wanted = if row.wanted.is_empty() { String::new() } else { format!("  (wanted: {})", row.wanted) };
     format!("{verdict} {:<58} {}{wanted}", row.what, row.found)
 }
@@ -140,12 +161,14 @@ mod tests {
         results.note("pages", 7);
         assert!(results.check("in nvme", 7, "7", true));
         assert!(!results.check("in qlc", 3, "at least 6", false));
-        assert_eq!(results.wrong(), ["in qlc (3; wanted at least 6)"]);
+        results.figure("share of the raw call", "93 %", "95 %", false);
+        assert_eq!(results.wrong(), ["in qlc (3; wanted at least 6)"], "a missed target fails nothing");
         let table = results.to_string();
         let mut lines = table.lines();
         assert_eq!(lines.next(), Some("moves: a page goes down"));
         assert!(lines.next().unwrap().trim_start().starts_with("pages"));
         assert!(lines.nth(1).unwrap().starts_with("NO in qlc"), "{table}");
+        assert!(lines.next().unwrap().starts_with("-- share of the raw call"), "{table}");
 
         let folder = tempfile::tempdir().unwrap();
         results.save(folder.path()).unwrap();

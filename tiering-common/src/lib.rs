@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in this crate.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
 pub const MAX_RANGES: usize = 16;
@@ -42,6 +42,12 @@ pub const NO_GPA: u64 = u64::MAX;
 
 /// Frames that [`VmFrames`] holds.
 pub const MAX_FRAMES: usize = 16;
+
+/// Most tiers of a ladder.
+pub const MAX_TIERS: usize = 8;
+
+/// Blocks that the map `tier_map` has room for: 128 GiB of guest RAM.
+pub const MAX_BLOCKS: usize = 65_536;
 
 /// One access, as the kernel saw it. A record of the ring `tier_events`.
 #[repr(C)]
@@ -134,6 +140,33 @@ pub struct VmMoves {
     pub wasted: u64,
 }
 
+/// A block of 2 MiB of one virtual machine. Key of the map `tier_map`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockKey {
+    /// [`VmEntry::vm`].
+    pub vm: u32,
+    /// Blocks are numbered from 0 through the machine's RAM, in order of address.
+    pub block: u32,
+}
+
+/// Where the pages of a block are, pages of 4 KiB. Value of the map `tier_map`; there only for blocks of which some page
+/// was touched. Only the agent writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmBlock {
+    /// Host-virtual address of the first page.
+    pub hva: u64,
+    /// In each tier, by level.
+    pub tiers: [u16; MAX_TIERS],
+    /// In a swap area that is none of the ladder's, or cannot be told.
+    pub other_swap: u16,
+    pub untouched: u16,
+    /// Of all these, those with accesses seen lately.
+    pub hot: u16,
+    pub _pad: u16,
+}
+
 const _: () = {
     assert!(size_of::<Sample>() == 24);
     assert!(size_of::<Range>() == 24);
@@ -142,6 +175,8 @@ const _: () = {
     assert!(MAX_FRAMES.is_power_of_two());
     assert!(size_of::<VmStats>() == 48);
     assert!(size_of::<VmMoves>() == 40);
+    assert!(size_of::<BlockKey>() == 8);
+    assert!(size_of::<VmBlock>() == 16 + 2 * MAX_TIERS);
     assert!(RING_BYTES.is_power_of_two());
 };
 
@@ -156,4 +191,8 @@ mod user {
     unsafe impl aya::Pod for super::VmMoves {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VmFrames {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::BlockKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::VmBlock {}
 }

@@ -29,8 +29,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    Frame, MAX_FRAMES, MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE,
-    Sample, VmEntry, VmFrames, VmMoves, VmStats,
+    BlockKey, Frame, MAX_BLOCKS, MAX_FRAMES, MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL,
+    SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, guest_ram, is_guest_ram, sample_flags};
 
@@ -49,6 +49,10 @@ static STATS: PerCpuHashMap<u32, VmStats, MAX_VMS, BPF_F_NO_PREALLOC> = PerCpuHa
 /// Written by the agent alone; here so that it is pinned and pretty-printed with the others.
 #[btf_map(name = "tier_moves")]
 static MOVES: HashMap<u32, VmMoves, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new();
+
+/// Written by the agent alone, as [`MOVES`].
+#[btf_map(name = "tier_map")]
+static BLOCKS: HashMap<BlockKey, VmBlock, MAX_BLOCKS, BPF_F_NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "tier_events")]
 static EVENTS: RingBuf<Sample, RING_BYTES> = RingBuf::new();

@@ -2,7 +2,7 @@
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!
-//! `sys` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `predict` → `policy` → `actuate` → `telemetry` →
+//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `predict` → `policy` → `actuate` → `telemetry` →
 //! `host` → `agent` → `cli`
 //!
 //! `track`, `tiermap` (but for its sweep), `predict` and `policy` are pure: time is an argument, and nothing is touched.
@@ -16,6 +16,7 @@ pub mod config;
 pub mod host;
 pub mod policy;
 pub mod predict;
+pub mod store;
 pub mod sys;
 pub mod telemetry;
 pub mod tiermap;

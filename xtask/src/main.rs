@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`. Only wires; a command is a module.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -25,6 +26,8 @@ enum Xtask {
     Test(test::Options),
     /// Run a command, or a shell, in a virtual host with memory tiers, NVMe disks and KVM
     Lab(lab::Options),
+    /// Measure, and print a table and a line with the headline figures
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Xtask::Run(options) => run::run(&options),
         Xtask::Test(options) => test::run(&options),
         Xtask::Lab(options) => lab::run(&options),
+        Xtask::Bench(options) => bench::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -37,12 +37,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.all {
         nextest.args(["--run-ignored", "all"]);
     }
+    // Measurements are tests that `cargo xtask bench` runs.
+    let no_benches = "not test(bench_)";
     match &options.filter {
         Some(kind) if KINDS.contains(&kind.as_str()) => {
-            nextest.args(["--filterset", &format!("binary(={kind})")]);
+            nextest.args(["--filterset", &format!("binary(={kind}) and {no_benches}")]);
         }
         filter => {
-            nextest.args(filter);
+            nextest.args(["--filterset", no_benches]).args(filter);
         }
     }
     nextest.env("TIERING_BIN", &built.tiering).env("TIERING_GUEST_INIT", &built.guest_init);

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as async_mpsc;
 
+use super::later::Preferences;
 use super::stage::{drop_stage, stage};
 use super::target::{Outcome, Roots, Skip, Target};
-use super::{memory, swap};
+use super::{collapse, limits, memory, swap, swap_cache};
 use crate::policy::{Action, Step};
 use crate::sys;
 use crate::tiermap::Places;
 use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
+use crate::track::VmId;
 
 /// How often an idle mover looks after the plugs.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
@@ -23,6 +25,8 @@ const SETTLE_EVERY: Duration = Duration::from_secs(5);
 pub enum Job {
     Step(Target, Step),
     Drain(TierId),
+    /// Of what page-outs of the machine left in the swap cache, so many bytes are freed.
+    FreeSwapCache(Target, u64),
 }
 
 /// Something a lane has done.
@@ -31,6 +35,8 @@ pub enum Done {
     Step(Outcome),
     /// Pages brought up, and how long it took.
     Drain(TierId, Result<u64, SwapError>, Duration),
+    /// Bytes freed.
+    FreeSwapCache(VmId, u64),
 }
 
 /// What both lanes go by.
@@ -79,7 +85,7 @@ impl Lanes {
     pub fn send(&self, job: Job) {
         let lane = match &job {
             Job::Step(_, step) if matches!(step.action, Action::Stage | Action::DropStage) => &self.stager,
-            Job::Step(..) | Job::Drain(_) => &self.mover,
+            Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
             // A lane ends only with this value.
@@ -99,11 +105,12 @@ impl Lane {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let mut later = Preferences::default();
             loop {
                 match jobs.recv_timeout(SETTLE_EVERY) {
                     _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) => {
-                        if done.send(run(job, &settings, swap.as_mut())).is_err() {
+                        if done.send(run(job, &settings, swap.as_mut(), &mut later)).is_err() {
                             break;
                         }
                     }
@@ -137,9 +144,12 @@ fn settle(swap: Option<&mut SwapTiers>) {
     }
 }
 
-fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>) -> Done {
+fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, later: &mut Preferences) -> Done {
     match job {
-        Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap)),
+        Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap, later)),
+        Job::FreeSwapCache(target, bytes) => {
+            Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
+        }
         Job::Drain(tier) => {
             let began = Instant::now();
             let result = match swap {
@@ -151,24 +161,40 @@ fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>) -> Done {
     }
 }
 
-fn run_step(target: &Target, step: Step, settings: &Settings, swap: Option<&mut SwapTiers>) -> Outcome {
+fn run_step(
+    target: &Target,
+    step: Step,
+    settings: &Settings,
+    swap: Option<&mut SwapTiers>,
+    later: &mut Preferences,
+) -> Outcome {
     let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
     let asked = outcome.asked.len() as u64;
     let places = &settings.places;
     let to_memory = |to| places.nodes.tiers().contains(to);
-    let within_memory = matches!(step.action, Action::Place { to } if to_memory(to));
+    let within_memory = match step.action {
+        Action::Place { to } => to_memory(to),
+        Action::Collapse => true,
+        Action::Stage | Action::DropStage => false,
+    };
     if settings.dry_run {
         outcome.skip(Skip::DryRun, asked);
     } else if let Some(why) = target.refusal(&settings.roots, within_memory) {
         outcome.skip(why, asked);
     } else {
+        let fails_before = limits::leave_out(target, &settings.roots, places, &mut outcome);
         match (step.action, swap) {
-            (Action::Place { to }, _) if to_memory(to) => memory::place(target, to, places, &mut outcome),
+            _ if outcome.asked.is_empty() => {}
+            (Action::Place { to }, _) if to_memory(to) => {
+                memory::place(target, to, places, later, &mut outcome);
+            }
             (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
+            (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
             (Action::Stage, _) => stage(target, places, &mut outcome),
             (Action::DropStage, _) => drop_stage(target, places, &mut outcome),
         }
+        limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
     }
     outcome.finished = sys::now();
     outcome

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use super::later::Preferences;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::sys::{self, Advice, MoveStatus, PAGE_BYTES, PreferNodes};
 use crate::tiermap::{PageIndex, Place, Places};
@@ -26,15 +27,32 @@ pub fn room_bytes(memory: NodeMemory) -> u64 {
     memory.free.saturating_sub(memory.total / MARGIN_DIVISOR)
 }
 
+/// The same for any memory tier: in the first one the page cache gives way. All there is, where that cannot be told.
+fn room_for(tier: TierId, memory: NodeMemory) -> u64 {
+    match tier {
+        TierId(0) if memory.total == 0 => u64::MAX,
+        TierId(0) => memory.available.saturating_sub(memory.total / MARGIN_DIVISOR),
+        _ => room_bytes(memory),
+    }
+}
+
 /// Places the pages of `outcome` into the memory tier `to`.
-pub(super) fn place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
+pub(super) fn place(
+    target: &Target,
+    to: TierId,
+    places: &Places,
+    later: &mut Preferences,
+    outcome: &mut Outcome,
+) {
     if target.vm.numa_bound && to != TierId(0) {
         let asked = outcome.asked.len() as u64;
         return outcome.skip(Skip::Bound, asked);
     }
+    if target.is_shared(&outcome.asked) {
+        later.set(target, &outcome.asked, to, places);
+    }
     if let Err(why) = try_place(target, to, places, outcome) {
-        let rest = outcome.asked.len() as u64 - outcome.moved_pages;
-        outcome.skip(why, rest);
+        outcome.skip_rest(why);
     }
 }
 
@@ -43,11 +61,8 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     let asked = outcome.asked.clone();
     let before = look(target, &asked, places)?;
     let mut pages = select(&asked, &before, |at| at != wanted && at != Place::Untouched);
-    // The first tier is where everything may go: there the kernel makes room, as for any other fault.
-    if to != TierId(0) {
-        let room = room_bytes(places.nodes.memory(to)) / PAGE_BYTES;
-        pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
-    }
+    let room = room_for(to, places.nodes.memory(to)) / PAGE_BYTES;
+    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
     let chosen = |page: &PageIndex| pages.binary_search(page).is_ok();
 
     let at: BTreeMap<PageIndex, Place> = asked.iter().copied().zip(before.iter().copied()).collect();
@@ -157,5 +172,7 @@ mod tests {
         assert_eq!(room_bytes(memory(1000)), 950);
         assert_eq!(room_bytes(memory(51)), 1);
         assert_eq!(room_bytes(memory(49)), 0, "what the page cache holds does not count");
+        assert_eq!(room_for(TierId(0), memory(49)), 950, "but in the first tier it does");
+        assert_eq!(room_for(TierId(0), NodeMemory::default()), u64::MAX, "a kernel without NUMA");
     }
 }

@@ -4,10 +4,14 @@
 //! moves pages between memory tiers, the *stager* brings pages up ahead of need, so that staging does not wait behind a slow page-out. Both look once more whether
 //! the machine may be touched, act, read back where the pages are, and send an [`Outcome`]. Nothing here decides.
 
+mod collapse;
 mod lanes;
+mod later;
+mod limits;
 mod memory;
 mod stage;
 mod swap;
+mod swap_cache;
 mod tags;
 mod target;
 

@@ -12,6 +12,8 @@
 //! arrived, and if it did not for the most part, the place is "other swap".
 
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
@@ -21,6 +23,13 @@ use crate::tiers::{SwapError, SwapTiers, TierId, read_proc_swaps};
 
 /// Times a page that is not where it should be is tried.
 const ROUNDS: usize = 3;
+
+/// More than this share of a batch that is not there, 1 / 100, is more than what lies in the kernel's per-CPU lists. Most likely
+/// it is still being written to where it was before: such a page can neither go nor give its slot back (`folio_free_swap` in
+/// mm/swapfile.c). Seen once, on a busy disk: 5,319 of 131,072 pages stayed and 1,093 went back to the tier they had come from.
+const STILL_WRITTEN_DIVISOR: usize = 100;
+/// How long the disk is given then, before the next round.
+const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
 /// Places the pages of `outcome` into the tier `to`.
 pub(super) fn place(
@@ -36,8 +45,7 @@ pub(super) fn place(
         place_private(target, to, places, swap, outcome)
     };
     if let Err(why) = result {
-        let rest = outcome.asked.len() as u64 - outcome.moved_pages;
-        outcome.skip(why, rest);
+        outcome.skip_rest(why);
     }
 }
 
@@ -53,14 +61,19 @@ fn place_private(
     let mut pages: Vec<PageIndex> =
         select(&outcome.asked, &before, |at| at != wanted && at != Place::Untouched);
     let room = swap.room(to).map_err(failed)?;
-    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
-    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    keep(room, &mut pages, outcome);
     // What is in swap has its tag since it went there.
     let mut in_memory = select(&outcome.asked, &before, |at| places.in_memory(at));
     in_memory.retain(|page| pages.binary_search(page).is_ok());
     outcome.tags = tags(target, &in_memory);
 
-    let tried = rounds(target, to, places, swap, pages.clone(), outcome);
+    let at: Vec<Place> = {
+        let mut chosen = pages.iter().peekable();
+        let of_chosen =
+            outcome.asked.iter().zip(&before).filter(|(page, _)| chosen.next_if_eq(page).is_some());
+        of_chosen.map(|(_, at)| *at).collect()
+    };
+    let tried = rounds(target, to, places, swap, (pages.clone(), at), outcome);
 
     // Also after an error: the table must know where the pages are now.
     let after = target.places(&outcome.asked, places).map_err(gone)?;
@@ -79,32 +92,39 @@ fn place_private(
     tried
 }
 
-/// Pages `pages` out until they are in the tier, or have been tried often enough.
+/// Pages out, until they are in the tier or have been tried often enough, pages of which it is known where they are.
 fn rounds(
     target: &Target,
     to: TierId,
     places: &Places,
     swap: &mut SwapTiers,
-    mut pages: Vec<PageIndex>,
+    (mut pages, mut now): (Vec<PageIndex>, Vec<Place>),
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
-    let found = |pages: &[PageIndex]| target.places(pages, places).map_err(gone);
     let _one_cpu = OneCpu::bind();
     for round in 0..ROUNDS {
-        let now = found(&pages)?;
         let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
-        give_slots_back(target, &select(&pages, &now, elsewhere))?;
+        let to_come_up = select(&pages, &now, elsewhere);
+        if !to_come_up.is_empty() {
+            // A tier that fails is found out before anything is brought up for it.
+            swap.aim(to, pages.len() as u64).map_err(failed)?;
+            give_slots_back(target, &to_come_up)?;
+        }
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
-        outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
-        pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        keep(room, &mut pages, outcome);
         target.advise(&pages, Advice::PageOut).map_err(gone)?;
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
         let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
-        pages = select(&pages, &found(&pages)?, again);
+        let after = target.places(&pages, places).map_err(gone)?;
+        let tried = pages.len();
+        (pages, now) = pages.into_iter().zip(after).filter(|(_, at)| again(*at)).unzip();
         if pages.is_empty() {
             break;
+        }
+        if round + 1 < ROUNDS && pages.len() * STILL_WRITTEN_DIVISOR > tried {
+            thread::sleep(UNTIL_WRITTEN);
         }
     }
     Ok(())
@@ -120,19 +140,21 @@ fn place_shared(
 ) -> Result<(), Skip> {
     let mut pages = outcome.asked.clone();
     let room = swap.room(to).map_err(failed)?;
-    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
-    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    keep(room, &mut pages, outcome);
 
     let _one_cpu = OneCpu::bind();
     let absent: Vec<_> = pages.iter().zip(states(target, &pages)?).collect();
     let absent: Vec<_> =
         absent.into_iter().filter(|(_, state)| *state == PageState::Absent).map(|(page, _)| *page).collect();
+    if !absent.is_empty() {
+        // As for private memory: first of all, whether the tier can take them.
+        swap.aim(to, pages.len() as u64).map_err(failed)?;
+    }
     // Reading shared memory in frees its slot.
     target.advise(&absent, Advice::WillNeed).map_err(gone)?;
     target.touch_read(&absent).map_err(gone)?;
     let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
-    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
-    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+    keep(room, &mut pages, outcome);
     outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
@@ -162,6 +184,12 @@ fn states(target: &Target, pages: &[PageIndex]) -> Result<Vec<PageState>, Skip> 
     target.states(pages).map_err(gone)
 }
 
+/// Leaves out the pages for which the tier has no room.
+fn keep(room: u64, pages: &mut Vec<PageIndex>, outcome: &mut Outcome) {
+    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
+    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+}
+
 /// Brings pages up from swap, each without the slot it had.
 fn give_slots_back(target: &Target, pages: &[PageIndex]) -> Result<(), Skip> {
     target.advise(pages, Advice::WillNeed).map_err(gone)?;
@@ -179,7 +207,7 @@ fn used_pages(swap: &SwapTiers, tier: TierId) -> io::Result<u64> {
 
 #[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
 fn failed(error: SwapError) -> Skip {
-    Skip::Failed(error.to_string())
+    Skip::TierFailed(error.to_string())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::lookup::{find_frame, is_meant};
 use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, Outcome};
 use crate::policy::{Action, Reason, Step};
 use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap};
 use crate::telemetry::request::{
-    ApiError, DrainOutcome, Location, MapRun, MoveOutcome, Reply, Request, VmMap,
+    ApiError, DrainOutcome, Location, MapRun, MoveOutcome, Pages, Reply, Request, VmMap,
 };
 use crate::tiermap::{PageEntry, PageIndex, Place};
 use crate::tiers::{SwapError, TierId, TierKind};
 use crate::track::VmId;
+use crate::vm::Hva;
 
 /// Tries to sweep a machine for a map while moves keep making the sweep out of date.
 const MAP_TRIES: u32 = 50;
@@ -22,7 +24,7 @@ const MAP_TRIES: u32 = 50;
 /// A map that waits for a sweep which began after it was asked for.
 pub(super) struct PendingMap {
     vm: VmId,
-    hva: Option<Range<u64>>,
+    pages: Pages,
     asked: Monotonic,
     tries: u32,
     reply: Reply<VmMap>,
@@ -47,13 +49,21 @@ impl Ticket {
 impl State {
     pub(super) fn on_request(&mut self, request: Request) {
         match request {
-            Request::Map { vm, hva, reply } => match self.find(&vm) {
-                Some(id) => {
-                    self.maps.push(PendingMap { vm: id, hva, asked: sys::now(), tries: 0, reply });
-                    self.start_sweep(id);
+            Request::Map { vm, pages, reply } => {
+                match self.machine(&vm).and_then(|machine| machine.check(&pages).map(|()| machine.target.id))
+                {
+                    Ok(id) => {
+                        self.maps.push(PendingMap { vm: id, pages, asked: sys::now(), tries: 0, reply });
+                        self.start_sweep(id);
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
                 }
-                None => drop(reply.send(Err(no_such_vm(&vm)))),
+            }
+            Request::FindFrame { vm, pfn, reply } => match self.machine(&vm) {
+                Ok(machine) => find_frame(machine.target.clone(), pfn, reply),
+                Err(error) => drop(reply.send(Err(error))),
             },
+            Request::Explain { vm, at, reply } => drop(reply.send(self.explain(&vm, at))),
             Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva.as_ref(), reply),
             Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
         }
@@ -63,6 +73,11 @@ impl State {
         self.machines.values().find(|machine| machine.id == id).map(|machine| machine.target.id)
     }
 
+    /// The machine of this id.
+    pub(super) fn machine(&self, id: &str) -> Result<&Machine, ApiError> {
+        self.machines.values().find(|machine| machine.id == id).ok_or_else(|| no_such_vm(id))
+    }
+
     /// A sweep of `vm` that began at `began` is in: maps that waited for one are answered if it is up to date,
     /// else wait for the next.
     pub(super) fn answer_maps(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
@@ -70,7 +85,7 @@ impl State {
         for mut map in std::mem::take(&mut self.maps) {
             let Some(machine) = self.machines.get(&map.vm) else { continue };
             if map.vm == vm && began >= map.asked && (fresh || map.tries >= MAP_TRIES) {
-                map.reply.send(Ok(self.map(machine, map.hva.as_ref()))).ok();
+                map.reply.send(Ok(self.map(machine, &map.pages))).ok();
                 continue;
             }
             if map.vm == vm {
@@ -95,7 +110,7 @@ impl State {
         }
     }
 
-    fn map(&self, machine: &Machine, hva: Option<&Range<u64>>) -> VmMap {
+    fn map(&self, machine: &Machine, pages: &Pages) -> VmMap {
         let now = self.clock.seconds();
         let pagemap = Pagemap::open(machine.target.process.pid()).ok();
         let mut runs: Vec<MapRun> = Vec::new();
@@ -103,20 +118,26 @@ impl State {
             let mut open: Option<(PageEntry, PageIndex)> = None;
             for page in region.pages() {
                 let address = start.0 + u64::from(page - region.first) * PAGE_BYTES;
-                if hva.is_some_and(|range| !range.contains(&address)) {
+                let gpa = machine.gpa(Hva(address));
+                if !is_meant(pages, address, gpa) {
                     open = None;
                     continue;
                 }
                 let entry = machine.pages.get(page);
                 match (&open, runs.last_mut()) {
-                    (Some((first, _)), Some(run)) if alike(*first, entry, now) => run.pages += 1,
+                    (Some((first, _)), Some(run))
+                        if alike(*first, entry, now)
+                            && gpa.map(|gpa| gpa.0) == run.gpa.map(|gpa| gpa + run.pages * PAGE_BYTES) =>
+                    {
+                        run.pages += 1;
+                    }
                     _ => {
                         open = Some((entry, page));
                         let touched = entry.place() != Place::Untouched;
                         runs.push(MapRun {
                             hva: address,
                             pages: 1,
-                            gpa: None,
+                            gpa: gpa.map(|gpa| gpa.0),
                             tier: self.place_name(entry.place()),
                             frame_or_slot: pagemap.as_ref().and_then(|pagemap| location(pagemap, address)),
                             heat: entry.heat().into(),
@@ -282,7 +303,7 @@ fn alike(a: PageEntry, b: PageEntry, now: crate::tiermap::Seconds) -> bool {
     shape(a) == shape(b)
 }
 
-fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
+pub(super) fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
     match pagemap.read(address, 1).ok()?.first()? {
         PageState::Present { pfn } => Some(Location::Frame { pfn: *pfn }),
         PageState::Swapped { area, slot } => Some(Location::Slot { area: (*area).into(), slot: *slot }),
@@ -290,6 +311,6 @@ fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

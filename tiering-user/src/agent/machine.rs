@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::braking::MachineBrakes;
+use super::came_up::CameUp;
+use super::decisions::Decisions;
+use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
-use crate::policy::{Action, Reason, Rules, Step, backoff_after_return};
+use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
 use crate::predict::{Origin, Stages, TagKey, Tape};
 use crate::sys::{self, Monotonic, Pidfd};
-use crate::tiermap::{Layout, PageIndex, Place, Seconds, VmPages};
+use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
 use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
@@ -33,6 +37,10 @@ pub(super) struct Queued {
 pub(super) struct Moved {
     pub demoted: u64,
     pub promoted: u64,
+    /// Came back to memory soon after they went down.
+    pub ping_pong: u64,
+    /// Made into huge pages again.
+    pub collapsed: u64,
 }
 
 #[derive(Debug)]
@@ -46,7 +54,17 @@ pub(super) struct Machine {
     pub pages: VmPages,
     pub tape: Tape,
     pub stages: Stages,
+    /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
+    /// a second.
+    pub bands: Bands,
+    pub room_pages: u64,
+    /// When its last epoch ended.
+    pub cooled_at: Seconds,
+    pub excess_pages: u64,
     pub moved: Moved,
+    pub decisions: Decisions,
+    pub came_up: CameUp,
+    pub knowledge: Knowledge,
     /// Highest number of pages seen in each place; written when the status is made.
     pub peaks: BTreeMap<Place, u64>,
     /// Anonymous huge pages of the process, bytes; written by sweeps.
@@ -63,6 +81,7 @@ pub(super) struct Machine {
     pub staging: bool,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
+    pub braking: MachineBrakes,
     pub sweep_running: bool,
     pub swept_at: Option<Monotonic>,
     /// Planning pauses until then.
@@ -94,9 +113,16 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
+            decisions: Decisions::new(layout.pages()),
+            knowledge: Knowledge::default(),
             pages: VmPages::new(layout, node_tiers),
             stages: Stages::default(),
+            bands: Bands::ROOMY,
+            room_pages: 0,
+            cooled_at: Seconds::default(),
+            excess_pages: 0,
             moved: Moved::default(),
+            came_up: CameUp::default(),
             peaks: BTreeMap::new(),
             huge_bytes: 0,
             working_set_pages: 0,
@@ -106,10 +132,17 @@ impl Machine {
             to_stage: BTreeMap::new(),
             staging: false,
             refused_now: None,
+            braking: MachineBrakes::default(),
             sweep_running: false,
             swept_at: None,
             rest_until: Monotonic::default(),
         }
+    }
+
+    /// What the policy goes by for it now.
+    pub(super) fn rules(&self, demote_after: Duration) -> Rules {
+        let priority = self.settings.priority;
+        Rules { demote_after, priority, excess_pages: self.excess_pages, bands: self.bands }
     }
 
     /// Why none of its pages is moved to the tier `to`, if so.
@@ -154,13 +187,23 @@ impl Machine {
         threshold: Option<f64>,
     ) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
+        let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
+        if touch.was_lower {
+            self.came_up.note(touch.before.place());
+        }
         let was_staged = self.stages.touched(page, access.time);
         // Where nobody waits, the first access since a page came there says that it came back into use.
         let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
         if touch.was_lower || in_use_again {
-            let backoff = backoff_after_return(touch.before, rules, now);
+            let soon = came_back_soon(touch.before, block, rules, now);
+            self.moved.ping_pong += u64::from(soon);
+            let backoff = backoff_after_return(touch.before, soon);
             self.pages.update(page, |entry| entry.with_backoff(backoff));
+            if touch.was_lower {
+                self.braking.left_behind.take(1);
+                self.braking.returned += u64::from(backoff > 0 && !was_staged);
+            }
         }
         if (touch.was_lower || was_staged)
             && let Some(before) = self.tape.record(page)
@@ -189,7 +232,7 @@ impl Machine {
 
     fn can_be_staged(&self, page: PageIndex) -> bool {
         let entry = self.pages.get(page);
-        !entry.staged() && self.pages.in_swap(entry.place())
+        !entry.staged() && self.pages.in_swap(entry.place()) && self.braking.may_stage()
     }
 
     /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole
@@ -252,12 +295,23 @@ impl Machine {
             return None;
         }
         while let Some(mut queued) = self.queue.pop_front() {
-            if queued.ticket.is_none() && queued.step.reason != Reason::AccessedThere {
+            let upwards = matches!(queued.step.reason, Reason::AccessedThere | Reason::WereHuge);
+            if queued.ticket.is_none() && !upwards {
                 let age = now.0.wrapping_sub(queued.planned.0);
-                queued.step.pages.retain(|page| {
+                let still_idle = |page: &PageIndex| {
                     let entry = self.pages.get(*page);
                     entry.idle(now) >= age && !entry.staged()
-                });
+                };
+                let blocks = queued.step.pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES);
+                let keep = |block: &[PageIndex]| -> Vec<PageIndex> {
+                    // A huge page goes as a whole or not at all.
+                    let whole = self.pages.block_of(block[0]).huge;
+                    if whole && !block.iter().all(still_idle) {
+                        return Vec::new();
+                    }
+                    block.iter().copied().filter(still_idle).collect()
+                };
+                queued.step.pages = blocks.flat_map(keep).collect();
             }
             if !queued.step.pages.is_empty() || queued.ticket.is_some() {
                 let step = queued.step.clone();
@@ -266,6 +320,11 @@ impl Machine {
             }
         }
         None
+    }
+
+    /// Drops what was planned into a tier; what an operator asked for stays.
+    pub(super) fn forget_plans_for(&mut self, to: TierId) {
+        self.queue.retain(|queued| queued.ticket.is_some() || queued.step.action != Action::Place { to });
     }
 
     /// Pages brought up: by a move, or by a stage that was used.
@@ -278,11 +337,27 @@ impl Machine {
         self.rest_until = sys::now().after(Duration::from_secs(seconds));
     }
 
+    /// What left the first tier by the policy is a trial: what comes back within `window` counts against its block.
+    pub(super) fn note_trial(&mut self, outcome: &Outcome, window: Duration, now: Seconds) {
+        let Some(planned) = self.in_flight.as_ref().map(|queued| queued.planned) else { return };
+        let down = Action::Place { to: TierId(1) };
+        if outcome.action != down || !matches!(outcome.reason, Reason::Idle(_)) {
+            return;
+        }
+        let there = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(1)));
+        let pages: Vec<PageIndex> = there.flat_map(|(run, _)| run.pages()).collect();
+        // At most half a minute.
+        let window_s = u16::try_from(window.as_secs()).unwrap_or(u16::MAX);
+        self.pages.sent_down(&pages, window_s, planned, now);
+    }
+
     /// Takes over what became of a step.
     pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
+        self.decisions.note(outcome);
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.
             let missed = matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
+            self.came_up.note_raised(&self.pages, *run, *place);
             self.pages.place(*run, *place);
             if missed && *place != Place::Untouched {
                 // Promotion looks for heat: a page that could not be promoted waits for its next access.
@@ -300,9 +375,20 @@ impl Machine {
                 self.moved.promoted += outcome.raised_pages;
                 self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
             }
+            Action::Collapse => {
+                self.moved.collapsed += outcome.moved_pages;
+                // What was not tried is not given up.
+                if outcome.skipped.keys().all(|skip| *skip == Skip::NotCollapsed) {
+                    self.pages.tried_to_collapse(&outcome.asked);
+                }
+            }
             Action::Stage => {
                 self.staging = false;
                 let staged = outcome.moved_pages > 0;
+                for page in &outcome.left_out {
+                    self.stages.failed(*page);
+                    self.pages.update(*page, |entry| entry.with_staged(false));
+                }
                 for page in &outcome.asked {
                     if staged {
                         self.stages.done(*page, outcome.finished);

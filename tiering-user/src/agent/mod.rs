@@ -12,14 +12,24 @@
 //! | a request | it is answered, or queued for the mover |
 
 mod answers;
+mod blocks;
+mod braking;
+mod came_up;
+mod decisions;
 mod error;
+mod explain;
+mod keeper;
+mod knowledge;
 mod layout_proof;
 mod lock;
+mod lookup;
 mod machine;
 mod neighbours;
 mod planning;
 mod report;
 mod state;
+mod survey;
+mod troubles;
 mod watch;
 
 use std::path::Path;
@@ -31,12 +41,15 @@ use tokio::sync::{mpsc, watch as latest};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 pub use error::Error;
+use keeper::Keeper;
 use lock::Lock;
 use state::State;
+use survey::Survey;
 
 use crate::actuate::{Lanes, Roots};
 use crate::bpf::{Faults, PROBE_ROADS, Pins};
 use crate::config::Config;
+use crate::store::Store;
 use crate::sys;
 use crate::telemetry::status::Status;
 use crate::telemetry::{RunOptions, api, socket};
@@ -63,15 +76,23 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
     let _lock = Lock::take(Path::new(RUN_DIR))?;
     let ladder = Ladder::new(&config);
     let nodes = Nodes::open(Path::new("/sys"), &ladder)?;
+    // While nothing is served yet: it takes some tenths of a second.
+    let survey = Survey::of(&ladder);
     // One thread: a second one would only be woken to wake this one, a thousand times a second.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::Start)?
-        .block_on(serve(config, ladder, nodes, options))
+        .block_on(serve(config, ladder, nodes, survey, options))
 }
 
-async fn serve(config: Config, ladder: Ladder, nodes: Nodes, options: &RunOptions) -> Result<(), Error> {
+async fn serve(
+    config: Config,
+    ladder: Ladder,
+    nodes: Nodes,
+    mut survey: Survey,
+    options: &RunOptions,
+) -> Result<(), Error> {
     report::write(&Status::default(), options)?;
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
@@ -81,20 +102,29 @@ async fn serve(config: Config, ladder: Ladder, nodes: Nodes, options: &RunOption
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
     // Before the plugs are mapped: what is mapped later, and unlocked, stays so.
     lock_memory();
-    let swap = if options.dry_run { None } else { Some(SwapTiers::open(&ladder, &config.agent.state_dir)?) };
+    let store = Arc::new(match options.dry_run {
+        true => Store::nothing(),
+        false => Store::in_folder(&config.agent.state_dir),
+    });
+    let swap = if options.dry_run { None } else { Some(SwapTiers::open(&ladder, Arc::clone(&store))?) };
 
     let roots = Roots { proc: "/proc".into(), cgroup: cgroup_root() };
     let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
+    survey.keep_current(areas.clone()).map_err(Error::Start)?;
     let places = Places { areas, nodes };
     let (done, mut lane_done) = mpsc::unbounded_channel();
     let lanes = Lanes::start(swap, places.nodes.clone(), roots.clone(), done).map_err(Error::Start)?;
     let (found, mut scanned) = mpsc::channel(16);
+    let (gauged, mut gauges) = mpsc::channel(2);
     let (swept, mut sweep_done) = mpsc::unbounded_channel();
-    let scanner = watch::Scanning::start(roots, found).map_err(Error::Start)?;
+    let scanner = watch::Scanning::start(roots, found, gauged).map_err(Error::Start)?;
     let sweeper = watch::Sweeping::start(places.clone(), swept).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut state = State::new(config, ladder, places, lanes, sweeper, options.dry_run);
+    state.survey = survey;
+    state.begin_with(&store);
+    let mut keeper = Keeper::start(store).map_err(Error::Start)?;
     let (status, status_reader) = latest::channel(Arc::new(state.status(&faults)));
     let (request_sender, mut requests) = mpsc::channel(16);
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
@@ -118,10 +148,12 @@ async fn serve(config: Config, ladder: Ladder, nodes: Nodes, options: &RunOption
             () = at(end) => break,
             Some(done) = lane_done.recv() => state.on_done(done),
             Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
+            Some(gauges) = gauges.recv() => state.on_gauges(gauges),
             Some(sweep) = sweep_done.recv() => state.on_sweep(sweep),
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
                 state.every_second(&mut faults);
+                keeper.every_second(&mut state);
                 state.status_due = true;
                 if reported.elapsed() >= REPORT_EVERY {
                     reported = Instant::now();
@@ -150,14 +182,20 @@ async fn serve(config: Config, ladder: Ladder, nodes: Nodes, options: &RunOption
     faults.detach();
     while state.drain(&mut faults, DRAIN_SAMPLES) > 0 {}
     let last = state.status(&faults);
-    report::write(&last, options)?;
+    let reported = report::write(&last, options);
     status.send_replace(Arc::new(last));
     stop_api.send(()).ok();
     api.await.ok();
     drop(socket_file);
+    let kept = state.records();
     // The mover finishes the batch it has begun, and switches off what is empty.
-    tokio::task::spawn_blocking(move || drop(state)).await.ok();
-    Ok(())
+    let end = move || {
+        keeper.finish(kept);
+        drop(state);
+    };
+    tokio::task::spawn_blocking(end).await.ok();
+    // Only now: what was learned is worth more than the report.
+    reported
 }
 
 async fn at(end: Option<Instant>) {

@@ -66,7 +66,8 @@ impl Tenants {
 }
 
 impl State {
-    /// `vm` touched `page`, which had been in swap: its neighbours may need theirs soon. Without a `threshold` it is only noted.
+    /// `vm` touched `page`, which had been in swap: its neighbours may need theirs soon. Without a `threshold` it is only
+    /// noted.
     pub(super) fn tell_neighbours(&mut self, vm: VmId, page: PageIndex, threshold: Option<f64>) {
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
@@ -74,8 +75,8 @@ impl State {
         let Some(threshold) = threshold else { return };
         let mut foretold: Vec<(VmId, PageIndex, Origin)> = Vec::new();
         if let Some(tag) = tag {
-            foretold
-                .extend(tenant.tags.copies(tag, vm).map(|(vm_, page)| (vm_, page, Origin::SameContent(vm))));
+            let copies = tenant.tags.copies(tag, vm);
+            foretold.extend(copies.map(|(neighbour, copy)| (neighbour, copy, Origin::SameContent(vm))));
         }
         for neighbour in tenant.members.iter().filter(|member| **member != vm) {
             let same = self.machines.get(neighbour).and_then(|there| leader.same_page_in(there, page));

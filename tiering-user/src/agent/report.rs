@@ -11,10 +11,10 @@ use crate::bpf::{Counters, Faults, KvmSource};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus, Status,
-    TierStatus, VmStatus,
+    self, BlockCounts, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus,
+    Status, TierStatus, VmStatus,
 };
-use crate::tiermap::Place;
+use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
 use crate::vm::Accel;
 
@@ -33,6 +33,7 @@ pub(super) fn write(status: &Status, options: &RunOptions) -> Result<(), Error> 
 impl State {
     pub(super) fn status(&mut self, faults: &Faults) -> Status {
         for machine in self.machines.values_mut() {
+            machine.came_up.add_to(&mut self.read_bytes);
             for (place, pages) in places(machine) {
                 let peak = machine.peaks.entry(place).or_default();
                 *peak = pages.max(*peak);
@@ -50,20 +51,28 @@ impl State {
             let vm_pages: u64 =
                 self.machines.values().map(|m| m.pages.counts().get(Place::In(tier.id))).sum();
             let swap_used = used.get(&tier.id).copied().unwrap_or(0);
-            TierStatus {
+            let mut status = TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
+                trouble: self.troubles.of(tier.id).map(str::to_owned),
                 written_bytes_total: self.written_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
+                read_bytes_total: self.read_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
                 ..tier_status(tier, swap_used, self.places.nodes.memory(tier.id))
-            }
+            };
+            self.survey.tell(tier.id, &mut status);
+            status
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             dry_run: self.dry_run,
+            swap_cached_bytes: self.braking.swap_cached_bytes,
             tiers: tiers.collect(),
             vms,
             events: EventCounts { produced: sum.produced, consumed: faults.consumed(), dropped: sum.dropped },
             sources: self.sources(faults),
+            state_saved_unix_s: self.kept_unix_s,
+            blocks: BlockCounts { shown: faults.blocks().0, left_out_total: faults.blocks().1 },
+            warnings: self.survey.warnings().to_vec(),
         }
     }
 
@@ -101,10 +110,15 @@ impl State {
             class,
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
+            limited_by: machine.braking.limited_by(),
             ram_bytes: vm.ram_bytes(),
             tier_bytes: self.bytes_by_name(&places(machine)),
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
             huge_bytes: machine.huge_bytes,
+            huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
+            collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
+            ksm_bytes: machine.braking.ksm_bytes(),
+            swap_cached_bytes: machine.braking.swap_cached_bytes(),
             untouched_bytes: machine.pages.counts().get(Place::Untouched) * PAGE_BYTES,
             wss_bytes: machine.working_set_pages * PAGE_BYTES,
             reads_total: counters.reads,
@@ -113,6 +127,7 @@ impl State {
             stall_ns_total: None,
             demoted_bytes_total: machine.moved.demoted * PAGE_BYTES,
             promoted_bytes_total: machine.promoted_pages() * PAGE_BYTES,
+            ping_pong_pages: machine.moved.ping_pong,
             prefetch: PrefetchCounts {
                 issued_pages: stages.issued,
                 used_pages: stages.used,
@@ -151,8 +166,6 @@ fn tier_status(tier: &Tier, swap_used_bytes: u64, memory: NodeMemory) -> TierSta
         nodes,
         capacity_bytes,
         used_bytes,
-        vm_bytes: 0,
-        read_latency_ns: None,
-        written_bytes_total: 0,
+        ..TierStatus::default()
     }
 }

@@ -6,20 +6,27 @@ use tiering_common::{SAMPLE_KVM, Sample};
 
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
+use super::braking::HostBrakes;
+use super::knowledge::Memory;
 use super::layout_proof::frame_at;
 use super::machine::Machine;
 use super::neighbours::Tenants;
+use super::survey::Survey;
+use super::troubles::Troubles;
 use super::watch::{Sweeping, Swept};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS};
 use crate::config::Config;
-use crate::policy::{Action, Rules};
+use crate::policy::{Action, FreeSpace, Reason};
 use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
-use crate::tiermap::{Places, Seconds};
+use crate::tiermap::{Place, Places};
 use crate::tiers::{Ladder, TierId, TierKind, WriteBudget};
 use crate::track::{Access, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
+
+/// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
+const ASTRAY_MOST: u64 = 512;
 
 pub(super) struct State {
     pub config: Config,
@@ -36,21 +43,31 @@ pub(super) struct State {
     pub gone: Counters,
     /// Bytes that moves wrote, by level.
     pub written_bytes: Vec<u64>,
+    /// Bytes that came up, by the level they came from; machines add what they counted when the status is made.
+    pub read_bytes: Vec<u64>,
+    /// How fast the tiers are; set once, at start.
+    pub survey: Survey,
     pub budgets: Vec<WriteBudget>,
+    pub troubles: Troubles,
     /// Tiers that take nothing any more.
     pub drained: BTreeSet<TierId>,
     pub drains: Vec<(TierId, Reply<DrainOutcome>)>,
     pub tickets: BTreeMap<u64, Ticket>,
     pub next_ticket: u64,
     pub maps: Vec<PendingMap>,
-    /// The first tier has less free than it should; looked at once a second.
-    pub pressure: bool,
+    /// How much the first tier should have free.
+    pub free_space: FreeSpace,
+    pub braking: HostBrakes,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
-    /// When heat was last halved.
-    pub cooled_at: Seconds,
+    /// What may still come up to the first tier in this second.
+    pub promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
     pub status_due: bool,
+    /// What is known of machines that are not there.
+    pub memory: Memory,
+    /// When the state was last written to disk; written by the keeper.
+    pub kept_unix_s: Option<u64>,
     batch: Vec<Sample>,
 }
 
@@ -73,6 +90,8 @@ impl State {
         Self {
             budgets: budgets.collect(),
             written_bytes: vec![0; ladder.tiers().len()],
+            read_bytes: vec![0; ladder.tiers().len()],
+            survey: Survey::default(),
             config,
             ladder,
             places,
@@ -84,21 +103,21 @@ impl State {
             tenants: Tenants::default(),
             next_id: 1,
             gone: Counters::default(),
+            troubles: Troubles::default(),
             drained: BTreeSet::new(),
             drains: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             maps: Vec::new(),
-            pressure: false,
+            free_space: FreeSpace::default(),
+            braking: HostBrakes::default(),
             may_stage: true,
-            cooled_at: Seconds::default(),
+            promotable_pages: 0,
             status_due: false,
+            memory: Memory::default(),
+            kept_unix_s: None,
             batch: Vec::new(),
         }
-    }
-
-    pub(super) fn rules(&self, priority: u8) -> Rules {
-        Rules { demote_after: self.config.policy.demote_after.0, priority, pressure: self.pressure }
     }
 
     /// Takes samples out of the ring and follows them up. Returns how many there were.
@@ -110,12 +129,8 @@ impl State {
         }
         let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
         for access in batch.drain(..).map(Access::from) {
-            let Some(priority) = self.machines.get(&access.vm).map(|machine| machine.settings.priority)
-            else {
-                continue;
-            };
-            let rules = self.rules(priority);
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
+            let rules = machine.rules(self.config.policy.demote_after.0);
             if access.kvm && !machine.layout.trusts(access.hva) {
                 continue;
             }
@@ -204,7 +219,8 @@ impl State {
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
         let tag_key = settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id));
-        let machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
+        let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
+        machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
         }
@@ -228,9 +244,11 @@ impl State {
         let Some(id) = self.machines.values().find(|m| m.target.vm.key == key).map(|m| m.target.id) else {
             return;
         };
-        if let Some(machine) = self.machines.remove(&id) {
+        if let Some(mut machine) = self.machines.remove(&id) {
+            machine.came_up.add_to(&mut self.read_bytes);
             let last = faults.untrack(id, &machine.target.vm);
             self.gone = self.gone.plus(last);
+            self.memory.keep(&machine, sys::unix_seconds());
             tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
             if let Some(tenant) = &machine.settings.tenant {
                 self.tenants.leave(tenant, id);
@@ -269,6 +287,8 @@ impl State {
         match swept.sweep {
             Ok(sweep) if fresh => {
                 machine.pages.apply(&sweep, began, now);
+                machine.pages.set_huge(&sweep.huge);
+                machine.knowledge.recall(&mut machine.pages, now);
             }
             Ok(_) => {}
             Err(error) => {
@@ -284,6 +304,7 @@ impl State {
         match done {
             Done::Step(outcome) => self.on_outcome(&outcome),
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
+            Done::FreeSwapCache(id, bytes) => self.on_freed(id, bytes),
         }
     }
 
@@ -298,11 +319,23 @@ impl State {
             && let Some(written) = self.written_bytes.get_mut(usize::from(to.0))
         {
             *written += outcome.moved_pages * PAGE_BYTES;
+            // A plan was taken out as a whole when it was made; nobody took out what an operator asked for.
+            if let Some(budget) = self.budgets.get_mut(usize::from(to.0)) {
+                let planned = (outcome.asked.len() + outcome.left_out.len()) as u64;
+                match outcome.reason {
+                    Reason::Operator => budget.spend(outcome.moved_pages * PAGE_BYTES),
+                    _ => budget.refund(planned.saturating_sub(outcome.moved_pages) * PAGE_BYTES),
+                }
+            }
         }
+        self.note_trouble(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
         machine.on_outcome(outcome, now);
-        self.tenants.take_tags(machine, outcome);
+        let window = machine.rules(self.config.policy.demote_after.0).window();
+        machine.note_trial(outcome, window, now);
+        machine.note_for_brakes(outcome);
         if matches!(outcome.action, Action::Stage | Action::DropStage) {
+            self.tenants.take_tags(machine, outcome);
             return;
         }
         machine.moved_at = sys::now();
@@ -325,12 +358,20 @@ impl State {
                     tracing::warn!(vm = machine.target.vm.name, pages, reason, "not moved");
                     machine.rest(10);
                 }
-                Skip::TierFull | Skip::ElsewhereInSwap => machine.rest(10),
-                Skip::Stayed
+                Skip::TierFull | Skip::NoRoom(_) | Skip::NoSwap => machine.rest(10),
+                // A few go astray now and then.
+                Skip::ElsewhereInSwap if *pages > ASTRAY_MOST => machine.rest(10),
+                Skip::ElsewhereInSwap
+                | Skip::Stayed
+                | Skip::Merged
+                | Skip::Locked
+                | Skip::Shared
+                | Skip::TierFailed(_)
                 | Skip::MappedElsewhere
                 | Skip::Bound
                 | Skip::Absent
                 | Skip::Zero
+                | Skip::NotCollapsed
                 | Skip::Gone => {}
             }
         }
@@ -345,6 +386,34 @@ impl State {
             self.on_ticket(ticket, outcome);
         }
         self.send_next(outcome.vm);
+        // Last, so that the mover is at work meanwhile.
+        if let Some(machine) = self.machines.get(&outcome.vm) {
+            self.tenants.take_tags(machine, outcome);
+        }
+    }
+
+    /// Whether the tier of a step takes what is sent to it.
+    fn note_trouble(&mut self, outcome: &Outcome) {
+        let Action::Place { to } = outcome.action else { return };
+        let tier = self.place_name(Place::In(to));
+        let failed = outcome.skipped.keys().find_map(|skip| match skip {
+            Skip::TierFailed(reason) => Some(reason),
+            _ => None,
+        });
+        match failed {
+            Some(reason) => {
+                if self.troubles.note(to, reason, sys::now()) {
+                    tracing::warn!(tier, reason, "the tier takes nothing for a while");
+                }
+                for machine in self.machines.values_mut() {
+                    machine.forget_plans_for(to);
+                }
+            }
+            None if outcome.moved_pages > 0 && self.troubles.clear(to) => {
+                tracing::info!(tier, "the tier works again");
+            }
+            None => {}
+        }
     }
 
     /// Hands the machine's next batch to the mover.

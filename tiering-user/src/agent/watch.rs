@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::braking::Gauge;
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, Layout, Places, Sweep};
 use crate::track::VmId;
-use crate::vm::{Changes, Hva, Refusal, Scanner, Scope, Vm, VmError};
+use crate::vm::{Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, ksm_bytes};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -25,10 +26,14 @@ pub(super) struct Scanning {
 }
 
 impl Scanning {
-    pub(super) fn start(roots: Roots, found: mpsc::Sender<Result<Changes, VmError>>) -> io::Result<Self> {
+    pub(super) fn start(
+        roots: Roots,
+        found: mpsc::Sender<Result<Changes, VmError>>,
+        gauged: mpsc::Sender<Vec<Gauge>>,
+    ) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel::<()>();
         thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
-            let mut scanner = Scanner::new(roots.proc, roots.cgroup);
+            let mut scanner = Scanner::new(&roots.proc, &roots.cgroup);
             let mut refused = Vec::new();
             for scan in 1u32.. {
                 let mut changes = scanner.scan();
@@ -43,6 +48,8 @@ impl Scanning {
                 if found.blocking_send(changes).is_err() {
                     return;
                 }
+                // The next ones are as good where nobody has taken these.
+                gauged.try_send(scanner.known().map(|key| gauge(&roots, key)).collect()).ok();
                 if stopped.recv_timeout(SCAN_EVERY) != Err(std_mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -50,6 +57,11 @@ impl Scanning {
         })?;
         Ok(Self { _stop: stop })
     }
+}
+
+fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
+    let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
+    Gauge { key, memory, ksm_bytes: ksm_bytes(&roots.proc, key.pid) }
 }
 
 /// Whether a machine is refused for a reason that may be over some time.

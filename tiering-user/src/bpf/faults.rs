@@ -8,10 +8,12 @@ use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, include_bytes_aligned};
 use thiserror::Error;
 use tiering_common::{
-    Frame, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmEntry, VmFrames, VmMoves, VmStats,
+    Frame, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry, VmFrames,
+    VmMoves, VmStats,
 };
 use zerocopy::FromBytes as _;
 
+use super::blocks::BlockMap;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
 use crate::track::VmId;
@@ -111,6 +113,7 @@ pub struct Faults {
     stats: PerCpuHashMap<MapData, u32, VmStats>,
     moves: HashMap<MapData, u32, VmMoves>,
     frames: HashMap<MapData, u32, VmFrames>,
+    blocks: BlockMap,
     kvm: KvmSource,
     ring: RingBuf<MapData>,
     /// Samples taken from the ring.
@@ -138,6 +141,7 @@ impl Faults {
             stats: typed(&mut ebpf, "tier_stats")?,
             moves: typed(&mut ebpf, "tier_moves")?,
             frames: typed(&mut ebpf, "tier_frames")?,
+            blocks: BlockMap::new(typed(&mut ebpf, "tier_map")?),
             ring: typed(&mut ebpf, "tier_events")?,
             kvm: KvmSource::Unavailable("not tried".to_owned()),
             ebpf: Some(ebpf),
@@ -231,6 +235,7 @@ impl Faults {
         self.stats.remove(&id.0).ok();
         self.moves.remove(&id.0).ok();
         self.enough_frames(id);
+        self.blocks.forget(id);
         last
     }
 
@@ -247,6 +252,16 @@ impl Faults {
     pub fn show_moves(&mut self, id: VmId, moves: VmMoves) {
         // The entry goes when the machine does; then there is nothing to show.
         self.moves.insert(id.0, moves, 0).ok();
+    }
+
+    /// Shows where the pages of a block are to `bpftool`; `None` where it has none any more.
+    pub fn show_block(&mut self, id: VmId, block: u32, value: Option<VmBlock>) {
+        self.blocks.show(id, block, value);
+    }
+
+    /// How many blocks are shown, and how often one did not fit.
+    pub fn blocks(&self) -> (u64, u64) {
+        self.blocks.counts()
     }
 
     /// Takes what is in the ring, at most `most` samples, and appends it to `batch`. Returns how many.

@@ -3,6 +3,7 @@
 //! In: which processes to track, and where their RAM is. Out: batches of samples, counters. The programs and maps
 //! are pinned for `bpftool`; links are not, so that the programs of an agent that died detach by themselves.
 
+mod blocks;
 mod faults;
 mod kvm;
 mod pins;

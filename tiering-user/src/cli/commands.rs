@@ -8,18 +8,26 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::{CONFIG, Failure, INTERNAL};
-use super::{Cli, Command, ConfigCommand, VmCommand, render};
+use super::{Cli, Command, ConfigCommand, VmCommand, explain, render};
 use crate::telemetry::RunOptions;
 use crate::telemetry::client::{Client, ClientError};
+use crate::tiers::{Proposal, propose_here};
 use crate::{agent, host};
 
 pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
-    let (config, origin) = cli.load_config()?;
+    let (mut config, origin) = cli.load_config()?;
+    let proposal = (config.tiers.is_empty() && needs_ladder(&cli.command)).then(|| propose_here(&config));
+    if let Some(proposal) = &proposal {
+        config.tiers.clone_from(&proposal.tiers);
+    }
     let client = Client::new(config.agent.socket.clone());
     match &cli.command {
         Command::Run { dry_run, duration, report } => {
             // A --socket from the command line has not been checked yet.
             config.validate().map_err(|problem| Failure::new(CONFIG, problem.to_string()))?;
+            if let Some(proposal) = &proposal {
+                say_what_was_proposed(proposal);
+            }
             let options = RunOptions {
                 dry_run: *dry_run || config.agent.dry_run,
                 duration: *duration,
@@ -28,8 +36,8 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
             Ok(agent::run(config, &options)?)
         }
         Command::Doctor(output) => {
-            let checks = host::doctor(&config);
-            print(output.json, &checks, |checks| render::doctor(checks, &config))
+            let checks = host::doctor(&config, proposal.as_ref());
+            print(output.json, &checks, |checks| render::doctor(checks, &config, proposal.is_some()))
         }
         Command::Status(output) => print(output.json, &ask(client.status())?, render::status),
         Command::Vm(VmCommand::List(output)) => {
@@ -40,8 +48,11 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
             print_text(&render::vms(&status))
         }
         Command::Vm(VmCommand::Show { vm, output }) => print(output.json, &ask(client.vm(vm))?, render::vm),
-        Command::Map { vm, range, output } => {
-            print(output.json, &ask(client.map(vm, range.hva.as_ref()))?, render::map)
+        Command::Map { vm, pages, output } => {
+            print(output.json, &ask(client.map(vm, &pages.pages()))?, render::map)
+        }
+        Command::Explain { vm, page, output } => {
+            print(output.json, &ask(client.explain(vm, page.address()))?, explain::explanation)
         }
         Command::Move { vm, to, range, output } => {
             let outcome = ask(client.move_pages(vm, to, range.hva.as_ref()))?;
@@ -52,6 +63,22 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Show(output)) => {
             print(output.json, &config, crate::config::Config::to_toml)
         }
+    }
+}
+
+/// Whether the command is about the tiers themselves: the others ask the agent, which has its own.
+fn needs_ladder(command: &Command) -> bool {
+    matches!(command, Command::Run { .. } | Command::Doctor(_) | Command::Config(ConfigCommand::Show(_)))
+}
+
+fn say_what_was_proposed(proposal: &Proposal) {
+    let names: Vec<_> = proposal.tiers.iter().map(|tier| tier.name.as_str()).collect();
+    tracing::info!(
+        tiers = names.join(", "),
+        "the configuration names no tiers: these are used (`tiering doctor` shows them)"
+    );
+    for what in &proposal.left_out {
+        tracing::warn!("left out of the tiers: {what}");
     }
 }
 

@@ -109,12 +109,14 @@ mod tests {
 
     #[test]
     fn a_usage_error_is_one_line_that_names_what_is_wrong() {
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 8] = [
             (&["tiering"], "a command is missing"),
             (&["tiering", "vm"], "a command is missing"),
             (&["tiering", "flush"], "flush"),
             (&["tiering", "move", "db"], "--to"),
             (&["tiering", "map", "db", "--hva", "1-2"], "1-2"),
+            (&["tiering", "map", "db", "--pfn", "frame"], "frame"),
+            (&["tiering", "map", "db", "--gpa", "0..1", "--pfn", "1"], "--pfn"),
             (&["tiering", "run", "--duration", "soon"], "soon"),
         ];
         for (arguments, word) in cases {

@@ -5,6 +5,7 @@
 //! control socket's client do it.
 
 mod commands;
+mod explain;
 mod failure;
 mod render;
 mod table;
@@ -19,7 +20,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
 use crate::config::Config;
-use crate::telemetry::request::parse_range;
+use crate::telemetry::explain::Address;
+use crate::telemetry::request::{Pages, parse_number, parse_range};
 
 pub use failure::Failure;
 
@@ -69,7 +71,16 @@ enum Command {
         /// Name, UUID, pid or NAMESPACE/NAME
         vm: String,
         #[command(flatten)]
-        range: AddressRange,
+        pages: WhichPages,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say why a VM, or one page of it, is where it is, and what comes next
+    Explain {
+        /// Name, UUID, pid or NAMESPACE/NAME
+        vm: String,
+        #[command(flatten)]
+        page: OnePage,
         #[command(flatten)]
         output: Output,
     },
@@ -130,6 +141,44 @@ struct AddressRange {
     /// Only these host-virtual addresses, such as 0x7f0000000000..0x7f0000200000
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     hva: Option<Range<u64>>,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct WhichPages {
+    /// Only these host-virtual addresses, such as 0x7f0000000000..0x7f0000200000
+    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    hva: Option<Range<u64>>,
+    /// Only these guest-physical addresses, such as 0..0x200000
+    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    gpa: Option<Range<u64>>,
+    /// Only the page with this page frame number
+    #[arg(long, value_name = "N", value_parser = parse_number)]
+    pfn: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct OnePage {
+    /// The page at this host-virtual address
+    #[arg(long, value_name = "A", value_parser = parse_number)]
+    hva: Option<u64>,
+    /// The page at this guest-physical address
+    #[arg(long, value_name = "A", value_parser = parse_number)]
+    gpa: Option<u64>,
+}
+
+impl OnePage {
+    fn address(&self) -> Option<Address> {
+        self.hva.map(Address::Hva).or(self.gpa.map(Address::Gpa))
+    }
+}
+
+impl WhichPages {
+    fn pages(&self) -> Pages {
+        let hva = self.hva.clone().map(Pages::Hva);
+        hva.or(self.gpa.clone().map(Pages::Gpa)).or(self.pfn.map(Pages::Frame)).unwrap_or_default()
+    }
 }
 
 impl Cli {
@@ -204,8 +253,8 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((cli.socket.as_deref(), cli.verbose), (Some("/s"), 2));
-        let Command::Map { vm, range, output } = cli.command else { panic!("{:?}", cli.command) };
-        assert_eq!((vm.as_str(), range.hva, output.json), ("db", Some(0..0x1000), true));
+        let Command::Map { vm, pages, output } = cli.command else { panic!("{:?}", cli.command) };
+        assert_eq!((vm.as_str(), pages.pages(), output.json), ("db", Pages::Hva(0..0x1000), true));
     }
 
     #[test]

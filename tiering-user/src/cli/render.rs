@@ -5,7 +5,7 @@
 
 use bytesize::ByteSize;
 
-use super::table::Table;
+use super::table::{Table, printable};
 use crate::config::Config;
 use crate::host::{Check, State};
 use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
@@ -13,14 +13,22 @@ use crate::telemetry::status::{SourceState, Status, TierKind, VmStatus};
 
 const SHARING_OFF: &str =
     "every VM is its own tenant: set `tenant` in [[vm]] to let alike VMs learn from each other\n";
-const NONE: &str = "-";
+pub(super) const NONE: &str = "-";
 
 pub fn status(status: &Status) -> String {
     let dry_run = if status.dry_run { ", dry run: plans are made, nothing is moved" } else { "" };
     let mut text = format!("tiering {}, up {:.0} s{dry_run}\n\n", status.version, status.uptime_s);
     text += &tiers(status);
-    text.push('\n');
+    for warning in &status.warnings {
+        text += &format!("warning: {}\n", printable(warning));
+    }
+    text += &format!("in memory all the same, in the swap cache: {}\n\n", size(status.swap_cached_bytes));
     text += &vms(status);
+    for vm in &status.vms {
+        if let Some(limit) = &vm.limited_by {
+            text += &format!("{} is held back: {limit}\n", full_name(vm));
+        }
+    }
     if status.sharing_is_off() {
         text += SHARING_OFF;
     }
@@ -51,6 +59,8 @@ fn tiers(status: &Status) -> String {
         ">READ P50",
         ">READ P99",
         ">WRITTEN",
+        ">CAME UP",
+        "DEVICE",
     ]);
     for tier in &status.tiers {
         let kind = match tier.kind {
@@ -70,9 +80,15 @@ fn tiers(status: &Status) -> String {
             or_none(tier.read_latency_ns.map(|latency| nanoseconds(latency.p50))),
             or_none(tier.read_latency_ns.map(|latency| nanoseconds(latency.p99))),
             size(tier.written_bytes_total),
+            size(tier.read_bytes_total),
+            or_none(tier.device.clone()),
         ]);
     }
-    table.to_string()
+    let troubles = status.tiers.iter().filter_map(|tier| {
+        let trouble = tier.trouble.as_ref()?;
+        Some(format!("tier {} takes nothing for a while: {trouble}\n", tier.name))
+    });
+    table.to_string() + &troubles.collect::<String>()
 }
 
 /// One line a VM, with a column for each tier in the order of the ladder.
@@ -125,19 +141,34 @@ pub fn vm(vm: &VmStatus) -> String {
     row("priority", vm.priority.to_string());
     row("class", format!("{} ({:.0} %)", vm.class.name, vm.class.confidence * 100.0));
     row("movable", movable(vm));
+    row("held back", vm.limited_by.clone().unwrap_or_else(|| "no".to_owned()));
     row("ram", size(vm.ram_bytes));
     for (tier, bytes) in &vm.tier_bytes {
         let peak = vm.tier_bytes_peak.get(tier).copied().unwrap_or(*bytes);
         row(&format!("in {tier}"), format!("{} (peak {})", size(*bytes), size(peak)));
     }
     row("untouched", size(vm.untouched_bytes));
-    row("in huge pages", size(vm.huge_bytes));
+    row(
+        "in huge pages",
+        format!(
+            "{} ({} were and are not, {} made again)",
+            size(vm.huge_bytes),
+            size(vm.huge_lost_bytes),
+            size(vm.collapsed_bytes_total)
+        ),
+    );
+    row("merged by KSM", vm.ksm_bytes.map_or_else(|| "the kernel does not tell".to_owned(), size));
+    row(
+        "in the swap cache",
+        vm.swap_cached_bytes.map_or_else(|| "its control group does not tell".to_owned(), size),
+    );
     row("working set", size(vm.wss_bytes));
     row("accesses seen", format!("{} reads, {} writes", vm.reads_total, vm.writes_total));
     row("faults", vm.faults_total.to_string());
     row("stalled", vm.stall_ns_total.map_or_else(|| "no source can tell".to_owned(), nanoseconds));
     row("demoted", size(vm.demoted_bytes_total));
     row("promoted", size(vm.promoted_bytes_total));
+    row("went down in vain", format!("{} pages came back soon", vm.ping_pong_pages));
     let prefetch = &vm.prefetch;
     row(
         "prefetched pages",
@@ -204,7 +235,8 @@ pub fn drained(outcome: &DrainOutcome) -> String {
     )
 }
 
-pub fn doctor(checks: &[Check], config: &Config) -> String {
+/// `proposed`: the ladder in `config` does not come from the operator.
+pub fn doctor(checks: &[Check], config: &Config, proposed: bool) -> String {
     let mut table = Table::new(["CHECK", "STATE", "DETAIL", "WHAT IS LOST"]);
     for check in checks {
         let state = match check.state {
@@ -216,6 +248,10 @@ pub fn doctor(checks: &[Check], config: &Config) -> String {
         table.row([check.name.clone(), state.to_owned(), check.detail.clone(), consequence]);
     }
     let mut text = table.to_string();
+    if proposed {
+        text += "\nthe configuration names no tiers; this ladder is used, and can be put there:\n\n";
+        text += &config.ladder_toml();
+    }
     if config.vms.iter().all(|rule| rule.tenant.is_none()) {
         text.push('\n');
         text += SHARING_OFF;
@@ -248,19 +284,19 @@ fn page_state(run: &MapRun) -> String {
     }
 }
 
-fn location(location: Location) -> String {
+pub(super) fn location(location: Location) -> String {
     match location {
         Location::Frame { pfn } => format!("frame {pfn:#x}"),
         Location::Slot { area, slot } => format!("area {area} slot {slot}"),
     }
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
 /// In the unit that leaves one to three digits before the point.
-fn nanoseconds(ns: u64) -> String {
+pub(super) fn nanoseconds(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
         1_000..1_000_000 => format!("{}.{} us", ns / 1_000, ns % 1_000 / 100),
@@ -269,7 +305,7 @@ fn nanoseconds(ns: u64) -> String {
     }
 }
 
-fn or_none(value: Option<String>) -> String {
+pub(super) fn or_none(value: Option<String>) -> String {
     value.unwrap_or_else(|| NONE.to_owned())
 }
 

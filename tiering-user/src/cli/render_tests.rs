@@ -58,6 +58,22 @@ fn the_status_shows_each_vm_with_its_tiers_and_why_it_stays() {
 }
 
 #[test]
+fn what_holds_a_vm_back_and_what_is_still_in_memory_is_shown() {
+    let mut facts = example();
+    facts.swap_cached_bytes = 3 << 20;
+    assert!(status(&facts).contains("in the swap cache: 3.0 MiB"));
+    assert!(!status(&facts).contains("held back"));
+    facts.vms[0].limited_by = Some("its control group /a has used up its swap".to_owned());
+    assert!(status(&facts).contains("web-1 is held back: its control group /a has used up its swap"));
+
+    let shown = vm(&facts.vms[0]);
+    assert_eq!(cells(&shown, "held back")[1], "its control group /a has used up its swap");
+    assert_eq!(cells(&shown, "merged by KSM")[1], "the kernel does not tell", "no zero");
+    facts.vms[0].swap_cached_bytes = Some(8192);
+    assert_eq!(cells(&vm(&facts.vms[0]), "in the swap cache")[1], "8.0 KiB");
+}
+
+#[test]
 fn the_status_says_when_no_vm_learns_from_another() {
     let mut facts = example();
     assert!(status(&facts).contains("every VM is its own tenant"));
@@ -69,8 +85,27 @@ fn the_status_says_when_no_vm_learns_from_another() {
 fn doctor_says_when_sharing_is_not_configured() {
     let shared = "[[vm]]\nmatch = { name = \"*\" }\ntenant = \"acme\"";
     let shared = Config::parse(shared, "test.toml").unwrap();
-    assert!(doctor(&[], &Config::default()).contains("every VM is its own tenant"));
-    assert!(!doctor(&[], &shared).contains("every VM is its own tenant"));
+    assert!(doctor(&[], &Config::default(), false).contains("every VM is its own tenant"));
+    assert!(!doctor(&[], &shared, false).contains("every VM is its own tenant"));
+}
+
+#[test]
+fn doctor_shows_a_ladder_that_was_proposed_and_not_one_that_was_configured() {
+    let text = "[[tier]]\nname = \"dram\"\nnodes = [0]\n";
+    let config = Config::parse(text, "test.toml").unwrap();
+    assert!(doctor(&[], &config, true).contains(text), "{}", doctor(&[], &config, true));
+    assert!(!doctor(&[], &config, false).contains("[[tier]]"));
+}
+
+#[test]
+fn the_status_warns_below_the_tiers() {
+    let mut facts = example();
+    assert!(!status(&facts).contains("warning:"));
+    facts.warnings = vec!["tiers `nvme` and `qlc` are on one disk\x1b".to_owned()];
+    facts.tiers[0].device = Some("nvme1n1 (Slow Disk)".to_owned());
+    let text = status(&facts);
+    assert!(text.contains("\nwarning: tiers `nvme` and `qlc` are on one disk?\n"), "{text}");
+    assert_eq!(cells(&text, "qlc").last(), Some(&"nvme1n1 (Slow Disk)"));
 }
 
 #[test]

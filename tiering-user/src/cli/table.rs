@@ -23,9 +23,13 @@ impl Table {
 
     /// Appends a row; it has as many cells as the header.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let printable = |c: char| if c.is_control() { '?' } else { c };
-        self.rows.push(cells.into_iter().map(|cell| cell.chars().map(printable).collect()).collect());
+        self.rows.push(cells.into_iter().map(|cell| printable(&cell)).collect());
     }
+}
+
+/// The text without characters that steer a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 impl fmt::Display for Table {

@@ -48,6 +48,13 @@ impl Config {
         Ok(config)
     }
 
+    /// The ladder alone as TOML, to be put into a file.
+    #[must_use]
+    pub fn ladder_toml(&self) -> String {
+        let tiers = std::collections::BTreeMap::from([("tier", &self.tiers)]);
+        toml::to_string(&tiers).expect("TOML can hold the ladder: keys are strings, and paths came as text")
+    }
+
     /// The effective configuration as TOML: [`Config::parse`] of it gives the same configuration.
     #[must_use]
     pub fn to_toml(&self) -> String {

@@ -23,12 +23,12 @@ pub use values::{Percent, Period, Rate, Size, ValueError};
 pub const DEFAULT_PRIORITY: u8 = 50;
 
 /// Everything the operator can decide.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub agent: Agent,
-    /// The ladder, fastest first.
-    #[serde(rename = "tier")]
+    /// The ladder, fastest first; none where it is to be proposed from what the host has (`tiers::propose_here`).
+    #[serde(rename = "tier", skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
     pub discover: Discover,
     pub policy: Policy,
@@ -100,8 +100,14 @@ pub struct Policy {
     pub demote_after: Period,
     /// Share of tier 0 that is kept free.
     pub free_target: Percent,
+    /// Share of a VM's touched memory that stays in tier 0 when room there is taken from it for others.
+    pub floor: Percent,
     /// Memory stall (PSI) at which demotion backs off.
     pub psi_limit: Percent,
+    /// CPU time that watching and planning may take, of one core, before they are done less often.
+    pub cpu_limit: Percent,
+    /// Free what page-outs left in the swap cache, of machines with a control group of their own.
+    pub free_swap_cache: bool,
 }
 
 /// When pages come up before they are asked for.
@@ -195,32 +201,6 @@ impl Config {
     }
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        let swap = |name: &str, path: &str, gib: u64| Tier {
-            name: name.to_owned(),
-            backing: Backing::Swap(Swap {
-                path: PathBuf::from(path),
-                size: Size(gib << 30),
-                write_limit: None,
-                daily_writes: None,
-            }),
-        };
-        Self {
-            agent: Agent::default(),
-            tiers: vec![
-                Tier { name: "dram".to_owned(), backing: Backing::Nodes(vec![0]) },
-                swap("nvme", "/var/lib/tiering/nvme", 4),
-                swap("qlc", "/var/lib/tiering/qlc", 8),
-            ],
-            discover: Discover::default(),
-            policy: Policy::default(),
-            prefetch: Prefetch::default(),
-            vms: Vec::new(),
-        }
-    }
-}
-
 impl Default for Agent {
     fn default() -> Self {
         Self {
@@ -242,7 +222,10 @@ impl Default for Policy {
         Self {
             demote_after: Period(Duration::from_mins(2)),
             free_target: Percent(10.0),
+            floor: Percent(10.0),
             psi_limit: Percent(0.5),
+            cpu_limit: Percent(5.0),
+            free_swap_cache: false,
         }
     }
 }

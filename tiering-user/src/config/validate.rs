@@ -105,7 +105,8 @@ impl Config {
                     format!("tier `{}` comes first, so it must have `nodes`, not `swap`", first.name),
                 ));
             }
-            None => return Err(problem("tier", "at least one [[tier]] with `nodes` is needed")),
+            // It is proposed from what the host has.
+            None => return Ok(()),
         }
         if self.tiers.len() > MAX_TIERS {
             return Err(problem(

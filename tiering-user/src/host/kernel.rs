@@ -169,9 +169,18 @@ fn pressure() -> Check {
 fn cgroup() -> Check {
     const NAME: &str = "cgroup v2";
     let mounts = read("/proc/self/mounts");
+    let lost = "limits of a machine's control group are not seen, nor what of it is in the swap cache";
     match mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")) {
-        Some(line) => Check::ok(NAME, line.split(' ').nth(1).unwrap_or_default()),
-        None => Check::degraded(NAME, "not mounted", "swap limits of a machine's cgroup are not seen"),
+        Some(line) => {
+            let mount = line.split(' ').nth(1).unwrap_or_default();
+            let controllers = read(&format!("{mount}/cgroup.controllers"));
+            if controllers.split(' ').any(|name| name == "memory") {
+                Check::ok(NAME, mount)
+            } else {
+                Check::degraded(NAME, format!("{mount}, without the memory controller"), lost)
+            }
+        }
+        None => Check::degraded(NAME, "not mounted", lost),
     }
 }
 

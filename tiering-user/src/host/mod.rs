@@ -1,14 +1,16 @@
 //! What this host offers: each source of knowledge and each mechanism, whether it works, and what is lost without.
 //!
 //! In: the configuration, `/proc`, `/sys`, and short trials that leave nothing behind (programs are attached and
-//! detached again, nothing is switched on). Out: a list of [`Check`]s. Decides nothing.
+//! detached again, each tier's speed is measured, nothing is switched on). Out: a list of [`Check`]s. Decides nothing.
 
 mod kernel;
+mod ladder;
 mod storage;
 
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::tiers::Proposal;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -45,9 +47,10 @@ impl Check {
     }
 }
 
-/// Looks at everything.
-pub fn doctor(config: &Config) -> Vec<Check> {
+/// Looks at everything. `proposal` is where the ladder in `config` comes from, if not from the operator.
+pub fn doctor(config: &Config, proposal: Option<&Proposal>) -> Vec<Check> {
     let mut checks = kernel::checks();
     checks.extend(storage::checks(config));
+    checks.extend(ladder::checks(config, proposal));
     checks
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use super::Check;
 use crate::config::Config;
-use crate::sys::frames_are_shown;
+use crate::sys::{FIRST_SPECIAL, frames_are_shown};
 use crate::tiers::{
     BASE_PRIORITY, Ladder, Nodes, Tier, TierKind, check_folder, check_nodes, read_proc_swaps,
 };
 
-/// Swap areas a kernel takes at most: 32 numbers, less those for migration, poison and device memory
-/// (include/linux/swap.h; 27 on Debian's 6.1 and 6.12, 28 on a 6.18 without device memory).
-const MOST_AREAS: usize = 27;
+/// Swap areas at most: the kernel takes 27 or 28 (23 with device memory), of which this many can be told from what else
+/// pagemap shows as swapped.
+const MOST_AREAS: usize = FIRST_SPECIAL as usize;
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = vec![swap_areas(), zswap(), page_cluster(), huge_pages()];

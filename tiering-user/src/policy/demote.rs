@@ -1,21 +1,40 @@
 //! Who goes down.
+//!
+//! Nothing tells whether a page that stays mapped is used. So the first tier is left by trial: a few pages of a block go first,
+//! and only if they do not come back within a while the next, eight times as many, follow. A block whose pages come back is
+//! left alone, longer each time. A huge page would be split by that: there the block goes as a whole, and the trial
+//! is one of a few blocks of the machine.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::time::Duration;
 
-use super::{Action, Reason, Step};
-use crate::tiermap::{IDLE_CAP, PageEntry, Place, Seconds, VmPages};
+use super::heat::Bands;
+use super::{Action, Reason, Step, priority_scale};
+use crate::tiermap::{
+    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, VmPages,
+};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// A page that comes back within this time of the moment it had become old enough to go came back soon.
-const SOON: Duration = Duration::from_secs(60);
+/// A page that comes back within half of the least idle time, and this, of the moment it had become old enough to go came
+/// back soon.
+const SOON_MOST: Duration = Duration::from_secs(60);
 /// The table cannot tell longer idle times apart.
 const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 /// How much longer a page must be idle for each tier it is further down.
 const LEVEL_FACTOR: u32 = 4;
 /// How much sooner pages go while the first tier has too little free.
 const PRESSURE_DIVISOR: u32 = 4;
+/// Pages of a block that are tried first, and the share of a machine's huge blocks: one in this many.
+const FIRST_PAGES: u32 = 8;
+const FIRST_HUGE_SHARE: u32 = 64;
+/// How many times more go after a trial of which nothing came back.
+const GROWTH: u32 = 8;
+/// A trial is judged after this part of the least idle time, within these bounds.
+const WINDOW_DIVISOR: u32 = 4;
+const WINDOW_LEAST: Duration = Duration::from_secs(1);
+const WINDOW_MOST: Duration = Duration::from_secs(30);
 
 /// What the policy goes by for one virtual machine at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -24,18 +43,83 @@ pub struct Rules {
     pub demote_after: Duration,
     /// 0 to 100; 50 is neutral, 100 doubles the idle time, 0 halves it.
     pub priority: u8,
-    /// The first tier has less free than it should.
-    pub pressure: bool,
+    /// Pages of the first tier beyond the machine's share of it, while the tier has less free than it should.
+    pub excess_pages: u64,
+    pub bands: Bands,
+}
+
+/// Why a page that is idle for long enough stays in the first tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Its heat says that it is used now and then.
+    Warm,
+    /// Others of its block went down, and it is not known yet whether they come back.
+    TrialRuns,
+    /// Others of its block went down and came back.
+    TrialFailed,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Warm => "it is warm",
+            Self::TrialRuns => "others of its block went down on trial, which is not over",
+            Self::TrialFailed => "others of its block went down on trial and came back",
+        })
+    }
 }
 
 impl Rules {
-    /// Least idle time of this page before it leaves the tier at `level`.
+    /// Least idle time of a page before it leaves the tier at `level`.
     pub fn least_idle(&self, level: u8, backoff: u32) -> Duration {
-        let scale = f64::exp2((f64::from(self.priority.min(100)) - 50.0) / 50.0);
         let factor = LEVEL_FACTOR.saturating_pow(level.into()).saturating_mul(1 << backoff);
-        let base = self.demote_after.min(IDLE_MOST).mul_f64(scale).saturating_mul(factor);
-        let base = if self.pressure && level == 0 { base / PRESSURE_DIVISOR } else { base };
-        base.min(IDLE_MOST)
+        let base = self.demote_after.min(IDLE_MOST).mul_f64(priority_scale(self.priority));
+        base.saturating_mul(factor).min(IDLE_MOST)
+    }
+
+    /// How long a trial waits for what comes back.
+    pub fn window(&self) -> Duration {
+        (self.least_idle(0, 0) / WINDOW_DIVISOR).clamp(WINDOW_LEAST, WINDOW_MOST)
+    }
+
+    /// What keeps a page of the first tier there although it is old enough, if something does.
+    pub fn held(&self, entry: PageEntry, block: BlockInfo, now: Seconds) -> Option<Held> {
+        let trial = block.probe;
+        match self.trial(trial, 1, now) {
+            _ if self.is_warm(entry) => Some(Held::Warm),
+            0 if trial.is_open(now) => Some(Held::TrialRuns),
+            0 => Some(Held::TrialFailed),
+            _ => None,
+        }
+    }
+
+    /// What comes back within this time came back soon.
+    fn soon(&self) -> Duration {
+        (self.demote_after / 2).min(SOON_MOST)
+    }
+
+    /// The same where the tier at `level` is short of room and the machine has more of it than its share.
+    fn least_idle_under_pressure(&self, level: u8, backoff: u32) -> Duration {
+        let least = self.least_idle(level, backoff);
+        if self.excess_pages > 0 && level == 0 { least / PRESSURE_DIVISOR } else { least }
+    }
+
+    /// Whether a page is too warm to leave the first tier.
+    fn is_warm(&self, entry: PageEntry) -> bool {
+        let from = if self.excess_pages > 0 { self.bands.hot_from } else { self.bands.warm_from };
+        entry.heat() >= from
+    }
+
+    /// How many more units may follow this trial now; `first` are tried where nothing is known.
+    fn trial(&self, probe: Probe, first: u32, now: Seconds) -> u32 {
+        let rest = self.window() + self.least_idle(0, probe.backoff() + 1);
+        match (probe.is_known(), probe.is_open(now), probe.failed()) {
+            (false, ..) => first,
+            (true, true, _) => 0,
+            (true, false, false) => probe.sent().saturating_mul(GROWTH).max(first),
+            (true, false, true) if Duration::from_secs(probe.age(now).into()) < rest => 0,
+            (true, false, true) => first,
+        }
     }
 }
 
@@ -48,20 +132,15 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
             continue;
         }
         let from = to - 1;
-        let mut old = Vec::new();
-        pages.for_each(|page, entry| {
-            if entry.place() == Place::In(TierId(from)) && !entry.staged() && is_old(entry, rules, from, now)
-            {
-                old.push((Reverse(entry.idle(now)), page));
-            }
-        });
-        let most = usize::try_from(*allowed).unwrap_or(usize::MAX);
-        if old.len() > most {
-            old.select_nth_unstable(most);
-            old.truncate(most);
-        }
-        let Some(youngest) = old.iter().map(|(Reverse(idle), _)| *idle).min() else { continue };
-        let mut chosen: Vec<_> = old.into_iter().map(|(_, page)| page).collect();
+        let mut old = if from == 0 {
+            old_in_first_tier(pages, rules, *allowed, now)
+        } else {
+            old_in_tier(pages, rules, from, now)
+        };
+        old.keep_longest_idle(*allowed);
+        let Some(youngest) = old.0.iter().map(|unit| unit.idle.0).min() else { continue };
+        let mut chosen: Vec<_> =
+            old.0.into_iter().flat_map(|unit| unit.first..unit.first + unit.pages).collect();
         chosen.sort_unstable();
         steps.push(Step {
             vm,
@@ -75,14 +154,105 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
 
 /// Whether the page may leave the tier at `level`.
 pub(super) fn is_old(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
-    Duration::from_secs(entry.idle(now).into()) >= rules.least_idle(level, entry.backoff())
+    let least = rules.least_idle_under_pressure(level, entry.backoff());
+    Duration::from_secs(entry.idle(now).into()) >= least && !(level == 0 && rules.is_warm(entry))
 }
 
-/// The back-off of a page that has just come back from a lower tier; `before` is its entry before that access.
-pub fn backoff_after_return(before: PageEntry, rules: &Rules, now: Seconds) -> u32 {
-    let Place::In(TierId(level @ 1..)) = before.place() else { return 0 };
+/// What goes together: a page, or the pages of a huge block. Longest idle first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Unit {
+    idle: Reverse<u16>,
+    first: PageIndex,
+    pages: u32,
+}
+
+#[derive(Debug, Default)]
+struct Units(Vec<Unit>);
+
+impl Units {
+    fn push(&mut self, first: PageIndex, pages: u32, idle: u16) {
+        self.0.push(Unit { idle: Reverse(idle), first, pages });
+    }
+
+    /// Keeps at most `most` pages.
+    fn keep_longest_idle(&mut self, most: u64) {
+        let units = usize::try_from(most).unwrap_or(usize::MAX);
+        if self.0.len() > units {
+            self.0.select_nth_unstable(units);
+            self.0.truncate(units);
+        }
+        if self.0.iter().map(|unit| u64::from(unit.pages)).sum::<u64>() > most {
+            self.0.sort_unstable();
+            let mut left = most;
+            self.0.retain(|unit| {
+                let fits = u64::from(unit.pages) <= left;
+                left -= if fits { unit.pages.into() } else { 0 };
+                fits
+            });
+        }
+    }
+}
+
+fn old_in_tier(pages: &VmPages, rules: &Rules, level: u8, now: Seconds) -> Units {
+    let mut old = Units::default();
+    pages.for_each(|page, entry| {
+        if may_leave(entry, rules, level, now) {
+            old.push(page, 1, entry.idle(now));
+        }
+    });
+    old
+}
+
+/// Of what is old in the first tier, as much as the trials allow; beyond what is old anyway, no more than the machine
+/// has in excess.
+fn old_in_first_tier(pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Units {
+    let (mut singles, mut huge) = (Units::default(), Units::default());
+    pages.for_each_block(|first, info, entries| {
+        let old = (first..).zip(entries).filter(|(_, entry)| may_leave(**entry, rules, 0, now));
+        if info.huge {
+            let youngest = old.clone().map(|(_, entry)| entry.idle(now)).min();
+            let whole = old.count() == BLOCK_PAGES as usize && rules.trial(info.probe, 1, now) > 0;
+            youngest.filter(|_| whole).into_iter().for_each(|idle| huge.push(first, BLOCK_PAGES, idle));
+            return;
+        }
+        let most = rules.trial(info.probe, FIRST_PAGES, now) as usize;
+        let count = if most == 0 { 0 } else { old.clone().count() };
+        // Spread over the block: neighbours are used together.
+        let step = count.div_ceil(most.max(1)).max(1);
+        for (page, entry) in old.take(count).step_by(step) {
+            singles.push(page, 1, entry.idle(now));
+        }
+    });
+    let first = u32::try_from(huge.0.len()).unwrap_or(u32::MAX).div_ceil(FIRST_HUGE_SHARE);
+    let blocks = rules.trial(pages.huge_probe(), first, now);
+    huge.keep_longest_idle(u64::from(blocks) * u64::from(BLOCK_PAGES));
+    singles.0.append(&mut huge.0);
+
+    let least = rules.least_idle(0, 0);
+    let early = |unit: &&Unit| Duration::from_secs(unit.idle.0.into()) < least;
+    let sum = |units: &mut dyn Iterator<Item = &Unit>| units.map(|unit| u64::from(unit.pages)).sum::<u64>();
+    let due = sum(&mut singles.0.iter().filter(|unit| !early(unit)));
+    singles.keep_longest_idle(allowed.min(due.max(rules.excess_pages)));
+    singles
+}
+
+fn may_leave(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
+    entry.place() == Place::In(TierId(level)) && !entry.staged() && is_old(entry, rules, level, now)
+}
+
+/// Whether a page that has just come back went down a short while ago: `before` is its entry before that access, `block` what
+/// was known of its block.
+pub fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Seconds) -> bool {
+    let Place::In(TierId(level @ 1..)) = before.place() else { return false };
+    if level == 1 && block.probe.is_known() {
+        return Duration::from_secs(block.probe.age(now).into()) <= rules.soon();
+    }
     let left_at = rules.least_idle(level - 1, before.backoff());
-    let soon = Duration::from_secs(before.idle(now).into()) <= left_at + SOON;
+    Duration::from_secs(before.idle(now).into()) <= left_at + rules.soon()
+}
+
+/// The back-off of a page that has just come back from a lower tier, soon or not.
+pub fn backoff_after_return(before: PageEntry, soon: bool) -> u32 {
     if soon { before.backoff() + 1 } else { 0 }
 }
 
@@ -93,22 +263,45 @@ mod tests {
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 
-    const RULES: Rules = Rules { demote_after: Duration::from_secs(10), priority: 50, pressure: false };
+    const RULES: Rules =
+        Rules { demote_after: Duration::from_secs(10), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
     const DRAM: Place = Place::In(TierId(0));
     const NVME: Place = Place::In(TierId(1));
+    const WINDOW: u16 = 2;
 
-    /// 100 pages in DRAM; page p was last accessed at second p.
+    fn table(pages: u32) -> VmPages {
+        let bytes = u64::from(pages) * 4096;
+        let region = RamRegion { start: Hva(0x20_0000), bytes, backing: Backing::Anonymous };
+        VmPages::new(Layout::new(&[region]), NodeTiers(1))
+    }
+
+    /// 100 pages in DRAM, no longer warm; page p was last accessed at second p. A trial of all went well before.
     fn pages() -> VmPages {
-        let region = RamRegion { start: Hva(0x10_0000), bytes: 100 * 4096, backing: Backing::Anonymous };
-        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
+        let mut pages = table(100);
         for page in 0..100u16 {
-            pages.touch(page.into(), Seconds(page), false);
+            touch(&mut pages, [page.into()], Seconds(page));
         }
+        cool(&mut pages);
+        pages.sent_down(&(0..100).collect::<Vec<_>>(), 0, Seconds(0), Seconds(0));
         pages
+    }
+
+    fn touch(table: &mut VmPages, pages: impl IntoIterator<Item = PageIndex>, at: Seconds) {
+        for page in pages {
+            table.touch(page, at, false);
+        }
+    }
+
+    fn cool(pages: &mut VmPages) {
+        (0..5).for_each(|_| pages.age(Seconds(0), true));
     }
 
     fn plan(pages: &VmPages, rules: &Rules, allowance: &[u64], now: u16) -> Vec<Step> {
         demotions(VmId(1), pages, rules, allowance, Seconds(now))
+    }
+
+    fn chosen(pages: &VmPages, now: u16) -> Vec<PageIndex> {
+        plan(pages, &RULES, &[0, 100_000], now).pop().map(|step| step.pages).unwrap_or_default()
     }
 
     #[test]
@@ -124,6 +317,75 @@ mod tests {
     fn the_longest_idle_go_first() {
         let steps = plan(&pages(), &RULES, &[0, 4], 99);
         assert_eq!(steps[0].pages, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn of_a_block_of_which_nothing_is_known_a_few_go_first_and_more_when_they_stay_away() {
+        let mut pages = table(1024);
+        touch(&mut pages, 0..1024, Seconds(0));
+        cool(&mut pages);
+        let first = chosen(&pages, 20);
+        assert_eq!(first.len(), 16, "8 of each block");
+        assert!(first.windows(2).all(|pair| pair[1] - pair[0] == 64), "spread: {first:?}");
+        pages.sent_down(&first, WINDOW, Seconds(20), Seconds(20));
+        first.iter().for_each(|page| pages.update(*page, |entry| entry.with_place(NVME)));
+        assert_eq!(chosen(&pages, 22).len(), 0, "too early to judge");
+        // One of the second block's comes back.
+        pages.touch(512, Seconds(22), false);
+        let second = chosen(&pages, 23);
+        assert_eq!(second.len(), 63, "every eighth of the rest");
+        assert!(second.iter().all(|page| *page < 512), "the second block is in use");
+        pages.sent_down(&second, WINDOW, Seconds(23), Seconds(23));
+        second.iter().for_each(|page| pages.update(*page, |entry| entry.with_place(NVME)));
+        assert_eq!(chosen(&pages, 26).len(), 512 - 8 - 63, "all that is left of the first");
+        let later = chosen(&pages, 20 + 2 + 20 + 1);
+        assert_eq!(later.iter().filter(|page| **page >= 512).count(), 8, "after a rest another trial");
+    }
+
+    #[test]
+    fn a_huge_page_goes_as_a_whole_one_in_64_first() {
+        let blocks = 128;
+        let mut pages = table(blocks * BLOCK_PAGES);
+        touch(&mut pages, 0..blocks * BLOCK_PAGES, Seconds(0));
+        cool(&mut pages);
+        let firsts: Vec<PageIndex> = (0..blocks).map(|block| block * BLOCK_PAGES).collect();
+        pages.set_huge(&firsts);
+        pages.touch(5, Seconds(15), false);
+        let first = chosen(&pages, 20);
+        assert_eq!(first.len(), 2 * 512, "2 of 127 blocks");
+        assert!(!first.contains(&0), "a part of the first block was used");
+        pages.sent_down(&first, WINDOW, Seconds(20), Seconds(20));
+        first.iter().for_each(|page| pages.update(*page, |entry| entry.with_place(NVME)));
+        assert_eq!(chosen(&pages, 23).len(), 16 * 512);
+        // Something of the two blocks comes back.
+        let mut returned = pages.clone();
+        returned.touch(first[0], Seconds(21), false);
+        assert_eq!(chosen(&returned, 23).len(), 0);
+    }
+
+    #[test]
+    fn what_is_warm_stays() {
+        let mut pages = pages();
+        touch(&mut pages, [3; 4], Seconds(3));
+        assert!(!chosen(&pages, 99).contains(&3));
+        cool(&mut pages);
+        assert!(chosen(&pages, 99).contains(&3));
+    }
+
+    #[test]
+    fn under_pressure_a_machine_gives_what_it_has_in_excess_sooner() {
+        let pages = pages();
+        let under_pressure = |excess_pages| {
+            let steps = plan(&pages, &Rules { excess_pages, ..RULES }, &[0, 1000], 25);
+            steps[0].pages.clone()
+        };
+        assert_eq!(under_pressure(20), (0..20).collect::<Vec<_>>(), "as many as it has in excess");
+        assert_eq!(
+            under_pressure(1000),
+            (0..=22).collect::<Vec<_>>(),
+            "but none idle for less than a quarter"
+        );
+        assert_eq!(under_pressure(3), (0..=15).collect::<Vec<_>>(), "what is due goes anyway");
     }
 
     #[test]
@@ -157,25 +419,30 @@ mod tests {
     }
 
     #[test]
-    fn priority_and_pressure_scale_the_idle_time() {
-        let least = |priority, pressure| Rules { priority, pressure, ..RULES }.least_idle(0, 0).as_secs_f64();
-        assert!((least(100, false) - 20.0).abs() < 1e-9);
-        assert!((least(0, false) - 5.0).abs() < 1e-9);
-        assert!((least(50, true) - 2.5).abs() < 1e-9);
-        let lower = Rules { pressure: true, ..RULES }.least_idle(1, 0);
-        assert_eq!(
-            lower,
-            Duration::from_secs(40),
-            "pressure on the first tier says nothing about the second"
-        );
+    fn priority_and_tier_scale_the_idle_time() {
+        let least = |priority, level| Rules { priority, ..RULES }.least_idle(level, 0).as_secs_f64();
+        assert!((least(100, 0) - 20.0).abs() < 1e-9);
+        assert!((least(0, 0) - 5.0).abs() < 1e-9);
+        assert!((least(50, 1) - 40.0).abs() < 1e-9);
     }
 
     #[test]
     fn coming_back_soon_raises_the_back_off_and_late_clears_it() {
         let entry = PageEntry::found(NVME, Seconds(0));
-        assert_eq!(backoff_after_return(entry, &RULES, Seconds(70)), 1);
-        assert_eq!(backoff_after_return(entry, &RULES, Seconds(71)), 0);
-        assert_eq!(backoff_after_return(entry.with_backoff(1), &RULES, Seconds(80)), 2);
-        assert_eq!(backoff_after_return(entry.with_place(DRAM), &RULES, Seconds(1)), 0);
+        let soon = |entry, now| came_back_soon(entry, BlockInfo::default(), &RULES, Seconds(now));
+        assert!(soon(entry, 15) && !soon(entry, 16));
+        assert!(soon(entry.with_backoff(1), 25));
+        assert!(!soon(entry.with_place(DRAM), 1));
+        assert_eq!((backoff_after_return(entry, true), backoff_after_return(entry, false)), (1, 0));
+        assert_eq!(backoff_after_return(entry.with_backoff(1), true), 2);
+        // It was old for long before it went.
+        let mut block = BlockInfo::default();
+        block.probe.begin(8, WINDOW, Seconds(500), Seconds(500));
+        assert!(came_back_soon(entry, block, &RULES, Seconds(505)));
+        assert!(!came_back_soon(entry, block, &RULES, Seconds(506)));
+        let slow = Rules { demote_after: Duration::from_secs(3600), ..RULES };
+        let unknown = BlockInfo::default();
+        assert!(came_back_soon(entry, unknown, &slow, Seconds(3600 + 60)));
+        assert!(!came_back_soon(entry, unknown, &slow, Seconds(3600 + 61)), "a minute at most");
     }
 }

@@ -1,29 +1,47 @@
 //! Which pages should move, and why. Pure: returns a plan and never acts.
 //!
-//! The first policy, in four rules:
+//! In five rules:
 //!
 //! 1. A page that was idle for long enough goes one tier down. How long is `demote_after`, times 4 for each tier
 //!    it has gone down already, scaled by the machine's priority, and doubled for each time the page came back soon
-//!    after it had gone. Longest idle first (LRU within the tier).
-//! 2. While less than `free_target` of the first tier is free, a quarter of that is long enough there.
-//! 3. While memory stalls (PSI) exceed `psi_limit`, nothing goes down.
-//! 4. A page of a lower memory tier that was accessed there goes to the first tier, as long as that has room.
+//!    after it had gone. Longest idle first (LRU within the tier), by trial ([`demotions`]), and nothing that is warm
+//!    ([`HeatHistogram`]).
+//! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`]) give
+//!    what they have in excess after a quarter of that time.
+//! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that has
+//!    room.
+//! 4. A block that was a huge page and is back in the first tier becomes one again ([`collapses`]).
+//! 5. The brakes ([`Governor`], [`Room`]) say how much may go down in a second, down to nothing.
 //!
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
 //! # Limits
-//! A page that stays mapped shows no accesses to this policy: it is demoted once to find out, and what comes back
-//! soon is left alone for longer and longer. In a lower memory tier no page comes back by itself: there the fourth rule
+//! A page that stays mapped shows no accesses to this policy: of each block a few are demoted to find out, and what comes back
+//! soon is left alone for longer and longer. In a lower memory tier no page comes back by itself: there the third rule
 //! needs a source that sees accesses to mapped pages.
 
+mod brakes;
+mod collapse;
 mod demote;
+mod free;
+mod heat;
 mod promote;
+mod quota;
+mod room;
+mod swap_cache;
 
 use std::fmt;
 use std::time::Duration;
 
-pub use demote::{Rules, backoff_after_return, demotions};
+pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, Refaults, STEP, TierLoad};
+pub use collapse::collapses;
+pub use demote::{Held, Rules, backoff_after_return, came_back_soon, demotions};
+pub use free::FreeSpace;
+pub use heat::{Bands, HeatHistogram};
 pub use promote::promotions;
+pub use quota::{Claim, shares, weight};
+pub use room::{GroupLimit, Room};
+pub use swap_cache::LeftBehind;
 
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
@@ -43,6 +61,8 @@ pub struct Step {
 pub enum Action {
     /// To this tier, from wherever they are; in a memory tier they are mapped.
     Place { to: TierId },
+    /// Made into huge pages again: the pages are whole blocks.
+    Collapse,
     /// Into memory ahead of need, not mapped, so that the first touch is seen.
     Stage,
     /// Staged pages that were not used go back to where they came from.
@@ -56,6 +76,8 @@ pub enum Reason {
     Idle(Duration),
     /// Accessed in a lower memory tier.
     AccessedThere,
+    /// They were huge pages, and are in the first tier again.
+    WereHuge,
     /// The same machine touched it right after a page it touched now.
     FollowedLastTime,
     /// Another machine of its tenant touched the page at the same guest-physical address.
@@ -68,11 +90,17 @@ pub enum Reason {
     Operator,
 }
 
+/// What a priority multiplies by: 1/2 for 0, 1 for 50, 2 for 100.
+fn priority_scale(priority: u8) -> f64 {
+    f64::exp2((f64::from(priority.min(100)) - 50.0) / 50.0)
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle(time) => write!(f, "idle for {} s or more", time.as_secs()),
             Self::AccessedThere => f.write_str("accessed in a lower memory tier"),
+            Self::WereHuge => f.write_str("was huge before it went down"),
             Self::FollowedLastTime => f.write_str("touched next, last time"),
             Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
             Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),

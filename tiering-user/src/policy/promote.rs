@@ -8,8 +8,8 @@ use crate::tiermap::{Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// The step that takes pages of one machine to the first tier which were accessed since they were placed in a lower memory
-/// tier: at most `allowed` pages, last accessed first. None where there is none.
+/// The step that takes pages of one machine to the first tier which were accessed, often or lately enough, since they were
+/// placed in a lower memory tier: at most `allowed` pages, last accessed first. None where there is none.
 pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Option<Step> {
     let most = usize::try_from(allowed).unwrap_or(usize::MAX);
     if most == 0 || pages.node_tiers().0 <= 1 {
@@ -19,7 +19,8 @@ pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: S
     pages.for_each(|page, entry| {
         // What is old enough to go further down does not come up at the same time.
         let old = matches!(entry.place(), Place::In(tier) if is_old(entry, rules, tier.0, now));
-        if pages.in_lower_memory(entry.place()) && entry.heat() > 0 && !old {
+        let deserved = rules.bands.deserves_promotion(entry.heat(), entry.momentum());
+        if pages.in_lower_memory(entry.place()) && deserved && !old {
             used.push((entry.idle(now), Reverse(entry.heat()), page));
         }
     });
@@ -36,12 +37,14 @@ pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Bands;
     use crate::tiermap::{Layout, PageRun, Place};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
 
-    const RULES: Rules = Rules { demote_after: Duration::from_secs(60), priority: 50, pressure: false };
+    const RULES: Rules =
+        Rules { demote_after: Duration::from_secs(60), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
 
     /// 100 pages, accessed at second 1; 0 to 49 are in the second memory tier since then, 50 to 59 in swap.
     fn pages(node_tiers: u8) -> VmPages {
@@ -79,6 +82,23 @@ mod tests {
         }
         assert_eq!(promotions(VmId(1), &pages, &RULES, 2, Seconds(20)).unwrap().pages, [8, 9]);
         assert_eq!(promotions(VmId(1), &pages, &RULES, 0, Seconds(20)), None);
+    }
+
+    #[test]
+    fn where_little_fits_only_the_hot_and_the_warming_come_up() {
+        let mut pages = pages(2);
+        for page in [1, 1, 1, 1, 2, 2, 3] {
+            pages.touch(page, Seconds(5), false);
+        }
+        let rules = Rules { bands: Bands { hot_from: 4, warm_from: 2 }, ..RULES };
+        let chosen =
+            |pages: &VmPages| promotions(VmId(1), pages, &rules, 100, Seconds(9)).map(|step| step.pages);
+        assert_eq!(chosen(&pages), Some(vec![1, 2]));
+        pages.age(Seconds(9), true);
+        // 2 accesses in the epoch that has ended and none in this one: as warm as usual at best.
+        pages.touch(2, Seconds(9), false);
+        assert_eq!(pages.get(2).heat(), 2);
+        assert_eq!(chosen(&pages), None);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl TagKey {
     }
 }
 
-/// Tagged pages of one tenant: 4 GiB of them, in some 100 MiB of memory.
+/// Tagged pages of one tenant: 4 GiB of them.
 const MOST_PAGES: usize = 1 << 20;
 /// Pages of one content that are remembered: content that is everywhere foretells nothing.
 const MOST_COPIES: usize = 64;

@@ -22,10 +22,43 @@ impl OneCpu {
     }
 }
 
+/// Keeps the calling thread, for the rest of its life, on those of these CPUs that it may use; where there is none, it
+/// stays where it is.
+///
+/// # Errors
+/// As `sched_setaffinity(2)`.
+pub fn stay_on_cpus(cpus: &[usize]) -> std::io::Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let mut chosen = CpuSet::new();
+    let usable: Vec<_> = cpus.iter().copied().filter(|cpu| allowed.is_set(*cpu) == Ok(true)).collect();
+    for cpu in &usable {
+        chosen.set(*cpu)?;
+    }
+    if usable.is_empty() { Ok(()) } else { Ok(sched_setaffinity(this, &chosen)?) }
+}
+
 impl Drop for OneCpu {
     fn drop(&mut self) {
         if let Some(all) = &self.0 {
             sched_setaffinity(Pid::from_raw(0), all).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_stays_on_the_cpus_it_may_use() {
+        let this = Pid::from_raw(0);
+        let before = sched_getaffinity(this).unwrap();
+        let cpu = (0..CpuSet::count()).rev().find(|cpu| before.is_set(*cpu).unwrap()).unwrap();
+        stay_on_cpus(&[]).unwrap();
+        assert_eq!(sched_getaffinity(this).unwrap(), before);
+        stay_on_cpus(&[CpuSet::count() - 1, cpu]).unwrap();
+        assert_eq!(nix::sched::sched_getcpu().unwrap(), cpu);
+        sched_setaffinity(this, &before).unwrap();
     }
 }

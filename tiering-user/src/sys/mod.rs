@@ -3,8 +3,12 @@
 //! In: plain numbers, file descriptors and slices. Out: `std::io::Error`s as the kernel gave them; callers add
 //! the path, process and address. Does not retry, interpret or decide.
 
+mod boot;
+mod buffer;
 mod clock;
 mod cpu;
+mod frames;
+mod mapping;
 mod numa;
 mod pagemap;
 mod process_memory;
@@ -12,10 +16,13 @@ mod swap;
 mod wake;
 mod zero_pages;
 
-pub use clock::{Monotonic, now};
-pub use cpu::OneCpu;
-pub use numa::{MoveStatus, PreferNodes, move_pages};
-pub use pagemap::{PageState, Pagemap, ScanRange, frames_are_shown};
+pub use boot::boot_id;
+pub use buffer::Buffer;
+pub use clock::{Monotonic, now, unix_seconds};
+pub use cpu::{OneCpu, stay_on_cpus};
+pub use frames::{FrameFacts, Frames};
+pub use numa::{MoveStatus, PreferNodes, move_pages, node_of, prefer_nodes_of_file};
+pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown};
 pub use process_memory::{
     Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,
 };

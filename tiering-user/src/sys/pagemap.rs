@@ -29,14 +29,26 @@ impl PageState {
             let pfn = entry & ((1 << 55) - 1);
             if Some(pfn) == zero_pfn { Self::Zero } else { Self::Present { pfn } }
         } else if entry >> 62 & 1 == 1 {
-            Self::Swapped { area: (entry & 0x1f) as u8, slot: entry >> 5 & ((1 << 50) - 1) }
+            let (area, slot) = ((entry & 0x1f) as u8, entry >> 5 & ((1 << 50) - 1));
+            match area {
+                PTE_MARKER => Self::Absent,
+                // A page that is being moved to another frame shows as swapped; the slot is the frame it leaves.
+                FIRST_SPECIAL.. => Self::Present { pfn: slot },
+                _ => Self::Swapped { area, slot },
+            }
         } else {
             Self::Absent
         }
     }
 }
 
-/// Pages in a row that are all present, or all swapped; whatever lies between two ranges takes no memory.
+/// Numbers of swap areas from which on the kernel may mean something else: migration, device memory, poison
+/// (include/linux/swap.h, Linux 6.1 to 6.18: 23 with device-private memory, 27 or 28 without).
+pub const FIRST_SPECIAL: u8 = 23;
+/// The last of them: no page, but something to remember about it.
+const PTE_MARKER: u8 = 31;
+
+/// Pages in a row that are all present, huge or not, or all swapped; whatever lies between two ranges takes no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanRange {
     /// Host-virtual address of the first page.
@@ -44,6 +56,8 @@ pub struct ScanRange {
     /// Host-virtual address behind the last.
     pub end: u64,
     pub swapped: bool,
+    /// Mapped as huge pages.
+    pub huge: bool,
 }
 
 /// An open pagemap.
@@ -94,7 +108,7 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE,
                 ..ScanRequest::default()
             };
             // SAFETY: `request` has the size it says, and `vec` points to `vec_len` regions that outlive the call.
@@ -106,6 +120,7 @@ impl Pagemap {
                     start: region.start,
                     end: region.end,
                     swapped: region.categories & PAGE_IS_PRESENT == 0,
+                    huge: region.categories & PAGE_IS_HUGE != 0,
                 });
             }
             if request.walk_end <= next {
@@ -146,6 +161,7 @@ fn zero_pfn() -> Option<u64> {
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
@@ -187,6 +203,8 @@ mod tests {
         assert_eq!(decode(1 << 63 | 1 << 56 | 0x1234), PageState::Present { pfn: 0x1234 });
         assert_eq!(decode(1 << 63 | 0x99), PageState::Zero);
         assert_eq!(decode(1 << 62 | 7 << 5 | 3), PageState::Swapped { area: 3, slot: 7 });
+        assert_eq!(decode(1 << 62 | 7 << 5 | 30), PageState::Present { pfn: 7 }, "on its way elsewhere");
+        assert_eq!(decode(1 << 62 | 7 << 5 | 31), PageState::Absent);
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub enum Advice {
     PageOut,
     /// Read from swap ahead of need.
     WillNeed,
+    /// Make whole blocks of 2 MiB huge pages, bringing up what is in swap.
+    Collapse,
 }
 
 /// Gives `advice` for up to [`MAX_RANGES_PER_CALL`] spans. Returns the bytes the kernel went through, which
@@ -79,6 +81,7 @@ pub fn advise(process: &Pidfd, spans: &[Span], advice: Advice) -> io::Result<u64
     let advice = match advice {
         Advice::PageOut => libc::MADV_PAGEOUT,
         Advice::WillNeed => libc::MADV_WILLNEED,
+        Advice::Collapse => libc::MADV_COLLAPSE,
     };
     // SAFETY: `iov` is a valid array of that length; the kernel only reads it, and the addresses in it are
     // those of the other process, never ours.
@@ -100,19 +103,7 @@ pub fn touch_read(process: &Pidfd, spans: &[Span]) -> io::Result<usize> {
         .map(|span| libc::iovec { iov_base: address(span.start), iov_len: 1 })
         .take(MAX_RANGES_PER_CALL)
         .collect();
-    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: remote.len() };
-    // SAFETY: `local` is our own buffer of at least that length; `remote` are addresses of the other process.
-    let read = unsafe {
-        libc::process_vm_readv(
-            process.pid,
-            &raw const local,
-            1,
-            remote.as_ptr(),
-            remote.len() as libc::c_ulong,
-            0,
-        )
-    };
-    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    read_remote(process, &mut bytes[..remote.len()], &remote)
 }
 
 /// Copies the pages at these addresses into `pages`, one after another. Returns how many could be copied, from the front.
@@ -130,9 +121,14 @@ pub fn read_pages(
         .iter()
         .map(|hva| libc::iovec { iov_base: address(*hva), iov_len: PAGE_BYTES as usize })
         .collect();
-    let local = libc::iovec { iov_base: pages.as_mut_ptr().cast(), iov_len: count * PAGE_BYTES as usize };
-    // SAFETY: `local` is the front of `pages`, which is that long and any bytes are a value of; `remote` are addresses of
-    // the other process.
+    let bytes = read_remote(process, pages[..count].as_flattened_mut(), &remote)?;
+    Ok(bytes / PAGE_BYTES as usize)
+}
+
+/// Copies what is at `remote` in the process into `buffer`. Returns how many bytes, from the front.
+fn read_remote(process: &Pidfd, buffer: &mut [u8], remote: &[libc::iovec]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `local` is `buffer`, which the kernel may fill; `remote` are addresses of the other process.
     let read = unsafe {
         libc::process_vm_readv(
             process.pid,
@@ -143,8 +139,7 @@ pub fn read_pages(
             0,
         )
     };
-    let bytes = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
-    Ok(bytes / PAGE_BYTES as usize)
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
 /// Makes every page of `span` present and written to, without changing a byte of it, so that it gives back the

@@ -2,38 +2,27 @@
 
 use std::io;
 
+use super::mapping::Mapping;
 use super::{PAGE_BYTES, PageState, Pagemap};
 
 /// A mapping of our own whose pages can be made present (all zero), paged out and freed, part by part.
 #[derive(Debug)]
 pub struct ZeroPages {
-    start: *mut libc::c_void,
+    mapping: Mapping,
     pages: usize,
 }
-
-// SAFETY: the mapping belongs to this value alone, and the methods that change it take `&mut self`.
-unsafe impl Send for ZeroPages {}
 
 impl ZeroPages {
     /// Maps `pages` pages, none of them present, without huge pages and never locked.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// `ENOMEM`, `EINVAL` (no page).
     pub fn map(pages: usize) -> io::Result<Self> {
-        let bytes = pages * PAGE_BYTES as usize;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let mapping = Self { start, pages };
-        // Best effort: a kernel without THP or MCL_FUTURE has nothing to switch off.
-        mapping.advise(0, pages, libc::MADV_NOHUGEPAGE).ok();
+        let mapping = Mapping::new(pages)?;
+        // Best effort: where nothing is locked there is nothing to undo.
         // SAFETY: the range is the mapping just made.
-        unsafe { libc::munlock(start, bytes) };
-        Ok(mapping)
+        unsafe { libc::munlock(mapping.start().cast(), mapping.bytes()) };
+        Ok(Self { mapping, pages })
     }
 
     /// How many pages are mapped.
@@ -69,7 +58,7 @@ impl ZeroPages {
     /// Reads the first page, which maps the kernel's page of zeroes there.
     pub(super) fn read_touch(&self) {
         // SAFETY: inside the mapping, which is readable. Volatile, or the unused load would be dropped.
-        unsafe { self.start.cast::<u8>().read_volatile() };
+        unsafe { self.mapping.start().read_volatile() };
     }
 
     /// Frees `count` pages from page `first`, with the swap slots they hold.
@@ -90,12 +79,12 @@ impl ZeroPages {
 
     /// Address of the first page.
     pub fn start(&self) -> *const libc::c_void {
-        self.start
+        self.mapping.start().cast()
     }
 
     fn page(&self, page: usize) -> *mut libc::c_void {
         assert!(page <= self.pages, "page {page} of {}", self.pages);
-        self.start.wrapping_byte_add(page * PAGE_BYTES as usize)
+        self.mapping.start().wrapping_byte_add(page * PAGE_BYTES as usize).cast()
     }
 
     fn advise(&self, first: usize, count: usize, advice: i32) -> io::Result<()> {
@@ -104,12 +93,5 @@ impl ZeroPages {
         // its content is ever made.
         let result = unsafe { libc::madvise(self.page(first), count * PAGE_BYTES as usize, advice) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-}
-
-impl Drop for ZeroPages {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, of which nothing else has an address.
-        unsafe { libc::munmap(self.start, self.pages * PAGE_BYTES as usize) };
     }
 }

@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, Reply, Request, VmMap, parse_range};
+use super::explain::{Address, Explanation};
+use super::request::{
+    ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, Reply, Request, VmMap, parse_number, parse_range,
+};
 use super::status::{Status, VmStatus};
 
 /// How long open connections may go on after the agent was told to stop.
@@ -73,6 +76,7 @@ pub fn router(handle: Handle) -> Router {
         .route("/v1/vms", get(vms))
         .route("/v1/vms/{vm}", get(vm))
         .route("/v1/vms/{vm}/map", get(map))
+        .route("/v1/vms/{vm}/explain", get(explain))
         .route("/v1/vms/{vm}/move", post(move_pages))
         .route("/v1/tiers/{tier}/drain", post(drain))
         .fallback(no_such_route)
@@ -103,6 +107,21 @@ async fn vm(State(handle): State<Handle>, Path(vm): Path<String>) -> Result<Json
 #[serde(deny_unknown_fields)]
 struct MapQuery {
     hva: Option<String>,
+    gpa: Option<String>,
+    pfn: Option<String>,
+}
+
+impl MapQuery {
+    fn pages(&self) -> Result<Pages, ApiError> {
+        let pages = match (&self.hva, &self.gpa, &self.pfn) {
+            (None, None, None) => Ok(Pages::All),
+            (Some(hva), None, None) => parse_range(hva).map(Pages::Hva),
+            (None, Some(gpa), None) => parse_range(gpa).map(Pages::Gpa),
+            (None, None, Some(pfn)) => parse_number(pfn).map(Pages::Frame),
+            _ => Err("give one of hva, gpa and pfn".to_owned()),
+        };
+        pages.map_err(ApiError::BadRequest)
+    }
 }
 
 async fn map(
@@ -112,8 +131,38 @@ async fn map(
 ) -> Result<Json<VmMap>, ApiError> {
     let Query(query) = query.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
     let vm = find(&handle.latest(), &vm)?.id.clone();
-    let hva = optional_range(query.hva.as_deref())?;
-    handle.ask(|reply| Request::Map { vm, hva, reply }).await
+    let pages = match query.pages()? {
+        Pages::Frame(pfn) => {
+            let Json(found) = handle.ask(|reply| Request::FindFrame { vm: vm.clone(), pfn, reply }).await?;
+            Pages::Hva(found)
+        }
+        pages => pages,
+    };
+    handle.ask(|reply| Request::Map { vm, pages, reply }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainQuery {
+    hva: Option<String>,
+    gpa: Option<String>,
+}
+
+async fn explain(
+    State(handle): State<Handle>,
+    Path(vm): Path<String>,
+    query: Result<Query<ExplainQuery>, QueryRejection>,
+) -> Result<Json<Explanation>, ApiError> {
+    let Query(query) = query.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
+    let vm = find(&handle.latest(), &vm)?.id.clone();
+    let at = match (query.hva, query.gpa) {
+        (None, None) => Ok(None),
+        (Some(hva), None) => parse_number(&hva).map(Address::Hva).map(Some),
+        (None, Some(gpa)) => parse_number(&gpa).map(Address::Gpa).map(Some),
+        (Some(_), Some(_)) => Err("give one of hva and gpa".to_owned()),
+    };
+    let at = at.map_err(ApiError::BadRequest)?;
+    handle.ask(|reply| Request::Explain { vm, at, reply }).await
 }
 
 async fn move_pages(

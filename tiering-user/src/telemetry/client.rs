@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::api::ErrorBody;
-use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, VmMap, format_range};
+use super::explain::{Address, Explanation};
+use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, VmMap, format_range};
 use super::status::{Status, VmStatus};
 
 /// A question without an answer.
@@ -74,13 +75,31 @@ impl Client {
         self.get(&format!("/v1/vms/{}", segment(vm))).await
     }
 
-    /// The mapping table of a VM, or the part of it in a range of host-virtual addresses.
+    /// The mapping table of a VM, or a part of it.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn map(&self, vm: &str, hva: Option<&Range<u64>>) -> Result<VmMap, ClientError> {
-        let query = hva.map(|range| format!("?hva={}", format_range(range))).unwrap_or_default();
+    pub async fn map(&self, vm: &str, pages: &Pages) -> Result<VmMap, ClientError> {
+        let query = match pages {
+            Pages::All => String::new(),
+            Pages::Hva(range) => format!("?hva={}", format_range(range)),
+            Pages::Gpa(range) => format!("?gpa={}", format_range(range)),
+            Pages::Frame(pfn) => format!("?pfn={pfn}"),
+        };
         self.get(&format!("/v1/vms/{}/map{query}", segment(vm))).await
+    }
+
+    /// Why a VM, or one page of it, is where it is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain(&self, vm: &str, at: Option<Address>) -> Result<Explanation, ClientError> {
+        let query = match at {
+            None => String::new(),
+            Some(Address::Hva(hva)) => format!("?hva={hva:#x}"),
+            Some(Address::Gpa(gpa)) => format!("?gpa={gpa:#x}"),
+        };
+        self.get(&format!("/v1/vms/{}/explain{query}", segment(vm))).await
     }
 
     /// Moves a VM's pages to the tier `to`; returns when they are moved.

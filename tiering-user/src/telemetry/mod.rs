@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod client;
+pub mod explain;
 pub mod request;
 pub mod socket;
 pub mod status;

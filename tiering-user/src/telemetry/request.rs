@@ -9,15 +9,35 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::explain::{Address, Explanation};
+
 /// Where the agent puts its answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+
+/// The pages a question is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// All of the guest's RAM.
+    #[default]
+    All,
+    /// Those in a range of host-virtual addresses.
+    Hva(Range<u64>),
+    /// Those in a range of guest-physical addresses.
+    Gpa(Range<u64>),
+    /// The one with this page frame number.
+    Frame(u64),
+}
 
 /// A request. `vm` is the `id` of a VM in the status; `hva` is a range of host-virtual addresses, `None` all
 /// of the guest's RAM.
 #[derive(Debug)]
 pub enum Request {
     /// Read the mapping table.
-    Map { vm: String, hva: Option<Range<u64>>, reply: Reply<VmMap> },
+    Map { vm: String, pages: Pages, reply: Reply<VmMap> },
+    /// Find the page with this frame: its host-virtual addresses.
+    FindFrame { vm: String, pfn: u64, reply: Reply<Range<u64>> },
+    /// Say why the VM, or the page at this address, is where it is.
+    Explain { vm: String, at: Option<Address>, reply: Reply<Explanation> },
     /// Move pages to the tier `to`.
     Move { vm: String, to: String, hva: Option<Range<u64>>, reply: Reply<MoveOutcome> },
     /// Bring all pages of a tier up and switch it off.
@@ -119,19 +139,30 @@ pub struct DrainOutcome {
 /// # Errors
 /// A message that shows the form, if the text is none or the range is empty.
 pub fn parse_range(text: &str) -> Result<Range<u64>, String> {
-    let address = |text: &str| match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        // from_str_radix takes a sign.
-        Some(digits) if digits.starts_with('+') => None,
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    };
-    let range = text.split_once("..").and_then(|(a, b)| Some(address(a)?..address(b)?));
+    let range = text.split_once("..").and_then(|(a, b)| Some(number(a)?..number(b)?));
     match range {
         Some(range) if !range.is_empty() => Ok(range),
         Some(_) => Err(format!("`{text}` is an empty range: the first address must be the lower one")),
         None => {
             Err(format!("`{text}` is no range: write two addresses, such as 0x7f0000000000..0x7f0000200000"))
         }
+    }
+}
+
+/// Reads one address or frame number, hexadecimal with `0x` or decimal.
+///
+/// # Errors
+/// A message that shows the form.
+pub fn parse_number(text: &str) -> Result<u64, String> {
+    number(text).ok_or_else(|| format!("`{text}` is no number: write it as 0x7f0000000000 or in decimal"))
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        // from_str_radix takes a sign.
+        Some(digits) if digits.starts_with('+') => None,
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
     }
 }
 

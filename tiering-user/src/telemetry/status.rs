@@ -16,11 +16,27 @@ pub struct Status {
     pub uptime_s: f64,
     /// Whether plans are only reported.
     pub dry_run: bool,
+    /// In the swap cache of the host: paged out, or read back and not written since, and still in memory.
+    pub swap_cached_bytes: u64,
     /// The ladder, fastest first.
     pub tiers: Vec<TierStatus>,
     pub vms: Vec<VmStatus>,
     pub events: EventCounts,
     pub sources: Vec<SourceStatus>,
+    /// What contradicts the order of the ladder or stands in its way, as found at start; each with what to do.
+    pub warnings: Vec<String>,
+    pub blocks: BlockCounts,
+    /// When the agent's state was last written to disk, seconds since 1970; `None` if it was not yet.
+    pub state_saved_unix_s: Option<u64>,
+}
+
+/// Blocks of 2 MiB in the BPF map `tier_map`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockCounts {
+    pub shown: u64,
+    /// Times that a block did not fit into the map.
+    pub left_out_total: u64,
 }
 
 /// One tier.
@@ -38,10 +54,34 @@ pub struct TierStatus {
     pub used_bytes: u64,
     /// In use by the VMs' guest RAM.
     pub vm_bytes: u64,
-    /// As measured at start; `None` if it could not be measured.
+    /// Of a memory tier as measured at start, of a swap tier in the last minutes; `None` if it could not be measured.
     pub read_latency_ns: Option<Latency>,
     /// Written to the tier by the agent's moves since it started.
     pub written_bytes_total: u64,
+    /// Why nothing is sent to it for a while; `None` while it works.
+    pub trouble: Option<String>,
+    /// Of guest RAM that came up from the tier since the agent started, as far as the agent saw it.
+    pub read_bytes_total: u64,
+    /// Writing single pages to a swap tier, as measured at start.
+    pub write_latency_ns: Option<Latency>,
+    /// What `read_latency_ns` is made of: how many reads took at most so many nanoseconds, and longer than the entry before.
+    pub latency_histogram: Vec<(u64, u64)>,
+    /// Reading in sequence, as measured at start.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// A swap tier's disks, a memory tier's CXL regions or dax devices.
+    pub device: Option<String>,
+    /// What the disk of a swap tier did in the last second, whoever asked for it.
+    pub device_load: Option<DeviceLoad>,
+}
+
+/// Means over one second, nanoseconds; `None` where nothing was read or written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceLoad {
+    pub read_latency_ns: Option<u64>,
+    pub write_latency_ns: Option<u64>,
+    /// Requests not answered yet.
+    pub in_flight: u64,
 }
 
 /// What a tier is made of.
@@ -77,6 +117,8 @@ pub struct VmStatus {
     pub movable: bool,
     /// Why it is not movable; for one that is, why it is moved between memory tiers only.
     pub reason: Option<String>,
+    /// What holds its demotion back now, if something does.
+    pub limited_by: Option<String>,
     pub ram_bytes: u64,
     /// Guest RAM by tier name, and `swap` where the device is not known.
     pub tier_bytes: BTreeMap<String, u64>,
@@ -84,6 +126,14 @@ pub struct VmStatus {
     pub tier_bytes_peak: BTreeMap<String, u64>,
     /// Guest RAM in huge pages.
     pub huge_bytes: u64,
+    /// Guest RAM that was in huge pages and is in small ones, or in swap, now.
+    pub huge_lost_bytes: u64,
+    /// Made into huge pages again by the agent.
+    pub collapsed_bytes_total: u64,
+    /// Of its process: merged with equal pages by KSM; `None` where the kernel does not tell.
+    pub ksm_bytes: Option<u64>,
+    /// Copies that page-outs left in the swap cache; `None` where its control group holds others too, or does not tell.
+    pub swap_cached_bytes: Option<u64>,
     /// Guest RAM that was never touched and is in no tier.
     pub untouched_bytes: u64,
     /// Working set.
@@ -95,6 +145,8 @@ pub struct VmStatus {
     pub stall_ns_total: Option<u64>,
     pub demoted_bytes_total: u64,
     pub promoted_bytes_total: u64,
+    /// Pages that came back soon after they went down: within half of `demote_after`, a minute at most.
+    pub ping_pong_pages: u64,
     pub prefetch: PrefetchCounts,
 }
 
@@ -215,7 +267,12 @@ mod tests {
         let status = Status {
             version: "0.1.0".to_owned(),
             uptime_s: 12.5,
-            tiers: vec![TierStatus { read_latency_ns: Some(Latency::default()), ..TierStatus::default() }],
+            tiers: vec![TierStatus {
+                read_latency_ns: Some(Latency::default()),
+                latency_histogram: vec![(127, 3)],
+                device_load: Some(DeviceLoad::default()),
+                ..TierStatus::default()
+            }],
             vms: vec![VmStatus {
                 tier_bytes: [("dram".to_owned(), 4096)].into(),
                 stall_ns_total: Some(0),
@@ -224,21 +281,32 @@ mod tests {
             sources: vec![SourceStatus { state: SourceState::Active, ..SourceStatus::default() }],
             ..Status::default()
         };
+        let vm = serde_json::json!({
+            "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
+            "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
+            "limited_by": null, "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
+            "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
+            "ksm_bytes": null, "swap_cached_bytes": null,
+            "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
+            "faults_total": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
+            "promoted_bytes_total": 0, "ping_pong_pages": 0,
+            "prefetch": {"issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
+                "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0}}});
         let expected = serde_json::json!({
             "version": "0.1.0", "uptime_s": 12.5, "dry_run": false,
+            "swap_cached_bytes": 0,
             "tiers": [{"name": "", "level": 0, "kind": "node", "nodes": [], "capacity_bytes": 0,
                 "used_bytes": 0, "vm_bytes": 0, "read_latency_ns": {"p50": 0, "p99": 0},
-                "written_bytes_total": 0}],
-            "vms": [{"id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
-                "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
-                "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {}, "huge_bytes": 0,
-                "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
-                "faults_total": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
-                "promoted_bytes_total": 0,
-                "prefetch": {"issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-                    "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0}}}],
+                "written_bytes_total": 0, "read_bytes_total": 0, "latency_histogram": [[127, 3]],
+                "write_latency_ns": null, "trouble": null,
+                "bandwidth_bytes_per_s": null, "device": null,
+                "device_load": {"read_latency_ns": null, "write_latency_ns": null, "in_flight": 0}}],
+            "vms": [vm],
             "events": {"produced": 0, "consumed": 0, "dropped": 0},
             "sources": [{"name": "", "state": "active", "detail": ""}],
+            "blocks": {"shown": 0, "left_out_total": 0},
+            "warnings": [],
+            "state_saved_unix_s": null,
         });
         assert_eq!(serde_json::to_value(&status).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::telemetry::client::{Client, ClientError};
+use crate::telemetry::explain::PageInfo;
 use crate::telemetry::request::{Location, MapRun};
 use crate::telemetry::socket;
 use crate::telemetry::status::TierStatus;
@@ -78,16 +79,32 @@ async fn raw(socket: &path::Path, method: &str, path: &str, body: &str) -> Strin
 async fn answer(mut inbox: mpsc::Receiver<Request>) {
     while let Some(request) = inbox.recv().await {
         match request {
-            Request::Map { vm, hva, reply } => {
-                let hva = hva.map_or(0x1000, |range| range.start);
+            Request::FindFrame { pfn: 0xabc, reply, .. } => {
+                let _ = reply.send(Ok(0xa000..0xb000));
+            }
+            Request::FindFrame { .. } => {} // drops the reply
+            Request::Map { vm, pages, reply } => {
+                let (hva, gpa) = match pages {
+                    Pages::Hva(range) => (range.start, None),
+                    Pages::Gpa(range) => (0x1000, Some(range.start)),
+                    Pages::All | Pages::Frame(_) => (0x1000, None),
+                };
                 let run = MapRun {
                     hva,
+                    gpa,
                     pages: 3,
                     tier: "qlc".to_owned(),
                     frame_or_slot: Some(Location::Slot { area: 2, slot: 77 }),
                     ..MapRun::default()
                 };
                 let _ = reply.send(Ok(VmMap { vm, page_bytes: 4096, runs: vec![run] }));
+            }
+            Request::Explain { vm, at, reply } => {
+                let hva = |at| match at {
+                    Address::Hva(hva) | Address::Gpa(hva) => hva,
+                };
+                let page = at.map(|at| PageInfo { hva: hva(at), ..PageInfo::default() });
+                let _ = reply.send(Ok(Explanation { vm, page, ..Explanation::default() }));
             }
             Request::Move { vm, .. } if vm == "id-db-p" => {} // drops the reply: the agent dies half-way
             Request::Move { to, reply, .. } if to == "dram" => {
@@ -144,7 +161,7 @@ async fn an_unknown_vm_or_tier_is_not_found() {
     let client = agent.client();
     let error = api_error(client.vm("nobody").await);
     assert!(matches!(&error, ApiError::NotFound(text) if text.contains("nobody")), "{error:?}");
-    assert!(matches!(api_error(client.map("nobody", None).await), ApiError::NotFound(_)));
+    assert!(matches!(api_error(client.map("nobody", &Pages::All).await), ApiError::NotFound(_)));
     assert!(matches!(api_error(client.move_pages("nobody", "qlc", None).await), ApiError::NotFound(_)));
     let error = api_error(client.move_pages("web-1", "tape", None).await);
     assert!(matches!(&error, ApiError::NotFound(text) if text.contains("dram, qlc")), "{error:?}");
@@ -154,11 +171,25 @@ async fn an_unknown_vm_or_tier_is_not_found() {
 #[tokio::test]
 async fn the_map_of_a_vm_reaches_the_client() {
     let agent = FakeAgent::start();
-    let map = agent.client().map("web-1", Some(&(0x7000..0x9000))).await.unwrap();
+    let map = agent.client().map("web-1", &Pages::Hva(0x7000..0x9000)).await.unwrap();
     assert_eq!((map.vm.as_str(), map.page_bytes), ("id-web", 4096));
     assert_eq!((map.runs[0].hva, map.runs[0].pages), (0x7000, 3));
     assert_eq!(map.runs[0].frame_or_slot, Some(Location::Slot { area: 2, slot: 77 }));
-    assert_eq!(agent.client().map("web-1", None).await.unwrap().runs[0].hva, 0x1000);
+    assert_eq!(agent.client().map("web-1", &Pages::All).await.unwrap().runs[0].hva, 0x1000);
+    let map = agent.client().map("web-1", &Pages::Gpa(0x5000..0x6000)).await.unwrap();
+    assert_eq!(map.runs[0].gpa, Some(0x5000));
+    let map = agent.client().map("web-1", &Pages::Frame(0xabc)).await.unwrap();
+    assert_eq!(map.runs[0].hva, 0xa000, "the page that has the frame");
+}
+
+#[tokio::test]
+async fn a_machine_and_a_page_of_it_are_explained() {
+    let agent = FakeAgent::start();
+    let client = agent.client();
+    assert_eq!(client.explain("web-1", None).await.unwrap().page, None);
+    let page = client.explain("web-1", Some(Address::Gpa(0x5000))).await.unwrap().page.unwrap();
+    assert_eq!(page.hva, 0x5000);
+    assert!(matches!(api_error(client.explain("nobody", None).await), ApiError::NotFound(_)));
 }
 
 #[tokio::test]
@@ -180,6 +211,10 @@ async fn scripts_get_json_errors_with_the_right_http_status() {
         ("GET", "/v1/vms/nobody", "", "404"),
         ("GET", "/v1/vms/web-1/map?hva=1", "", "400"),
         ("GET", "/v1/vms/web-1/map?hvaa=0..1", "", "400"),
+        ("GET", "/v1/vms/web-1/map?gpa=0", "", "400"),
+        ("GET", "/v1/vms/web-1/map?pfn=x", "", "400"),
+        ("GET", "/v1/vms/web-1/map?pfn=1&gpa=0..1", "", "400"),
+        ("GET", "/v1/vms/web-1/explain?gpa=0..1", "", "400"),
         ("POST", "/v1/vms/web-1/move", "{}", "400"),
         ("POST", "/v1/vms/web-1/move", r#"{"to":"qlc","hva":"x"}"#, "400"),
         ("POST", "/v1/vms/web-1/move", r#"{"to":"dram","hva":null}"#, "409"),
@@ -204,7 +239,7 @@ async fn an_agent_that_died_is_not_healthy() {
     let agent = FakeAgent::start();
     let (path, client) = (agent.path.clone(), agent.client());
     agent.agent.abort();
-    let error = api_error(client.map("web-1", None).await);
+    let error = api_error(client.map("web-1", &Pages::All).await);
     assert!(matches!(error, ApiError::Unavailable(_)), "{error:?}");
     let FakeAgent { _folder, status, stop, server, .. } = agent;
     drop(status);

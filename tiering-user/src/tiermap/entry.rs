@@ -30,11 +30,14 @@ const STAGED: u32 = 1 << 27;
 const WRITTEN: u32 = 1 << 26;
 const BACKOFF_SHIFT: u32 = 24;
 const BACKOFF_MASK: u32 = 3 << BACKOFF_SHIFT;
-const HEAT_SHIFT: u32 = 16;
-const HEAT_MASK: u32 = 0xff << HEAT_SHIFT;
+const FREQUENCY_SHIFT: u32 = 20;
+const RECENT_SHIFT: u32 = 16;
+/// Most that frequency and recent accesses can count.
+const COUNT_MAX: u32 = 15;
 const LAST_MASK: u32 = 0xffff;
 
-/// Bits, from the top: 4 place, 1 staged, 1 written, 2 back-off, 8 heat, 16 second of the last access.
+/// Bits, from the top: 4 place, 1 staged, 1 written, 2 back-off, 4 frequency, 4 recent accesses, 16 second of the last
+/// access.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageEntry(u32);
 
@@ -72,7 +75,7 @@ impl PageEntry {
         Self(if staged { self.0 | STAGED } else { self.0 & !STAGED })
     }
 
-    /// Whether a write was ever seen.
+    /// Whether a write was seen since the page was last cold.
     pub fn written(self) -> bool {
         self.0 & WRITTEN != 0
     }
@@ -87,14 +90,30 @@ impl PageEntry {
         Self(self.0 & !BACKOFF_MASK | backoff.min(BACKOFF_MAX) << BACKOFF_SHIFT)
     }
 
-    /// Accesses seen lately, halved as time goes by.
+    /// How warm it is: [`Self::frequency`] and the accesses of the running epoch, 0 to 30.
     pub fn heat(self) -> u8 {
-        ((self.0 & HEAT_MASK) >> HEAT_SHIFT) as u8
+        self.frequency() + self.recent()
+    }
+
+    /// Accesses an epoch, as a moving average over the epochs that have ended; 0 to 15.
+    pub fn frequency(self) -> u8 {
+        (self.0 >> FREQUENCY_SHIFT & COUNT_MAX) as u8
+    }
+
+    /// Accesses more than usual in the running epoch: positive while a page gets warmer.
+    pub fn momentum(self) -> i8 {
+        self.recent().cast_signed() - self.frequency().cast_signed()
+    }
+
+    fn recent(self) -> u8 {
+        (self.0 >> RECENT_SHIFT & COUNT_MAX) as u8
     }
 
     #[must_use]
-    fn with_heat(self, heat: u8) -> Self {
-        Self(self.0 & !HEAT_MASK | u32::from(heat) << HEAT_SHIFT)
+    fn with_counts(self, frequency: u8, recent: u8) -> Self {
+        let bits = u32::from(frequency).min(COUNT_MAX) << FREQUENCY_SHIFT
+            | u32::from(recent).min(COUNT_MAX) << RECENT_SHIFT;
+        Self(self.0 & !(COUNT_MAX << FREQUENCY_SHIFT | COUNT_MAX << RECENT_SHIFT) | bits)
     }
 
     #[must_use]
@@ -111,7 +130,8 @@ impl PageEntry {
     /// The same entry after an access.
     #[must_use]
     pub fn accessed(self, now: Seconds, write: bool) -> Self {
-        let entry = self.with_heat(self.heat().saturating_add(1)).with_last(now).with_staged(false);
+        let counted = self.with_counts(self.frequency(), self.recent() + 1);
+        let entry = counted.with_last(now).with_staged(false);
         if write { Self(entry.0 | WRITTEN) } else { entry }
     }
 
@@ -124,13 +144,17 @@ impl PageEntry {
     /// The same entry, of whose accesses nothing is known.
     #[must_use]
     pub fn without_heat(self) -> Self {
-        self.with_heat(0)
+        self.with_counts(0, 0)
     }
 
-    /// The same entry with its heat halved.
+    /// The same entry at the end of an epoch. A page without heat has no history of writes either.
     #[must_use]
     pub fn cooled(self) -> Self {
-        self.with_heat(self.heat() / 2)
+        let (frequency, recent) = (self.frequency(), self.recent());
+        // Rounded towards what is new, so that one access counts and none ends at zero.
+        let mean = (frequency + recent + u8::from(recent > frequency)) / 2;
+        let cooled = self.with_counts(mean, 0);
+        if mean == 0 { Self(cooled.0 & !WRITTEN) } else { cooled }
     }
 
     /// The same entry with its idle age kept from wrapping around.
@@ -147,7 +171,8 @@ impl std::fmt::Debug for PageEntry {
             .field("staged", &self.staged())
             .field("written", &self.written())
             .field("backoff", &self.backoff())
-            .field("heat", &self.heat())
+            .field("frequency", &self.frequency())
+            .field("recent", &self.recent())
             .finish_non_exhaustive()
     }
 }
@@ -186,10 +211,30 @@ mod tests {
             prop_assert_eq!(entry.staged(), staged);
             prop_assert_eq!(entry.written(), write);
             prop_assert_eq!(entry.backoff(), backoff);
-            prop_assert_eq!(u16::from(entry.heat()), seen.min(255));
+            prop_assert_eq!(u16::from(entry.heat()), seen.min(15));
             let idle = if later > IDLE_MOST { 0 } else { later };
             prop_assert_eq!(entry.idle(Seconds(last.wrapping_add(later))), idle);
         }
+    }
+
+    #[test]
+    fn heat_follows_the_accesses_and_fades_without_them() {
+        let mut entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
+        let mut epoch = |accesses: u16| {
+            for _ in 0..accesses {
+                entry = entry.accessed(Seconds(1), true);
+            }
+            let before = (entry.momentum(), entry.written());
+            entry = entry.cooled();
+            (before.0, before.1, entry.frequency())
+        };
+        assert_eq!(epoch(1), (1, true, 1), "one access is seen in the next epoch");
+        assert_eq!(epoch(7), (6, true, 4));
+        assert_eq!(epoch(4), (0, true, 4), "as usual");
+        assert_eq!(epoch(0), (-4, true, 2));
+        assert_eq!(epoch(0), (-2, true, 1));
+        assert_eq!(epoch(0), (-1, true, 0));
+        assert_eq!((entry.heat(), entry.written()), (0, false), "a cold page has no history");
     }
 
     #[test]

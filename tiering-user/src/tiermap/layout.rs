@@ -34,6 +34,11 @@ pub fn into_runs(pages: &[PageIndex], most: u32) -> Vec<PageRun> {
     runs
 }
 
+/// Whole pages between two addresses or offsets, bytes.
+pub(super) fn pages_between(start: u64, end: u64) -> u32 {
+    u32::try_from(end.saturating_sub(start) / PAGE_BYTES).unwrap_or(u32::MAX)
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Part {
     start: u64,

@@ -8,16 +8,23 @@
 //! Between a change in the kernel and the access, outcome or sweep that tells of it, the table is behind. Every
 //! move is therefore read back, and `tiering map` sweeps first.
 
+mod block;
+mod dirty;
 mod entry;
 mod layout;
 mod places;
+mod shared_file;
+mod summary;
 mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use block::{BlockInfo, Probe};
 pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;
-pub use sweep::{Sweep, sweep};
+pub use shared_file::SharedFile;
+pub use summary::{BlockSummary, Habit};
+pub use sweep::{Sweep, is_huge, sweep};
 pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

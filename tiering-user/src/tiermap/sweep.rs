@@ -8,16 +8,14 @@
 //! Of shared memory, pagemap knows only what is mapped. What is not mapped but has data in its file is taken to be
 //! in swap, in an area that cannot be told; a page that is in the page cache and just not mapped looks the same.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd as _;
-
-use nix::unistd::{Whence, lseek};
 
 use super::entry::Place;
-use super::layout::{Layout, PageIndex, PageRun};
+use super::layout::{Layout, PageIndex, PageRun, pages_between};
 use super::places::Places;
+use super::shared_file::SharedFile;
+use super::table::BLOCK_PAGES;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap};
 use crate::tiers::TierId;
 use crate::vm::Hva;
@@ -29,6 +27,8 @@ const CHUNK_PAGES: u32 = 16_384;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
     pub runs: Vec<(PageRun, Place)>,
+    /// First pages of the blocks that are huge pages, ascending. Of shared memory none is seen.
+    pub huge: Vec<PageIndex>,
 }
 
 impl Sweep {
@@ -50,8 +50,8 @@ pub fn sweep(pid: i32, layout: &Layout, places: &Places) -> io::Result<Sweep> {
     let mut found = Sweep::default();
     for (region, start, shared) in layout.regions() {
         if shared {
-            let unmapped = data_ranges(pid, start, region.count)?;
-            sweep_shared(&pagemap, region, start, &unmapped, places, &mut found)?;
+            let data = SharedFile::behind(pid, start)?.data_ranges(region.count)?;
+            sweep_shared(&pagemap, region, start, &data, places, &mut found)?;
         } else {
             sweep_private(&pagemap, region, start, places, &mut found)?;
         }
@@ -70,15 +70,19 @@ fn sweep_private(
     let end = start.0 + u64::from(region.count) * PAGE_BYTES;
     match pagemap.scan(start.0, end, |range| ranges.push(range)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-            return read_states(pagemap, region, start, places, found);
+            read_states(pagemap, region, start, places, found)?;
+            return huge_by_frames(pagemap, region, start, found);
         }
         result => result?,
     }
-    for range in ranges {
+    for range in &ranges {
         let run = PageRun {
             first: region.first + pages_between(start.0, range.start),
             count: pages_between(range.start, range.end),
         };
+        if range.huge {
+            found.huge.extend(whole_blocks(run));
+        }
         if range.swapped || places.nodes.tiers().0 > 1 {
             read_states(pagemap, run, Hva(range.start), places, found)?;
         } else {
@@ -105,6 +109,43 @@ fn read_states(
     Ok(())
 }
 
+/// The blocks of the table that lie in `run` as a whole.
+fn whole_blocks(run: PageRun) -> impl Iterator<Item = PageIndex> {
+    let first = run.first.next_multiple_of(BLOCK_PAGES);
+    let end = run.first + run.count;
+    (first..end).step_by(BLOCK_PAGES as usize).filter(move |block| end - block >= BLOCK_PAGES)
+}
+
+/// Blocks whose frames follow each other from a multiple of a huge page on: before `PAGEMAP_SCAN` nothing tells better
+/// where a page table is read anyway.
+fn huge_by_frames(pagemap: &Pagemap, region: PageRun, start: Hva, found: &mut Sweep) -> io::Result<()> {
+    for block in whole_blocks(region) {
+        if frames_follow(pagemap, Hva(start.0 + u64::from(block - region.first) * PAGE_BYTES))? {
+            found.huge.push(block);
+        }
+    }
+    Ok(())
+}
+
+fn frames_follow(pagemap: &Pagemap, start: Hva) -> io::Result<bool> {
+    let states = pagemap.read(start.0, BLOCK_PAGES as usize)?;
+    let Some(PageState::Present { pfn: first }) = states.first().copied() else { return Ok(false) };
+    let follow = (first..).zip(&states).all(|(pfn, state)| *state == PageState::Present { pfn });
+    Ok(first != 0 && first % u64::from(BLOCK_PAGES) == 0 && follow)
+}
+
+/// Whether the block that begins at `start` is a huge page now.
+///
+/// # Errors
+/// As [`sweep`].
+pub fn is_huge(pagemap: &Pagemap, start: Hva) -> io::Result<bool> {
+    let mut huge = false;
+    match pagemap.scan(start.0, start.0 + u64::from(BLOCK_PAGES) * PAGE_BYTES, |range| huge |= range.huge) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => frames_follow(pagemap, start),
+        result => result.map(|()| huge),
+    }
+}
+
 fn sweep_shared(
     pagemap: &Pagemap,
     region: PageRun,
@@ -124,61 +165,4 @@ fn sweep_shared(
         }
     }
     Ok(())
-}
-
-/// The parts of a shared region that have data in RAM or in swap, as page offsets from its start.
-fn data_ranges(pid: i32, start: Hva, pages: u32) -> io::Result<Vec<Range<u32>>> {
-    let mapping = mapping_of(pid, start)?;
-    let file =
-        File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.range.start, mapping.range.end))?;
-    let base = mapping.file_offset + (start.0 - mapping.range.start);
-    let end = base + u64::from(pages) * PAGE_BYTES;
-    let mut ranges = Vec::new();
-    let mut at = base;
-    while at < end {
-        let Some(data) = seek(&file, at, Whence::SeekData)? else { break };
-        let hole = seek(&file, data, Whence::SeekHole)?.unwrap_or(end).min(end);
-        if data >= end {
-            break;
-        }
-        ranges.push(pages_between(base, data)..pages_between(base, hole));
-        at = hole;
-    }
-    Ok(ranges)
-}
-
-/// The next data or hole; `None` where there is none up to the end of the file.
-fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
-    match lseek(file.as_fd(), i64::try_from(at).unwrap_or(i64::MAX), whence) {
-        Ok(found) => Ok(u64::try_from(found).ok()),
-        Err(nix::errno::Errno::ENXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-struct Mapping {
-    range: Range<u64>,
-    file_offset: u64,
-}
-
-fn mapping_of(pid: i32, start: Hva) -> io::Result<Mapping> {
-    let maps = std::fs::read(format!("/proc/{pid}/maps"))?;
-    // Only the fields before the path are looked at: what a mapped file is called is not ours to trust.
-    String::from_utf8_lossy(&maps)
-        .lines()
-        .filter_map(parse_mapping)
-        .find(|mapping| mapping.range.contains(&start.0))
-        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
-}
-
-fn parse_mapping(line: &str) -> Option<Mapping> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let offset = fields.nth(1)?;
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    Some(Mapping { range: hex(start)?..hex(end)?, file_offset: hex(offset)? })
-}
-
-fn pages_between(start: u64, end: u64) -> u32 {
-    u32::try_from(end.saturating_sub(start) / PAGE_BYTES).unwrap_or(u32::MAX)
 }

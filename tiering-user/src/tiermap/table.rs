@@ -1,5 +1,7 @@
 //! The table of one virtual machine.
 
+use super::block::{BlockInfo, Probe};
+use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
 use super::sweep::Sweep;
@@ -8,7 +10,7 @@ use crate::tiers::{NodeTiers, TierId};
 /// Pages of a block, the unit of allocation: 2 MiB.
 pub const BLOCK_PAGES: u32 = 512;
 
-type Block = [PageEntry; BLOCK_PAGES as usize];
+pub(super) type Block = [PageEntry; BLOCK_PAGES as usize];
 
 /// Pages by place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +55,11 @@ pub struct VmPages {
     layout: Layout,
     node_tiers: NodeTiers,
     blocks: Vec<Option<Box<Block>>>,
+    infos: Vec<BlockInfo>,
+    /// What came of the huge blocks that were sent down as a whole.
+    huge_probe: Probe,
     counts: PlaceCounts,
+    changed: DirtyBlocks,
 }
 
 impl VmPages {
@@ -61,8 +67,10 @@ impl VmPages {
     pub fn new(layout: Layout, node_tiers: NodeTiers) -> Self {
         let pages = layout.pages();
         let blocks = vec![None; pages.div_ceil(BLOCK_PAGES) as usize];
+        let infos = vec![BlockInfo::default(); blocks.len()];
         let counts = PlaceCounts { untouched: u64::from(pages), ..PlaceCounts::default() };
-        Self { layout, node_tiers, blocks, counts }
+        let changed = DirtyBlocks::new(blocks.len());
+        Self { layout, node_tiers, blocks, infos, huge_probe: Probe::default(), counts, changed }
     }
 
     /// Which tiers are memory.
@@ -109,9 +117,27 @@ impl VmPages {
         let entry = &mut block[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
+        self.changed.mark(page / BLOCK_PAGES);
         if before != entry.place() {
             *self.counts.slot(before) -= 1;
             *self.counts.slot(entry.place()) += 1;
+        }
+    }
+
+    /// The entries of this block; `None` where no page of it was touched.
+    pub(super) fn block(&self, block: u32) -> Option<&Block> {
+        self.blocks.get(block as usize)?.as_deref()
+    }
+
+    /// At most `most` blocks of which some page changed since they were taken here last.
+    pub fn take_changed(&mut self, most: usize) -> Vec<u32> {
+        self.changed.take(most)
+    }
+
+    /// Lets every block that has pages count as changed.
+    pub fn all_changed(&mut self) {
+        for (block, _) in (0u32..).zip(&self.blocks).filter(|(_, block)| block.is_some()) {
+            self.changed.mark(block);
         }
     }
 
@@ -121,7 +147,81 @@ impl VmPages {
         let before = self.get(page);
         let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
         self.update(page, |entry| entry.accessed(now, write).with_place(place));
-        Touch { before, was_lower: self.in_swap(before.place()) }
+        let was_lower = self.in_swap(before.place());
+        let first_use = self.in_lower_memory(before.place()) && before.heat() == 0;
+        if (was_lower || first_use)
+            && let Some(info) = self.infos.get_mut((page / BLOCK_PAGES) as usize)
+        {
+            info.probe.note_return(now);
+            if std::mem::take(&mut info.out) {
+                self.huge_probe.note_return(now);
+            }
+        }
+        Touch { before, was_lower }
+    }
+
+    /// Notes that these ascending pages were sent down, as was `planned` then: what comes back within `window` seconds counts
+    /// against it.
+    pub fn sent_down(&mut self, pages: &[PageIndex], window: u16, planned: Seconds, now: Seconds) {
+        let mut huge_blocks = 0;
+        for chunk in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
+            let Some(info) = self.infos.get_mut((chunk[0] / BLOCK_PAGES) as usize) else { continue };
+            let mut units = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            if info.huge {
+                info.out = true;
+                info.given_up = false;
+                huge_blocks += 1;
+                units = 1;
+            }
+            info.probe.begin(units, window, planned, now);
+        }
+        if huge_blocks > 0 {
+            self.huge_probe.begin(huge_blocks, window, planned, now);
+        }
+    }
+
+    /// What came of the huge blocks that were sent down last.
+    pub fn huge_probe(&self) -> Probe {
+        self.huge_probe
+    }
+
+    /// What is known of the block that holds `page`.
+    pub fn block_of(&self, page: PageIndex) -> BlockInfo {
+        self.infos.get((page / BLOCK_PAGES) as usize).copied().unwrap_or_default()
+    }
+
+    /// Takes over which blocks are huge pages now: the first page of each, ascending.
+    pub fn set_huge(&mut self, huge: &[PageIndex]) {
+        for (first, info) in (0u32..).step_by(BLOCK_PAGES as usize).zip(&mut self.infos) {
+            info.huge = huge.binary_search(&first).is_ok();
+            info.was_huge |= info.huge;
+            info.given_up &= !info.huge;
+        }
+    }
+
+    /// Notes that these blocks were to become huge pages: the next sweep tells which are, and the others are given up.
+    pub fn tried_to_collapse(&mut self, pages: &[PageIndex]) {
+        for first in pages.iter().filter(|page| **page % BLOCK_PAGES == 0) {
+            if let Some(info) = self.infos.get_mut((first / BLOCK_PAGES) as usize) {
+                info.given_up = true;
+            }
+        }
+    }
+
+    /// Blocks that were huge pages and are not now.
+    pub fn split_blocks(&self) -> u64 {
+        self.infos.iter().filter(|info| info.was_huge && !info.huge).count() as u64
+    }
+
+    /// Calls `visit` for every block of which some page was touched, with the first page's number.
+    pub fn for_each_block(&self, mut visit: impl FnMut(PageIndex, BlockInfo, &[PageEntry])) {
+        let firsts = (0u32..).step_by(BLOCK_PAGES as usize);
+        for ((first, block), info) in firsts.zip(&self.blocks).zip(&self.infos) {
+            if let Some(block) = block {
+                let pages = (self.layout.pages() - first).min(BLOCK_PAGES) as usize;
+                visit(first, *info, &block[..pages]);
+            }
+        }
     }
 
     /// Notes where the pages of `run` were found, without any access. In a lower memory tier heat begins anew: it tells
@@ -189,6 +289,8 @@ impl VmPages {
 
     /// Lets time pass: keeps idle ages from wrapping around and, if `cool`, halves the heat of every page.
     pub fn age(&mut self, now: Seconds, cool: bool) {
+        let probes = self.infos.iter_mut().map(|info| &mut info.probe).chain([&mut self.huge_probe]);
+        probes.for_each(|probe| probe.cap_age(now));
         for entry in self.blocks.iter_mut().flatten().flat_map(|block| block.iter_mut()) {
             if entry.place() != Place::Untouched {
                 let capped = entry.cap_idle(now);

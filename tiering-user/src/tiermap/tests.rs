@@ -21,7 +21,7 @@ fn table() -> VmPages {
 }
 
 fn run(first: u32, count: u32, place: Place) -> Sweep {
-    Sweep { runs: vec![(PageRun { first, count }, place)] }
+    Sweep { runs: vec![(PageRun { first, count }, place)], ..Sweep::default() }
 }
 
 #[derive(Clone, Debug)]

@@ -13,6 +13,9 @@ use thiserror::Error;
 use super::header;
 use crate::sys::{self, PAGE_BYTES};
 
+/// Share of memory that bringing an area up must leave.
+const MARGIN_DIVISOR: u64 = 20;
+
 /// Why a tier's swap file cannot be had. Every message names the path.
 #[derive(Debug, Error)]
 pub enum AreaError {
@@ -27,7 +30,8 @@ pub enum AreaError {
     )]
     NoArea { path: PathBuf },
     #[error(
-        "{path}: {used_mib} MiB must come back and {available_mib} MiB of memory are available; free some first"
+        "{path}: {used_mib} MiB must come back, which leaves too little of the {available_mib} MiB of memory that are \
+         available; free some first"
     )]
     NoMemory { path: PathBuf, used_mib: u64, available_mib: u64 },
     #[error("{path}: cannot {action}: {source}")]
@@ -59,11 +63,36 @@ fn unfit(kind: FsType) -> Option<&'static str> {
     }
 }
 
-/// Makes sure that `folder` exists and its file system can hold `bytes` more of swap.
+/// Makes sure that the file system of `folder`, which need not exist, can hold `bytes` more of swap.
 ///
 /// # Errors
 /// [`AreaError::Filesystem`], [`AreaError::Full`], [`AreaError::Io`].
 pub fn check_folder(folder: &Path, bytes: u64) -> Result<(), AreaError> {
+    let free = free_bytes(folder)?;
+    if free < bytes {
+        let path = folder.to_owned();
+        return Err(AreaError::Full { path, free_mib: free >> 20, needed_mib: bytes >> 20 });
+    }
+    Ok(())
+}
+
+/// What is free in the file system of `folder`, which need not exist, together with what swap files of ours hold there.
+///
+/// # Errors
+/// [`AreaError::Filesystem`], [`AreaError::Io`].
+pub(super) fn free_for_swap(folder: &Path) -> Result<u64, AreaError> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let ours = files.filter(|file| is_swap_file(&file.file_name().to_string_lossy()));
+    let held: u64 = ours.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    Ok(free_bytes(folder)? + held)
+}
+
+/// Whether a file of this name is one that a swap tier makes.
+pub(super) fn is_swap_file(name: &str) -> bool {
+    name.starts_with("segment-") && name.ends_with(".swap")
+}
+
+fn free_bytes(folder: &Path) -> Result<u64, AreaError> {
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
     let kind =
         statfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the file system"))?;
@@ -72,12 +101,7 @@ pub fn check_folder(folder: &Path, bytes: u64) -> Result<(), AreaError> {
     }
     let room =
         statvfs(there).map_err(io::Error::from).map_err(AreaError::io(there, "look at the free space"))?;
-    let free = room.blocks_available() * room.fragment_size();
-    if free < bytes {
-        let path = folder.to_owned();
-        return Err(AreaError::Full { path, free_mib: free >> 20, needed_mib: bytes >> 20 });
-    }
-    Ok(())
+    Ok(room.blocks_available() * room.fragment_size())
 }
 
 /// Creates the swap file `path` of `bytes` bytes and switches it on. Leaves nothing behind on an error.
@@ -148,6 +172,22 @@ fn wipe(path: &Path) -> io::Result<()> {
     file.set_len(0)
 }
 
+/// Makes sure that what is in the area fits into memory and leaves some there: as much again, or 1 / [`MARGIN_DIVISOR`] of
+/// all memory if that is less.
+///
+/// # Errors
+/// [`AreaError::NoMemory`].
+pub(super) fn check_memory(path: &Path, used_bytes: u64) -> Result<(), AreaError> {
+    use procfs::Current as _;
+    let total = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
+    let available = available_memory();
+    if available < used_bytes + (total / MARGIN_DIVISOR).min(used_bytes) {
+        let path = path.to_owned();
+        return Err(AreaError::NoMemory { path, used_mib: used_bytes >> 20, available_mib: available >> 20 });
+    }
+    Ok(())
+}
+
 fn available_memory() -> u64 {
     use procfs::Current as _;
     // Where it cannot be told, the kernel's own refusal (ENOMEM) decides.
@@ -182,5 +222,32 @@ mod tests {
     fn a_folder_that_is_too_small_is_refused_with_figures() {
         let error = check_folder(Path::new("/var/tmp/tiering"), 1 << 60).unwrap_err();
         assert!(matches!(error, AreaError::Full { needed_mib, .. } if needed_mib == 1 << 40), "{error}");
+    }
+
+    #[test]
+    fn what_our_own_swap_files_hold_counts_as_free_for_swap() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        for (name, mib) in [("segment-0.swap", 1 << 20), ("other.swap", 1 << 21)] {
+            // Sparse: it holds what it is long, as a swap file would.
+            File::create(folder.path().join(name)).unwrap().set_len(mib << 20).unwrap();
+        }
+        let free = free_for_swap(folder.path()).unwrap() >> 20;
+        assert!((1 << 20..1 << 21).contains(&free), "{free} MiB");
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_with_something_left_does_not_come_up() {
+        let area = Path::new("/nowhere/segment-0.swap");
+        check_memory(area, 0).unwrap();
+        check_memory(area, 1 << 20).unwrap();
+        let total = procfs_total();
+        let error = check_memory(area, total - total / MARGIN_DIVISOR + 1).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/segment-0.swap: "), "{error}");
+        assert!(matches!(error, AreaError::NoMemory { .. }), "{error}");
+    }
+
+    fn procfs_total() -> u64 {
+        use procfs::Current as _;
+        procfs::Meminfo::current().unwrap().mem_total
     }
 }

@@ -9,6 +9,14 @@ use crate::sys::Monotonic;
 
 const DAY: Duration = Duration::from_hours(24);
 
+/// What was written to a tier in its running day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpentToday {
+    pub bytes: u64,
+    /// Of the day.
+    pub left: Duration,
+}
+
 /// The allowance of one tier.
 #[derive(Clone, Debug)]
 pub struct WriteBudget {
@@ -16,7 +24,7 @@ pub struct WriteBudget {
     bytes_per_day: Option<u64>,
     tokens: u64,
     refilled: Monotonic,
-    day_began: Monotonic,
+    day_ends: Monotonic,
     written_today: u64,
 }
 
@@ -24,7 +32,14 @@ impl WriteBudget {
     /// A full budget. `None` means no limit.
     pub fn new(bytes_per_second: Option<u64>, bytes_per_day: Option<u64>, now: Monotonic) -> Self {
         let tokens = bytes_per_second.unwrap_or(0);
-        Self { bytes_per_second, bytes_per_day, tokens, refilled: now, day_began: now, written_today: 0 }
+        Self {
+            bytes_per_second,
+            bytes_per_day,
+            tokens,
+            refilled: now,
+            day_ends: now.after(DAY),
+            written_today: 0,
+        }
     }
 
     /// Bytes that may be written now.
@@ -43,13 +58,43 @@ impl WriteBudget {
                 self.refilled = now;
             }
         }
-        if now.since(self.day_began) >= DAY {
-            self.day_began = now;
-            self.written_today = 0;
-        }
+        self.begin_day(now);
         let by_rate = self.bytes_per_second.map_or(u64::MAX, |_| self.tokens);
         let by_day = self.bytes_per_day.map_or(u64::MAX, |most| most.saturating_sub(self.written_today));
         by_rate.min(by_day)
+    }
+
+    /// Whether nothing may be written for the rest of the day.
+    pub fn is_day_spent(&mut self, now: Monotonic) -> bool {
+        self.begin_day(now);
+        self.bytes_per_day.is_some_and(|most| self.written_today >= most)
+    }
+
+    /// What was written today, and how much of the day is left: what must outlive the agent.
+    pub fn spent_today(&mut self, now: Monotonic) -> SpentToday {
+        self.begin_day(now);
+        SpentToday { bytes: self.written_today, left: self.day_ends.since(now) }
+    }
+
+    /// Goes on with the day of an agent before this one.
+    pub fn restore(&mut self, spent: SpentToday, now: Monotonic) {
+        if !spent.left.is_zero() {
+            self.written_today = self.written_today.saturating_add(spent.bytes);
+            self.day_ends = now.after(spent.left.min(DAY));
+        }
+    }
+
+    fn begin_day(&mut self, now: Monotonic) {
+        if now >= self.day_ends {
+            self.day_ends = now.after(DAY);
+            self.written_today = 0;
+        }
+    }
+
+    /// Puts `bytes` back that were taken out and not written after all.
+    pub fn refund(&mut self, bytes: u64) {
+        self.tokens = self.tokens.saturating_add(bytes).min(self.bytes_per_second.unwrap_or(0));
+        self.written_today = self.written_today.saturating_sub(bytes);
     }
 
     /// Takes `bytes` out.
@@ -81,6 +126,33 @@ mod tests {
         assert_eq!(budget.available(at(0)), 0);
         assert_eq!(budget.available(Monotonic(500_000_000)), 50);
         assert_eq!(budget.available(at(3600)), 100);
+    }
+
+    #[test]
+    fn a_day_goes_on_in_the_next_agent() {
+        let mut budget = WriteBudget::new(None, Some(1000), at(0));
+        budget.spend(900);
+        let spent = budget.spent_today(at(3600));
+        assert_eq!(spent, SpentToday { bytes: 900, left: Duration::from_hours(23) });
+        // The clock may have begun anew meanwhile.
+        let mut next = WriteBudget::new(None, Some(1000), at(10));
+        next.restore(spent, at(10));
+        assert_eq!(next.available(at(11)), 100);
+        next.spend(100);
+        assert!(next.is_day_spent(at(82_809)));
+        assert!(!next.is_day_spent(at(82_810)));
+        assert_eq!(next.available(at(82_810)), 1000);
+        next.restore(SpentToday { bytes: 5, left: Duration::ZERO }, at(82_811));
+        assert_eq!(next.available(at(82_811)), 1000, "that day is over");
+    }
+
+    #[test]
+    fn what_was_not_written_can_be_written_later() {
+        let mut budget = WriteBudget::new(Some(100), Some(1000), at(0));
+        budget.spend(100);
+        budget.refund(40);
+        assert_eq!(budget.available(at(0)), 40);
+        assert_eq!(budget.spent_today(at(0)).bytes, 60);
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Ladder {
 }
 
 impl Ladder {
-    /// The ladder that a validated configuration describes.
+    /// The ladder that a validated configuration describes, or that was proposed in its place.
     pub fn new(config: &Config) -> Self {
         let tiers = (0u8..).zip(&config.tiers).map(|(id, tier)| {
             let kind = match &tier.backing {

@@ -3,23 +3,47 @@
 //! In: the configuration, `/proc/swaps`, and the memory nodes in `/sys`. Out: which tiers there are ([`Ladder`]), how full
 //! each is, which node tier a frame belongs to ([`Nodes`]), and for
 //! a page-out the guarantee, as far as a stock kernel can give one, that it lands in the tier that was chosen
-//! ([`SwapTiers::aim`]). Does not decide which page goes where.
+//! ([`SwapTiers::aim`]). And what the host and a short measurement say of each tier's speed ([`Facts`], [`measure()`]), what
+//! contradicts the order ([`verify()`]), and a ladder for a configuration without one ([`propose_here`]). Does not decide
+//! which page goes where.
 
 mod area;
 mod budget;
+mod candidates;
+mod device_load;
+mod disk_facts;
+mod facts;
 mod header;
 mod ladder;
+mod latencies;
+mod measure;
+mod node_facts;
 mod nodes;
 mod numbers;
 mod plug;
+mod probe;
+mod probe_file;
+mod prober;
 mod proc_swaps;
+mod propose;
 mod segments;
 mod swap_tiers;
+mod verify;
 
 pub use area::{AreaError, check_folder};
-pub use budget::WriteBudget;
+pub use budget::{SpentToday, WriteBudget};
+pub use candidates::Candidate;
+pub use device_load::{DeviceLoad, DeviceLoads, DiskStat};
+pub use disk_facts::{Disk, DiskFacts};
+pub use facts::Facts;
 pub use ladder::{Ladder, NodeTiers, Tier, TierId, TierKind};
+pub use latencies::{Latencies, Quantiles};
+pub use measure::{Measured, Measurement, NotMeasured, measure};
+pub use node_facts::{Hmat, KernelMoves, Nearest, NodeFacts, kernel_moves, node_facts};
 pub use nodes::{NodeError, NodeMemory, Nodes, check_nodes};
+pub use prober::{Probe, Prober, Speed, Speeds};
 pub use proc_swaps::{SwapLine, read as read_proc_swaps};
+pub use propose::{Proposal, propose, propose_here};
 pub use segments::{Area, Areas, BASE_PRIORITY};
 pub use swap_tiers::{SwapError, SwapTiers};
+pub use verify::{By, Finding, Told, verify};

@@ -194,26 +194,26 @@ pub fn check_nodes(sys_root: &Path, tier: &str, nodes: &[u32]) -> Result<(), Nod
 }
 
 /// The numbers of the nodes that this host has, ascending.
-fn present_nodes(sys_root: &Path) -> Vec<u32> {
+pub(super) fn present_nodes(sys_root: &Path) -> Vec<u32> {
     let mut nodes: Vec<u32> = numbered(&sys_root.join("devices/system/node"), "node");
     nodes.sort_unstable();
     nodes
 }
 
 /// The memory blocks of a node.
-fn memory_blocks(sys_root: &Path, node: u32) -> Vec<u64> {
+pub(super) fn memory_blocks(sys_root: &Path, node: u32) -> Vec<u64> {
     numbered(&sys_root.join(format!("devices/system/node/node{node}")), "memory")
 }
 
 /// The numbers behind `prefix` in the names of a folder.
-fn numbered<T: std::str::FromStr>(folder: &Path, prefix: &str) -> Vec<T> {
+pub(super) fn numbered<T: std::str::FromStr>(folder: &Path, prefix: &str) -> Vec<T> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect()
 }
 
 /// The memory of one node.
-fn memory_of(sys_root: &Path, node: u32) -> Option<NodeMemory> {
+pub(super) fn memory_of(sys_root: &Path, node: u32) -> Option<NodeMemory> {
     let text = fs::read_to_string(sys_root.join(format!("devices/system/node/node{node}/meminfo"))).ok()?;
     // Node 0 MemFree:        10340560 kB
     let field = |name: &str| {

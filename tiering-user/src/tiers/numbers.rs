@@ -5,13 +5,17 @@
 //! its predecessor wrote down. Where that is missing, it takes the order of `/proc/swaps`, which is that of the
 //! numbers, as if no number had been given up in between.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::SwapLine;
 use super::segments::Area;
+use crate::store::Store;
+use crate::sys::boot_id;
+
+const RECORD: &str = "swap-areas";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Saved {
@@ -21,40 +25,27 @@ struct Saved {
 }
 
 #[derive(Debug)]
-pub(super) struct Store {
-    file: PathBuf,
-}
+pub(super) struct Numbers(pub(super) Arc<Store>);
 
-impl Store {
-    pub(super) fn in_folder(state_dir: &Path) -> Self {
-        Self { file: state_dir.join("swap-numbers.json") }
-    }
-
+impl Numbers {
     /// The number of each area that is on, in the same order.
     pub(super) fn load(&self, on: &[SwapLine]) -> Vec<u8> {
-        let text = fs::read_to_string(&self.file).unwrap_or_default();
-        let saved: Saved = serde_json::from_str(&text).unwrap_or_default();
-        let areas = if saved.boot_id == boot_id() { saved.areas } else { Vec::new() };
-        assign(on, &areas)
+        let saved = self.0.read(RECORD).and_then(|bytes| serde_json::from_slice::<Saved>(&bytes).ok());
+        let areas = saved.filter(|saved| saved.boot_id == boot_id()).map(|saved| saved.areas);
+        assign(on, &areas.unwrap_or_default())
     }
 
-    /// Writes down what is known; the agent runs on where it cannot.
+    /// Writes down what is known, before anything is in these areas; the agent runs on where it cannot.
     pub(super) fn save(&self, areas: &[Area]) {
-        if areas.is_empty() && !self.file.exists() {
+        if areas.is_empty() && self.0.read(RECORD).is_none() {
             return;
         }
         let areas = areas.iter().map(|area| (area.path.clone(), area.number)).collect();
         let saved = Saved { boot_id: boot_id(), areas };
-        let written = serde_json::to_string(&saved).map_err(std::io::Error::from).and_then(|text| {
-            if let Some(folder) = self.file.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            let new = self.file.with_extension("new");
-            fs::write(&new, text)?;
-            fs::rename(new, &self.file)
-        });
-        if let Err(error) = written {
-            tracing::warn!(file = %self.file.display(), %error, "cannot write down the numbers of the swap files");
+        match serde_json::to_vec(&saved) {
+            Ok(bytes) => drop(self.0.write(&[(RECORD.to_owned(), Some(bytes))])),
+            // A path that is no text: it is ours to choose, and its number is found by the order then.
+            Err(error) => tracing::warn!(%error, "cannot write down the numbers of the swap files"),
         }
     }
 }
@@ -70,10 +61,6 @@ fn assign(on: &[SwapLine], saved: &[(PathBuf, u8)]) -> Vec<u8> {
             number
         })
         .collect()
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]
@@ -96,11 +83,22 @@ mod tests {
     }
 
     #[test]
-    fn another_boot_knows_nothing() {
+    fn numbers_are_known_to_the_next_agent_of_the_same_boot() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::in_folder(folder.path());
+        let area = |path: &str, number| Area {
+            path: path.into(),
+            tier: crate::tiers::TierId(1),
+            number,
+            priority: 0,
+            bytes: 0,
+            plugged_pages: 0,
+        };
+        let numbers = || Numbers(Arc::new(Store::in_folder(folder.path())));
+        numbers().save(&[area("/a", 7)]);
+        assert_eq!(numbers().load(&[line("/a"), line("/b")]), [7, 8]);
+
         let old = r#"{"boot_id":"another","areas":[["/a",7]]}"#;
-        fs::write(folder.path().join("swap-numbers.json"), old).unwrap();
-        assert_eq!(store.load(&[line("/a")]), [0]);
+        numbers().0.write(&[(RECORD.to_owned(), Some(old.into()))]);
+        assert_eq!(numbers().load(&[line("/a")]), [0], "another boot has other numbers");
     }
 }

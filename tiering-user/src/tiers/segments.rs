@@ -141,8 +141,7 @@ pub(super) fn remove_stale_files(folder: &Path, on: &[SwapLine]) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let ours = name.starts_with("segment-") && name.ends_with(".swap");
-        if ours && !on.iter().any(|line| line.path == path) {
+        if area::is_swap_file(&name) && !on.iter().any(|line| line.path == path) {
             tracing::info!(path = %path.display(), "removing a swap file that is not on");
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot remove it");

@@ -20,16 +20,20 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::area::{self, AreaError};
+use super::numbers::Numbers;
 use super::plug::Plug;
+use super::probe::Probes;
 use super::segments::{Area, Areas, BASE_PRIORITY, PRIORITY_STEP, Segment, SwapTier};
 use super::segments::{free_pages, prepare, refuse_areas_above, remove_stale_files};
-use super::{Ladder, TierId, TierKind, numbers, read_proc_swaps};
-use crate::sys::{OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
+use super::{Ladder, TierId, TierKind, read_proc_swaps};
+use crate::store::Store;
+use crate::sys::{self, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
 const PRIMER_PAGES: usize = 1280;
@@ -63,8 +67,9 @@ pub enum SwapError {
 pub struct SwapTiers {
     tiers: Vec<SwapTier>,
     areas: Areas,
-    numbers: numbers::Store,
+    numbers: Numbers,
     own: Pagemap,
+    probes: Probes,
 }
 
 impl SwapTiers {
@@ -73,7 +78,7 @@ impl SwapTiers {
     ///
     /// # Errors
     /// Any [`SwapError`]; areas that were on stay on.
-    pub fn open(ladder: &Ladder, state_dir: &Path) -> Result<Self, SwapError> {
+    pub fn open(ladder: &Ladder, store: Arc<Store>) -> Result<Self, SwapError> {
         let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
         let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
         let mut fastest = true;
@@ -94,7 +99,7 @@ impl SwapTiers {
         }
         refuse_areas_above(&tiers, &on).inspect_err(|_| remove_folders(&tiers))?;
         let mut this =
-            Self { tiers, areas: Areas::default(), numbers: numbers::Store::in_folder(state_dir), own };
+            Self { tiers, areas: Areas::default(), numbers: Numbers(store), own, probes: Probes::default() };
         match this.take_over() {
             Ok(()) => Ok(this),
             Err(error) => {
@@ -216,11 +221,15 @@ impl SwapTiers {
     /// Pages zero pages of our own out until one lands in an area of these numbers, so that this CPU fills that
     /// area next.
     fn prime(&self, numbers: &[u8]) -> io::Result<()> {
-        const CHUNK: usize = 64;
+        /// Few at first: between two batches for one tier, the CPU is there already.
+        const CHUNKS: [usize; 2] = [8, 64];
         let mut pages = ZeroPages::map(PRIMER_PAGES)?;
-        for first in (0..PRIMER_PAGES).step_by(CHUNK) {
-            pages.page_out(first, CHUNK)?;
-            let states = pages.states(first, CHUNK, &self.own)?;
+        let mut first = 0;
+        while first < PRIMER_PAGES {
+            let chunk = CHUNKS[usize::from(first > 0)].min(PRIMER_PAGES - first);
+            pages.page_out(first, chunk)?;
+            let states = pages.states(first, chunk, &self.own)?;
+            first += chunk;
             if let Some(PageState::Swapped { area, .. }) = states.last()
                 && numbers.contains(area)
             {
@@ -241,6 +250,10 @@ impl SwapTiers {
         if self.tiers[index].closed {
             return Ok(0);
         }
+        let folder = &self.tiers[index].folder;
+        self.probes
+            .look(tier, folder, sys::now())
+            .map_err(AreaError::io(folder, "write and read back a page"))?;
         // Whatever was freed above the target since the last batch would catch this one.
         let target = self.tiers[index].segments.iter().map(|segment| segment.area.priority).min();
         for other in (0..self.tiers.len()).rev().filter(|other| *other != index) {
@@ -345,10 +358,16 @@ impl SwapTiers {
             drop(plug);
             let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
             let used = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
-            if let Err(error) = area::remove(&area.path, used) {
+            let fits = area::check_memory(&area.path, used);
+            if let Err(error) = fits.and_then(|()| area::remove(&area.path, used)) {
                 self.tiers[index].closed = false;
-                let plug = self.plug_for(index, area.bytes)?;
-                self.tiers[index].segments.push(Segment { area, plug });
+                let bytes = area.bytes;
+                // First of all: an area that is on is never forgotten.
+                self.tiers[index].segments.push(Segment { area, plug: None });
+                let plug = self.plug_for(index, bytes)?;
+                if let Some(segment) = self.tiers[index].segments.last_mut() {
+                    segment.plug = plug;
+                }
                 self.settle()?;
                 return Err(error.into());
             }

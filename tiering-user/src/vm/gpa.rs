@@ -46,6 +46,13 @@ impl GuestRange {
         is_ram.then(|| Hva(self.start.0 + offset))
     }
 
+    /// Where an address in the process is in the guest; none outside this range, and where a PC has no RAM.
+    #[must_use]
+    pub fn gpa_of(&self, address: Hva) -> Option<Gpa> {
+        let gpa = self.gpa?.0 + address.0.checked_sub(self.start.0)?;
+        (self.contains(address) && !PC_GAP.contains(&gpa)).then_some(Gpa(gpa))
+    }
+
     /// Whether an address in the process lies in it.
     #[must_use]
     pub fn contains(&self, address: Hva) -> bool {
@@ -216,6 +223,10 @@ mod tests {
         let low = GuestRange { bytes: GIB, gpa: Some(Gpa(0)), ..range };
         assert_eq!(low.hva(Gpa(0x9_f000)), Some(Hva(BASE + 0x9_f000)));
         assert_eq!(low.hva(Gpa(0xc_0000)), None, "firmware");
+        assert_eq!(low.gpa_of(Hva(BASE + 0x9_f000)), Some(Gpa(0x9_f000)));
+        assert_eq!(low.gpa_of(Hva(BASE + 0xc_0000)), None, "firmware");
+        assert_eq!(range.gpa_of(Hva(BASE + 0xfff)), Some(Gpa(4 * GIB + 0xfff)));
+        assert_eq!((range.gpa_of(Hva(BASE + 0x1000)), range.gpa_of(Hva(BASE - 1))), (None, None));
         assert_eq!(GuestRange { gpa: None, ..range }.hva(Gpa(0)), None);
     }
 

@@ -14,6 +14,7 @@
 //! | `gpa` | where guest-physical addresses lie in it |
 //! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
+//! | `group_memory`, `ksm` | how much room its control groups leave, what is merged of it |
 //!
 //! Limits: guests of other hypervisors are not found. Memory added after the start (DIMMs plugged by monitor command)
 //! is not part of [`Vm::ram`]. A migration shows only where QEMU names its threads (libvirt, KubeVirt and Proxmox ask
@@ -22,6 +23,8 @@
 mod cgroup;
 mod cmdline;
 mod gpa;
+mod group_memory;
+mod ksm;
 mod mappers;
 mod options;
 mod process;
@@ -37,6 +40,8 @@ mod tests;
 use std::fmt;
 
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
+pub use group_memory::{GroupMemory, Headroom, psi_some_avg10};
+pub use ksm::ksm_bytes;
 pub use process::VmError;
 pub use refusal::{Refusal, Scope};
 pub use scan::{Changes, Scanner, recheck};

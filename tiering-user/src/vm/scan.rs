@@ -63,6 +63,11 @@ impl Scanner {
         }
     }
 
+    /// The VMs that were told of as appeared, not yet as gone.
+    pub fn known(&self) -> impl Iterator<Item = ProcessKey> {
+        self.known.values().copied()
+    }
+
     /// Compares the process list with the last one.
     ///
     /// # Errors

@@ -205,6 +205,26 @@ fn what_begins_while_a_vm_runs_is_seen_by_the_recheck() {
 }
 
 #[test]
+fn the_limits_of_a_vm_are_those_of_its_own_groups_and_end_with_it() {
+    let host = FakeHost::new();
+    host.start(100, &Guest::kvm("a", 64));
+    let vm = only(host.scanner().scan().unwrap());
+    let swap = || GroupMemory::of(host.proc_root(), host.cgroup_root(), vm.key).swap;
+    host.forbid_swap("system.slice");
+    assert_eq!(swap(), Headroom::Unlimited);
+    host.forbid_swap("machine.slice");
+    let current = host.cgroup_root().join("machine.slice/memory.swap.current");
+    assert_eq!(swap(), Headroom::Unreadable { file: current.clone() }, "a limit of what?");
+    std::fs::write(current, "0\n").unwrap();
+    let none = Headroom::Left { left_bytes: 0, limit_bytes: 0, group: "/machine.slice".to_owned() };
+    assert_eq!(swap(), none);
+
+    host.end(100);
+    host.start(100, &Guest::kvm("a", 64).started(9000));
+    assert_eq!(swap(), Headroom::Unlimited, "another process by now");
+}
+
+#[test]
 fn userfaultfd_handled_elsewhere_shows_in_the_mapping() {
     let guest = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr dc um");
     assert_eq!(seen(&guest).0, Some(Refusal::Userfaultfd));

@@ -48,6 +48,7 @@ pub struct Facts {
     pub virtiofsd_offered: bool,
     /// A busybox that needs no libraries.
     pub busybox: bool,
+    pub numactl: bool,
     pub nextest: bool,
     /// `cargo fmt` and `cargo clippy`.
     pub fmt_and_clippy: bool,
@@ -80,6 +81,7 @@ impl Facts {
                 .collect(),
             virtiofsd: lab::virtiofsd().is_ok(),
             busybox: lab::busybox().is_ok(),
+            numactl: find("numactl").is_some(),
             nextest: answers("cargo", &["nextest", "--version"]),
             fmt_and_clippy: answers("cargo", &["fmt", "--version"])
                 && answers("cargo", &["clippy", "--version"]),

@@ -124,6 +124,9 @@ fn lab(facts: &Facts, line: Option<&'static str>, steps: &mut Vec<Step>) {
         let action = package_of(facts, "busybox-static");
         steps.push(Step::new("busybox without libraries", "to boot the lab", action));
     }
+    if !facts.numactl {
+        steps.push(Step::new("numactl", "to look at the lab's memory nodes", package_of(facts, "numactl")));
+    }
     if let Some(line) = line.filter(|line| facts.missing_lab_kernels.contains(line)) {
         let action = if facts.apt {
             Action::FetchKernel { line: Some(line), package: format!("Debian's newest cloud kernel {line}") }
@@ -229,6 +232,7 @@ mod tests {
             guest_kernel: true,
             virtiofsd: true,
             busybox: true,
+            numactl: true,
             nextest: true,
             fmt_and_clippy: true,
             ..Facts::default()
@@ -287,6 +291,7 @@ mod tests {
         let expected = [
             ("virtiofsd", "apt-get install qemu-system-common"),
             ("busybox without libraries", "apt-get install busybox-static"),
+            ("numactl", "apt-get install numactl"),
             (
                 "kernel 6.1 with modules",
                 "download Debian's newest cloud kernel 6.1 and unpack it below the target folder; /boot stays as it is",

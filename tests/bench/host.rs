@@ -1,0 +1,120 @@
+//! What the parts have in common: folders for two swap tiers on this machine's disk, guests that stand still, an agent that
+//! moves nothing unless it is told to.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tiering_tests::agent::Agent;
+use tiering_tests::filled::Filled;
+use tiering_tests::guest::{Backend, Guest};
+use tiering_tests::observe::{PAGE, meminfo};
+use tiering_tests::pattern::{Access, Pattern};
+use tiering_tests::scratch::Scratch;
+use tiering_tests::skip::{need_guests, need_root};
+
+/// Of both tiers, and room to breathe.
+const ROOM_BYTES: u64 = 6 << 30;
+const LIMIT: Duration = Duration::from_secs(60);
+/// Left of what is being written to swap, when the next measurement may begin.
+const WRITEBACK_BYTES: u64 = 4 << 20;
+
+/// Gone with everything in it when dropped.
+pub struct Host {
+    scratch: Scratch,
+}
+
+impl Host {
+    pub fn new() -> Result<Self> {
+        need_root().and_then(|()| need_guests()).map_err(|skip| anyhow!("{skip}"))?;
+        let swaps = std::fs::read_to_string("/proc/swaps")?;
+        ensure!(
+            swaps.lines().count() == 1,
+            "swap areas are on, into which pages could go: switch them off with swapoff -a"
+        );
+        Ok(Self { scratch: Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))? })
+    }
+
+    /// The folder of a swap tier's files.
+    pub fn folder(&self, tier: &str) -> PathBuf {
+        self.scratch.path().join(tier)
+    }
+
+    /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
+    /// that the content of what goes to swap is hashed.
+    pub fn agent(&self) -> Result<Agent> {
+        let folder = self.scratch.path().display();
+        let config = format!(
+            r#"
+[agent]
+state_dir = "{folder}/state"
+[[tier]]
+name = "dram"
+nodes = [0]
+[[tier]]
+name = "nvme"
+swap = {{ path = "{folder}/nvme", size = "2GiB" }}
+[[tier]]
+name = "qlc"
+swap = {{ path = "{folder}/qlc", size = "3GiB" }}
+[policy]
+demote_after = "4h"
+psi_limit = "100%"
+[prefetch]
+enabled = false
+[[vm]]
+match = {{ name = "tt-tagged-*" }}
+tenant = "bench"
+[[vm]]
+match = {{ name = "tt-*" }}
+[[vm]]
+match = {{ name = "*" }}
+managed = false
+"#
+        );
+        Agent::start(&config, &[])
+    }
+}
+
+/// A guest that stands still, its RAM never in huge pages.
+pub fn still(name: &str, memory_mib: u32, backend: Backend) -> Result<Filled> {
+    let pattern = Pattern { mem_mib: 16, access: Access::Idle, ..Pattern::default() };
+    Filled::new(Guest::builder(name).memory_mib(memory_mib).pattern(pattern).backend(backend))
+}
+
+/// Waits until the agent has found the guest.
+pub fn known(agent: &Agent, guest: &Filled) -> Result<()> {
+    let name = guest.guest().name();
+    wait_for(&format!("the agent to find {name}"), || {
+        let status = agent.status()?;
+        let vms = status["vms"].as_array().context("a status without VMs")?;
+        Ok(vms.iter().any(|vm| vm["name"] == name && vm["untouched_bytes"] != vm["ram_bytes"]))
+    })
+}
+
+/// Has the agent look where the guest's pages are now.
+pub fn look(agent: &Agent, guest: &Filled) -> Result<()> {
+    let start = guest.ram().start;
+    let first = format!("{start:#x}..{:#x}", start + PAGE);
+    agent.tiering(&["map", guest.guest().name(), "--hva", &first, "--json"]).map(drop)
+}
+
+/// What `tiering move` says.
+pub fn move_to(agent: &Agent, guest: &Filled, tier: &str) -> Result<Value> {
+    let outcome = agent.tiering(&["move", guest.guest().name(), "--to", tier, "--json"])?;
+    serde_json::from_str(&outcome).context("the outcome of a move")
+}
+
+/// Waits until next to nothing is being written: what was measured before does not slow down what comes.
+pub fn disk_at_rest() -> Result<()> {
+    wait_for("the disk to be at rest", || Ok(meminfo("Writeback")? < WRITEBACK_BYTES))
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !done()? {
+        ensure!(began.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! What a guest's control group allows is kept to, what holds demotion back is told, and copies that page-outs leave in the
+//! swap cache are counted and, if wanted, freed.
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tiering_tests::agent::Agent;
+use tiering_tests::results::Results;
+
+use crate::host::{Host, Memcg, drain_and_end, known_vm, move_to, number, wait_for};
+use crate::scenario::Scenario;
+use crate::still::Still;
+
+const MIB: u64 = 1 << 20;
+
+/// One memory node: pages go from there to swap.
+fn scenario() -> Scenario {
+    Scenario { nodes: "dram:2G", limit: Duration::from_secs(400), ..Scenario::default() }
+}
+
+/// Ended when dropped.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until the status says that demotion of the guest is held back by something with this word.
+fn held_back(agent: &Agent, name: &str, word: &str) -> Result<String> {
+    wait_for(&format!("{name} to be held back by {word}"), || {
+        let vm = known_vm(agent, name)?;
+        Ok(vm["limited_by"].as_str().filter(|why| why.contains(word)).map(str::to_owned))
+    })
+}
+
+fn demoted(agent: &Agent, name: &str) -> Result<u64> {
+    Ok(number(&known_vm(agent, name)?["demoted_bytes_total"]))
+}
+
+fn wait_until_demoted(agent: &Agent, name: &str, bytes: u64) -> Result<u64> {
+    wait_for(&format!("{} MiB of {name} to go down", bytes / MIB), || {
+        Ok(Some(demoted(agent, name)?).filter(|demoted| *demoted >= bytes))
+    })
+}
+
+/// `memory.swap.max`: no more than that goes, and the kernel never has to refuse.
+fn swap_limit(results: &mut Results, agent: &Agent) -> Result<(Still, Memcg)> {
+    let (still, group) = Still::in_group(agent, "swapmax", &[("memory.swap.max", 16 * MIB)])?;
+    let why = held_back(agent, &still.name, "memory.swap.max")?;
+    results.check("swap.max 16 MiB: held back by", why, "memory.swap.max", true);
+    // Time enough to do wrong.
+    std::thread::sleep(Duration::from_secs(5));
+    let used = group.bytes("memory.swap.current")?;
+    let ok = (8 * MIB..=16 * MIB).contains(&used);
+    results.check("swap.max 16 MiB: MiB in swap", used / MIB, "8 to 16", ok);
+    let fails = group.field("memory.swap.events", "fail")?;
+    results.check("swap.max 16 MiB: times the kernel refused", fails, "0", fails == 0);
+
+    group.set("memory.swap.max", "max")?;
+    let demoted = wait_until_demoted(agent, &still.name, 40 * MIB)?;
+    results.check("limit lifted: MiB demoted", demoted / MIB, ">= 40", true);
+    Ok((still, group))
+}
+
+/// `memory.max`: what comes up is charged to the guest, and nothing in it is killed.
+fn charge_limit(results: &mut Results, agent: &Agent, still: &Still, group: &Memcg) -> Result<()> {
+    // On its way from one swap tier to the next a page is charged for a moment.
+    wait_for("all of it to reach the last tier", || {
+        let tiers = known_vm(agent, &still.name)?["tier_bytes"].clone();
+        Ok((number(&tiers["qlc"]) >= 40 * MIB && number(&tiers["nvme"]) <= MIB).then_some(()))
+    })?;
+    // Copies that the page-outs left would come up without being charged once more.
+    group.reclaim(64 * MIB);
+    let copies = copies(group)?;
+    let used = group.bytes("memory.current")?;
+    group.set("memory.max", used + 8 * MIB)?;
+    let outcome = move_to(agent, &still.name, "dram", &[])?;
+    let up = number(&outcome["moved_bytes"]);
+    let text = format!("{}, {} of copies", up / MIB, copies / MIB);
+    let ok = (MIB..=8 * MIB + copies).contains(&up);
+    results.check("memory.max 8 MiB above: MiB that came up", text, "1 to 8 and the copies", ok);
+    let skipped = outcome["skipped"].as_object().context("an outcome without skips")?;
+    let told = skipped.keys().any(|why| why.contains("memory.max"));
+    results.check("memory.max: the others stay because", format!("{skipped:?}"), "memory.max", told);
+    let (max, kills) = (group.field("memory.events", "max")?, group.field("memory.events", "oom_kill")?);
+    results.check("memory.max: met, killed", format!("{max}, {kills}"), "-, 0", kills == 0);
+    group.set("memory.max", "max")
+}
+
+/// `memory.min`: the guest keeps what it was promised.
+fn promise(results: &mut Results, agent: &Agent) -> Result<(Still, Memcg)> {
+    let (still, group) = Still::in_group(agent, "min", &[("memory.min", 56 * MIB)])?;
+    let why = held_back(agent, &still.name, "memory.min")?;
+    results.check("memory.min 56 MiB: held back by", why, "memory.min", true);
+    std::thread::sleep(Duration::from_secs(5));
+    let stays = group.bytes("memory.current")? - copies(&group)?;
+    results.check("memory.min 56 MiB: MiB that stay", stays / MIB, ">= 56", stays >= 56 * MIB);
+    let went = demoted(agent, &still.name)?;
+    results.check("memory.min 56 MiB: MiB demoted", went / MIB, ">= 1", went >= MIB);
+    Ok((still, group))
+}
+
+/// While another process of the host waits for memory, nothing goes down.
+fn stalls(results: &mut Results, agent: &Agent, still: &Still, group: &Memcg) -> Result<()> {
+    let hog = Ends(Command::new("sh").args(["-c", "sleep 2; exec tail /dev/zero"]).spawn()?);
+    let hogs = Memcg::of("tt-hog", hog.0.id())?;
+    hogs.set("memory.swap.max", 0)?;
+    hogs.set("memory.high", 16 * MIB)?;
+    let why = held_back(agent, &still.name, "waited for memory")?;
+    results.check("another process stalls: held back by", why, "waited for memory", true);
+    let before = demoted(agent, &still.name)?;
+    group.set("memory.min", 0)?;
+    std::thread::sleep(Duration::from_secs(8));
+    let went = demoted(agent, &still.name)? - before;
+    results.check("another process stalls: KiB demoted in 8 s", went >> 10, "0", went == 0);
+    drop(hog);
+    let after = wait_until_demoted(agent, &still.name, before + 16 * MIB)?;
+    results.check("stalls over: MiB demoted since", (after - before) / MIB, ">= 16", true);
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: a guest goes down two tiers"]
+fn what_a_control_group_allows_is_kept_to() {
+    scenario().run("limits::what_a_control_group_allows_is_kept_to", |results: &mut Results| {
+        let host = Host::new()?;
+        let agent = Agent::start(&host.config("1s"), &[])?;
+        let (still, group) = swap_limit(results, &agent)?;
+        charge_limit(results, &agent, &still, &group)?;
+        still.check_content(results)?;
+        drop(still);
+        drain_and_end(results, agent, &host)
+    });
+}
+
+#[test]
+#[ignore = "long: stalls take their time to end"]
+fn what_was_promised_stays_and_stalls_stop_demotion() {
+    scenario().run("limits::what_was_promised_stays_and_stalls_stop_demotion", |results: &mut Results| {
+        let host = Host::new()?;
+        let config = host.config("1s").replace("psi_limit = \"100%\"", "psi_limit = \"20%\"");
+        let agent = Agent::start(&config, &[])?;
+        let (still, group) = promise(results, &agent)?;
+        stalls(results, &agent, &still, &group)?;
+        still.check_content(results)?;
+        drop(still);
+        drain_and_end(results, agent, &host)
+    });
+}
+
+/// What the host and the group say of memory, MiB: free, page cache, swap cache; the group's own.
+fn memory(group: &Memcg) -> Result<[u64; 4]> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let mib = |name: &str| -> Result<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|value| value.split_whitespace().next()).context("no such line")?;
+        Ok(kib.parse::<u64>()? >> 10)
+    };
+    Ok([mib("MemFree")?, mib("Cached")?, mib("SwapCached")?, group.bytes("memory.current")? / MIB])
+}
+
+/// What is in the swap cache of the group and, the guest standing still, not mapped.
+fn copies(group: &Memcg) -> Result<u64> {
+    group.field("memory.stat", "swapcached")
+}
+
+fn cached(vm: &Value) -> u64 {
+    number(&vm["swap_cached_bytes"])
+}
+
+/// Two guests are paged out; one is alone in its group, the other is not.
+fn swap_cache(results: &mut Results) -> Result<()> {
+    let host = Host::new()?;
+    let config =
+        host.config("1h").replace("psi_limit = \"100%\"", "psi_limit = \"100%\"\nfree_swap_cache = true");
+    let agent = Agent::start(&config, &[])?;
+    let (alone, own) = Still::in_group(&agent, "alone", &[])?;
+    let (beside, shared) = Still::in_group(&agent, "beside", &[])?;
+    let other = Ends(Command::new("sleep").arg("600").spawn()?);
+    shared.add(other.0.id())?;
+    for still in [&alone, &beside] {
+        move_to(&agent, &still.name, "nvme", &[])?;
+    }
+    let (before, memory_before) = (copies(&own)?, memory(&own)?);
+    results.note("paged out, alone: MiB in the swap cache", before / MIB);
+    results.check("the same by the status", "", "within 1 MiB", {
+        let told = wait_for("the status to tell", || {
+            Ok(Some(cached(&known_vm(&agent, &alone.name)?)).filter(|told| told.abs_diff(before) <= MIB))
+        });
+        told.is_ok()
+    });
+    let untold = known_vm(&agent, &beside.name)?["swap_cached_bytes"].is_null();
+    results.check("beside another process: not told for the guest", untold, "true", untold);
+    let on_host = number(&agent.status()?["swap_cached_bytes"]);
+    results.check("on the host, by the status: MiB", on_host / MIB, "at least that", on_host >= before);
+
+    let (faults, beside_before) = (own.major_faults()?, copies(&shared)?);
+    let left = wait_for("the swap cache to be freed", || {
+        Ok(Some(copies(&own)?).filter(|left| *left * 10 <= before))
+    })?;
+    let memory_after = memory(&own)?;
+    results.check("freed: MiB left in the swap cache", left / MIB, "a tenth at most", true);
+    let text = format!("{memory_before:?} then {memory_after:?}");
+    results.note("MiB free, in page cache, in swap cache; charged to the group", text);
+    let beside_left = copies(&shared)?;
+    let kept = beside_left * 10 >= beside_before * 9;
+    let text = format!("{} of {}", beside_left / MIB, beside_before / MIB);
+    results.check("beside another process: MiB left alone", text, "nine tenths", kept);
+    let caused = own.major_faults()? - faults;
+    results.check("major faults meanwhile: the guest stands still", caused, "0", caused == 0);
+
+    let before = [own.major_faults()?, shared.major_faults()?];
+    for still in [&alone, &beside] {
+        still.check_content(results)?;
+    }
+    let reads = [own.major_faults()? - before[0], shared.major_faults()? - before[1]];
+    let all = alone.all_pages();
+    results.note(&format!("major faults for {all} pages read back: freed, not freed"), format!("{reads:?}"));
+    drop((alone, beside, other));
+    drain_and_end(results, agent, &host)
+}
+
+#[test]
+#[ignore = "long: copies stay in the swap cache for half a minute"]
+fn copies_in_the_swap_cache_are_counted_and_freed() {
+    scenario().run("limits::copies_in_the_swap_cache_are_counted_and_freed", swap_cache);
+}

@@ -1,0 +1,390 @@
+//! The brakes of the host and of each machine: reads what they go by, keeps their state, says what limits a machine.
+//!
+//! In, once a second: pressure, free memory, what the scanner found of each machine's control groups, and what was
+//! demoted and came back. Out: pages that may go to each tier, and `limited_by` of the status. The rules are `policy`'s.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use procfs::Current as _;
+use procfs::process::Process;
+
+use super::machine::Machine;
+use super::state::State;
+use crate::actuate::{Job, Outcome, Skip};
+use crate::policy::{
+    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, TierLoad,
+};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::tiers::{NodeTiers, TierId};
+use crate::track::VmId;
+use crate::vm::{GroupMemory, ProcessKey, psi_some_avg10};
+
+/// Over how many seconds the agent's own CPU time is taken.
+const CPU_WINDOW_S: f64 = 5.0;
+/// Threads whose CPU time is that of the moves: those have brakes of their own.
+const MOVING_THREADS: [&str; 2] = ["tiering-mover", "tiering-stager"];
+/// Less room than this in a control group is none: it comes and goes.
+const ROOM_LEAST_PAGES: u64 = 256;
+/// How long a machine rests whose group was refused swap, seconds.
+const NO_SWAP_REST_S: u64 = 60;
+
+/// What the scanner's thread has read of one machine.
+#[derive(Clone, Debug)]
+pub(super) struct Gauge {
+    pub key: ProcessKey,
+    pub memory: GroupMemory,
+    pub ksm_bytes: Option<u64>,
+}
+
+/// The brakes of the host.
+#[derive(Debug, Default)]
+pub(super) struct HostBrakes {
+    pub pace: Pace,
+    /// CPU time of the agent's last window, percent of one core.
+    cpu_percent: f64,
+    /// CPU time so far, and when it was read.
+    cpu_read: Option<(f64, Monotonic)>,
+    /// Of the first tier, percent; written by the look at memory.
+    pub free_percent: Option<f64>,
+    /// All that is in the swap cache.
+    pub swap_cached_bytes: u64,
+    /// Of the swap tiers.
+    pub tier_loads: BTreeMap<TierId, TierLoad>,
+}
+
+/// The brakes of one machine.
+#[derive(Debug, Default)]
+pub(super) struct MachineBrakes {
+    /// By level.
+    governors: Vec<Governor>,
+    rates: Vec<Rate>,
+    refaults: Refaults,
+    /// Pages demoted when that was last looked at.
+    demoted_seen: u64,
+    /// Pages that came back soon since then, and made the guest wait.
+    pub returned: u64,
+    gauge: Option<Gauge>,
+    /// By the gauge: the groups have no room for pages from swap.
+    full: bool,
+    /// The group was refused swap; until when that counts.
+    refused_swap: Option<Monotonic>,
+    pub left_behind: LeftBehind,
+    freeing: bool,
+    limited_by: Option<String>,
+    /// What `limited_by` was about when it was last logged.
+    logged: Option<String>,
+}
+
+impl MachineBrakes {
+    fn take_gauge(&mut self, gauge: Gauge) {
+        self.full = Room::from_swap(&gauge.memory).pages < ROOM_LEAST_PAGES;
+        self.gauge = Some(gauge);
+    }
+
+    fn memory(&self) -> Option<&GroupMemory> {
+        self.gauge.as_ref().map(|gauge| &gauge.memory)
+    }
+
+    pub(super) fn ksm_bytes(&self) -> Option<u64> {
+        self.gauge.as_ref()?.ksm_bytes
+    }
+
+    pub(super) fn limited_by(&self) -> Option<String> {
+        self.limited_by.clone()
+    }
+
+    /// Of the machine's own group: one that holds others too says nothing of the machine.
+    pub(super) fn swap_cached_bytes(&self) -> Option<u64> {
+        self.memory().filter(|memory| memory.holds_only_vm)?.swap_cached_bytes
+    }
+
+    /// Pages that may be planned for this tier now.
+    pub(super) fn allowed(&self, to: TierId, node_tiers: NodeTiers) -> u64 {
+        let rate = self.rates.get(usize::from(to.0)).map_or(MOST, |rate| rate.pages_per_s);
+        // What goes to the first swap tier comes from memory.
+        let room = self.room_to_swap().filter(|_| to.0 == node_tiers.0);
+        rate.min(room.map_or(u64::MAX, |room| room.pages))
+    }
+
+    /// Whether there is room for pages read ahead of need.
+    pub(super) fn may_stage(&self) -> bool {
+        !self.full
+    }
+
+    fn room_to_swap(&self) -> Option<Room> {
+        let room = Room::to_swap(self.memory()?);
+        Some(if room.pages < ROOM_LEAST_PAGES { Room { pages: 0, ..room } } else { room })
+    }
+
+    /// A step is done.
+    pub(super) fn on_outcome(&mut self, outcome: &Outcome) {
+        if outcome.skipped.contains_key(&Skip::NoSwap) {
+            self.refused_swap = Some(sys::now().after(std::time::Duration::from_secs(NO_SWAP_REST_S)));
+        }
+    }
+
+    /// Until when nothing is planned, because the group was refused swap.
+    pub(super) fn rests(&self, now: Monotonic) -> bool {
+        self.refused_swap.is_some_and(|until| now < until)
+    }
+
+    /// A second has passed; `load` says what is the same for all tiers.
+    fn second(&mut self, load: Load, tiers: usize, node_tiers: NodeTiers, host: &HostBrakes, demoted: u64) {
+        self.refaults.second(demoted - self.demoted_seen, std::mem::take(&mut self.returned));
+        self.demoted_seen = demoted;
+        self.governors.resize(tiers, Governor::default());
+        let group_psi = self.memory().and_then(|memory| memory.psi_some_avg10);
+        let refault_percent = self.refaults.percent();
+        let rates = (0u8..).zip(&mut self.governors).map(|(level, governor)| {
+            let to_swap = !node_tiers.contains(TierId(level));
+            governor.second(&Load {
+                group_psi,
+                from_swap: level > node_tiers.0,
+                tier: host.tier_loads.get(&TierId(level)).copied().unwrap_or_default(),
+                refault_percent: refault_percent.filter(|_| to_swap),
+                ..load
+            })
+        });
+        self.rates = rates.collect();
+    }
+
+    /// What limits the machine most, and a word for it that stays while only numbers change.
+    fn strongest(&self, host: &HostBrakes, cpu_limit: f64, now: Monotonic) -> Option<(String, String)> {
+        let lower = || self.rates.iter().skip(1).map(|rate| rate.limited_by);
+        let rate = |limited: Limited| Some((limited.to_string(), limited.kind()?.to_owned()));
+        let room =
+            |room: Room, least| room.limit.filter(|_| room.pages < least).map(|limit| limit.to_string());
+        let same = |text: String| (text.clone(), text);
+        let now_braking = lower().find(|limited| matches!(limited, Limited::By(_)));
+        None.or_else(|| rate(now_braking?))
+            .or_else(|| self.rests(now).then(|| same(Skip::NoSwap.to_string())))
+            .or_else(|| room(self.room_to_swap()?, 1).map(same))
+            .or_else(|| room(Room::from_swap(self.memory()?), ROOM_LEAST_PAGES).map(same))
+            .or_else(|| rate(lower().find(|limited| *limited != Limited::No)?))
+            .or_else(|| {
+                let used = host.cpu_percent;
+                let text = format!(
+                    "the agent used {used:.1} % of a core (limit {cpu_limit} %): it plans every {} s",
+                    host.pace.every_s()
+                );
+                (host.pace.every_s() > 1).then(|| (text, "the agent's CPU time".to_owned()))
+            })
+    }
+
+    fn say(&mut self, vm: &str, strongest: Option<(String, String)>) {
+        let (text, kind) = strongest.unzip();
+        if kind != self.logged {
+            match &text {
+                Some(reason) => tracing::info!(vm, reason, "held back"),
+                None => tracing::info!(vm, "not held back any more"),
+            }
+            self.logged = kind;
+        }
+        self.limited_by = text;
+    }
+}
+
+impl State {
+    /// The scanner has looked at the control groups.
+    pub(super) fn on_gauges(&mut self, gauges: Vec<Gauge>) {
+        for gauge in gauges {
+            let key = gauge.key;
+            if let Some(machine) = self.machines.values_mut().find(|machine| machine.target.vm.key == key) {
+                machine.braking.take_gauge(gauge);
+            }
+        }
+    }
+
+    /// What is the same for all machines.
+    pub(super) fn host_load(&mut self) -> Load {
+        self.look_at_cpu();
+        let swap_tiers = self.ladder.swap_tiers();
+        self.braking.tier_loads = swap_tiers.map(|tier| (tier.id, self.survey.tier_load(tier.id))).collect();
+        let memory = procfs::Meminfo::current().ok();
+        self.braking.swap_cached_bytes = memory.map_or(0, |memory| memory.swap_cached);
+        let pressure = fs::read_to_string("/proc/pressure/memory").unwrap_or_default();
+        Load {
+            host_psi: psi_some_avg10(&pressure),
+            psi_limit: self.config.policy.psi_limit.0,
+            free_percent: self.braking.free_percent,
+            least_free_percent: self.config.policy.free_target.0 / 2.0,
+            ..Load::default()
+        }
+    }
+
+    /// The brakes of one machine, for the next second.
+    pub(super) fn brake(&mut self, id: VmId, load: Load) {
+        let now = sys::now();
+        let (tiers, node_tiers) = (self.ladder.tiers().len(), self.ladder.node_tiers());
+        let cpu_limit = self.config.policy.cpu_limit.0;
+        let spent = self.spent_budget(now);
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let demoted = machine.moved.demoted;
+        machine.braking.second(load, tiers, node_tiers, &self.braking, demoted);
+        let movable = machine.unmovable().is_none();
+        let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
+        let strongest = strongest.or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
+        machine.braking.say(&machine.target.vm.name, strongest);
+        self.free_swap_cache(id, now);
+    }
+
+    /// The tier whose writes of the day are used up, if there is one.
+    fn spent_budget(&mut self, now: Monotonic) -> Option<String> {
+        let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
+        let mut spent = tiers.filter_map(|(tier, budget)| budget.is_day_spent(now).then_some(&tier.name));
+        spent.next().map(|name| format!("tier {name} took its writes of the day (daily_writes)"))
+    }
+
+    /// Has a part of what page-outs left in the swap cache freed, if the operator wants that.
+    fn free_swap_cache(&mut self, id: VmId, now: Monotonic) {
+        let psi_limit = self.config.policy.psi_limit.0;
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        if !self.config.policy.free_swap_cache || self.dry_run || machine.braking.freeing {
+            return;
+        }
+        let braking = &mut machine.braking;
+        let due = braking
+            .gauge
+            .as_ref()
+            .map_or(0, |gauge| braking.left_behind.due_bytes(&gauge.memory, psi_limit, now));
+        if due > 0 {
+            braking.left_behind.take(due / PAGE_BYTES);
+            braking.freeing = true;
+            self.lanes.send(Job::FreeSwapCache(machine.target.clone(), due));
+        }
+    }
+
+    /// The kernel has freed what it could.
+    pub(super) fn on_freed(&mut self, id: VmId, bytes: u64) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            tracing::debug!(vm = machine.target.vm.name, bytes, "freed from the swap cache");
+            machine.braking.freeing = false;
+        }
+    }
+
+    fn look_at_cpu(&mut self) {
+        let now = sys::now();
+        let Some((before, at)) = self.braking.cpu_read else {
+            self.braking.cpu_read = cpu_seconds().map(|seconds| (seconds, now));
+            return;
+        };
+        let elapsed = now.since(at).as_secs_f64();
+        if elapsed < CPU_WINDOW_S {
+            return;
+        }
+        if let Some(seconds) = cpu_seconds() {
+            self.braking.cpu_percent = (seconds - before).max(0.0) / elapsed * 100.0;
+            self.braking.cpu_read = Some((seconds, now));
+            self.braking.pace.adjust(self.braking.cpu_percent, self.config.policy.cpu_limit.0);
+        }
+    }
+}
+
+impl Machine {
+    /// Notes what became of a step, for the brakes and the swap cache.
+    pub(super) fn note_for_brakes(&mut self, outcome: &Outcome) {
+        self.braking.on_outcome(outcome);
+        if matches!(outcome.action, Action::Place { to } if !self.pages.node_tiers().contains(to)) {
+            self.braking.left_behind.paged_out(outcome.moved_pages, sys::now());
+        }
+    }
+}
+
+/// CPU time of the agent's threads so far, without those that move pages; none where it cannot be told.
+fn cpu_seconds() -> Option<f64> {
+    let threads = Process::myself().and_then(|agent| agent.tasks()).ok()?;
+    let stats = threads.flatten().filter_map(|thread| thread.stat().ok());
+    let watching = stats.filter(|stat| !MOVING_THREADS.contains(&stat.comm.as_str()));
+    let ticks: u64 = watching.map(|stat| stat.utime + stat.stime).sum();
+    Some(ticks as f64 / procfs::ticks_per_second() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Headroom;
+
+    const NODES: NodeTiers = NodeTiers(1);
+    const NVME: TierId = TierId(1);
+    const QLC: TierId = TierId(2);
+
+    /// A machine whose groups leave so much; `Headroom::Unlimited` where None.
+    fn braking(swap_left_mib: Option<u64>, charge_left_mib: Option<u64>) -> MachineBrakes {
+        let headroom = |left: Option<u64>| match left {
+            Some(mib) => {
+                Headroom::Left { left_bytes: mib << 20, limit_bytes: 64 << 20, group: "/vm".to_owned() }
+            }
+            None => Headroom::Unlimited,
+        };
+        let memory = GroupMemory {
+            swap: headroom(swap_left_mib),
+            charge: headroom(charge_left_mib),
+            ..GroupMemory::default()
+        };
+        let mut braking = MachineBrakes::default();
+        braking.take_gauge(Gauge {
+            key: ProcessKey { pid: 7, start_time_ticks: 1 },
+            memory,
+            ksm_bytes: None,
+        });
+        braking
+    }
+
+    fn why(braking: &MachineBrakes) -> Option<String> {
+        braking.strongest(&HostBrakes::default(), 5.0, Monotonic(0)).map(|(text, _)| text)
+    }
+
+    #[test]
+    fn a_group_without_swap_stops_what_comes_from_memory_and_not_what_is_in_swap_already() {
+        let mut braking = braking(Some(2), None);
+        braking.second(Load::default(), 3, NODES, &HostBrakes::default(), 0);
+        assert_eq!((braking.allowed(NVME, NODES), braking.allowed(QLC, NODES)), (0, MOST));
+        assert!(why(&braking).unwrap().contains("memory.swap.max"));
+        assert!(braking.may_stage());
+    }
+
+    #[test]
+    fn a_full_group_has_nothing_staged() {
+        let braking = braking(None, Some(2));
+        assert!(!braking.may_stage());
+        assert!(why(&braking).unwrap().contains("memory.max"));
+        assert_eq!(braking.allowed(NVME, NODES), MOST, "page-out makes room");
+    }
+
+    #[test]
+    fn stalls_come_before_all_else_and_stop_all_tiers() {
+        let mut braking = braking(Some(2), None);
+        let load = Load { host_psi: Some(50.0), psi_limit: 1.0, ..Load::default() };
+        braking.second(load, 3, NODES, &HostBrakes::default(), 0);
+        assert_eq!((braking.allowed(NVME, NODES), braking.allowed(QLC, NODES)), (0, 0));
+        assert!(why(&braking).unwrap().starts_with("tasks of the host waited"));
+    }
+
+    #[test]
+    fn pages_that_come_back_slow_the_swap_tiers_down() {
+        let mut braking = MachineBrakes { returned: 600, ..MachineBrakes::default() };
+        braking.second(Load::default(), 3, NODES, &HostBrakes::default(), 1000);
+        assert_eq!(braking.allowed(NVME, NODES), MOST / 2);
+        assert!(why(&braking).unwrap().starts_with("60 % of what was demoted"));
+        braking.second(Load::default(), 3, NodeTiers(2), &HostBrakes::default(), 1000);
+        assert_eq!(braking.allowed(NVME, NodeTiers(2)), MOST / 2 + crate::policy::STEP, "a memory tier");
+    }
+
+    #[test]
+    fn a_machine_that_nothing_is_known_of_is_not_held_back() {
+        let braking = MachineBrakes::default();
+        assert_eq!((braking.allowed(NVME, NODES), braking.may_stage()), (MOST, true));
+        assert_eq!((why(&braking), braking.swap_cached_bytes()), (None, None));
+    }
+
+    #[test]
+    fn a_group_that_holds_others_says_nothing_of_the_machine() {
+        let mut braking = braking(None, None);
+        let gauge = braking.gauge.as_mut().unwrap();
+        gauge.memory.swap_cached_bytes = Some(4096);
+        assert_eq!(braking.swap_cached_bytes(), None);
+        braking.gauge.as_mut().unwrap().memory.holds_only_vm = true;
+        assert_eq!(braking.swap_cached_bytes(), Some(4096));
+    }
+}

@@ -1,0 +1,364 @@
+//! What is remembered of machines when the agent ends, and what the next agent makes of it.
+//!
+//! In: summaries of blocks as they change; records that an earlier agent wrote. Out: records; pages that begin with the
+//! back-off and the heat that their block had, if the machine is still the same process. Pure: time is an argument.
+//!
+//! One byte a block of 2 MiB: half a KiB for each GiB of a machine. A machine is known again by its UUID, else by its name:
+//! another process of that identity takes over the totals only.
+//!
+//! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the first tier
+//! only: elsewhere it says that a page was accessed where it is.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::{Machine, Moved};
+use crate::store::Record;
+use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, VmPages};
+use crate::tiers::TierId;
+use crate::vm::{ProcessKey, Vm};
+
+const MACHINES: &str = "machine/";
+const BLOCKS: &str = "blocks/";
+/// What was not seen for so long is forgotten, and what is beyond this number.
+const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
+const MOST_MACHINES: usize = 1024;
+/// Most that a byte can say of heat.
+const HEAT_MOST: u8 = 15;
+
+/// A machine, as it is written down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct MachineRecord {
+    saved_unix_s: u64,
+    /// The process, and the boot in which it is that.
+    boot_id: String,
+    pid: i32,
+    start_time_ticks: u64,
+    pages: u32,
+    demoted_pages: u64,
+    promoted_pages: u64,
+}
+
+/// What is known of one machine beyond this agent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Knowledge {
+    /// By block.
+    habits: Vec<u8>,
+    /// `habits` changed since it was written down.
+    changed: bool,
+    /// What an earlier agent knew of the blocks, until the pages are found.
+    recalled: Option<Vec<u8>>,
+    /// Blocks that were given back what was known of them.
+    pub blocks_recalled: u64,
+    /// What earlier agents moved.
+    pub before: Moved,
+}
+
+impl Knowledge {
+    /// Notes how the pages of a block behave now.
+    pub(super) fn note(&mut self, block: u32, habit: Habit) {
+        let block = block as usize;
+        if self.habits.len() <= block {
+            self.habits.resize(block + 1, 0);
+        }
+        let byte = encode(habit);
+        self.changed |= self.habits[block] != byte;
+        self.habits[block] = byte;
+    }
+
+    /// Gives the pages, which were found just now, what was known of their blocks.
+    pub(super) fn recall(&mut self, pages: &mut VmPages, now: Seconds) {
+        for (block, byte) in (0u32..).zip(self.recalled.take().unwrap_or_default()) {
+            let habit = decode(byte);
+            if habit == Habit::default() {
+                continue;
+            }
+            self.blocks_recalled += 1;
+            for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
+                let entry = pages.get(page);
+                if entry.place() == Place::Untouched {
+                    continue;
+                }
+                let backoff = entry.backoff().max(habit.backoff.into());
+                let accesses = if entry.place() == Place::In(TierId(0)) { habit.heat } else { 0 };
+                pages.update(page, |entry| {
+                    (0..accesses).fold(entry.with_backoff(backoff), |entry, _| entry.accessed(now, false))
+                });
+            }
+        }
+    }
+}
+
+fn encode(habit: Habit) -> u8 {
+    habit.backoff.min(HEAT_MOST) << 4 | habit.heat.min(HEAT_MOST)
+}
+
+fn decode(byte: u8) -> Habit {
+    Habit { backoff: byte >> 4, heat: byte & HEAT_MOST }
+}
+
+/// What is known of machines that are not there, by identity.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    boot_id: String,
+    known: BTreeMap<String, (MachineRecord, Vec<u8>)>,
+    /// What must be written down beside the machines that are there.
+    due: Vec<Record>,
+}
+
+impl Memory {
+    /// What the records say, in the boot of this identity. What is too old, or too much, is to be removed.
+    pub(super) fn load(
+        boot_id: String,
+        names: &[String],
+        read: impl Fn(&str) -> Option<Vec<u8>>,
+        unix_s: u64,
+    ) -> Self {
+        let mut memory = Self { boot_id, ..Self::default() };
+        let mut found = Vec::new();
+        for name in names.iter().filter(|name| name.starts_with(MACHINES)) {
+            let record = read(name).and_then(|bytes| serde_json::from_slice::<MachineRecord>(&bytes).ok());
+            found.push((name[MACHINES.len()..].to_owned(), record.unwrap_or_default()));
+        }
+        found.sort_by_key(|(_, record)| std::cmp::Reverse(record.saved_unix_s));
+        for (number, (identity, record)) in found.into_iter().enumerate() {
+            if number >= MOST_MACHINES || record.saved_unix_s.saturating_add(FORGET_AFTER_S) < unix_s {
+                memory.due.extend(records(&identity, None, Some(None)));
+                continue;
+            }
+            // Of another boot no process is left.
+            let blocks = (record.boot_id == memory.boot_id).then(|| read(&format!("{BLOCKS}{identity}")));
+            memory.known.insert(identity, (record, blocks.flatten().unwrap_or_default()));
+        }
+        memory
+    }
+
+    /// A machine has come.
+    pub(super) fn recall(&mut self, vm: &Vm, pages: u32) -> Knowledge {
+        let Some((record, blocks)) = self.known.remove(&identity(vm)) else { return Knowledge::default() };
+        let process = ProcessKey { pid: record.pid, start_time_ticks: record.start_time_ticks };
+        let same = record.boot_id == self.boot_id && process == vm.key && record.pages == pages;
+        let blocks = if same { blocks } else { Vec::new() };
+        Knowledge {
+            // What was taken out of the memory is written down again, also if nothing new is learned.
+            changed: !blocks.is_empty(),
+            habits: blocks.clone(),
+            recalled: same.then_some(blocks),
+            before: Moved {
+                demoted: record.demoted_pages,
+                promoted: record.promoted_pages,
+                ..Moved::default()
+            },
+            ..Knowledge::default()
+        }
+    }
+
+    /// A machine has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
+    pub(super) fn keep(&mut self, machine: &Machine, unix_s: u64) {
+        let (identity, record) = (identity(&machine.target.vm), self.record(machine, unix_s));
+        self.due.extend(records(&identity, Some(&record), Some(None)));
+        if self.known.len() >= MOST_MACHINES
+            && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
+        {
+            let oldest = oldest.0.clone();
+            self.known.remove(&oldest);
+            self.due.extend(records(&oldest, None, Some(None)));
+        }
+        self.known.insert(identity, (record, machine.knowledge.habits.clone()));
+    }
+
+    /// All that must be written down now.
+    pub(super) fn records<'a>(
+        &mut self,
+        machines: impl Iterator<Item = &'a mut Machine>,
+        unix_s: u64,
+    ) -> Vec<Record> {
+        let mut due = std::mem::take(&mut self.due);
+        let mut seen = std::collections::BTreeSet::new();
+        for machine in machines {
+            let identity = identity(&machine.target.vm);
+            // Of two machines with one identity the first counts.
+            if seen.insert(identity.clone()) {
+                let record = self.record(machine, unix_s);
+                let knowledge = &mut machine.knowledge;
+                let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(knowledge.habits.clone()));
+                due.extend(records(&identity, Some(&record), blocks));
+            }
+        }
+        due
+    }
+
+    fn record(&self, machine: &Machine, unix_s: u64) -> MachineRecord {
+        let ProcessKey { pid, start_time_ticks } = machine.target.vm.key;
+        let before = machine.knowledge.before;
+        MachineRecord {
+            saved_unix_s: unix_s,
+            boot_id: self.boot_id.clone(),
+            pid,
+            start_time_ticks,
+            pages: machine.pages.layout().pages(),
+            demoted_pages: before.demoted + machine.moved.demoted,
+            promoted_pages: before.promoted + machine.promoted_pages(),
+        }
+    }
+}
+
+/// What a machine is called when its process is another one.
+fn identity(vm: &Vm) -> String {
+    match (&vm.uuid, &vm.namespace) {
+        (Some(uuid), _) => format!("uuid/{uuid}"),
+        (None, Some(namespace)) => format!("name/{namespace}/{}", vm.name),
+        (None, None) => format!("name/{}", vm.name),
+    }
+}
+
+/// The records of one machine: written, removed if `None`; the blocks left as they are if there are none at all.
+fn records(identity: &str, record: Option<&MachineRecord>, blocks: Option<Option<Vec<u8>>>) -> Vec<Record> {
+    // Plain numbers and text always become JSON.
+    let header = record.and_then(|record| serde_json::to_vec(record).ok());
+    let blocks = blocks.map(|blocks| (format!("{BLOCKS}{identity}"), blocks));
+    [(format!("{MACHINES}{identity}"), header)].into_iter().chain(blocks).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::store::Store;
+    use crate::sys::Pidfd;
+    use crate::tiermap::{Layout, PageRun};
+    use crate::tiers::NodeTiers;
+    use crate::track::VmId;
+    use crate::vm::{Accel, Backing, Hva, RamRegion};
+
+    const PAGES: u32 = 2000;
+
+    fn vm(pid: i32, uuid: Option<&str>) -> Vm {
+        let bytes = u64::from(PAGES) * 4096;
+        Vm {
+            key: ProcessKey { pid, start_time_ticks: 5 },
+            name: "web-1".into(),
+            uuid: uuid.map(str::to_owned),
+            namespace: None,
+            accel: Accel::Tcg,
+            ram: vec![RamRegion { start: Hva(0x10_0000), bytes, backing: Backing::Anonymous }],
+            guest_ranges: Vec::new(),
+            refusal: None,
+            fixed_refusal: None,
+            incoming: false,
+            cgroup: None,
+            numa_bound: false,
+        }
+    }
+
+    fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {
+        let record = MachineRecord {
+            saved_unix_s,
+            boot_id: "boot".into(),
+            pid,
+            start_time_ticks: 5,
+            pages: PAGES,
+            demoted_pages: 7,
+            promoted_pages: 3,
+        };
+        let blocks = vec![encode(Habit { backoff: 2, heat: 4 }), 0];
+        records(identity, Some(&record), Some(Some(blocks)))
+    }
+
+    fn load(boot_id: &str, written: &[Record], unix_s: u64) -> Memory {
+        let names: Vec<_> = written.iter().map(|(name, _)| name.clone()).collect();
+        let read = |wanted: &str| written.iter().find(|(name, _)| name == wanted)?.1.clone();
+        Memory::load(boot_id.to_owned(), &names, read, unix_s)
+    }
+
+    #[test]
+    fn the_same_process_gets_back_what_was_known_of_its_blocks() {
+        let mut memory = load("boot", &written(1, 100, "uuid/u"), 200);
+        let mut known = memory.recall(&vm(1, Some("u")), PAGES);
+        assert_eq!((known.before.demoted, known.before.promoted), (7, 3));
+        let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
+        pages.place(PageRun { first: 0, count: 100 }, Place::In(TierId(0)));
+        pages.place(PageRun { first: 100, count: 1000 }, Place::In(TierId(1)));
+        known.recall(&mut pages, Seconds(9));
+        let seen = |page| (pages.get(page).backoff(), pages.get(page).heat());
+        assert_eq!(seen(99), (2, 4));
+        assert_eq!(seen(100), (2, 0), "in a lower tier heat would say that it was accessed there");
+        assert_eq!(seen(512), (0, 0), "nothing was known of the next block");
+        assert_eq!(pages.get(1500).place(), Place::Untouched);
+        assert_eq!(known.blocks_recalled, 1);
+        assert_eq!(memory.recall(&vm(2, Some("u")), PAGES).before.demoted, 0, "given once");
+    }
+
+    #[test]
+    fn another_process_or_boot_gets_the_totals_only() {
+        let mut other_process = load("boot", &written(1, 100, "name/web-1"), 200);
+        let known = other_process.recall(&vm(2, None), PAGES);
+        assert_eq!((known.recalled, known.before.demoted), (None, 7));
+        let mut other_boot = load("later", &written(1, 100, "name/web-1"), 200);
+        let known = other_boot.recall(&vm(1, None), PAGES);
+        assert_eq!((known.recalled, known.before.demoted), (None, 7));
+        let mut other_size = load("boot", &written(1, 100, "name/web-1"), 200);
+        assert_eq!(other_size.recall(&vm(1, None), PAGES + 1).recalled, None);
+    }
+
+    #[test]
+    fn what_one_agent_writes_down_the_next_one_reads() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let machine = || {
+            let settings = Config::default().vm_settings("web-1");
+            let process = Pidfd::open(own).unwrap();
+            Machine::new(VmId(1), "u".into(), vm(own, Some("u")), process, settings, NodeTiers(1), None)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Memory::load("boot".into(), &[], |_| None, 100);
+        let mut there = machine();
+        there.knowledge.note(1, Habit { backoff: 3, heat: 0 });
+        there.moved.demoted = 11;
+        let store = Store::in_folder(folder.path());
+        assert!(store.write(&first.records([&mut there].into_iter(), 100)));
+        // Later nothing has changed but the totals.
+        there.moved.demoted = 12;
+        let later = first.records([&mut there].into_iter(), 130);
+        assert_eq!(later.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["machine/uuid/u"]);
+        assert!(store.write(&later));
+        drop(store);
+
+        let store = Store::in_folder(folder.path());
+        let mut next = Memory::load("boot".into(), &store.names(""), |name| store.read(name), 140);
+        let mut known = next.recall(&vm(own, Some("u")), PAGES);
+        assert_eq!(known.before.demoted, 12);
+        let mut pages = there.pages.clone();
+        pages.place(PageRun { first: 0, count: PAGES }, Place::In(TierId(0)));
+        known.recall(&mut pages, Seconds(1));
+        assert_eq!([511, 512, 1023, 1024].map(|page| pages.get(page).backoff()), [0, 3, 3, 0]);
+
+        // A machine that has gone is known by its totals when it comes again, as another process.
+        next.keep(&there, 150);
+        assert!(store.write(&next.records(std::iter::empty(), 150)));
+        assert_eq!(store.names(""), ["machine/uuid/u", "version"]);
+        assert_eq!(next.recall(&vm(own + 1, Some("u")), PAGES).before.demoted, 12);
+    }
+
+    #[test]
+    fn what_was_not_seen_for_a_month_is_removed() {
+        let old = written(1, 100, "uuid/old");
+        let mut memory = load("boot", &old, 100 + FORGET_AFTER_S + 1);
+        assert_eq!(memory.recall(&vm(1, Some("old")), PAGES).before.demoted, 0);
+        let due = memory.records(std::iter::empty(), 0);
+        assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("blocks/uuid/old".to_owned(), None)]);
+        assert!(memory.records(std::iter::empty(), 0).is_empty());
+    }
+
+    #[test]
+    fn habits_are_written_when_they_change() {
+        let mut known = Knowledge::default();
+        known.note(3, Habit::default());
+        assert!(!known.changed);
+        known.note(3, Habit { backoff: 1, heat: 200 });
+        assert!(known.changed);
+        assert_eq!(known.habits, [0, 0, 0, 0x1f]);
+        assert_eq!(decode(0x1f), Habit { backoff: 1, heat: 15 });
+    }
+}

@@ -1,0 +1,103 @@
+//! Tiers that could not take what was sent to them, and when they are tried again.
+//!
+//! In: what a move met, the time. Out: whether a tier takes nothing for now, and why, for the status. A pause of 10 s, doubled
+//! each time the tier fails again, up to 10 minutes; one move that arrives ends it. Meanwhile the other tiers go on. Pure: the
+//! time is an argument. What an operator asks for is tried all the same.
+//!
+//! # Limits
+//! A tier whose disk fails still holds what it held: what cannot be read there any more is lost to its machine.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::sys::Monotonic;
+use crate::tiers::TierId;
+
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
+
+/// The tiers in trouble.
+#[derive(Debug, Default)]
+pub(super) struct Troubles(BTreeMap<TierId, Trouble>);
+
+#[derive(Debug)]
+struct Trouble {
+    text: String,
+    pause: Duration,
+    /// When the tier may be tried again.
+    until: Monotonic,
+}
+
+impl Troubles {
+    /// The tier has failed, or failed again. Returns whether that is news.
+    pub(super) fn note(&mut self, tier: TierId, text: &str, now: Monotonic) -> bool {
+        let known = self.0.get(&tier);
+        let pause = match known {
+            None => FIRST_PAUSE,
+            // What was under way when it failed says no more than the first failure did.
+            Some(trouble) if trouble.until > now => trouble.pause,
+            Some(trouble) => (trouble.pause * 2).min(LONGEST_PAUSE),
+        };
+        let news = known.is_none_or(|trouble| trouble.text != text);
+        self.0.insert(tier, Trouble { text: text.to_owned(), pause, until: now.after(pause) });
+        news
+    }
+
+    /// Something arrived in the tier. Returns whether it was in trouble.
+    pub(super) fn clear(&mut self, tier: TierId) -> bool {
+        self.0.remove(&tier).is_some()
+    }
+
+    /// Whether nothing is planned into the tier now.
+    pub(super) fn keep_away(&self, tier: TierId, now: Monotonic) -> bool {
+        self.0.get(&tier).is_some_and(|trouble| trouble.until > now)
+    }
+
+    /// What is wrong with the tier.
+    pub(super) fn of(&self, tier: TierId) -> Option<&str> {
+        self.0.get(&tier).map(|trouble| trouble.text.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QLC: TierId = TierId(2);
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_tier_that_fails_is_left_alone_for_longer_and_longer_and_the_others_are_not() {
+        let mut troubles = Troubles::default();
+        assert!(troubles.note(QLC, "no space", at(100)));
+        assert!(troubles.keep_away(QLC, at(109)));
+        assert!(!troubles.keep_away(QLC, at(110)), "it is tried again");
+        assert!(!troubles.keep_away(TierId(1), at(100)));
+        assert!(!troubles.note(QLC, "no space", at(110)), "the same again is no news");
+        assert!(troubles.keep_away(QLC, at(129)));
+        for _ in 0..20 {
+            troubles.note(QLC, "no space", at(100_000));
+        }
+        assert!(!troubles.keep_away(QLC, at(100_041)), "what was under way does not count again");
+        let mut now = 200_000;
+        for _ in 0..20 {
+            troubles.note(QLC, "no space", at(now));
+            now += 601;
+        }
+        assert!(!troubles.keep_away(QLC, at(now)), "never longer than ten minutes");
+        assert_eq!(troubles.of(QLC), Some("no space"));
+    }
+
+    #[test]
+    fn a_move_that_arrives_ends_it() {
+        let mut troubles = Troubles::default();
+        troubles.note(QLC, "no space", at(1));
+        assert!(troubles.clear(QLC));
+        assert!(!troubles.keep_away(QLC, at(2)));
+        assert_eq!(troubles.of(QLC), None);
+        assert!(!troubles.clear(QLC));
+    }
+}

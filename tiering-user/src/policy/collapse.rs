@@ -1,0 +1,83 @@
+//! Which blocks become huge pages again.
+
+use super::{Action, Reason, Rules, Step};
+use crate::tiermap::{BLOCK_PAGES, Place, Seconds, VmPages};
+use crate::tiers::TierId;
+use crate::track::VmId;
+
+/// Pages of a block that may be elsewhere, and come up with it: what the kernel itself allows to be in swap
+/// (`max_ptes_swap`, 64 of 512, mm/khugepaged.c).
+const ELSEWHERE_MOST: usize = 64;
+/// Pages of a block that may take no memory now: going down frees pages of zeroes, which a huge page takes again.
+const UNTOUCHED_MOST: usize = 256;
+
+/// The step that collapses blocks which were huge pages, are not any more, and are in the first tier and in use again: at
+/// most `allowed` blocks. None where there is none.
+pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: Seconds) -> Option<Step> {
+    let mut chosen = Vec::new();
+    // It takes memory, which there is too little of now.
+    if rules.excess_pages > 0 {
+        return None;
+    }
+    pages.for_each_block(|first, info, entries| {
+        let whole = entries.len() == BLOCK_PAGES as usize;
+        let wanted = whole && info.was_huge && !info.huge && !info.given_up;
+        if !wanted || info.probe.is_open(now) || chosen.len() == allowed {
+            return;
+        }
+        let count = |place| entries.iter().filter(|entry| entry.place() == place).count();
+        let untouched = count(Place::Untouched);
+        let elsewhere = entries.len() - untouched - count(Place::In(TierId(0)));
+        let in_use =
+            entries.iter().any(|entry| u64::from(entry.idle(now)) < rules.least_idle(0, 0).as_secs());
+        if elsewhere <= ELSEWHERE_MOST && untouched <= UNTOUCHED_MOST && in_use {
+            chosen.push(first);
+        }
+    });
+    let pages: Vec<_> = chosen.into_iter().flat_map(|first| first..first + BLOCK_PAGES).collect();
+    (!pages.is_empty()).then_some(Step { vm, action: Action::Collapse, pages, reason: Reason::WereHuge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Bands;
+    use crate::tiermap::{Layout, PageRun};
+    use crate::tiers::NodeTiers;
+    use crate::vm::{Backing, Hva, RamRegion};
+    use std::time::Duration;
+
+    const RULES: Rules =
+        Rules { demote_after: Duration::from_secs(60), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
+
+    #[test]
+    fn a_block_that_was_huge_and_is_back_becomes_huge_again() {
+        let region = RamRegion { start: Hva(0x20_0000), bytes: 3 * 512 * 4096, backing: Backing::Anonymous };
+        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
+        for page in 0..3 * BLOCK_PAGES {
+            pages.touch(page, Seconds(1), false);
+        }
+        let plan =
+            |pages: &VmPages, now| collapses(VmId(1), pages, &RULES, 10, Seconds(now)).map(|step| step.pages);
+        assert_eq!(plan(&pages, 2), None, "none was huge");
+        pages.set_huge(&[0, BLOCK_PAGES]);
+        assert_eq!(plan(&pages, 2), None, "they are");
+        pages.set_huge(&[]);
+        pages.place(PageRun { first: 0, count: 65 }, Place::In(TierId(1)));
+        let second: Vec<_> = (BLOCK_PAGES..2 * BLOCK_PAGES).collect();
+        assert_eq!(plan(&pages, 2), Some(second.clone()), "of the first too much is missing");
+        pages.touch(0, Seconds(3), false);
+        assert_eq!(plan(&pages, 3).unwrap().len(), 2 * 512, "64 come up with it");
+        pages.place(PageRun { first: 100, count: 256 }, Place::Untouched);
+        assert_eq!(plan(&pages, 3).unwrap().len(), 2 * 512, "pages of zeroes may be missing");
+        pages.place(PageRun { first: 400, count: 1 }, Place::Untouched);
+        assert_eq!(plan(&pages, 3), Some(second.clone()), "but not more than half");
+        pages.place(PageRun { first: 400, count: 1 }, Place::In(TierId(0)));
+        assert_eq!(plan(&pages, 100), None, "not in use");
+        let short = Rules { excess_pages: 1, ..RULES };
+        assert_eq!(collapses(VmId(1), &pages, &short, 10, Seconds(3)), None, "memory is short");
+        pages.tried_to_collapse(&second);
+        assert_eq!(plan(&pages, 3).unwrap()[0], 0, "the kernel did not want the second");
+        assert_eq!(pages.split_blocks(), 2, "nothing is lost silently");
+    }
+}

@@ -1,0 +1,94 @@
+//! The file behind a region of shared guest RAM (memfd or tmpfs).
+//!
+//! In: a process and an address in the region. Out: which parts of the region have data, and a way to say on which nodes the
+//! kernel should put what comes into it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+
+use nix::unistd::{Whence, lseek};
+
+use super::layout::{PageRun, pages_between};
+use crate::sys::{self, PAGE_BYTES};
+use crate::vm::Hva;
+
+/// Opened by way of the process that maps it.
+#[derive(Debug)]
+pub struct SharedFile {
+    file: File,
+    /// Where in the file the region begins, bytes.
+    base: u64,
+}
+
+impl SharedFile {
+    /// The file behind the region that begins at `start`.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` where the process has ended; `EPERM` without CAP_SYS_ADMIN.
+    pub fn behind(pid: i32, start: Hva) -> io::Result<Self> {
+        let Mapping { range, file_offset } = mapping_of(pid, start)?;
+        let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end))?;
+        Ok(Self { file, base: file_offset + (start.0 - range.start) })
+    }
+
+    /// Has the kernel put what comes into these pages of the region on `nodes` while they have room; none: as it likes.
+    /// Pages that are there stay. It holds for the file, whoever maps it, until it is said otherwise.
+    ///
+    /// # Errors
+    /// `EINVAL` (none of the nodes has memory), `ENOMEM`.
+    pub fn prefer(&self, pages: PageRun, nodes: &[u32]) -> io::Result<()> {
+        let offset = self.base + u64::from(pages.first) * PAGE_BYTES;
+        sys::prefer_nodes_of_file(&self.file, offset, u64::from(pages.count) * PAGE_BYTES, nodes)
+    }
+
+    /// The parts of the region of `pages` pages that have data in RAM or in swap, as page offsets from its start.
+    pub(super) fn data_ranges(&self, pages: u32) -> io::Result<Vec<Range<u32>>> {
+        let end = self.base + u64::from(pages) * PAGE_BYTES;
+        let mut ranges = Vec::new();
+        let mut at = self.base;
+        while at < end {
+            let Some(data) = self.seek(at, Whence::SeekData)? else { break };
+            let hole = self.seek(data, Whence::SeekHole)?.unwrap_or(end).min(end);
+            if data >= end {
+                break;
+            }
+            ranges.push(pages_between(self.base, data)..pages_between(self.base, hole));
+            at = hole;
+        }
+        Ok(ranges)
+    }
+
+    /// The next data or hole; `None` where there is none up to the end of the file.
+    fn seek(&self, at: u64, whence: Whence) -> io::Result<Option<u64>> {
+        match lseek(self.file.as_fd(), i64::try_from(at).unwrap_or(i64::MAX), whence) {
+            Ok(found) => Ok(u64::try_from(found).ok()),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+struct Mapping {
+    range: Range<u64>,
+    file_offset: u64,
+}
+
+fn mapping_of(pid: i32, start: Hva) -> io::Result<Mapping> {
+    let maps = std::fs::read(format!("/proc/{pid}/maps"))?;
+    // Only the fields before the path are looked at: what a mapped file is called is not ours to trust.
+    String::from_utf8_lossy(&maps)
+        .lines()
+        .filter_map(parse_mapping)
+        .find(|mapping| mapping.range.contains(&start.0))
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+fn parse_mapping(line: &str) -> Option<Mapping> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let offset = fields.nth(1)?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    Some(Mapping { range: hex(start)?..hex(end)?, file_offset: hex(offset)? })
+}

@@ -1,0 +1,390 @@
+//! How much room a VM's control groups leave. In: the mount point of the v2 hierarchy, the VM's path in it and its pid. Out:
+//! [`GroupMemory`], plain values. Does not judge (`policy::room`).
+//!
+//! A limit of any group on the path up to the root holds for all below it, so each figure is the least along the path:
+//!
+//! | figure | of each group |
+//! |---|---|
+//! | swap | the smaller of `memory.swap.max` and `memory.swap.high`, less `memory.swap.current` |
+//! | charge | the smaller of `memory.max` and `memory.high`, less `memory.current` without copies |
+//! | unprotected | `memory.current` without copies, less the larger of `memory.min` and `memory.low` |
+//!
+//! A group's protection counts as far as those of all groups above it do (Documentation/admin-guide/cgroup-v2.rst, Linux
+//! 6.1 to 6.18).
+//!
+//! Copies are what page-outs left in the swap cache. They are charged until the kernel lets go of them, for which it needs no
+//! I/O: a group at its limit makes room by that, and they are as good as gone. `swapcached` of `memory.stat` counts mapped
+//! pages too, those that were read back and not written since. But on the lists of anonymous memory (`active_anon`,
+//! `inactive_anon`) are the mapped pages (`anon`), shared memory (`shmem`), and the copies (include/linux/mmzone.h, Linux
+//! 6.1 to 6.18).
+//!
+//! Limits: a group's neighbours, which may have been promised more than their parent was, are not looked at. In a cgroup
+//! namespace of its own the agent sees relative paths (`/../..`), of which nothing is concluded. Limits of cgroup v1 are
+//! not read.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::ProcessKey;
+use super::cgroup;
+use super::process::Proc;
+
+/// What may still be added, or taken away, before a limit is met.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Headroom {
+    /// No group on the path has such a limit.
+    #[default]
+    Unlimited,
+    Left {
+        left_bytes: u64,
+        limit_bytes: u64,
+        group: String,
+    },
+    /// A group has the file, and it cannot be read.
+    Unreadable {
+        file: PathBuf,
+    },
+}
+
+impl Headroom {
+    /// The one that leaves less; what cannot be read may leave nothing.
+    fn least(self, other: Self) -> Self {
+        let rank = |headroom: &Self| match headroom {
+            Self::Unreadable { .. } => None,
+            Self::Left { left_bytes, .. } => Some(*left_bytes),
+            Self::Unlimited => Some(u64::MAX),
+        };
+        if rank(&other) < rank(&self) { other } else { self }
+    }
+}
+
+/// What a VM's control groups say of its memory.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GroupMemory {
+    /// The nearest group that counts memory: what the VM uses is charged there. None where no group does.
+    pub group: Option<String>,
+    pub swap: Headroom,
+    pub charge: Headroom,
+    pub unprotected: Headroom,
+    /// Times that the kernel found no swap for the group (`fail` in `memory.swap.events`).
+    pub swap_fails: Option<u64>,
+    /// Of the group, in the swap cache and not mapped.
+    pub swap_cached_bytes: Option<u64>,
+    /// Percent of the last 10 s in which a task of the group waited for memory.
+    pub psi_some_avg10: Option<f64>,
+    /// The group and those below it hold no other process.
+    pub holds_only_vm: bool,
+}
+
+impl GroupMemory {
+    /// Reads the groups of a process; nothing is known of one that has ended.
+    #[must_use]
+    pub fn of(proc_root: &Path, cgroup_root: &Path, key: ProcessKey) -> Self {
+        let groups = Proc::open_key(proc_root, key)
+            .and_then(|process| process.read("cgroup", procfs::process::Process::cgroups));
+        match groups.ok().as_ref().and_then(cgroup::path) {
+            Some(path) => Self::read(cgroup_root, &path, key.pid),
+            None => Self::default(),
+        }
+    }
+
+    fn read(cgroup_root: &Path, path: &str, pid: i32) -> Self {
+        let mut this = Self::default();
+        if path.split('/').any(|part| part == "..") {
+            return this;
+        }
+        // The root itself has no limits.
+        let own_path = Path::new(path.trim_start_matches('/'));
+        let mut groups: Vec<&Path> =
+            own_path.ancestors().filter(|group| !group.as_os_str().is_empty()).collect();
+        groups.reverse();
+        let mut promised_above = Promise { min: u64::MAX, low: u64::MAX };
+        let mut nearest = None;
+        for group in groups {
+            let group = Group { folder: cgroup_root.join(group), name: format!("/{}", group.display()) };
+            this.swap = this.swap.least(group.swap());
+            this.charge = this.charge.least(group.charge());
+            // A group without the memory controller passes on what it was promised.
+            if group.has("memory.current") {
+                let (unprotected, promised) = group.unprotected(promised_above);
+                this.unprotected = this.unprotected.least(unprotected);
+                promised_above = promised;
+                nearest = Some(group);
+            }
+        }
+        if let Some(group) = nearest {
+            this.swap_fails = group.field("memory.swap.events", "fail");
+            this.swap_cached_bytes = group.copies();
+            this.group = Some(group.name);
+        }
+        // A group of threads, below the one that counts, sees some of the tasks only.
+        let own = cgroup_root.join(this.group.as_deref().unwrap_or(path).trim_start_matches('/'));
+        let pressure = std::fs::read_to_string(own.join("memory.pressure")).ok();
+        this.psi_some_avg10 = pressure.as_deref().and_then(psi_some_avg10);
+        this.holds_only_vm = this.group.is_some() && holds_only(&own, pid);
+        this
+    }
+}
+
+/// What a group was promised as far as the groups above it were.
+#[derive(Clone, Copy)]
+struct Promise {
+    min: u64,
+    low: u64,
+}
+
+struct Group {
+    folder: PathBuf,
+    name: String,
+}
+
+impl Group {
+    fn has(&self, file: &str) -> bool {
+        self.folder.join(file).exists()
+    }
+
+    /// The text of a file; none where the group has none: no such controller, or an older kernel.
+    fn text(&self, file: &str) -> Result<Option<String>, PathBuf> {
+        let path = self.folder.join(file);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(_) => Err(path),
+        }
+    }
+
+    /// A number of bytes; none for `max` and where there is no such file.
+    fn bytes(&self, file: &str) -> Result<Option<u64>, PathBuf> {
+        match self.text(file)?.as_deref().map(str::trim) {
+            None | Some("max") => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_| self.folder.join(file)),
+        }
+    }
+
+    /// The number behind a word at the begin of a line.
+    fn field(&self, file: &str, name: &str) -> Option<u64> {
+        let text = self.text(file).ok()??;
+        number_behind(&text, name)
+    }
+
+    fn swap(&self) -> Headroom {
+        let used =
+            || self.bytes("memory.swap.current")?.ok_or_else(|| self.folder.join("memory.swap.current"));
+        self.below(["memory.swap.max", "memory.swap.high"], used)
+    }
+
+    fn charge(&self) -> Headroom {
+        self.below(["memory.max", "memory.high"], || self.used())
+    }
+
+    /// What page-outs left in the swap cache.
+    fn copies(&self) -> Option<u64> {
+        let text = self.text("memory.stat").ok()??;
+        let field = |name| number_behind(&text, name);
+        let listed = field("active_anon")?.saturating_add(field("inactive_anon")?);
+        let used = field("anon")?.saturating_add(field("shmem")?);
+        Some(listed.saturating_sub(used).min(field("swapcached")?))
+    }
+
+    /// What is charged to the group, without copies.
+    fn used(&self) -> Result<u64, PathBuf> {
+        let used = self.bytes("memory.current")?.ok_or_else(|| self.folder.join("memory.current"))?;
+        Ok(used.saturating_sub(self.copies().unwrap_or(0)))
+    }
+
+    /// What is left below the smaller of two limits.
+    fn below(&self, limits: [&str; 2], used: impl Fn() -> Result<u64, PathBuf>) -> Headroom {
+        let read = || {
+            let [hard, soft] = limits;
+            let limit = [self.bytes(hard)?, self.bytes(soft)?].into_iter().flatten().min();
+            let Some(limit_bytes) = limit else { return Ok(Headroom::Unlimited) };
+            // Without that file the limit cannot be judged.
+            let left_bytes = limit_bytes.saturating_sub(used()?);
+            Ok(Headroom::Left { left_bytes, limit_bytes, group: self.name.clone() })
+        };
+        read().unwrap_or_else(|file| Headroom::Unreadable { file })
+    }
+
+    /// What the group has above what it was promised, and what it passes on of that.
+    fn unprotected(&self, above: Promise) -> (Headroom, Promise) {
+        let read = || {
+            let min = self.bytes_or_all("memory.min")?.min(above.min);
+            let low = self.bytes_or_all("memory.low")?.min(above.low);
+            let limit_bytes = min.max(low);
+            if limit_bytes == 0 {
+                return Ok((Headroom::Unlimited, Promise { min, low }));
+            }
+            let left_bytes = self.used()?.saturating_sub(limit_bytes);
+            let headroom = Headroom::Left { left_bytes, limit_bytes, group: self.name.clone() };
+            Ok((headroom, Promise { min, low }))
+        };
+        read().unwrap_or_else(|file| (Headroom::Unreadable { file }, above))
+    }
+
+    /// A promise: `max` is all there is, no file is none.
+    fn bytes_or_all(&self, file: &str) -> Result<u64, PathBuf> {
+        if !self.has(file) {
+            return Ok(0);
+        }
+        Ok(self.bytes(file)?.unwrap_or(u64::MAX))
+    }
+}
+
+fn number_behind(text: &str, word: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))?.trim().parse().ok()
+}
+
+/// Whether the group and all below it hold no process but `pid`. A threaded group does not list its processes; the one
+/// that it belongs to does.
+fn holds_only(folder: &Path, pid: i32) -> bool {
+    let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let children = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    pids.lines().all(|line| line.trim().parse() == Ok(pid))
+        && children.filter(|path| path.is_dir()).all(|child| holds_only(&child, pid))
+}
+
+/// Percent of the last 10 s in which some task waited, from a pressure file's text.
+#[must_use]
+pub fn psi_some_avg10(text: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with("some "))?;
+    line.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const PID: i32 = 7;
+
+    /// A hierarchy in which `machine.slice/vm.scope` holds a VM of 100 MiB.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for group in ["machine.slice", "machine.slice/vm.scope"] {
+                std::fs::create_dir_all(tree.0.path().join(group)).unwrap();
+                tree.set(group, "memory.current", &(100 * MIB).to_string());
+                tree.set(group, "memory.swap.current", &(4 * MIB).to_string());
+                for file in ["memory.max", "memory.high", "memory.swap.max", "memory.swap.high"] {
+                    tree.set(group, file, "max");
+                }
+                tree.set(group, "memory.min", "0");
+                tree.set(group, "memory.low", "0");
+            }
+            tree.set("machine.slice/vm.scope", "cgroup.procs", "7");
+            tree
+        }
+
+        fn set(&self, group: &str, file: &str, text: &str) {
+            std::fs::write(self.0.path().join(group).join(file), format!("{text}\n")).unwrap();
+        }
+
+        /// So much is mapped, a part of it in the swap cache too, and so much are copies.
+        fn set_anonymous(&self, group: &str, mapped: u64, both: u64, copies: u64) {
+            let (listed, cached) = (mapped + copies, both + copies);
+            let text = format!(
+                "anon {mapped}\nfile 77\nswapcached {cached}\nshmem 0\ninactive_anon {listed}\nactive_anon 0"
+            );
+            self.set(group, "memory.stat", &text);
+        }
+
+        fn read(&self) -> GroupMemory {
+            GroupMemory::read(self.0.path(), "/machine.slice/vm.scope", PID)
+        }
+    }
+
+    fn left(headroom: &Headroom) -> (u64, &str) {
+        let Headroom::Left { left_bytes, group, .. } = headroom else { panic!("{headroom:?}") };
+        (*left_bytes / MIB, group)
+    }
+
+    #[test]
+    fn without_limits_there_is_room_for_all() {
+        let memory = Tree::new().read();
+        assert_eq!(memory.group.as_deref(), Some("/machine.slice/vm.scope"));
+        let unlimited = (&Headroom::Unlimited, &Headroom::Unlimited, &Headroom::Unlimited);
+        assert_eq!((&memory.swap, &memory.charge, &memory.unprotected), unlimited);
+    }
+
+    #[test]
+    fn the_tightest_limit_on_the_way_up_counts() {
+        let tree = Tree::new();
+        tree.set("machine.slice/vm.scope", "memory.swap.max", &(64 * MIB).to_string());
+        assert_eq!(left(&tree.read().swap), (60, "/machine.slice/vm.scope"));
+        tree.set("machine.slice", "memory.swap.high", &(16 * MIB).to_string());
+        assert_eq!(left(&tree.read().swap), (12, "/machine.slice"));
+        tree.set("machine.slice", "memory.max", &(128 * MIB).to_string());
+        tree.set("machine.slice/vm.scope", "memory.high", &(104 * MIB).to_string());
+        assert_eq!(left(&tree.read().charge), (4, "/machine.slice/vm.scope"));
+        tree.set_anonymous("machine.slice/vm.scope", 20 * MIB, 10 * MIB, 50 * MIB);
+        assert_eq!(left(&tree.read().charge), (28, "/machine.slice"), "copies give way");
+    }
+
+    #[test]
+    fn a_promise_counts_as_far_as_those_above_it_do() {
+        let tree = Tree::new();
+        tree.set("machine.slice/vm.scope", "memory.min", &(80 * MIB).to_string());
+        assert_eq!(tree.read().unprotected, Headroom::Unlimited, "the slice was promised nothing");
+        tree.set("machine.slice", "memory.min", "max");
+        assert_eq!(left(&tree.read().unprotected), (0, "/machine.slice"));
+        tree.set("machine.slice", "memory.min", &(90 * MIB).to_string());
+        assert_eq!(left(&tree.read().unprotected), (10, "/machine.slice"));
+        tree.set("machine.slice", "memory.current", &(500 * MIB).to_string());
+        assert_eq!(left(&tree.read().unprotected), (20, "/machine.slice/vm.scope"));
+        tree.set_anonymous("machine.slice/vm.scope", 80 * MIB, 40 * MIB, 15 * MIB);
+        assert_eq!(left(&tree.read().unprotected), (5, "/machine.slice/vm.scope"));
+        tree.set("machine.slice", "memory.low", "max");
+        tree.set("machine.slice/vm.scope", "memory.low", "max");
+        assert_eq!(left(&tree.read().unprotected).0, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_leave_nothing() {
+        let tree = Tree::new();
+        tree.set("machine.slice", "memory.swap.max", "many");
+        let file = tree.0.path().join("machine.slice/memory.swap.max");
+        assert_eq!(tree.read().swap, Headroom::Unreadable { file });
+    }
+
+    #[test]
+    fn a_threaded_group_without_memory_files_is_passed_over() {
+        let tree = Tree::new();
+        std::fs::create_dir(tree.0.path().join("machine.slice/vm.scope/emulator")).unwrap();
+        tree.set("machine.slice/vm.scope", "memory.swap.max", &(8 * MIB).to_string());
+        tree.set("machine.slice/vm.scope", "memory.swap.events", "high 0\nmax 3\nfail 5");
+        tree.set_anonymous("machine.slice/vm.scope", 8192, 8192, 4096);
+        let memory = GroupMemory::read(tree.0.path(), "/machine.slice/vm.scope/emulator", PID);
+        assert_eq!(memory.group.as_deref(), Some("/machine.slice/vm.scope"));
+        assert_eq!(left(&memory.swap), (4, "/machine.slice/vm.scope"));
+        assert_eq!((memory.swap_fails, memory.swap_cached_bytes), (Some(5), Some(4096)));
+    }
+
+    #[test]
+    fn a_group_with_another_process_anywhere_below_is_not_the_vms_alone() {
+        let tree = Tree::new();
+        assert!(tree.read().holds_only_vm);
+        std::fs::create_dir(tree.0.path().join("machine.slice/vm.scope/helper")).unwrap();
+        tree.set("machine.slice/vm.scope/helper", "cgroup.procs", "8");
+        assert!(!tree.read().holds_only_vm);
+    }
+
+    #[test]
+    fn pressure_is_the_groups_own() {
+        let tree = Tree::new();
+        tree.set("machine.slice", "memory.pressure", "some avg10=9.00 avg60=0.00 avg300=0.00 total=1");
+        assert_eq!(tree.read().psi_some_avg10, None);
+        let own = "some avg10=1.25 avg60=0.10 avg300=0.00 total=123\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=4";
+        tree.set("machine.slice/vm.scope", "memory.pressure", own);
+        assert_eq!(tree.read().psi_some_avg10, Some(1.25));
+    }
+
+    #[test]
+    fn nothing_is_concluded_from_a_path_that_leads_out_of_the_mount() {
+        let tree = Tree::new();
+        tree.set("machine.slice", "memory.swap.max", "0");
+        let path = "/../machine.slice/vm.scope";
+        assert_eq!(GroupMemory::read(tree.0.path(), path, PID), GroupMemory::default());
+    }
+}
