@@ -207,6 +207,7 @@ impl State {
         Load {
             host_psi: psi_some_avg10(&pressure),
             psi_limit: self.config.policy.psi_limit.0,
+            slow_read: self.config.policy.slow_read.0,
             free_percent: self.braking.free_percent,
             least_free_percent: self.config.policy.free_target.0 / 2.0,
             ..Load::default()

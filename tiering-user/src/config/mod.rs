@@ -104,6 +104,8 @@ pub struct Policy {
     pub floor: Percent,
     /// Memory stall (PSI) at which demotion backs off.
     pub psi_limit: Percent,
+    /// Mean time of a read below which a tier's disk is never taken for slow.
+    pub slow_read: Period,
     /// CPU time that watching and planning may take, of one core, before they are done less often.
     pub cpu_limit: Percent,
     /// Free what page-outs left in the swap cache, of machines with a control group of their own.
@@ -224,6 +226,7 @@ impl Default for Policy {
             free_target: Percent(10.0),
             floor: Percent(10.0),
             psi_limit: Percent(0.5),
+            slow_read: Period(Duration::from_millis(1)),
             cpu_limit: Percent(5.0),
             free_swap_cache: false,
         }

@@ -28,6 +28,7 @@ qemu = true
 demote_after = "90s"
 free_target = "12.5%"
 psi_limit = "0.5%"
+slow_read = "20ms"
 cpu_limit = "20%"
 free_swap_cache = true
 
@@ -88,6 +89,8 @@ fn the_example_is_read_as_written() {
     assert_eq!(qlc.daily_writes, Some(Size(1_000_000_000_000)));
     assert_eq!(config.policy.demote_after, Period(Duration::from_secs(90)));
     assert_eq!(config.policy.free_target, Percent(12.5));
+    assert_eq!(config.policy.slow_read, Period(Duration::from_millis(20)));
+    assert_eq!(parse("").policy.slow_read, Period(Duration::from_millis(1)));
     assert_eq!((config.policy.cpu_limit, config.policy.free_swap_cache), (Percent(20.0), true));
     assert_eq!((parse("").policy.cpu_limit, parse("").policy.free_swap_cache), (Percent(5.0), false));
 }

@@ -11,6 +11,7 @@
 //! The numbers are chosen, not tuned: they were not compared with others under real load.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Most pages a second: 256 MiB, as many as are planned at a time.
 pub const MOST: u64 = 65_536;
@@ -20,8 +21,6 @@ pub const STEP: u64 = 1024;
 pub const LEAST: u64 = 256;
 /// A tier is slow when a read takes this many times what it took at rest.
 const SLOW_FACTOR: u64 = 4;
-/// And this slow at least: a fast disk that is merely in use is no reason to wait.
-const SLOW_LEAST_NS: u64 = 1_000_000;
 /// Requests that a device has at a time when it is busy enough.
 const LONG_QUEUE: u64 = 64;
 /// Percent of lately demoted pages that may come back soon.
@@ -55,6 +54,8 @@ pub struct Load {
     /// The pages come from another swap tier.
     pub from_swap: bool,
     pub tier: TierLoad,
+    /// Below which mean no device is slow: a fast disk that is merely in use is no reason to wait.
+    pub slow_read: Duration,
     /// Percent of the pages demoted lately that came back soon.
     pub refault_percent: Option<f64>,
 }
@@ -76,7 +77,8 @@ impl Brake {
         let limit = load.psi_limit;
         let least = load.least_free_percent;
         let slow = |ns: &u64| {
-            load.tier.read_latency_at_rest_ns.is_some_and(|rest| *ns > SLOW_LEAST_NS.max(rest * SLOW_FACTOR))
+            let rest = load.tier.read_latency_at_rest_ns;
+            Duration::from_nanos(*ns) > load.slow_read && rest.is_some_and(|rest| *ns > rest * SLOW_FACTOR)
         };
         None.or_else(|| {
             load.host_psi.filter(|p| *p > limit).map(|percent| Self::HostStalls { percent, limit })
@@ -290,6 +292,7 @@ mod tests {
         least_free_percent: 5.0,
         from_swap: false,
         tier: TierLoad { read_latency_ns: None, read_latency_at_rest_ns: None, in_flight: None },
+        slow_read: Duration::from_millis(1),
         refault_percent: None,
     };
 
@@ -310,6 +313,7 @@ mod tests {
                     read_latency_at_rest_ns: tier.1,
                     in_flight: tier.2,
                 },
+                slow_read: Duration::from_millis(1),
                 refault_percent,
             },
         )

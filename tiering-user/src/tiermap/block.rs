@@ -29,7 +29,7 @@ impl Probe {
             self.at = now;
             return;
         }
-        let backoff = if self.failed() { (self.backoff + 1).min(BACKOFF_MAX) } else { 0 };
+        let backoff = u8::try_from(self.failures()).unwrap_or(u8::MAX).min(BACKOFF_MAX);
         *self = Self { at: now, planned, window, sent, returned: 0, backoff };
     }
 
@@ -72,6 +72,11 @@ impl Probe {
     /// Trials in a row that failed before this one.
     pub fn backoff(self) -> u32 {
         self.backoff.into()
+    }
+
+    /// Trials in a row that failed, with this one.
+    pub fn failures(self) -> u32 {
+        if self.failed() { self.backoff() + 1 } else { 0 }
     }
 
     /// Seconds since it began.

@@ -1,6 +1,6 @@
 //! A block of 2 MiB in a few numbers: what `tier_map` shows, and what is worth remembering of it.
 //!
-//! In: the entries of its pages. Out: how many are where, and their mean back-off and heat. Pure.
+//! In: the entries of its pages, and what came of the last trial. Out: how many are where, their back-off and heat. Pure.
 
 use super::entry::{PageEntry, Place};
 use super::table::{BLOCK_PAGES, VmPages};
@@ -19,7 +19,8 @@ pub struct BlockSummary {
     pub habit: Habit,
 }
 
-/// How the touched pages of a block behave, in the mean.
+/// How the touched pages of a block behave, in the mean. Where pages of it went down on trial and came back, its back-off is
+/// at least the number of such trials in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Habit {
     pub backoff: u8,
@@ -62,7 +63,12 @@ impl VmPages {
         let first = block.saturating_mul(BLOCK_PAGES).min(self.layout().pages());
         let pages = (self.layout().pages() - first).min(BLOCK_PAGES);
         match self.block(block) {
-            Some(entries) => BlockSummary::of(&entries[..pages as usize]),
+            Some(entries) => {
+                let mut summary = BlockSummary::of(&entries[..pages as usize]);
+                let failures = u8::try_from(self.block_of(first).probe.failures()).unwrap_or(u8::MAX);
+                summary.habit.backoff = summary.habit.backoff.max(failures);
+                summary
+            }
             None => BlockSummary {
                 untouched: u16::try_from(pages).unwrap_or(u16::MAX),
                 ..BlockSummary::default()
@@ -109,5 +115,17 @@ mod tests {
 
         pages.update(3, |_| PageEntry::default());
         assert_eq!(pages.take_changed(9), [0, 1]);
+    }
+
+    #[test]
+    fn a_trial_that_failed_is_part_of_a_blocks_habit() {
+        let region = RamRegion { start: Hva(0x10_0000), bytes: 512 * 4096, backing: Backing::Anonymous };
+        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
+        pages.place(PageRun { first: 0, count: 512 }, Place::In(TierId(0)));
+        pages.sent_down(&[4, 5], 5, Seconds(10), Seconds(10));
+        pages.place(PageRun { first: 4, count: 2 }, Place::In(TierId(1)));
+        assert_eq!(pages.summary(0).habit.backoff, 0, "nothing came back");
+        pages.touch(4, Seconds(12), false);
+        assert_eq!(pages.summary(0).habit.backoff, 1, "two of 512 went, and one of them came back soon");
     }
 }
