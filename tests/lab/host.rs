@@ -67,6 +67,7 @@ swap = {{ path = "{}", size = "384MiB" }}
 [policy]
 demote_after = "{demote_after}"
 psi_limit = "100%"
+slow_read = "1h"
 cpu_limit = "100%"
 [[vm]]
 match = {{ name = "tt-*" }}

@@ -33,10 +33,12 @@ impl Drop for Ends {
 
 /// Waits until the status says that demotion of the guest is held back by something with this word.
 fn held_back(agent: &Agent, name: &str, word: &str) -> Result<String> {
-    wait_for(&format!("{name} to be held back by {word}"), || {
-        let vm = known_vm(agent, name)?;
-        Ok(vm["limited_by"].as_str().filter(|why| why.contains(word)).map(str::to_owned))
-    })
+    let mut last = known_vm(agent, name)?;
+    let why = wait_for(&format!("{name} to be held back by {word}"), || {
+        last = known_vm(agent, name)?;
+        Ok(last["limited_by"].as_str().filter(|why| why.contains(word)).map(str::to_owned))
+    });
+    why.with_context(|| format!("last it was {last}"))
 }
 
 fn demoted(agent: &Agent, name: &str) -> Result<u64> {

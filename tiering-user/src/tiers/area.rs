@@ -104,7 +104,8 @@ fn free_bytes(folder: &Path) -> Result<u64, AreaError> {
     Ok(room.blocks_available() * room.fragment_size())
 }
 
-/// Creates the swap file `path` of `bytes` bytes and switches it on. Leaves nothing behind on an error.
+/// Creates the swap file `path` of `bytes` bytes and switches it on. Leaves no file behind on an error; the folder stays, since
+/// the tier is tried again.
 ///
 /// # Errors
 /// Any [`AreaError`].
@@ -116,8 +117,6 @@ pub(super) fn create(path: &Path, bytes: u64, label: &str, priority: i32) -> Res
     if made.is_err() {
         // The reason it was not made is the error worth telling.
         fs::remove_file(path).ok();
-        // Only if nothing else is in it.
-        fs::remove_dir(folder).ok();
     }
     made
 }
