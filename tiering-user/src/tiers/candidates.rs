@@ -6,8 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::area;
 use super::disk_facts::{DeviceNumber, Disk, device_below, disk_facts};
+use super::swap::area;
 
 /// Types of file systems that hold swap files as the agent makes them.
 const FIT: [&str; 2] = ["ext4", "xfs"];

@@ -7,30 +7,22 @@
 //! contradicts the order ([`verify()`]), and a ladder for a configuration without one ([`propose_here`]). Does not decide
 //! which page goes where.
 
-mod area;
 mod budget;
 mod candidates;
 mod device_load;
 mod disk_facts;
 mod facts;
-mod header;
 mod ladder;
 mod latencies;
 mod measure;
 mod node_facts;
 mod nodes;
-mod numbers;
-mod plug;
-mod probe;
 mod probe_file;
 mod prober;
-mod proc_swaps;
 mod propose;
-mod segments;
-mod swap_tiers;
+mod swap;
 mod verify;
 
-pub use area::{AreaError, check_folder};
 pub use budget::{SpentToday, WriteBudget};
 pub use candidates::Candidate;
 pub use device_load::{DeviceLoad, DeviceLoads, DiskStat};
@@ -42,8 +34,8 @@ pub use measure::{Measured, Measurement, NotMeasured, measure};
 pub use node_facts::{Hmat, KernelMoves, Nearest, NodeFacts, kernel_moves, node_facts};
 pub use nodes::{NodeError, NodeMemory, Nodes, check_nodes};
 pub use prober::{Probe, Prober, Speed, Speeds};
-pub use proc_swaps::{SwapLine, read as read_proc_swaps};
 pub use propose::{Proposal, propose, propose_here};
-pub use segments::{Area, Areas, BASE_PRIORITY};
-pub use swap_tiers::{SwapError, SwapTiers};
+pub use swap::{
+    Area, AreaError, Areas, BASE_PRIORITY, SwapError, SwapLine, SwapTiers, check_folder, read_proc_swaps,
+};
 pub use verify::{By, Finding, Told, verify};

@@ -13,8 +13,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::area::{self, AreaError};
 use super::candidates::{Candidate, candidates};
+use super::swap::area::{self, AreaError};
 use super::{Ladder, NodeFacts, Nodes, node_facts};
 use crate::config::{Backing, Config, MAX_TIERS, Size, Swap, Tier};
 

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::area::{self, AreaError};
 use super::plug::Plug;
-use super::{SwapError, SwapLine, TierId};
+use super::proc_swaps::SwapLine;
+use super::tiers::SwapError;
 use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
+use crate::tiers::TierId;
 
 /// Most files of one lower tier.
 const SEGMENTS: u64 = 8;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::SwapLine;
+use super::proc_swaps::SwapLine;
 use super::segments::Area;
 use crate::store::Store;
 use crate::sys::boot_id;

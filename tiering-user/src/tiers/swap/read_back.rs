@@ -17,8 +17,8 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
-use super::TierId;
 use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::tiers::TierId;
 
 /// How often a tier that is written to is probed.
 const EVERY: Duration = Duration::from_secs(2);

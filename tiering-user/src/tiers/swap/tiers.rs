@@ -28,12 +28,13 @@ use thiserror::Error;
 use super::area::{self, AreaError};
 use super::numbers::Numbers;
 use super::plug::Plug;
-use super::probe::Probes;
+use super::proc_swaps;
+use super::read_back::Probes;
 use super::segments::{Area, Areas, BASE_PRIORITY, PRIORITY_STEP, Segment, SwapTier};
 use super::segments::{free_pages, prepare, refuse_areas_above, remove_stale_files};
-use super::{Ladder, TierId, TierKind, read_proc_swaps};
 use crate::store::Store;
 use crate::sys::{self, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
+use crate::tiers::{Ladder, TierId, TierKind};
 
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
 const PRIMER_PAGES: usize = 1280;
@@ -80,7 +81,7 @@ impl SwapTiers {
     /// Any [`SwapError`]; areas that were on stay on.
     pub fn open(ladder: &Ladder, store: Arc<Store>) -> Result<Self, SwapError> {
         let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
-        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut fastest = true;
         let mut tiers = Vec::new();
         for tier in ladder.swap_tiers() {
@@ -125,7 +126,7 @@ impl SwapTiers {
     }
 
     fn adopt(&mut self) -> Result<(), SwapError> {
-        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let numbers = self.numbers.load(&on);
         for index in 0..self.tiers.len() {
             let tier = &self.tiers[index];
@@ -286,7 +287,7 @@ impl SwapTiers {
     /// # Errors
     /// [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
     pub fn room(&self, tier: TierId) -> Result<u64, SwapError> {
-        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let tier = &self.tiers[self.index(tier)?];
         if tier.closed {
             return Ok(0);
@@ -298,7 +299,7 @@ impl SwapTiers {
 
     /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
     fn open_slots(&mut self, tier: usize, wanted: u64) -> Result<u64, SwapError> {
-        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut free: u64 =
             self.tiers[tier].segments.iter().map(|segment| free_pages(&on, &segment.area)).sum();
         let mut released = Ok(0);
@@ -328,7 +329,7 @@ impl SwapTiers {
 
     /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first.
     fn plug_up(&mut self, tier: usize, above: i32) -> Result<(), SwapError> {
-        let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut result = Ok(0);
         for segment in self.tiers[tier].segments.iter_mut().rev() {
             let free = free_pages(&on, &segment.area);
@@ -356,7 +357,7 @@ impl SwapTiers {
         let mut brought_up = 0;
         while let Some(Segment { area, plug }) = self.tiers[index].segments.pop() {
             drop(plug);
-            let on = read_proc_swaps().map_err(SwapError::ProcSwaps)?;
+            let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
             let used = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
             let fits = area::check_memory(&area.path, used);
             if let Err(error) = fits.and_then(|()| area::remove(&area.path, used)) {
@@ -387,7 +388,7 @@ impl SwapTiers {
                 segment.plug = None;
                 segment.area.plugged_pages = 0;
             }
-            let on = read_proc_swaps().unwrap_or_default();
+            let on = proc_swaps::read().unwrap_or_default();
             tier.segments.retain(|segment| {
                 let line = on.iter().find(|line| line.path == segment.area.path);
                 let empty = line.is_some_and(|line| line.used_bytes <= EMPTY_BYTES);

@@ -80,7 +80,7 @@ pub fn check_folder(folder: &Path, bytes: u64) -> Result<(), AreaError> {
 ///
 /// # Errors
 /// [`AreaError::Filesystem`], [`AreaError::Io`].
-pub(super) fn free_for_swap(folder: &Path) -> Result<u64, AreaError> {
+pub(in crate::tiers) fn free_for_swap(folder: &Path) -> Result<u64, AreaError> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
     let ours = files.filter(|file| is_swap_file(&file.file_name().to_string_lossy()));
     let held: u64 = ours.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
@@ -88,7 +88,7 @@ pub(super) fn free_for_swap(folder: &Path) -> Result<u64, AreaError> {
 }
 
 /// Whether a file of this name is one that a swap tier makes.
-pub(super) fn is_swap_file(name: &str) -> bool {
+pub(in crate::tiers) fn is_swap_file(name: &str) -> bool {
     name.starts_with("segment-") && name.ends_with(".swap")
 }
 

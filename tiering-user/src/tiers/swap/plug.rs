@@ -1,7 +1,7 @@
 //! The plug of a swap area: zero pages of the agent that hold the area's free slots, so that nobody else's page
 //! goes there.
 //!
-//! Swap areas fill by priority, and the lower tiers have the higher ones (see [`super::swap_tiers`]). At rest
+//! Swap areas fill by priority, and the lower tiers have the higher ones (see [`super::tiers`]). At rest
 //! their free slots are plugged, and what the kernel reclaims on its own passes on to the fastest swap tier. To
 //! page a batch out to a tier, as many slots of its plug are let go. Zero-filled pages take a slot but no I/O
 //! from Linux 6.12 on; before that they are written.

@@ -1,0 +1,18 @@
+//! Swap files, and the guarantee that a page-out lands in the one that was chosen, as far as a stock kernel can give it.
+//!
+//! In: the swap tiers of the [`Ladder`](super::Ladder) and `/proc/swaps`. Out: files made and switched on as they are needed
+//! ([`SwapTiers`]), which area is whose ([`Areas`]), and everything gone again when a tier is drained.
+
+pub(super) mod area;
+mod header;
+mod numbers;
+mod plug;
+mod proc_swaps;
+mod read_back;
+mod segments;
+mod tiers;
+
+pub use area::{AreaError, check_folder};
+pub use proc_swaps::{SwapLine, read as read_proc_swaps};
+pub use segments::{Area, Areas, BASE_PRIORITY};
+pub use tiers::{SwapError, SwapTiers};
