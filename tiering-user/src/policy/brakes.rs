@@ -147,7 +147,7 @@ impl fmt::Display for Brake {
             ),
             Self::LongQueue { in_flight } => write!(f, "the tier's device has {in_flight} requests to do"),
             Self::Refaults { percent } => {
-                write!(f, "{percent:.0} % of what was demoted lately came back within a minute")
+                write!(f, "{percent:.0} % of what was demoted lately came back soon")
             }
         }
     }
