@@ -133,14 +133,19 @@ fn node_full(results: &mut Results, host: &Host) -> Result<()> {
 
 #[test]
 #[ignore = "long: a disk or a node that fails takes its time"]
-fn full_tiers_are_told_of_and_the_others_go_on() {
-    let test = "failing::full_tiers_are_told_of_and_the_others_go_on";
-    let limit = Duration::from_secs(420);
-    Scenario { limit, ..Scenario::default() }.run(test, |results: &mut Results| {
-        let host = Host::new()?;
-        node_full(results, &host)?;
-        no_area_left(results, &host)
+fn a_full_node_is_told_of_and_the_other_tiers_go_on() {
+    let scenario = Scenario { limit: Duration::from_secs(420), ..Scenario::default() };
+    scenario.run("failing::a_full_node_is_told_of_and_the_other_tiers_go_on", |results: &mut Results| {
+        node_full(results, &Host::new()?)
     });
+}
+
+#[test]
+#[ignore = "long: all numbers for swap areas are taken first"]
+fn a_tier_that_gets_no_swap_area_is_told_of_and_tried_again() {
+    let scenario = Scenario { limit: Duration::from_secs(420), ..Scenario::default() };
+    let test = "failing::a_tier_that_gets_no_swap_area_is_told_of_and_tried_again";
+    scenario.run(test, |results: &mut Results| no_area_left(results, &Host::new()?));
 }
 
 #[test]
