@@ -100,6 +100,7 @@ fn what_was_learned_of_a_guest_outlives_an_agent_that_is_killed() {
     let number = |field: &str| before[field].as_u64().unwrap();
     println!("{before}, of {demoted} bytes demoted");
     assert!(number("blocks") > 0, "{before}");
+    assert!(came_back(&agent, &guest) > 0, "{before}");
     assert!(number("demoted_bytes") > 0 && number("demoted_bytes") <= demoted, "{before} {demoted}");
     assert!(agent.log().text().contains("held when the last agent wrote it down"), "{}", agent.log().text());
 

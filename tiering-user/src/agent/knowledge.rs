@@ -24,8 +24,9 @@ const BLOCKS: &str = "blocks/";
 /// What was not seen for so long is forgotten, and what is beyond this number.
 const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
 const MOST_MACHINES: usize = 1024;
-/// Most that a byte can say of heat.
+/// Most that a byte can say of heat, and of back-off and failed trials.
 const HEAT_MOST: u8 = 15;
+const COUNT_MOST: u8 = 3;
 
 /// A machine, as it is written down.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,7 @@ impl Knowledge {
                 continue;
             }
             self.blocks_recalled += 1;
+            pages.recall_trials(block, habit.failures, now);
             for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
                 let entry = pages.get(page);
                 if entry.place() == Place::Untouched {
@@ -92,11 +94,11 @@ impl Knowledge {
 }
 
 fn encode(habit: Habit) -> u8 {
-    habit.backoff.min(HEAT_MOST) << 4 | habit.heat.min(HEAT_MOST)
+    habit.failures.min(COUNT_MOST) << 6 | habit.backoff.min(COUNT_MOST) << 4 | habit.heat.min(HEAT_MOST)
 }
 
 fn decode(byte: u8) -> Habit {
-    Habit { backoff: byte >> 4, heat: byte & HEAT_MOST }
+    Habit { failures: byte >> 6, backoff: byte >> 4 & COUNT_MOST, heat: byte & HEAT_MOST }
 }
 
 /// What is known of machines that are not there, by identity.
@@ -263,7 +265,7 @@ mod tests {
             demoted_pages: 7,
             promoted_pages: 3,
         };
-        let blocks = vec![encode(Habit { backoff: 2, heat: 4 }), 0];
+        let blocks = vec![encode(Habit { backoff: 2, heat: 4, failures: 3 }), 0];
         records(identity, Some(&record), Some(Some(blocks)))
     }
 
@@ -286,6 +288,7 @@ mod tests {
         assert_eq!(seen(99), (2, 4));
         assert_eq!(seen(100), (2, 0), "in a lower tier heat would say that it was accessed there");
         assert_eq!(seen(512), (0, 0), "nothing was known of the next block");
+        assert_eq!([0, 512].map(|page| pages.block_of(page).probe.failures()), [3, 0]);
         assert_eq!(pages.get(1500).place(), Place::Untouched);
         assert_eq!(known.blocks_recalled, 1);
         assert_eq!(memory.recall(&vm(2, Some("u")), PAGES).before.demoted, 0, "given once");
@@ -314,7 +317,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut first = Memory::load("boot".into(), &[], |_| None, 100);
         let mut there = machine();
-        there.knowledge.note(1, Habit { backoff: 3, heat: 0 });
+        there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() });
         there.moved.demoted = 11;
         let store = Store::in_folder(folder.path());
         assert!(store.write(&first.records([&mut there].into_iter(), 100)));
@@ -356,9 +359,9 @@ mod tests {
         let mut known = Knowledge::default();
         known.note(3, Habit::default());
         assert!(!known.changed);
-        known.note(3, Habit { backoff: 1, heat: 200 });
+        known.note(3, Habit { backoff: 1, heat: 200, failures: 2 });
         assert!(known.changed);
-        assert_eq!(known.habits, [0, 0, 0, 0x1f]);
-        assert_eq!(decode(0x1f), Habit { backoff: 1, heat: 15 });
+        assert_eq!(known.habits, [0, 0, 0, 0x9f]);
+        assert_eq!(decode(0x9f), Habit { backoff: 1, heat: 15, failures: 2 });
     }
 }

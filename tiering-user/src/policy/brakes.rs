@@ -402,6 +402,15 @@ mod tests {
         assert_eq!(slow(4_000_000, Some(1_000_000)).limited_by, Limited::No);
         assert_eq!(slow(900_000, Some(50_000)).limited_by, Limited::No, "fast all the same");
         assert_eq!(slow(1_100_000, Some(50_000)).pages_per_s, MOST / 2);
+        let patient = |read| {
+            brake(|load| {
+                load.slow_read = Duration::from_millis(20);
+                load.tier.read_latency_ns = Some(read);
+                load.tier.read_latency_at_rest_ns = Some(50_000);
+            })
+        };
+        assert_eq!(patient(20_000_000).limited_by, Limited::No, "what is slow is the operator's to say");
+        assert_eq!(patient(20_000_001).pages_per_s, MOST / 2);
         assert_eq!(slow(400_000_000, None).limited_by, Limited::No, "slow compared with what?");
         assert_eq!(brake(|load| load.tier.in_flight = Some(65)).pages_per_s, MOST / 2);
         assert_eq!(brake(|load| load.refault_percent = Some(51.0)).pages_per_s, MOST / 2);

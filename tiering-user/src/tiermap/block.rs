@@ -29,7 +29,7 @@ impl Probe {
             self.at = now;
             return;
         }
-        let backoff = u8::try_from(self.failures()).unwrap_or(u8::MAX).min(BACKOFF_MAX);
+        let backoff = if self.failed() { self.failures() } else { 0 };
         *self = Self { at: now, planned, window, sent, returned: 0, backoff };
     }
 
@@ -74,9 +74,17 @@ impl Probe {
         self.backoff.into()
     }
 
-    /// Trials in a row that failed, with this one.
-    pub fn failures(self) -> u32 {
-        if self.failed() { self.backoff() + 1 } else { 0 }
+    /// Trials in a row that failed, this one counted as soon as it has.
+    pub fn failures(self) -> u8 {
+        (self.backoff + u8::from(self.failed())).min(BACKOFF_MAX)
+    }
+
+    /// What is left of so many failed trials in a row when the agent begins anew: the last of them is as if it had just failed.
+    pub fn recalled(failures: u8, now: Seconds) -> Self {
+        match failures.min(BACKOFF_MAX).checked_sub(1) {
+            Some(backoff) => Self { at: now, planned: now, window: 0, sent: 1, returned: 1, backoff },
+            None => Self::default(),
+        }
     }
 
     /// Seconds since it began.
@@ -102,6 +110,21 @@ pub struct BlockInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_outlive_the_agent_and_end_with_a_trial_that_succeeds() {
+        assert_eq!(Probe::recalled(0, Seconds(50)), Probe::default());
+        for failures in 1..=BACKOFF_MAX {
+            let probe = Probe::recalled(failures, Seconds(50));
+            assert!(probe.failed() && !probe.is_open(Seconds(51)));
+            assert_eq!(probe.failures(), failures);
+        }
+        let mut probe = Probe::recalled(2, Seconds(50));
+        probe.begin(8, 5, Seconds(90), Seconds(90));
+        assert_eq!(probe.failures(), 2, "the next trial has not told anything yet");
+        probe.begin(64, 5, Seconds(99), Seconds(99));
+        assert_eq!(probe.failures(), 0, "nothing of it came back");
+    }
 
     #[test]
     fn a_trial_is_judged_by_what_comes_back_within_its_window() {

@@ -19,12 +19,12 @@ pub struct BlockSummary {
     pub habit: Habit,
 }
 
-/// How the touched pages of a block behave, in the mean. Where pages of it went down on trial and came back, its back-off is
-/// at least the number of such trials in a row.
+/// How a block behaves: back-off and heat of its touched pages in the mean, and how many of its trials failed in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Habit {
     pub backoff: u8,
     pub heat: u8,
+    pub failures: u8,
 }
 
 impl BlockSummary {
@@ -47,7 +47,7 @@ impl BlockSummary {
         }
         let touched = u32::try_from(entries.len()).unwrap_or(0) - u32::from(summary.untouched);
         let mean = |sum: u32| u8::try_from((sum + touched / 2) / touched.max(1)).unwrap_or(u8::MAX);
-        summary.habit = Habit { backoff: mean(backoffs), heat: mean(heats) };
+        summary.habit = Habit { backoff: mean(backoffs), heat: mean(heats), failures: 0 };
         summary
     }
 
@@ -65,8 +65,7 @@ impl VmPages {
         match self.block(block) {
             Some(entries) => {
                 let mut summary = BlockSummary::of(&entries[..pages as usize]);
-                let failures = u8::try_from(self.block_of(first).probe.failures()).unwrap_or(u8::MAX);
-                summary.habit.backoff = summary.habit.backoff.max(failures);
+                summary.habit.failures = self.block_of(first).probe.failures();
                 summary
             }
             None => BlockSummary {
@@ -103,7 +102,7 @@ mod tests {
         assert_eq!(first.habit, Habit::default(), "three of fifteen pages came back, one is warm");
         assert_eq!(pages.summary(1).tiers[1], 18);
         (512..522).for_each(|page| pages.update(page, |entry| entry.with_backoff(1)));
-        assert_eq!(pages.summary(1).habit, Habit { backoff: 1, heat: 0 }, "ten of eighteen");
+        assert_eq!(pages.summary(1).habit, Habit { backoff: 1, ..Habit::default() }, "ten of eighteen");
         let last = pages.summary(2);
         assert_eq!(
             (last.other_swap, last.untouched),
@@ -124,8 +123,16 @@ mod tests {
         pages.place(PageRun { first: 0, count: 512 }, Place::In(TierId(0)));
         pages.sent_down(&[4, 5], 5, Seconds(10), Seconds(10));
         pages.place(PageRun { first: 4, count: 2 }, Place::In(TierId(1)));
-        assert_eq!(pages.summary(0).habit.backoff, 0, "nothing came back");
+        assert_eq!(pages.summary(0).habit.failures, 0, "nothing came back");
         pages.touch(4, Seconds(12), false);
-        assert_eq!(pages.summary(0).habit.backoff, 1, "two of 512 went, and one of them came back soon");
+        let failed = Habit { failures: 1, ..Habit::default() };
+        assert_eq!(pages.summary(0).habit, failed, "two of 512 went, and one of them came back soon");
+        pages.sent_down(&[9, 10], 5, Seconds(40), Seconds(40));
+        assert_eq!(pages.summary(0).habit, failed, "the next trial is open");
+        pages.touch(9, Seconds(41), false);
+        assert_eq!(pages.summary(0).habit.failures, 1, "it was not even paged out");
+        pages.place(PageRun { first: 10, count: 1 }, Place::In(TierId(1)));
+        pages.touch(10, Seconds(42), false);
+        assert_eq!(pages.summary(0).habit.failures, 2);
     }
 }

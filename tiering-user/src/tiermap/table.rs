@@ -180,6 +180,13 @@ impl VmPages {
         }
     }
 
+    /// Begins a block with so many failed trials in a row, which an earlier agent saw.
+    pub fn recall_trials(&mut self, block: u32, failures: u8, now: Seconds) {
+        if let Some(info) = self.infos.get_mut(block as usize) {
+            info.probe = Probe::recalled(failures, now);
+        }
+    }
+
     /// What came of the huge blocks that were sent down last.
     pub fn huge_probe(&self) -> Probe {
         self.huge_probe

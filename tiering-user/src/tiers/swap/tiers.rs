@@ -183,7 +183,10 @@ impl SwapTiers {
         let (number, plug) = match number.and_then(|number| Ok((number, self.plug_for(tier, bytes)?))) {
             Ok(made) => made,
             Err(error) => {
-                area::remove(&path, 0).ok();
+                // The reason it is of no use is the error worth telling.
+                if let Err(error) = area::remove(&path, 0) {
+                    tracing::warn!(%error, "a swap file that is of no use stays");
+                }
                 return Err(error);
             }
         };
