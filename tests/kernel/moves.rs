@@ -100,10 +100,16 @@ fn a_part_can_be_moved_and_the_rest_stays() {
 
     let range = format!("{start:#x}..{end:#x}");
     let outcome = agent.tiering(&["move", "tt-moves", "--to", "nvme", "--hva", &range, "--json"]).unwrap();
+    let outcome: Value = serde_json::from_str(&outcome).unwrap();
     let inside = pagemap(guest.pid(), start, (end - start) / PAGE);
-    assert!(inside.iter().all(|at| matches!(at, At::Swap { .. })), "{outcome}");
+    // A page the guest never wrote may lie between: it takes no memory afterwards and is not in the tier.
+    let swapped = inside.iter().filter(|at| matches!(at, At::Swap { .. })).count();
+    let zero = inside.iter().filter(|at| matches!(at, At::Zero)).count();
+    assert_eq!(swapped + zero, inside.len(), "{outcome}");
+    assert!(swapped >= inside.len() * 9 / 10, "{swapped} of {}: {outcome}", inside.len());
+    assert_eq!(outcome["in_tier_pages"].as_u64(), Some(swapped as u64), "{outcome}");
     let status = vm(&agent, "tt-moves");
-    assert_eq!(status["tier_bytes"]["nvme"], end - start, "{status}");
+    assert_eq!(status["tier_bytes"]["nvme"], swapped as u64 * PAGE, "{status}");
 
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
