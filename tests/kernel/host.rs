@@ -51,6 +51,7 @@ swap = {{ path = "{folder}/qlc", size = "1GiB" }}
 demote_after = "{demote_after}"
 psi_limit = "100%"
 slow_read = "1h"
+refault_limit = "100%"
 cpu_limit = "100%"
 [[vm]]
 match = {{ name = "tt-*" }}

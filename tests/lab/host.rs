@@ -68,6 +68,7 @@ swap = {{ path = "{}", size = "384MiB" }}
 demote_after = "{demote_after}"
 psi_limit = "100%"
 slow_read = "1h"
+refault_limit = "100%"
 cpu_limit = "100%"
 [[vm]]
 match = {{ name = "tt-*" }}

@@ -66,6 +66,8 @@ fn skew(results: &mut Results) -> Result<()> {
 
     // As with `memory.reclaim`, what went down is to be free memory, not a copy in the swap cache.
     let config = host.config("10s").replace("[policy]\n", "[policy]\nfree_swap_cache = true\n");
+    // They have nothing in common: each is its own tenant, as is the default; so is the limit of refaults.
+    let config = config.replace("tenant = \"test\"\n", "").replace("refault_limit = \"100%\"\n", "");
     let agent = Agent::start(&config, &[])?;
     for member in &members {
         known_vm(&agent, member.guest.name())?;
@@ -132,6 +134,8 @@ struct Moved {
     promoted: u64,
     /// None where the agent does not tell.
     ping_pong: Option<u64>,
+    /// Pages brought up ahead of need, of which touched in time, and not.
+    staged: [u64; 3],
 }
 
 fn moved(agent: &Agent, members: &[Member]) -> Result<Moved> {
@@ -140,6 +144,9 @@ fn moved(agent: &Agent, members: &[Member]) -> Result<Moved> {
         let vm = vm(agent, member.guest.name())?.unwrap_or_default();
         moved.demoted += number(&vm["demoted_bytes_total"]) / 4096;
         moved.promoted += number(&vm["promoted_bytes_total"]) / 4096;
+        for (sum, field) in moved.staged.iter_mut().zip(["issued_pages", "used_pages", "wasted_pages"]) {
+            *sum += number(&vm["prefetch"][field]);
+        }
         if let Some(pages) = vm["ping_pong_pages"].as_u64() {
             moved.ping_pong = Some(moved.ping_pong.unwrap_or(0) + pages);
         }
@@ -156,6 +163,9 @@ fn moves(results: &mut Results, before: &Moved, after: &Moved, seen: &[Seen], ti
     let a_minute = came_up as f64 / working_set as f64 * 100.0 / (time.as_secs_f64() / 60.0);
     let met = a_minute <= TARGET_PROMOTED_PERCENT;
     results.note("agent: pages demoted and promoted meanwhile", format!("{demoted}, {promoted}"));
+    let staged: Vec<_> =
+        after.staged.iter().zip(before.staged).map(|(after, before)| after - before).collect();
+    results.note("agent: staged, of which used, wasted", format!("{staged:?}"));
     results.figure("agent: came up a minute, % of the working set", format!("{a_minute:.2}"), "0.2 %", met);
     results.headline(format!("came up {a_minute:.2} %/min"));
     match (before.ping_pong, after.ping_pong) {
@@ -183,11 +193,12 @@ fn compare(results: &mut Results, alone: &[Seen], with_agent: &[Seen], by_kernel
     results.note("memory.reclaim: mean touch slower by, %", format!("{kernel:.1}"));
     results.headline(format!("touch +{slower:.0} % (memory.reclaim +{kernel:.0} %)"));
     let (ours, theirs) = (total(with_agent), total(by_kernel));
-    let fewer = theirs.refaults as f64 / ours.refaults.max(1) as f64;
-    results.note("refaults, agent and memory.reclaim", format!("{}, {}", ours.refaults, theirs.refaults));
+    // Moves between swap tiers are counted as refaults too, so what the guests waited for is told by major faults.
+    let fewer = theirs.major as f64 / ours.major.max(1) as f64;
+    results.note("workingset_refault_anon", format!("{}, {}", ours.refaults, theirs.refaults));
     results.note("major faults, agent and memory.reclaim", format!("{}, {}", ours.major, theirs.major));
-    results.figure("refaults: fewer by a factor of", format!("{fewer:.1}"), "3", fewer >= TARGET_FEWER);
-    results.headline(format!("refaults {} against {}", ours.refaults, theirs.refaults));
+    results.figure("major faults: fewer by a factor of", format!("{fewer:.1}"), "3", fewer >= TARGET_FEWER);
+    results.headline(format!("major faults {} against {}", ours.major, theirs.major));
 }
 
 #[test]

@@ -13,9 +13,10 @@ use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, Outcome, Skip};
 use crate::policy::{
-    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, TierLoad,
+    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, TierLoad, TooMany,
 };
 use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::tiermap::Place;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
 use crate::vm::{GroupMemory, ProcessKey, psi_some_avg10};
@@ -60,9 +61,8 @@ pub(super) struct MachineBrakes {
     governors: Vec<Governor>,
     rates: Vec<Rate>,
     refaults: Refaults,
-    /// Pages demoted when that was last looked at.
-    demoted_seen: u64,
-    /// Pages that came back soon since then, and made the guest wait.
+    too_many: Option<TooMany>,
+    /// Pages that came back since the last second, and made the guest wait.
     pub returned: u64,
     gauge: Option<Gauge>,
     /// By the gauge: the groups have no room for pages from swap.
@@ -129,20 +129,25 @@ impl MachineBrakes {
         self.refused_swap.is_some_and(|until| now < until)
     }
 
+    /// A second has passed, in which the machine had so many pages in the first tier, of which it may wait for
+    /// `refault_limit` percent a minute once they are demoted; without `room_to_spare` it may have to wait for more.
+    fn count_refaults(&mut self, in_first_tier: u64, refault_limit: f64, room_to_spare: bool) {
+        self.refaults.second(std::mem::take(&mut self.returned), in_first_tier, refault_limit);
+        self.too_many = self.refaults.too_many().filter(|_| room_to_spare);
+    }
+
     /// A second has passed; `load` says what is the same for all tiers.
-    fn second(&mut self, load: Load, tiers: usize, node_tiers: NodeTiers, host: &HostBrakes, demoted: u64) {
-        self.refaults.second(demoted - self.demoted_seen, std::mem::take(&mut self.returned));
-        self.demoted_seen = demoted;
+    fn second(&mut self, load: Load, tiers: usize, node_tiers: NodeTiers, host: &HostBrakes) {
         self.governors.resize(tiers, Governor::default());
         let group_psi = self.memory().and_then(|memory| memory.psi_some_avg10);
-        let refault_percent = self.refaults.percent();
+        let too_many = self.too_many;
         let rates = (0u8..).zip(&mut self.governors).map(|(level, governor)| {
             let to_swap = !node_tiers.contains(TierId(level));
             governor.second(&Load {
                 group_psi,
                 from_swap: level > node_tiers.0,
                 tier: host.tier_loads.get(&TierId(level)).copied().unwrap_or_default(),
-                refault_percent: refault_percent.filter(|_| to_swap),
+                refaults: too_many.filter(|_| to_swap),
                 ..load
             })
         });
@@ -219,10 +224,14 @@ impl State {
         let now = sys::now();
         let (tiers, node_tiers) = (self.ladder.tiers().len(), self.ladder.node_tiers());
         let cpu_limit = self.config.policy.cpu_limit.0;
+        let refault_limit = self.config.policy.refault_limit.0;
         let spent = self.spent_budget(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let demoted = machine.moved.demoted;
-        machine.braking.second(load, tiers, node_tiers, &self.braking, demoted);
+        // Where somebody else needs the room, the kernel would take it otherwise.
+        let room_to_spare = machine.excess_pages == 0;
+        let in_first_tier = machine.pages.counts().get(Place::In(TierId(0)));
+        machine.braking.count_refaults(in_first_tier, refault_limit, room_to_spare);
+        machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
         let strongest = strongest.or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
@@ -339,7 +348,7 @@ mod tests {
     #[test]
     fn a_group_without_swap_stops_what_comes_from_memory_and_not_what_is_in_swap_already() {
         let mut braking = braking(Some(2), None);
-        braking.second(Load::default(), 3, NODES, &HostBrakes::default(), 0);
+        braking.second(Load::default(), 3, NODES, &HostBrakes::default());
         assert_eq!((braking.allowed(NVME, NODES), braking.allowed(QLC, NODES)), (0, MOST));
         assert!(why(&braking).unwrap().contains("memory.swap.max"));
         assert!(braking.may_stage());
@@ -357,19 +366,23 @@ mod tests {
     fn stalls_come_before_all_else_and_stop_all_tiers() {
         let mut braking = braking(Some(2), None);
         let load = Load { host_psi: Some(50.0), psi_limit: 1.0, ..Load::default() };
-        braking.second(load, 3, NODES, &HostBrakes::default(), 0);
+        braking.second(load, 3, NODES, &HostBrakes::default());
         assert_eq!((braking.allowed(NVME, NODES), braking.allowed(QLC, NODES)), (0, 0));
         assert!(why(&braking).unwrap().starts_with("tasks of the host waited"));
     }
 
     #[test]
-    fn pages_that_come_back_slow_the_swap_tiers_down() {
-        let mut braking = MachineBrakes { returned: 600, ..MachineBrakes::default() };
-        braking.second(Load::default(), 3, NODES, &HostBrakes::default(), 1000);
-        assert_eq!(braking.allowed(NVME, NODES), MOST / 2);
-        assert!(why(&braking).unwrap().starts_with("60 % of what was demoted"));
-        braking.second(Load::default(), 3, NodeTiers(2), &HostBrakes::default(), 1000);
-        assert_eq!(braking.allowed(NVME, NodeTiers(2)), MOST / 2 + crate::policy::STEP, "a memory tier");
+    fn too_many_pages_that_come_back_stop_the_swap_tiers_where_there_is_room_to_spare() {
+        let mut braking = MachineBrakes { returned: 1600, ..MachineBrakes::default() };
+        braking.count_refaults(10_000, 1.0, true);
+        braking.second(Load::default(), 3, NODES, &HostBrakes::default());
+        assert_eq!(braking.allowed(NVME, NODES), 0);
+        assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
+        braking.second(Load::default(), 3, NodeTiers(2), &HostBrakes::default());
+        assert!(braking.allowed(NVME, NodeTiers(2)) > 0, "a memory tier");
+        braking.count_refaults(10_000, 1.0, false);
+        braking.second(Load::default(), 3, NODES, &HostBrakes::default());
+        assert!(braking.allowed(NVME, NODES) > 0, "others need the room");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Machine {
             self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
                 self.braking.left_behind.take(1);
-                self.braking.returned += u64::from(backoff > 0 && !was_staged);
+                self.braking.returned += u64::from(!was_staged);
             }
         }
         if (touch.was_lower || was_staged)

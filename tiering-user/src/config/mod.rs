@@ -106,6 +106,8 @@ pub struct Policy {
     pub psi_limit: Percent,
     /// Mean time of a read below which a tier's disk is never taken for slow.
     pub slow_read: Period,
+    /// Of what a VM has in tier 0, how much it may wait for a minute because it had been demoted.
+    pub refault_limit: Percent,
     /// CPU time that watching and planning may take, of one core, before they are done less often.
     pub cpu_limit: Percent,
     /// Free what page-outs left in the swap cache, of machines with a control group of their own.
@@ -227,6 +229,7 @@ impl Default for Policy {
             floor: Percent(10.0),
             psi_limit: Percent(0.5),
             slow_read: Period(Duration::from_millis(1)),
+            refault_limit: Percent(0.2),
             cpu_limit: Percent(5.0),
             free_swap_cache: false,
         }

@@ -2,8 +2,8 @@
 //!
 //! In, once a second: a [`Load`]. Out: a [`Rate`], and what limits it. Fast down, slow up: while something brakes, the rate
 //! halves every second; when nothing does, it grows by [`STEP`] every second, so that it is whole again after a minute.
-//! Where tasks wait for memory already, and where pages would have to come up first and there is no memory for that, nothing
-//! goes at all; a slow device and pages that come back leave a trickle, which shows when they are over.
+//! Where tasks wait for memory already, where too many pages come back, and where pages would have to come up first and there is
+//! no memory for that, nothing goes at all; a slow device leaves a trickle, which shows when it is over.
 //!
 //! Pure: one call is one second.
 //!
@@ -12,6 +12,8 @@
 
 use std::fmt;
 use std::time::Duration;
+
+use super::refaults::TooMany;
 
 /// Most pages a second: 256 MiB, as many as are planned at a time.
 pub const MOST: u64 = 65_536;
@@ -23,12 +25,6 @@ pub const LEAST: u64 = 256;
 const SLOW_FACTOR: u64 = 4;
 /// Requests that a device has at a time when it is busy enough.
 const LONG_QUEUE: u64 = 64;
-/// Percent of lately demoted pages that may come back soon.
-const REFAULTS_PERCENT: f64 = 50.0;
-/// Below this many pages, a share says nothing.
-const REFAULTS_SAMPLE: f64 = 256.0;
-/// Over how many seconds demoted and returned pages are counted, at falling weight.
-const REFAULTS_WINDOW: f64 = 30.0;
 
 /// How busy the device of a tier is; none where it cannot be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,8 +52,8 @@ pub struct Load {
     pub tier: TierLoad,
     /// Below which mean no device is slow: a fast disk that is merely in use is no reason to wait.
     pub slow_read: Duration,
-    /// Percent of the pages demoted lately that came back soon.
-    pub refault_percent: Option<f64>,
+    /// The machine waited for too many of the pages that went down.
+    pub refaults: Option<TooMany>,
 }
 
 /// What slows demotion down.
@@ -68,7 +64,7 @@ pub enum Brake {
     LittleMemory { percent: f64, least: f64 },
     SlowDevice { read_latency_ns: u64, at_rest_ns: u64 },
     LongQueue { in_flight: u64 },
-    Refaults { percent: f64 },
+    Refaults(TooMany),
 }
 
 impl Brake {
@@ -88,6 +84,7 @@ impl Brake {
             let short = load.free_percent.filter(|free| load.from_swap && *free < least);
             short.map(|percent| Self::LittleMemory { percent, least })
         })
+        .or_else(|| load.refaults.map(Self::Refaults))
         .or_else(|| {
             let read_latency_ns = load.tier.read_latency_ns.filter(slow)?;
             let at_rest_ns = load.tier.read_latency_at_rest_ns?;
@@ -96,10 +93,6 @@ impl Brake {
         .or_else(|| {
             let long = load.tier.in_flight.filter(|in_flight| *in_flight > LONG_QUEUE);
             long.map(|in_flight| Self::LongQueue { in_flight })
-        })
-        .or_else(|| {
-            let high = load.refault_percent.filter(|percent| *percent > REFAULTS_PERCENT);
-            high.map(|percent| Self::Refaults { percent })
         })
     }
 
@@ -110,13 +103,13 @@ impl Brake {
             Self::LittleMemory { .. } => "little memory",
             Self::SlowDevice { .. } => "slow device",
             Self::LongQueue { .. } => "long queue",
-            Self::Refaults { .. } => "refaults",
+            Self::Refaults(_) => "refaults",
         }
     }
 
     /// Whether nothing goes while it holds.
     fn stops(self) -> bool {
-        matches!(self, Self::HostStalls { .. } | Self::GroupStalls { .. } | Self::LittleMemory { .. })
+        !matches!(self, Self::SlowDevice { .. } | Self::LongQueue { .. })
     }
 }
 
@@ -146,9 +139,10 @@ impl fmt::Display for Brake {
                 at_rest_ns / 1000
             ),
             Self::LongQueue { in_flight } => write!(f, "the tier's device has {in_flight} requests to do"),
-            Self::Refaults { percent } => {
-                write!(f, "{percent:.0} % of what was demoted lately came back soon")
-            }
+            Self::Refaults(TooMany { debt_pages, pages_a_minute }) => write!(
+                f,
+                "it waited for {debt_pages:.0} demoted pages more than it may ({pages_a_minute:.0} a minute)"
+            ),
         }
     }
 }
@@ -221,27 +215,6 @@ impl Governor {
     }
 }
 
-/// How many of the pages demoted lately came back soon, and made the guest wait.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Refaults {
-    demoted: f64,
-    returned: f64,
-}
-
-impl Refaults {
-    /// A second has passed, in which so many pages were demoted and came back.
-    pub fn second(&mut self, demoted_pages: u64, returned_pages: u64) {
-        let kept = 1.0 - 1.0 / REFAULTS_WINDOW;
-        self.demoted = self.demoted * kept + demoted_pages as f64;
-        self.returned = self.returned * kept + returned_pages as f64;
-    }
-
-    /// Percent; none where too few were demoted to tell.
-    pub fn percent(&self) -> Option<f64> {
-        (self.demoted >= REFAULTS_SAMPLE).then(|| (self.returned / self.demoted * 100.0).min(100.0))
-    }
-}
-
 /// How sparse the agent's own periodic work is, so that it stays within its CPU budget.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -293,15 +266,17 @@ mod tests {
         from_swap: false,
         tier: TierLoad { read_latency_ns: None, read_latency_at_rest_ns: None, in_flight: None },
         slow_read: Duration::from_millis(1),
-        refault_percent: None,
+        refaults: None,
     };
+
+    const TOO_MANY: TooMany = TooMany { debt_pages: 900.4, pages_a_minute: 600.0 };
 
     fn load() -> impl Strategy<Value = Load> {
         let percent = || proptest::option::of(0.0..100.0_f64);
         let number = || proptest::option::of(0..1_000_000_u64);
         let tier = (number(), number(), number());
-        (percent(), percent(), percent(), percent(), any::<bool>(), tier).prop_map(
-            |(host_psi, group_psi, free_percent, refault_percent, from_swap, tier)| Load {
+        (percent(), percent(), percent(), any::<bool>(), any::<bool>(), tier).prop_map(
+            |(host_psi, group_psi, free_percent, too_many, from_swap, tier)| Load {
                 host_psi,
                 group_psi,
                 psi_limit: 20.0,
@@ -314,7 +289,7 @@ mod tests {
                     in_flight: tier.2,
                 },
                 slow_read: Duration::from_millis(1),
-                refault_percent,
+                refaults: too_many.then_some(TOO_MANY),
             },
         )
     }
@@ -391,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_device_and_pages_that_come_back_slow_down_and_do_not_stop() {
+    fn a_slow_device_slows_down_and_does_not_stop() {
         let slow = |read, rest| {
             brake(|load| {
                 load.tier.read_latency_ns = Some(read);
@@ -413,7 +388,16 @@ mod tests {
         assert_eq!(patient(20_000_001).pages_per_s, MOST / 2);
         assert_eq!(slow(400_000_000, None).limited_by, Limited::No, "slow compared with what?");
         assert_eq!(brake(|load| load.tier.in_flight = Some(65)).pages_per_s, MOST / 2);
-        assert_eq!(brake(|load| load.refault_percent = Some(51.0)).pages_per_s, MOST / 2);
+    }
+
+    #[test]
+    fn nothing_goes_while_too_much_comes_back() {
+        let rate = brake(|load| load.refaults = Some(TOO_MANY));
+        assert_eq!(rate.pages_per_s, 0);
+        assert_eq!(
+            rate.limited_by.to_string(),
+            "it waited for 900 demoted pages more than it may (600 a minute)"
+        );
     }
 
     #[test]
@@ -423,20 +407,6 @@ mod tests {
         let rate = governor.second(&CALM);
         assert_eq!(rate.pages_per_s, MOST / 2 + STEP);
         assert!(rate.limited_by.to_string().starts_with("slowly up again: tasks of the host"));
-    }
-
-    #[test]
-    fn refaults_are_a_share_of_what_went_lately() {
-        let mut refaults = Refaults::default();
-        refaults.second(255, 255);
-        assert_eq!(refaults.percent(), None, "too few to tell");
-        refaults.second(1000, 0);
-        let at_first = refaults.percent().unwrap();
-        assert!((15.0..25.0).contains(&at_first), "{at_first}");
-        for _ in 0..200 {
-            refaults.second(0, 0);
-        }
-        assert_eq!(refaults.percent(), None, "long ago");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that has
 //!    room.
 //! 4. A block that was a huge page and is back in the first tier becomes one again ([`collapses`]).
-//! 5. The brakes ([`Governor`], [`Room`]) say how much may go down in a second, down to nothing.
+//! 5. The brakes ([`Governor`], [`Room`], [`Refaults`]) say how much may go down in a second, down to nothing.
 //!
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
@@ -27,19 +27,21 @@ mod free;
 mod heat;
 mod promote;
 mod quota;
+mod refaults;
 mod room;
 mod swap_cache;
 
 use std::fmt;
 use std::time::Duration;
 
-pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, Refaults, STEP, TierLoad};
+pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP, TierLoad};
 pub use collapse::collapses;
 pub use demote::{Held, Rules, backoff_after_return, came_back_soon, demotions};
 pub use free::FreeSpace;
 pub use heat::{Bands, HeatHistogram};
 pub use promote::promotions;
 pub use quota::{Claim, shares, weight};
+pub use refaults::{Refaults, TooMany};
 pub use room::{GroupLimit, Room};
 pub use swap_cache::LeftBehind;
 

@@ -31,6 +31,7 @@ swap = {{ path = "{folder}/{qlc}", size = "2GiB" }}
 # A minute is short: pages go early, and the stalls of coming back do not hold the rest up.
 demote_after = "5s"
 psi_limit = "20%"
+refault_limit = "100%"
 # So does what watching two emulated guests at full speed costs.
 cpu_limit = "50%"
 "#
