@@ -12,7 +12,7 @@ use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Origin, Stages, TagKey, Tape};
+use crate::predict::{Ahead, Match, Origin, Stages, TagKey, Tape};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -53,6 +53,8 @@ pub(super) struct Machine {
     pub layout: LayoutProof,
     pub pages: VmPages,
     pub tape: Tape,
+    /// How far it has followed its own tape, and those of others.
+    pub ahead: Ahead,
     pub stages: Stages,
     /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
     /// a second.
@@ -113,6 +115,7 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
+            ahead: Ahead::default(),
             decisions: Decisions::new(layout.pages()),
             knowledge: Knowledge::default(),
             pages: VmPages::new(layout, node_tiers),
@@ -177,15 +180,8 @@ impl Machine {
         self.refuses(TierId(self.pages.node_tiers().0))
     }
 
-    /// Notes an access. The pages that followed it last time and are in a lower tier are to be staged, if there is a
-    /// `threshold` and the confidence reaches it. Returns the page, if the guest waited for it or would have but for a stage.
-    pub(super) fn on_access(
-        &mut self,
-        access: &Access,
-        rules: &Rules,
-        now: Seconds,
-        threshold: Option<f64>,
-    ) -> Option<PageIndex> {
+    /// Notes an access. Returns the page, if the guest waited for it or would have but for a stage.
+    pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
@@ -205,25 +201,14 @@ impl Machine {
                 self.braking.returned += u64::from(!was_staged);
             }
         }
-        if (touch.was_lower || was_staged)
-            && let Some(before) = self.tape.record(page)
-            && let Some(threshold) = threshold
-            && self.stages.worth_it(Origin::OwnPast, threshold)
-        {
-            for next in self.tape.following(before, self.stages.window()) {
-                if self.can_be_staged(next) {
-                    self.to_stage.insert(next, Origin::OwnPast);
-                }
-            }
-        }
         (touch.was_lower || was_staged).then_some(page)
     }
 
-    /// Another machine touched what this one has here too: it is to be staged, if the confidence in that reaches
-    /// `threshold`.
+    /// `origin` says that this page will be touched: it is to be staged, if the confidence in that reaches `threshold`.
     pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, threshold: f64) {
         if self.can_be_staged(page)
             && !self.to_stage.contains_key(&page)
+            && self.never_to_swap().is_none()
             && self.stages.worth_it(origin, threshold)
         {
             self.to_stage.insert(page, origin);
@@ -264,6 +249,8 @@ impl Machine {
                 self.pages.update(page, |entry| entry.with_staged(true));
                 self.stages.requested(page, origin, now);
                 pages.push(page);
+            } else {
+                self.stages.withdrawn(origin);
             }
         }
         if pages.is_empty() {
@@ -413,7 +400,8 @@ impl Machine {
 fn reason(origin: Origin) -> Reason {
     match origin {
         Origin::OwnPast => Reason::FollowedLastTime,
-        Origin::SamePage(_) => Reason::TouchedElsewhere,
-        Origin::SameContent(_) => Reason::ContentTouchedElsewhere,
+        Origin::Touched(_, Match::Page) => Reason::TouchedElsewhere,
+        Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
+        Origin::Followed(..) => Reason::FollowedElsewhere,
     }
 }

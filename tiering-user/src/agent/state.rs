@@ -10,8 +10,8 @@ use super::braking::HostBrakes;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
 use super::machine::Machine;
-use super::neighbours::Tenants;
 use super::survey::Survey;
+use super::tenants::Tenants;
 use super::troubles::Troubles;
 use super::watch::{Sweeping, Swept};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
@@ -135,10 +135,8 @@ impl State {
                 continue;
             }
             let threshold = staging.then_some(self.config.prefetch.threshold);
-            let own = threshold.filter(|_| machine.never_to_swap().is_none());
-            let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time), own);
-            if let Some(page) = came_up {
-                self.tell_neighbours(access.vm, page, threshold);
+            if let Some(page) = machine.on_access(&access, &rules, self.clock.seconds_at(access.time)) {
+                self.foretell(access.vm, page, threshold);
             }
         }
         self.batch = batch;
@@ -255,6 +253,7 @@ impl State {
             }
             for other in self.machines.values_mut() {
                 other.stages.forget(id);
+                other.ahead.forget(id);
             }
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();

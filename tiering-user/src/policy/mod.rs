@@ -86,6 +86,8 @@ pub enum Reason {
     TouchedElsewhere,
     /// Another machine of its tenant touched a page of the same content.
     ContentTouchedElsewhere,
+    /// Another machine of its tenant touched what corresponds to it, right after what this one touched now.
+    FollowedElsewhere,
     /// Brought up ahead of need and not touched before the deadline.
     NotUsedInTime,
     /// An operator asked for it.
@@ -106,6 +108,7 @@ impl fmt::Display for Reason {
             Self::FollowedLastTime => f.write_str("touched next, last time"),
             Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
             Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),
+            Self::FollowedElsewhere => f.write_str("another machine touched it next"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
             Self::Operator => f.write_str("an operator asked for it"),
         }

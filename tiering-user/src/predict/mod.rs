@@ -1,14 +1,16 @@
 //! What a virtual machine will touch next, and whether such guesses were right before.
 //!
 //! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that went
-//! down ([`Tags`]). Out: the pages that followed last time ([`Tape::record`] and [`Tape::following`]), the copies that other
-//! machines of the tenant hold, and from what became of them the window and the confidence ([`Stages`]). Pure: the time
-//! is an argument.
+//! down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other
+//! machines of the tenant hold, what followed on the tapes of those ([`Ahead`]), and from what became of it the window and
+//! the confidence ([`Stages`]). Pure: the time is an argument.
 
+mod ahead;
 mod stages;
 mod tags;
 mod tape;
 
-pub use stages::{Origin, StageCounts, Stages};
+pub use ahead::Ahead;
+pub use stages::{Match, Origin, StageCounts, Stages};
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape};

@@ -2,12 +2,14 @@
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
 //! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that: each has a confidence of its
-//! own, so a neighbour that foretells nothing is soon asked no more. For what a machine's own past foretells, every
-//! [`EPISODE`] ends the window doubles if most were used and halves if not.
+//! own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one window
+//! and is then hardly asked any more. Each time as many stages have ended as the window is large (within [`EPISODE`]), it
+//! doubles if most were used and halves if not.
 //!
 //! # Limits
 //! One confidence an origin, not one a page. A window at its least keeps probing, however bad it is,
-//! unless the configured threshold stops it; then one chance in [`PROBE_EVERY`] is taken.
+//! unless the configured threshold stops it; then one chance in [`PROBE_EVERY`] is taken. Whether a page that is not touched
+//! is wasted shows at its deadline only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -16,12 +18,10 @@ use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// Ends after which a record is judged.
-const EPISODE: u32 = 256;
-/// Pages ahead: at first, at least, at most.
-const WINDOW_START: u32 = 32;
+/// Ends after which a record is judged: as many as its window has pages, within these bounds.
+const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
+/// A window is never smaller.
 const WINDOW_LEAST: u32 = 4;
-const WINDOW_MOST: u32 = 256;
 /// Below the threshold, one chance in this many is taken all the same.
 const PROBE_EVERY: u32 = 100;
 
@@ -30,10 +30,45 @@ const PROBE_EVERY: u32 = 100;
 pub enum Origin {
     /// The machine touched it next, last time.
     OwnPast,
-    /// Another machine touched the page at the same guest-physical address.
-    SamePage(VmId),
-    /// Another machine touched a page of the same content.
-    SameContent(VmId),
+    /// Another machine has just touched what corresponds to it.
+    Touched(VmId, Match),
+    /// Another machine touched what corresponds to it next, after what corresponds to the page that this one touched.
+    Followed(VmId, Match),
+}
+
+/// How pages of two machines correspond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Match {
+    /// They have the same guest-physical address.
+    Page,
+    /// They have, or had when they were last in swap, the same content.
+    Content,
+}
+
+impl Origin {
+    /// The other machine.
+    fn leader(self) -> Option<VmId> {
+        match self {
+            Self::OwnPast => None,
+            Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
+        }
+    }
+
+    fn by(self) -> Option<Match> {
+        match self {
+            Self::OwnPast => None,
+            Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
+        }
+    }
+
+    /// Pages, at first and at most. What follows on a tape is staged as far ahead as the window says, so it should not be
+    /// further than a machine gets while it is read. What another one touches may be touched here seconds later.
+    fn window_bounds(self) -> (u32, u32) {
+        match self {
+            Self::OwnPast | Self::Followed(..) => (32, 1024),
+            Self::Touched(..) => (512, 16_384),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,66 +93,80 @@ pub struct StageCounts {
 
 impl StageCounts {
     fn issued_by(&mut self, origin: Origin) -> Option<&mut u64> {
-        match origin {
-            Origin::OwnPast => None,
-            Origin::SamePage(_) => Some(&mut self.issued_by_page),
-            Origin::SameContent(_) => Some(&mut self.issued_by_content),
+        match origin.by()? {
+            Match::Page => Some(&mut self.issued_by_page),
+            Match::Content => Some(&mut self.issued_by_content),
         }
     }
 }
 
-/// How the stages of one origin ended: those of the running episode, and the earlier ones at half weight.
-#[derive(Clone, Copy, Debug, Default)]
+/// How the stages of one origin ended, the later ones at more weight.
+#[derive(Clone, Copy, Debug)]
 struct Record {
     used: u32,
     ended: u32,
-    since_judged: u32,
+    /// Of those since the window was judged last.
+    used_lately: u32,
+    ended_lately: u32,
+    window: u32,
+    window_most: u32,
+    /// Stages that are open, and that may become so.
+    open: u32,
+    waiting: u32,
     refused: u32,
 }
 
 impl Record {
+    fn of(origin: Origin) -> Self {
+        let (window, window_most) = origin.window_bounds();
+        Self {
+            used: 0,
+            ended: 0,
+            used_lately: 0,
+            ended_lately: 0,
+            window,
+            window_most,
+            open: 0,
+            waiting: 0,
+            refused: 0,
+        }
+    }
+
     /// The mean of a Beta distribution that began at 2 used of 3.
     fn confidence(self) -> f64 {
         f64::from(self.used + 2) / f64::from(self.ended + 3)
     }
 
-    /// Takes in one end; the share of used ones at the end of an episode.
-    fn end(&mut self, used: bool) -> Option<f64> {
+    fn end(&mut self, used: bool) {
         self.ended += 1;
         self.used += u32::from(used);
-        self.since_judged += 1;
-        if self.since_judged < EPISODE {
-            return None;
+        self.ended_lately += 1;
+        self.used_lately += u32::from(used);
+        if self.ended >= 2 * EPISODE.end() {
+            self.used /= 2;
+            self.ended /= 2;
         }
-        let share = f64::from(self.used) / f64::from(self.ended);
-        self.since_judged = 0;
-        self.used /= 2;
-        self.ended /= 2;
-        Some(share)
+        if self.ended_lately < self.window.clamp(*EPISODE.start(), *EPISODE.end()) {
+            return;
+        }
+        let share = f64::from(self.used_lately) / f64::from(self.ended_lately);
+        (self.used_lately, self.ended_lately) = (0, 0);
+        if share >= 0.8 {
+            self.window = (self.window * 2).min(self.window_most);
+        } else if share < 0.5 {
+            self.window = (self.window / 2).max(WINDOW_LEAST);
+        }
     }
 }
 
 /// The stages of one virtual machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Stages {
     open: HashMap<PageIndex, Stage>,
     /// In order of request. A page may stand here after its stage has ended.
     order: VecDeque<(Monotonic, PageIndex)>,
     counts: StageCounts,
     records: BTreeMap<Origin, Record>,
-    window: u32,
-}
-
-impl Default for Stages {
-    fn default() -> Self {
-        Self {
-            open: HashMap::new(),
-            order: VecDeque::new(),
-            counts: StageCounts::default(),
-            records: BTreeMap::new(),
-            window: WINDOW_START,
-        }
-    }
 }
 
 impl Stages {
@@ -125,24 +174,43 @@ impl Stages {
         self.counts
     }
 
-    /// How many pages ahead of its own past to stage.
-    pub fn window(&self) -> u32 {
-        self.window
+    /// How many pages may be staged, and not yet known to be right, for this.
+    pub fn window(&self, origin: Origin) -> u32 {
+        self.record(origin).window
     }
 
     /// Probability that a page staged for this will be used.
     pub fn confidence(&self, origin: Origin) -> f64 {
-        self.records.get(&origin).copied().unwrap_or_default().confidence()
+        self.record(origin).confidence()
     }
 
-    /// Whether a chance to stage should be taken: always at or above `threshold`, now and then below it.
+    /// Whether a page should be staged for this: while the window has room, always if the confidence reaches `threshold`,
+    /// else now and then. If so, it counts as waiting until it is [`requested`](Self::requested) or
+    /// [`withdrawn`](Self::withdrawn).
     pub fn worth_it(&mut self, origin: Origin, threshold: f64) -> bool {
-        let record = self.records.entry(origin).or_default();
-        if record.confidence() >= threshold {
-            return true;
+        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        if record.open + record.waiting >= record.window {
+            return false;
         }
-        record.refused = (record.refused + 1) % PROBE_EVERY;
-        record.refused == 0
+        if record.confidence() < threshold {
+            record.refused = (record.refused + 1) % PROBE_EVERY;
+            if record.refused != 0 {
+                return false;
+            }
+        }
+        record.waiting += 1;
+        true
+    }
+
+    /// A page that was worth it need not be staged any more.
+    pub fn withdrawn(&mut self, origin: Origin) {
+        if let Some(record) = self.records.get_mut(&origin) {
+            record.waiting = record.waiting.saturating_sub(1);
+        }
+    }
+
+    fn record(&self, origin: Origin) -> Record {
+        self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin))
     }
 
     /// `page` was asked to be brought up.
@@ -152,7 +220,9 @@ impl Stages {
         self.open.insert(page, Stage { requested: now, done: None, origin });
         self.counts.issued += 1;
         self.counts.issued_by(origin).into_iter().for_each(|count| *count += 1);
-        self.records.entry(origin).or_default();
+        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        record.waiting = record.waiting.saturating_sub(1);
+        record.open += 1;
         self.order.push_back((now, page));
     }
 
@@ -168,6 +238,7 @@ impl Stages {
         if let Some(stage) = self.open.remove(&page) {
             self.counts.issued -= 1;
             self.counts.issued_by(stage.origin).into_iter().for_each(|count| *count -= 1);
+            self.close(stage.origin);
         }
     }
 
@@ -204,25 +275,26 @@ impl Stages {
 
     /// Forgets what is known about another machine, which has gone.
     pub fn forget(&mut self, vm: VmId) {
-        self.records
-            .retain(|origin, _| *origin != Origin::SamePage(vm) && *origin != Origin::SameContent(vm));
+        self.records.retain(|origin, _| origin.leader() != Some(vm));
     }
 
     fn end(&mut self, origin: Origin, used: bool) {
-        // Of a machine that has gone there is no record any more.
-        let judged = self.records.get_mut(&origin).and_then(|record| record.end(used));
-        let Some(share) = judged.filter(|_| origin == Origin::OwnPast) else { return };
-        if share >= 0.8 {
-            self.window = (self.window * 2).min(WINDOW_MOST);
-        } else if share < 0.5 {
-            self.window = (self.window / 2).max(WINDOW_LEAST);
+        if let Some(record) = self.close(origin) {
+            record.end(used);
         }
+    }
+
+    /// A stage is not open any more. Of a machine that has gone there is no record.
+    fn close(&mut self, origin: Origin) -> Option<&mut Record> {
+        let record = self.records.get_mut(&origin)?;
+        record.open = record.open.saturating_sub(1);
+        Some(record)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Origin::{OwnPast, SameContent, SamePage};
+    use super::Origin::{Followed, OwnPast, Touched};
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -273,19 +345,19 @@ mod tests {
     #[test]
     fn the_window_follows_the_outcome() {
         let mut stages = Stages::default();
-        for page in 0..600 {
+        for page in 0..32 + 64 {
             stages.requested(page, OwnPast, at(1));
             stages.done(page, at(1));
             stages.touched(page, at(2));
         }
-        assert_eq!(stages.window(), 4 * WINDOW_START);
+        assert_eq!(stages.window(OwnPast), 4 * 32);
         assert!(stages.confidence(OwnPast) > 0.9);
 
         for page in 1000..4000 {
             stages.requested(page, OwnPast, at(3));
         }
         stages.expire(at(100), Duration::from_secs(1));
-        assert_eq!(stages.window(), WINDOW_LEAST);
+        assert_eq!(stages.window(OwnPast), WINDOW_LEAST);
         assert!(stages.confidence(OwnPast) < 0.1);
     }
 
@@ -298,9 +370,44 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_open_than_the_window_allows() {
+        let origin = Touched(VmId(1), Match::Page);
+        let mut stages = Stages::default();
+        let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.worth_it(origin, 0.5)).count();
+        assert_eq!(ask(&mut stages), 512);
+        stages.withdrawn(origin);
+        assert_eq!(ask(&mut stages), 1);
+        for page in 0..512 {
+            stages.requested(page, origin, at(1));
+        }
+        assert_eq!(ask(&mut stages), 0);
+        stages.failed(511);
+        (0..256).for_each(|page| assert!(stages.touched(page, at(2))));
+        assert_eq!(ask(&mut stages), 1024 - 255, "all were right: the window doubled");
+    }
+
+    #[test]
+    fn what_foretells_nothing_is_given_up_after_one_window() {
+        let origin = Followed(VmId(1), Match::Content);
+        let mut stages = Stages::default();
+        // A thousand chances a second, of which nothing is ever touched.
+        let mut issued = vec![0];
+        for second in 0..60 {
+            let pages = (0..1000).filter(|_| stages.worth_it(origin, 0.5)).count();
+            let first = issued[issued.len() - 1];
+            issued.push(first + u32::try_from(pages).unwrap());
+            (first..first + u32::try_from(pages).unwrap())
+                .for_each(|page| stages.requested(page, origin, at(second)));
+            stages.expire(at(second), Duration::from_secs(10));
+        }
+        assert_eq!(issued[9], 32, "one window until the first deadline");
+        assert!(issued[60] - issued[50] <= 2 * WINDOW_LEAST, "in the end hardly anything: {issued:?}");
+    }
+
+    #[test]
     fn a_page_staged_anew_while_its_stage_is_open_expires_and_counts_once() {
         let mut stages = Stages::default();
-        stages.requested(1, SamePage(VmId(1)), at(1));
+        stages.requested(1, Touched(VmId(1), Match::Page), at(1));
         stages.requested(1, OwnPast, at(5));
         assert_eq!(stages.counts(), StageCounts { issued: 1, ..StageCounts::default() });
         let deadline = Duration::from_secs(10);
@@ -312,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_foretells_nothing_costs_the_others_nothing() {
-        let (good, bad) = (SamePage(VmId(1)), SameContent(VmId(2)));
+        let (good, bad) = (Touched(VmId(1), Match::Page), Touched(VmId(2), Match::Content));
         let mut stages = Stages::default();
         for page in 0..100 {
             stages.requested(page, good, at(1));
@@ -325,8 +432,6 @@ mod tests {
         assert_eq!((issued_by_page, issued_by_content, used, wasted), (100, 100, 100, 100));
         assert!(stages.worth_it(good, 0.5) && stages.worth_it(OwnPast, 0.5));
         assert!(!stages.worth_it(bad, 0.5));
-        assert_eq!(stages.window(), WINDOW_START, "the window is about the machine's own past");
-
         stages.forget(VmId(2));
         assert!(stages.worth_it(bad, 0.5), "another machine of that number is another one");
     }

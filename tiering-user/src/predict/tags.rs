@@ -79,6 +79,11 @@ impl Tags {
         }
     }
 
+    /// A page of this machine with this content.
+    pub fn copy_in(&self, tag: Tag, vm: VmId) -> Option<PageIndex> {
+        self.pages.get(&tag)?.iter().find(|(owner, _)| *owner == vm).map(|(_, page)| *page)
+    }
+
     /// Pages of other machines with this content.
     pub fn copies(&self, tag: Tag, except: VmId) -> impl Iterator<Item = (VmId, PageIndex)> + '_ {
         let pages = self.pages.get(&tag).map_or(&[][..], Vec::as_slice);
@@ -115,6 +120,7 @@ mod tests {
         tags.insert(OTHER, 9, Tag(7));
         tags.insert(OTHER, 10, Tag(8));
         assert_eq!(copies(&tags, 7), [(OTHER, 9)]);
+        assert_eq!((tags.copy_in(Tag(7), OTHER), tags.copy_in(Tag(8), ONE)), (Some(9), None));
         assert_eq!(tags.remove(OTHER, 9), Some(Tag(7)));
         assert_eq!(tags.remove(OTHER, 9), None);
         assert_eq!(copies(&tags, 7), []);

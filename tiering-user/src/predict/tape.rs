@@ -1,20 +1,32 @@
 //! The order in which one virtual machine touched its pages.
 //!
-//! A ring of page numbers, and for each page where it stands last. When a page is touched again, what stands
-//! behind its former place is what the same machine touched right after it last time.
+//! A ring of page numbers, with the tags of their contents where these are known, and for each page and tag where it stands
+//! last. When a page is touched again, what stands behind its former place is what the same machine touched right after it last
+//! time; and what stands there on the tape of another machine, this one may touch next.
 //!
 //! # Limits
 //! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older
-//! than its length.
+//! than its length. The index of tags has one entry for all tags of equal low bits, so now and then a place is not found.
 
+use std::ops::Range;
+
+use super::Tag;
 use crate::tiermap::PageIndex;
 
-/// Most pages a tape remembers: 4 MiB. The index takes 4 bytes more for each page up to the highest one recorded.
+/// Most pages a tape remembers: 4 MiB, and 12 more where there are tags. The index takes 4 bytes more for each page up to the
+/// highest one recorded.
 const MOST: usize = 1 << 20;
 
 /// A place on a tape. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
+
+impl Position {
+    /// The place so many pages further.
+    pub fn plus(self, pages: u32) -> Self {
+        Self(self.0 + u64::from(pages))
+    }
+}
 
 /// The tape of one virtual machine.
 #[derive(Clone, Debug)]
@@ -24,17 +36,22 @@ pub struct Tape {
     next: u64,
     /// For each page the low half of the position after the one where it stands last; true only if the ring says so.
     last: Vec<u32>,
+    /// Beside `ring`, from the first tag on; 0 is none.
+    tags: Vec<u64>,
+    /// For the low bits of a tag the same as `last` for a page.
+    last_of_tag: Vec<u32>,
 }
 
 impl Tape {
     /// An empty tape for a machine of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let capacity = (pages as usize).clamp(1, MOST);
-        Self { ring: Vec::new(), capacity, next: 0, last: Vec::new() }
+        let (tags, last_of_tag) = (Vec::new(), Vec::new());
+        Self { ring: Vec::new(), capacity, next: 0, last: Vec::new(), tags, last_of_tag }
     }
 
-    /// Appends `page`. Returns where it stood before, if that is still on the tape.
-    pub fn record(&mut self, page: PageIndex) -> Option<Position> {
+    /// Appends `page`, which had this content. Returns where it stood before, if that is still on the tape.
+    pub fn record(&mut self, page: PageIndex, tag: Option<Tag>) -> Option<Position> {
         let before = self.find(page);
         let slot = self.slot(self.next);
         if slot == self.ring.len() {
@@ -47,20 +64,63 @@ impl Tape {
             self.last.resize(page as usize + 1, 0);
         }
         self.last[page as usize] = self.next as u32;
+        self.record_tag(slot, tag);
         // What was just overwritten may be the place that was found.
         before.filter(|position| self.holds(position.0))
     }
 
-    fn find(&self, page: PageIndex) -> Option<Position> {
-        let age = (self.next as u32).wrapping_sub(*self.last.get(page as usize)?);
-        let at = self.next.checked_sub(u64::from(age) + 1)?;
-        (self.holds(at) && self.ring[self.slot(at)] == page).then_some(Position(at))
+    fn record_tag(&mut self, slot: usize, tag: Option<Tag>) {
+        if tag.is_some() && self.last_of_tag.is_empty() {
+            self.last_of_tag = vec![0; self.capacity.next_power_of_two()];
+        }
+        if self.last_of_tag.is_empty() {
+            return;
+        }
+        self.tags.resize(self.ring.len(), 0);
+        self.tags[slot] = tag.map_or(0, |tag| tag.0);
+        if let Some(tag) = tag {
+            let entry = self.entry_of(tag);
+            self.last_of_tag[entry] = self.next as u32;
+        }
     }
 
-    /// Up to `window` pages that stand behind `position`.
-    pub fn following(&self, position: Position, window: u32) -> impl Iterator<Item = PageIndex> + '_ {
-        let first = position.0 + 1;
-        (first..first + u64::from(window)).take_while(|at| self.holds(*at)).map(|at| self.ring[self.slot(at)])
+    /// Where `page` stands last.
+    pub fn find(&self, page: PageIndex) -> Option<Position> {
+        let at = self.position(*self.last.get(page as usize)?)?;
+        (self.ring[self.slot(at)] == page).then_some(Position(at))
+    }
+
+    /// Where a page of this content stands last.
+    pub fn find_tag(&self, tag: Tag) -> Option<Position> {
+        let at = self.position(*self.last_of_tag.get(self.entry_of(tag))?)?;
+        (self.tags[self.slot(at)] == tag.0).then_some(Position(at))
+    }
+
+    /// The place of the page that will be appended next.
+    pub fn end(&self) -> Position {
+        Position(self.next)
+    }
+
+    /// The pages in this part of the tape, as far as it is still, and already, there; with their contents.
+    pub fn part(&self, part: Range<Position>) -> impl Iterator<Item = (PageIndex, Option<Tag>)> + '_ {
+        let oldest = self.next.saturating_sub(self.capacity as u64);
+        (part.start.0.max(oldest)..part.end.0.min(self.next)).map(|at| {
+            let slot = self.slot(at);
+            let tag = self.tags.get(slot).copied().filter(|tag| *tag != 0);
+            (self.ring[slot], tag.map(Tag))
+        })
+    }
+
+    /// The position before the one of which these are the low bits, if it is on the tape.
+    fn position(&self, low: u32) -> Option<u64> {
+        let age = (self.next as u32).wrapping_sub(low);
+        let at = self.next.checked_sub(u64::from(age) + 1)?;
+        self.holds(at).then_some(at)
+    }
+
+    fn entry_of(&self, tag: Tag) -> usize {
+        // The length is a power of two; of none, there is no entry.
+        tag.0 as usize & self.last_of_tag.len().saturating_sub(1)
     }
 
     fn holds(&self, at: u64) -> bool {
@@ -81,29 +141,58 @@ mod tests {
     fn what_followed_last_time_is_found() {
         let mut tape = Tape::new(100);
         for page in [7, 3, 9, 4] {
-            assert_eq!(tape.record(page), None);
+            assert_eq!(tape.record(page, None), None);
         }
-        let before = tape.record(3).unwrap();
-        assert_eq!(tape.following(before, 2).collect::<Vec<_>>(), [9, 4]);
-        assert_eq!(tape.following(before, 9).collect::<Vec<_>>(), [9, 4, 3]);
+        let before = tape.record(3, None).unwrap();
+        assert_eq!(following(&tape, before, 2), [9, 4]);
+        assert_eq!(following(&tape, before, 9), [9, 4, 3]);
+        assert_eq!(tape.find_tag(Tag(7)), None);
+    }
+
+    #[test]
+    fn a_content_is_found_and_told_where_it_was_touched_last() {
+        let mut tape = Tape::new(4);
+        tape.record(5, None);
+        tape.record(7, Some(Tag(0x70)));
+        tape.record(3, Some(Tag(0x31)));
+        let place = tape.find_tag(Tag(0x70)).unwrap();
+        assert_eq!(place, tape.find(7).unwrap());
+        assert_eq!(tape.find_tag(Tag(0x74)), None, "another tag of the same low bits");
+        let all: Vec<_> = tape.part(tape.find(5).unwrap()..place.plus(9)).collect();
+        assert_eq!(all, [(5, None), (7, Some(Tag(0x70))), (3, Some(Tag(0x31)))]);
+        // It stands somewhere else now, with another content; then it is overwritten.
+        tape.record(7, Some(Tag(0x72)));
+        assert_eq!(tape.find_tag(Tag(0x72)), tape.find(7));
+        for _ in 0..4 {
+            tape.record(1, None);
+        }
+        assert_eq!(tape.find_tag(Tag(0x72)), None);
+    }
+
+    fn following(tape: &Tape, position: Position, pages: u32) -> Vec<PageIndex> {
+        tape.part(position.plus(1)..position.plus(1 + pages)).map(|(page, _)| page).collect()
     }
 
     proptest! {
         /// Against a plain list of all that was recorded.
         #[test]
-        fn it_agrees_with_a_list(pages in prop::collection::vec(0u32..20, 1..300), size in 1u32..40, window in 0u32..8) {
+        fn it_agrees_with_a_list(pages in prop::collection::vec((0u32..20, 0u64..9), 1..300), size in 1u32..40, window in 0u32..8) {
             let mut tape = Tape::new(size);
             let mut list: Vec<PageIndex> = Vec::new();
-            for page in pages {
+            let mut tags: Vec<u64> = Vec::new();
+            for (page, tag) in pages {
                 let known = list.len().saturating_sub(size as usize - 1);
                 let expected = list.iter().rposition(|p| *p == page).filter(|at| *at >= known);
-                let before = tape.record(page);
+                let before = tape.record(page, (tag != 0).then_some(Tag(tag)));
                 list.push(page);
+                tags.push(tag);
+                if let Some(at) = tape.find_tag(Tag(1)) {
+                    prop_assert_eq!(Some(at.0 as usize), tags.iter().rposition(|tag| *tag == 1));
+                }
                 prop_assert_eq!(before.map(|p| p.0 as usize), expected);
                 if let Some(at) = expected {
                     let end = (at + 1 + window as usize).min(list.len());
-                    let found: Vec<_> = tape.following(before.unwrap(), window).collect();
-                    prop_assert_eq!(&found, &list[at + 1..end]);
+                    prop_assert_eq!(following(&tape, before.unwrap(), window), &list[at + 1..end]);
                 }
             }
         }
