@@ -1,4 +1,4 @@
-//! What the parts have in common: folders for two swap tiers on this machine's disk, guests that stand still, an agent that
+//! What the benchmarks have in common: folders for two swap tiers on this machine's disk, guests that stand still, an agent that
 //! moves nothing unless it is told to.
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -41,8 +41,8 @@ impl Host {
     }
 
     /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
-    /// that the content of what goes to swap is hashed.
-    pub fn agent(&self) -> Result<Agent> {
+    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so.
+    pub fn agent(&self, prefetch: bool) -> Result<Agent> {
         let folder = self.scratch.path().display();
         let config = format!(
             r#"
@@ -61,10 +61,16 @@ swap = {{ path = "{folder}/qlc", size = "3GiB" }}
 demote_after = "4h"
 psi_limit = "100%"
 [prefetch]
-enabled = false
+enabled = {prefetch}
 [[vm]]
 match = {{ name = "tt-tagged-*" }}
 tenant = "bench"
+[[vm]]
+match = {{ name = "tt-leader" }}
+tenant = "pair"
+[[vm]]
+match = {{ name = "tt-follower" }}
+tenant = "pair"
 [[vm]]
 match = {{ name = "tt-*" }}
 [[vm]]
@@ -84,7 +90,11 @@ pub fn still(name: &str, memory_mib: u32, backend: Backend) -> Result<Filled> {
 
 /// Waits until the agent has found the guest.
 pub fn known(agent: &Agent, guest: &Filled) -> Result<()> {
-    let name = guest.guest().name();
+    known_name(agent, guest.guest().name())
+}
+
+/// The same, by name.
+pub fn known_name(agent: &Agent, name: &str) -> Result<()> {
     wait_for(&format!("the agent to find {name}"), || {
         let status = agent.status()?;
         let vms = status["vms"].as_array().context("a status without VMs")?;

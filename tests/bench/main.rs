@@ -1,11 +1,13 @@
-//! The parts of `cargo xtask bench tiers` that run on this machine, on small guests that stand still: `throughput` and
-//! `placement`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
+//! `pair` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
 
+mod group;
 mod host;
 mod placement;
+mod prefetch;
 mod throughput;
 
 use anyhow::{Result, bail};
@@ -18,7 +20,7 @@ fn main() -> ExitCode {
     let quick = args.iter().any(|arg| arg == "--quick");
     let parts = args.iter().filter(|arg| !arg.starts_with("--"));
     for part in parts {
-        let mut results = Results::new(&format!("bench_tiers::{part}"));
+        let mut results = Results::new(&format!("bench::{part}"));
         let measured = run(part, quick, &mut results);
         if let Err(error) = results.keep().and(measured) {
             eprintln!("{part}: {error:#}");
@@ -32,6 +34,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
     match part {
         "throughput" => throughput::measure(results, if quick { 3 } else { 5 }),
         "placement" => placement::measure(results, if quick { 2 << 30 } else { 10 << 30 }),
-        _ => bail!("there is no part `{part}`: throughput, placement"),
+        "pair" => prefetch::measure(results, quick),
+        _ => bail!("there is no part `{part}`: throughput, placement, pair"),
     }
 }

@@ -32,7 +32,7 @@ pub fn measure(results: &mut Results, bytes: u64) -> Result<()> {
     let host = Host::new()?;
     let private = host::still("tt-private", MEMORY_MIB, Backend::AnonymousSmall)?;
     let shared = host::still("tt-shared", MEMORY_MIB, Backend::Memfd)?;
-    let agent = host.agent()?;
+    let agent = host.agent(false)?;
     let guests = [("anonymous", &private), ("memfd", &shared)];
     let mut tallies: [[Tally; 3]; 2] = Default::default();
     let mut shared_in_nvme = 0;

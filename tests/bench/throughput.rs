@@ -56,7 +56,7 @@ pub fn measure(results: &mut Results, repeats: u32) -> Result<()> {
     let plain = Subject::new("tt-plain")?;
     let tagged = Subject::new("tt-tagged-1")?;
     // Declared last, so that it ends first and brings everything back.
-    let agent = host.agent()?;
+    let agent = host.agent(false)?;
     host::known(&agent, &plain.guest)?;
     host::known(&agent, &tagged.guest)?;
 

@@ -5,6 +5,7 @@
 //! here that names its parts; what is measured is in `tests/bench` and `tests/lab/bench`.
 
 mod part;
+mod prefetch;
 mod tiers;
 
 use crate::{build, setup};
@@ -34,18 +35,22 @@ pub struct Options {
 enum Name {
     /// Moves between tiers: how fast, where to, and what it does to guests
     Tiers,
+    /// Staging ahead of need: what it saves
+    Prefetch,
 }
 
 impl Name {
     fn parts(self) -> &'static [Part] {
         match self {
             Self::Tiers => &tiers::PARTS,
+            Self::Prefetch => &prefetch::PARTS,
         }
     }
 
     fn text(self) -> &'static str {
         match self {
             Self::Tiers => "tiers",
+            Self::Prefetch => "prefetch",
         }
     }
 }

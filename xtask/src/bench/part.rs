@@ -17,8 +17,8 @@ pub struct Part {
 /// Where a part runs.
 #[derive(Debug, Clone, Copy)]
 pub enum Place {
-    /// On this machine: a `[[bench]]` of the tests' package, which is given the part's name.
-    Here { bench: &'static str },
+    /// On this machine: the `[[bench]]` of the tests' package, which is given the part's name.
+    Here,
     /// In the lab: a test of `tests/lab`, by its full name.
     Lab { test: &'static str },
 }
@@ -30,7 +30,7 @@ impl Part {
 
     pub fn run(&self, built: &Built, quick: bool) -> Result<()> {
         let mut cargo = match self.place {
-            Place::Here { bench } => here(bench, self.name, quick),
+            Place::Here => here(self.name, quick),
             Place::Lab { test } => lab(test, quick),
         };
         cargo.env("TIERING_BIN", &built.tiering).env("TIERING_GUEST_INIT", &built.guest_init);
@@ -40,9 +40,9 @@ impl Part {
     }
 }
 
-fn here(bench: &str, part: &str, quick: bool) -> Command {
+fn here(part: &str, quick: bool) -> Command {
     let mut cargo = command::cargo();
-    cargo.args(["bench", "--quiet", "--package", "tiering-tests", "--bench", bench, "--", part]);
+    cargo.args(["bench", "--quiet", "--package", "tiering-tests", "--bench", "here", "--", part]);
     if quick {
         cargo.arg("--quick");
     }

@@ -3,16 +3,8 @@
 use super::part::{Part, Place};
 
 pub const PARTS: [Part; 5] = [
-    Part {
-        name: "throughput",
-        about: "the agent's moves against the bare system calls",
-        place: Place::Here { bench: "tiers" },
-    },
-    Part {
-        name: "placement",
-        about: "pages found in the tier they were sent to",
-        place: Place::Here { bench: "tiers" },
-    },
+    Part { name: "throughput", about: "the agent's moves against the bare system calls", place: Place::Here },
+    Part { name: "placement", about: "pages found in the tier they were sent to", place: Place::Here },
     Part {
         name: "skew",
         about: "four guests of different skew: what is off tier 0, and what that costs them",

@@ -1,0 +1,84 @@
+//! A memory control group for one guest, of either version of control groups: what version 2 calls reclaim is done in
+//! version 1 by a limit that is set and lifted again.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+const LIMIT: Duration = Duration::from_secs(60);
+/// So much of the group may stay in the swap cache.
+const LEFT_BYTES: u64 = 1 << 20;
+const V1: &str = "/sys/fs/cgroup/memory";
+const V2: &str = "/sys/fs/cgroup";
+
+/// Removed when dropped, if nobody is in it any more.
+pub struct Group {
+    folder: PathBuf,
+    version: u32,
+}
+
+impl Group {
+    /// Puts a process that has just been started into a group of its own.
+    pub fn of(name: &str, pid: u32) -> Result<Self> {
+        let version = if Path::new(V1).join("memory.limit_in_bytes").exists() { 1 } else { 2 };
+        let root = Path::new(if version == 1 { V1 } else { V2 });
+        if version == 2 {
+            std::fs::write(root.join("cgroup.subtree_control"), "+memory")
+                .context("switching the memory controller on")?;
+        }
+        let folder = root.join(name);
+        // One that a run before this one left behind is as good.
+        if !folder.exists() {
+            std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let group = Self { folder, version };
+        group.write("cgroup.procs", &pid.to_string())?;
+        Ok(group)
+    }
+
+    /// Has the kernel take what is least used, until hardly anything is in the swap cache. What was paged out last is at the end
+    /// of the list, so it goes first.
+    pub fn free_swap_cache(&self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let cached = self.swap_cached()?;
+            if cached < LEFT_BYTES {
+                return Ok(());
+            }
+            if began.elapsed() > LIMIT {
+                bail!("{} MiB are still in the swap cache after {LIMIT:?}", cached >> 20);
+            }
+            match self.version {
+                1 => {
+                    let used: u64 = self.read("memory.usage_in_bytes")?.trim().parse()?;
+                    // Refused where it cannot be reached: then some of it was freed.
+                    self.write("memory.limit_in_bytes", &used.saturating_sub(cached).to_string()).ok();
+                    self.write("memory.limit_in_bytes", "-1")?;
+                }
+                _ => drop(self.write("memory.reclaim", &cached.to_string())),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn swap_cached(&self) -> Result<u64> {
+        let stat = self.read("memory.stat")?;
+        let value = stat.lines().find_map(|line| line.strip_prefix("swapcached "));
+        Ok(value.context("memory.stat does not tell what is in the swap cache")?.parse()?)
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.folder.join(file);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.folder.join(file);
+        std::fs::write(&path, value).with_context(|| format!("writing {value} to {}", path.display()))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.folder).ok();
+    }
+}

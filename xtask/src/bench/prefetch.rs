@@ -1,0 +1,9 @@
+//! `cargo xtask bench prefetch`: its parts. What they measure is told in docs/benchmarks.md.
+
+use super::part::{Part, Place};
+
+pub const PARTS: [Part; 1] = [Part {
+    name: "pair",
+    about: "what a follower saves when a leader has walked the same pages",
+    place: Place::Here,
+}];
