@@ -8,11 +8,12 @@ use super::Error;
 use super::machine::Machine;
 use super::state::State;
 use crate::bpf::{Counters, Faults, KvmSource};
+use crate::predict::{Match, Origin, OriginCounts};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, BlockCounts, ClassStatus, EventCounts, PrefetchCounts, PrefetchOrigins, SourceState, SourceStatus,
-    Status, TierStatus, VmStatus,
+    self, BlockCounts, ClassStatus, EventCounts, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
+    PrefetchOrigins, PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
@@ -92,6 +93,36 @@ impl State {
         vec![page_fault, kvm]
     }
 
+    fn origins(&self, machine: &Machine) -> Vec<PrefetchOrigin> {
+        let status = |(origin, known): (Origin, OriginCounts)| {
+            let (leader, way, by) = match origin {
+                Origin::OwnPast => (None, PrefetchWay::Followed, None),
+                Origin::Touched(vm, by) => (Some(vm), PrefetchWay::Touched, Some(by)),
+                Origin::Followed(vm, by) => (Some(vm), PrefetchWay::Followed, Some(by)),
+            };
+            let leader = match leader {
+                None => machine.id.clone(),
+                Some(vm) => self.machines.get(&vm)?.id.clone(),
+            };
+            Some(PrefetchOrigin {
+                leader,
+                way,
+                by: match by {
+                    None => PrefetchMatch::Own,
+                    Some(Match::Page) => PrefetchMatch::Gfn,
+                    Some(Match::Content) => PrefetchMatch::Tag,
+                },
+                issued_pages: known.counts.issued,
+                used_pages: known.counts.used,
+                wasted_pages: known.counts.wasted,
+                late_pages: known.counts.late,
+                confidence: known.confidence,
+                window_pages: known.window,
+            })
+        };
+        machine.stages.origins().filter_map(status).collect()
+    }
+
     fn vm_status(&self, machine: &Machine, counters: Counters) -> VmStatus {
         let vm = &machine.target.vm;
         let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
@@ -134,11 +165,12 @@ impl State {
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
                 from: PrefetchOrigins {
-                    own: stages.issued - stages.issued_by_page - stages.issued_by_content,
-                    gfn: stages.issued_by_page,
-                    tag: stages.issued_by_content,
+                    own: machine.stages.counts_by(None).issued,
+                    gfn: machine.stages.counts_by(Some(Match::Page)).issued,
+                    tag: machine.stages.counts_by(Some(Match::Content)).issued,
                     ..PrefetchOrigins::default()
                 },
+                origins: self.origins(machine),
             },
         }
     }

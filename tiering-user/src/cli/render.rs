@@ -9,7 +9,9 @@ use super::table::{Table, printable};
 use crate::config::Config;
 use crate::host::{Check, State};
 use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
-use crate::telemetry::status::{SourceState, Status, TierKind, VmStatus};
+use crate::telemetry::status::{
+    PrefetchMatch, PrefetchOrigin, PrefetchWay, SourceState, Status, TierKind, VmStatus,
+};
 
 const SHARING_OFF: &str =
     "every VM is its own tenant: set `tenant` in [[vm]] to let alike VMs learn from each other\n";
@@ -177,12 +179,32 @@ pub fn vm(vm: &VmStatus) -> String {
             prefetch.issued_pages, prefetch.used_pages, prefetch.wasted_pages, prefetch.late_pages
         ),
     );
-    let from = &prefetch.from;
-    row(
-        "  foretold by",
-        format!("{} self, {} gfn, {} file, {} tag", from.own, from.gfn, from.file, from.tag),
-    );
+    for origin in &prefetch.origins {
+        let what = match (origin.by, origin.way) {
+            (PrefetchMatch::Own, _) => "  after its own past".to_owned(),
+            (by, PrefetchWay::Touched) => format!("  touched by {} ({})", origin.leader, match_name(by)),
+            (by, PrefetchWay::Followed) => {
+                format!("  touched next by {} ({})", origin.leader, match_name(by))
+            }
+        };
+        let PrefetchOrigin { issued_pages, used_pages, wasted_pages, late_pages, .. } = origin;
+        row(
+            &what,
+            format!(
+                "{issued_pages} issued, {used_pages} used, {wasted_pages} wasted, {late_pages} late; confidence {:.2}, window {}",
+                origin.confidence, origin.window_pages
+            ),
+        );
+    }
     table.to_string()
+}
+
+fn match_name(by: PrefetchMatch) -> &'static str {
+    match by {
+        PrefetchMatch::Own => "the same machine",
+        PrefetchMatch::Gfn => "same address",
+        PrefetchMatch::Tag => "same content",
+    }
 }
 
 pub fn map(map: &VmMap) -> String {

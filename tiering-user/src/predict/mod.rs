@@ -11,6 +11,6 @@ mod tags;
 mod tape;
 
 pub use ahead::Ahead;
-pub use stages::{Match, Origin, StageCounts, Stages};
+pub use stages::{Match, Origin, OriginCounts, StageCounts, Stages};
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape};

@@ -12,6 +12,7 @@
 //! is wasted shows at its deadline only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use crate::sys::Monotonic;
@@ -82,27 +83,34 @@ struct Stage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageCounts {
     pub issued: u64,
-    /// Of `issued`: foretold by other machines' touches.
-    pub issued_by_page: u64,
-    pub issued_by_content: u64,
     pub used: u64,
     pub wasted: u64,
     /// Of `used`: touched before the stage was done.
     pub late: u64,
 }
 
-impl StageCounts {
-    fn issued_by(&mut self, origin: Origin) -> Option<&mut u64> {
-        match origin.by()? {
-            Match::Page => Some(&mut self.issued_by_page),
-            Match::Content => Some(&mut self.issued_by_content),
-        }
+impl AddAssign for StageCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.issued += other.issued;
+        self.used += other.used;
+        self.wasted += other.wasted;
+        self.late += other.late;
     }
+}
+
+/// What is known of one origin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OriginCounts {
+    pub counts: StageCounts,
+    /// Probability that a page staged for this will be used.
+    pub confidence: f64,
+    pub window: u32,
 }
 
 /// How the stages of one origin ended, the later ones at more weight.
 #[derive(Clone, Copy, Debug)]
 struct Record {
+    counts: StageCounts,
     used: u32,
     ended: u32,
     /// Of those since the window was judged last.
@@ -120,6 +128,7 @@ impl Record {
     fn of(origin: Origin) -> Self {
         let (window, window_most) = origin.window_bounds();
         Self {
+            counts: StageCounts::default(),
             used: 0,
             ended: 0,
             used_lately: 0,
@@ -165,13 +174,31 @@ pub struct Stages {
     open: HashMap<PageIndex, Stage>,
     /// In order of request. A page may stand here after its stage has ended.
     order: VecDeque<(Monotonic, PageIndex)>,
-    counts: StageCounts,
     records: BTreeMap<Origin, Record>,
+    /// Counts of machines that have gone, by the kind of match.
+    gone: BTreeMap<Option<Match>, StageCounts>,
 }
 
 impl Stages {
+    /// Of all origins.
     pub fn counts(&self) -> StageCounts {
-        self.counts
+        sum(self.records.values().map(|record| record.counts).chain(self.gone.values().copied()))
+    }
+
+    /// Of the machine's own past, or of what was foretold by others by this kind of match.
+    pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
+        let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
+        sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))
+    }
+
+    /// What is known of each origin that was ever staged for.
+    pub fn origins(&self) -> impl Iterator<Item = (Origin, OriginCounts)> + '_ {
+        self.records.iter().filter(|(_, record)| record.counts != StageCounts::default()).map(
+            |(origin, record)| {
+                let Record { counts, window, .. } = *record;
+                (*origin, OriginCounts { counts, confidence: record.confidence(), window })
+            },
+        )
     }
 
     /// How many pages may be staged, and not yet known to be right, for this.
@@ -218,11 +245,10 @@ impl Stages {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
         self.failed(page);
         self.open.insert(page, Stage { requested: now, done: None, origin });
-        self.counts.issued += 1;
-        self.counts.issued_by(origin).into_iter().for_each(|count| *count += 1);
         let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
         record.waiting = record.waiting.saturating_sub(1);
         record.open += 1;
+        record.counts.issued += 1;
         self.order.push_back((now, page));
     }
 
@@ -236,8 +262,7 @@ impl Stages {
     /// The stage of `page` came to nothing; it counts neither way.
     pub fn failed(&mut self, page: PageIndex) {
         if let Some(stage) = self.open.remove(&page) {
-            self.counts.issued -= 1;
-            self.counts.issued_by(stage.origin).into_iter().for_each(|count| *count -= 1);
+            self.tally(stage.origin).issued -= 1;
             self.close(stage.origin);
         }
     }
@@ -245,10 +270,10 @@ impl Stages {
     /// `page` was touched at `time`. Returns whether a stage ended by it.
     pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> bool {
         let Some(stage) = self.open.remove(&page) else { return false };
-        self.counts.used += 1;
-        if stage.done.is_none_or(|done| time < done) {
-            self.counts.late += 1;
-        }
+        let late = stage.done.is_none_or(|done| time < done);
+        let counts = self.tally(stage.origin);
+        counts.used += 1;
+        counts.late += u64::from(late);
         self.end(stage.origin, true);
         true
     }
@@ -266,7 +291,7 @@ impl Stages {
                 continue;
             };
             self.open.remove(&page);
-            self.counts.wasted += 1;
+            self.tally(stage.origin).wasted += 1;
             self.end(stage.origin, false);
             wasted.push(page);
         }
@@ -275,7 +300,16 @@ impl Stages {
 
     /// Forgets what is known about another machine, which has gone.
     pub fn forget(&mut self, vm: VmId) {
-        self.records.retain(|origin, _| origin.leader() != Some(vm));
+        for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
+            *self.gone.entry(origin.by()).or_default() += record.counts;
+        }
+    }
+
+    fn tally(&mut self, origin: Origin) -> &mut StageCounts {
+        match self.records.get_mut(&origin) {
+            Some(record) => &mut record.counts,
+            None => self.gone.entry(origin.by()).or_default(),
+        }
     }
 
     fn end(&mut self, origin: Origin, used: bool) {
@@ -290,6 +324,13 @@ impl Stages {
         record.open = record.open.saturating_sub(1);
         Some(record)
     }
+}
+
+fn sum(counts: impl Iterator<Item = StageCounts>) -> StageCounts {
+    counts.fold(StageCounts::default(), |mut sum, counts| {
+        sum += counts;
+        sum
+    })
 }
 
 #[cfg(test)]
@@ -428,11 +469,15 @@ mod tests {
             stages.touched(page, at(2));
         }
         stages.expire(at(100), Duration::from_secs(1));
-        let StageCounts { issued_by_page, issued_by_content, used, wasted, .. } = stages.counts();
+        let StageCounts { used, wasted, .. } = stages.counts();
+        let issued_by = |stages: &Stages, by| stages.counts_by(Some(by)).issued;
+        let (issued_by_page, issued_by_content) =
+            (issued_by(&stages, Match::Page), issued_by(&stages, Match::Content));
         assert_eq!((issued_by_page, issued_by_content, used, wasted), (100, 100, 100, 100));
         assert!(stages.worth_it(good, 0.5) && stages.worth_it(OwnPast, 0.5));
         assert!(!stages.worth_it(bad, 0.5));
         stages.forget(VmId(2));
         assert!(stages.worth_it(bad, 0.5), "another machine of that number is another one");
+        assert_eq!(stages.counts_by(Some(Match::Content)).issued, 100, "what it did still counts");
     }
 }

@@ -165,7 +165,7 @@ impl Default for ClassStatus {
 }
 
 /// Outcome of what was staged for a VM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefetchCounts {
     pub issued_pages: u64,
@@ -177,6 +177,53 @@ pub struct PrefetchCounts {
     pub late_pages: u64,
     /// Issued pages by what foretold them.
     pub from: PrefetchOrigins,
+    /// What was staged for each reason, and how sure the agent is of it now.
+    pub origins: Vec<PrefetchOrigin>,
+}
+
+/// One reason to stage pages of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PrefetchOrigin {
+    /// The VM whose accesses foretell; its own id where that is its own past.
+    pub leader: String,
+    pub way: PrefetchWay,
+    /// How pages of the two correspond.
+    #[serde(rename = "match")]
+    pub by: PrefetchMatch,
+    pub issued_pages: u64,
+    pub used_pages: u64,
+    pub wasted_pages: u64,
+    pub late_pages: u64,
+    /// Probability, 0 to 1, that a page that is staged now will be used.
+    pub confidence: f64,
+    /// Most pages that may be staged and not yet used.
+    pub window_pages: u32,
+}
+
+/// What about the leader foretells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefetchWay {
+    /// It touched the page just now.
+    Touched,
+    /// It touched it next, after the page that this VM touches now.
+    #[default]
+    Followed,
+}
+
+/// How pages of two VMs correspond.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefetchMatch {
+    /// It is the same VM.
+    #[default]
+    #[serde(rename = "self")]
+    Own,
+    /// The same guest frame number.
+    Gfn,
+    /// The same content.
+    Tag,
 }
 
 /// Issued pages by kind of match.
@@ -276,11 +323,25 @@ mod tests {
             vms: vec![VmStatus {
                 tier_bytes: [("dram".to_owned(), 4096)].into(),
                 stall_ns_total: Some(0),
+                prefetch: PrefetchCounts {
+                    origins: vec![PrefetchOrigin {
+                        leader: "a".to_owned(),
+                        confidence: 0.5,
+                        window_pages: 32,
+                        ..PrefetchOrigin::default()
+                    }],
+                    ..PrefetchCounts::default()
+                },
                 ..VmStatus::default()
             }],
             sources: vec![SourceStatus { state: SourceState::Active, ..SourceStatus::default() }],
             ..Status::default()
         };
+        let prefetch = serde_json::json!({
+            "issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
+            "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
+            "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
+                "used_pages": 0, "wasted_pages": 0, "late_pages": 0, "confidence": 0.5, "window_pages": 32}]});
         let vm = serde_json::json!({
             "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
             "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
@@ -290,8 +351,7 @@ mod tests {
             "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
             "faults_total": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
             "promoted_bytes_total": 0, "ping_pong_pages": 0,
-            "prefetch": {"issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-                "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0}}});
+            "prefetch": prefetch});
         let expected = serde_json::json!({
             "version": "0.1.0", "uptime_s": 12.5, "dry_run": false,
             "swap_cached_bytes": 0,
