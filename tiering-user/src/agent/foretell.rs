@@ -3,7 +3,7 @@
 //! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be staged.
 //! *Pull*: what corresponds to the touched page stands on a tape, its own earlier one or another machine's, so what comes
 //! next there is to be staged, a window ahead. Pages of two machines correspond if they have the same content, else if they have the
-//! same guest-physical address.
+//! same guest-physical address; whether it is known that their contents differ makes two kinds of the latter.
 
 use super::state::State;
 use crate::predict::{Match, Origin, Position, Tag};
@@ -19,6 +19,14 @@ struct Touched {
     tag: Option<Tag>,
     /// Where it stood on its machine's tape.
     before: Option<Position>,
+}
+
+/// How two pages of the same address correspond.
+fn by_address(here: Option<Tag>, there: Option<Tag>) -> Match {
+    match (here, there) {
+        (Some(here), Some(there)) if here != there => Match::Address,
+        _ => Match::Page,
+    }
 }
 
 impl State {
@@ -43,7 +51,9 @@ impl State {
             copies.map(|(neighbour, copy)| (neighbour, copy, Match::Content)).collect();
         for neighbour in tenant.members.iter().filter(|member| **member != vm) {
             let same = self.machines.get(neighbour).and_then(|there| leader.same_page_in(there, page));
-            foretold.extend(same.map(|page| (*neighbour, page, Match::Page)));
+            foretold.extend(
+                same.map(|page| (*neighbour, page, by_address(tag, tenant.tags.of(*neighbour, page)))),
+            );
         }
         for (neighbour, page, by) in foretold {
             if let Some(machine) = self.machines.get_mut(&neighbour) {
@@ -72,17 +82,15 @@ impl State {
                 || machine.same_page_in(there, touched.page).and_then(|page| there.tape.find(page));
             let Some(place) = same_content.or_else(same_page) else { continue };
             let window = |by| machine.stages.window(Origin::Followed(*leader, by));
-            let window = window(Match::Content).max(window(Match::Page));
+            let window = window(Match::Content).max(window(Match::Page)).max(window(Match::Address));
             for (page, tag) in there.tape.part(ahead.advance(*leader, &there.tape, place, window)) {
                 let copy = tag.and_then(|tag| tenant?.tags.copy_in(tag, vm));
-                let copy = copy.map(|page| (page, Match::Content));
-                let (page, by) = match copy
-                    .or_else(|| there.same_page_in(machine, page).map(|page| (page, Match::Page)))
-                {
-                    Some(found) => found,
-                    None => continue,
-                };
-                foretold.push((page, Origin::Followed(*leader, by)));
+                let same_content = copy.map(|page| (page, Match::Content));
+                let found = same_content.or_else(|| {
+                    let page = there.same_page_in(machine, page)?;
+                    Some((page, by_address(tag, tenant?.tags.of(vm, page))))
+                });
+                foretold.extend(found.map(|(page, by)| (page, Origin::Followed(*leader, by))));
             }
         }
         let Some(machine) = self.machines.get_mut(&vm) else { return };

@@ -400,7 +400,7 @@ impl Machine {
 fn reason(origin: Origin) -> Reason {
     match origin {
         Origin::OwnPast => Reason::FollowedLastTime,
-        Origin::Touched(_, Match::Page) => Reason::TouchedElsewhere,
+        Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
         Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
         Origin::Followed(..) => Reason::FollowedElsewhere,
     }

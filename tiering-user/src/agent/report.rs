@@ -110,6 +110,7 @@ impl State {
                 by: match by {
                     None => PrefetchMatch::Own,
                     Some(Match::Page) => PrefetchMatch::Gfn,
+                    Some(Match::Address) => PrefetchMatch::GfnOnly,
                     Some(Match::Content) => PrefetchMatch::Tag,
                 },
                 issued_pages: known.counts.issued,
@@ -166,7 +167,10 @@ impl State {
                 late_pages: stages.late,
                 from: PrefetchOrigins {
                     own: machine.stages.counts_by(None).issued,
-                    gfn: machine.stages.counts_by(Some(Match::Page)).issued,
+                    gfn: [Match::Page, Match::Address]
+                        .map(|by| machine.stages.counts_by(Some(by)).issued)
+                        .into_iter()
+                        .sum(),
                     tag: machine.stages.counts_by(Some(Match::Content)).issued,
                     ..PrefetchOrigins::default()
                 },

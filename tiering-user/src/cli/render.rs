@@ -203,6 +203,7 @@ fn match_name(by: PrefetchMatch) -> &'static str {
     match by {
         PrefetchMatch::Own => "the same machine",
         PrefetchMatch::Gfn => "same address",
+        PrefetchMatch::GfnOnly => "same address, other content",
         PrefetchMatch::Tag => "same content",
     }
 }

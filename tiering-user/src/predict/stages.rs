@@ -40,10 +40,12 @@ pub enum Origin {
 /// How pages of two machines correspond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Match {
-    /// They have the same guest-physical address.
-    Page,
     /// They have, or had when they were last in swap, the same content.
     Content,
+    /// They have the same guest-physical address; of the content of one nothing is known.
+    Page,
+    /// They have the same guest-physical address, and different contents.
+    Address,
 }
 
 impl Origin {
@@ -62,13 +64,13 @@ impl Origin {
         }
     }
 
-    /// Pages, at first and at most. What follows on a tape is staged as far ahead as the window says, so it should not be
-    /// further than a machine gets while it is read. What another one touches may be touched here seconds later.
+    /// Pages, at first and at most. What has the same content is likely to be used for the same; all else has to prove itself.
+    /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
+    /// touches may be touched here seconds later.
     fn window_bounds(self) -> (u32, u32) {
-        match self {
-            Self::OwnPast | Self::Followed(..) => (32, 1024),
-            Self::Touched(..) => (512, 16_384),
-        }
+        let first = if self.by() == Some(Match::Content) { 512 } else { 32 };
+        let most = if matches!(self, Self::Touched(..)) { 16_384 } else { 4096 };
+        (first, most)
     }
 }
 
@@ -412,7 +414,7 @@ mod tests {
 
     #[test]
     fn no_more_is_open_than_the_window_allows() {
-        let origin = Touched(VmId(1), Match::Page);
+        let origin = Touched(VmId(1), Match::Content);
         let mut stages = Stages::default();
         let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.worth_it(origin, 0.5)).count();
         assert_eq!(ask(&mut stages), 512);
@@ -429,7 +431,7 @@ mod tests {
 
     #[test]
     fn what_foretells_nothing_is_given_up_after_one_window() {
-        let origin = Followed(VmId(1), Match::Content);
+        let origin = Followed(VmId(1), Match::Address);
         let mut stages = Stages::default();
         // A thousand chances a second, of which nothing is ever touched.
         let mut issued = vec![0];

@@ -79,6 +79,11 @@ impl Tags {
         }
     }
 
+    /// The content of a page in swap.
+    pub fn of(&self, vm: VmId, page: PageIndex) -> Option<Tag> {
+        self.tags.get(&(vm, page)).copied()
+    }
+
     /// A page of this machine with this content.
     pub fn copy_in(&self, tag: Tag, vm: VmId) -> Option<PageIndex> {
         self.pages.get(&tag)?.iter().find(|(owner, _)| *owner == vm).map(|(_, page)| *page)
@@ -120,6 +125,7 @@ mod tests {
         tags.insert(OTHER, 9, Tag(7));
         tags.insert(OTHER, 10, Tag(8));
         assert_eq!(copies(&tags, 7), [(OTHER, 9)]);
+        assert_eq!((tags.of(OTHER, 10), tags.of(OTHER, 3)), (Some(Tag(8)), None));
         assert_eq!((tags.copy_in(Tag(7), OTHER), tags.copy_in(Tag(8), ONE)), (Some(9), None));
         assert_eq!(tags.remove(OTHER, 9), Some(Tag(7)));
         assert_eq!(tags.remove(OTHER, 9), None);

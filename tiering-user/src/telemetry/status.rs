@@ -220,8 +220,10 @@ pub enum PrefetchMatch {
     #[default]
     #[serde(rename = "self")]
     Own,
-    /// The same guest frame number.
+    /// The same guest frame number; of the content of one nothing is known.
     Gfn,
+    /// The same guest frame number, and different contents.
+    GfnOnly,
     /// The same content.
     Tag,
 }
