@@ -26,7 +26,7 @@ impl Tenants {
     /// A machine joins its tenant. Returns the key for its tags.
     pub(super) fn join(&mut self, name: &str, vm: VmId) -> Arc<TagKey> {
         let tenant = self.0.entry(name.to_owned()).or_insert_with(|| Tenant {
-            key: Arc::new(TagKey::new(RandomState::new())),
+            key: Arc::new(TagKey::new(&RandomState::new())),
             tags: Tags::default(),
             members: Vec::new(),
         });
