@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tiering_tests::agent::Agent;
 use tiering_tests::observe::meminfo;
 use tiering_tests::pattern::{Access, Pattern};
@@ -68,6 +68,7 @@ fn skew(results: &mut Results) -> Result<()> {
     let config = host.config("10s").replace("[policy]\n", "[policy]\nfree_swap_cache = true\n");
     // They have nothing in common: each is its own tenant, as is the default; so is the limit of refaults.
     let config = config.replace("tenant = \"test\"\n", "").replace("refault_limit = \"100%\"\n", "");
+    ensure!(!config.contains("tenant") && !config.contains("refault_limit"), "the configuration has changed");
     let agent = Agent::start(&config, &[])?;
     for member in &members {
         known_vm(&agent, member.guest.name())?;

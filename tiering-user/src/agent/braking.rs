@@ -129,10 +129,10 @@ impl MachineBrakes {
         self.refused_swap.is_some_and(|until| now < until)
     }
 
-    /// A second has passed, in which the machine had so many pages in the first tier, of which it may wait for
+    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for
     /// `refault_limit` percent a minute once they are demoted; without `room_to_spare` it may have to wait for more.
-    fn count_refaults(&mut self, in_first_tier: u64, refault_limit: f64, room_to_spare: bool) {
-        self.refaults.second(std::mem::take(&mut self.returned), in_first_tier, refault_limit);
+    fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, room_to_spare: bool) {
+        self.refaults.second(std::mem::take(&mut self.returned), in_memory, refault_limit);
         self.too_many = self.refaults.too_many().filter(|_| room_to_spare);
     }
 
@@ -227,10 +227,11 @@ impl State {
         let refault_limit = self.config.policy.refault_limit.0;
         let spent = self.spent_budget(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        // Where somebody else needs the room, the kernel would take it otherwise.
-        let room_to_spare = machine.excess_pages == 0;
-        let in_first_tier = machine.pages.counts().get(Place::In(TierId(0)));
-        machine.braking.count_refaults(in_first_tier, refault_limit, room_to_spare);
+        // Where the room is needed, on the host or in its group, the kernel would take it otherwise.
+        let room_to_spare = machine.excess_pages == 0 && machine.braking.may_stage();
+        let counts = machine.pages.counts();
+        let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
+        machine.braking.count_refaults(in_memory, refault_limit, room_to_spare);
         machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);

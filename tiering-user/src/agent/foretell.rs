@@ -7,96 +7,124 @@
 
 use super::state::State;
 use crate::predict::{Match, Origin, Position, Tag};
+use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
 /// A page that was in swap until this touch, or had been staged.
-#[derive(Clone, Copy)]
-struct Touched {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Touched {
     vm: VmId,
     page: PageIndex,
     /// What it held, where that is known.
     tag: Option<Tag>,
+    time: Monotonic,
     /// Where it stood on its machine's tape.
     before: Option<Position>,
 }
 
-/// How two pages of the same address correspond.
-fn by_address(here: Option<Tag>, there: Option<Tag>) -> Match {
-    match (here, there) {
-        (Some(here), Some(there)) if here != there => Match::Address,
-        _ => Match::Page,
-    }
-}
-
 impl State {
-    /// `vm` touched `page`, which had been in swap or was staged. Without a `threshold` that is only noted.
-    pub(super) fn foretell(&mut self, vm: VmId, page: PageIndex, threshold: Option<f64>) {
-        let Some(machine) = self.machines.get_mut(&vm) else { return };
+    /// `vm` touched `page` at `time`; it had been in swap or was staged.
+    pub(super) fn note_touch(&mut self, vm: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
+        let machine = self.machines.get_mut(&vm)?;
         let tenant = self.tenants.of_mut(machine);
         let tag = tenant.and_then(|tenant| tenant.tags.remove(vm, page));
         let before = machine.tape.record(page, tag);
-        let Some(threshold) = threshold else { return };
-        let touched = Touched { vm, page, tag, before };
-        self.push(touched, threshold);
-        self.pull(touched, threshold);
+        Some(Touched { vm, page, tag, time, before })
+    }
+
+    /// Stages what these touches foretell. All of them are noted by then: what was touched since need not be staged.
+    pub(super) fn foretell(&mut self, touched: &[Touched], threshold: f64) {
+        for touched in touched {
+            self.push(*touched, threshold);
+            self.pull(*touched, threshold);
+        }
     }
 
     fn push(&mut self, touched: Touched, threshold: f64) {
-        let Touched { vm, page, tag, .. } = touched;
+        let Touched { vm, page, tag, time, .. } = touched;
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
-        let copies = tag.into_iter().flat_map(|tag| tenant.tags.copies(tag, vm));
-        let mut foretold: Vec<_> =
-            copies.map(|(neighbour, copy)| (neighbour, copy, Match::Content)).collect();
+        let mut foretold = Vec::new();
         for neighbour in tenant.members.iter().filter(|member| **member != vm) {
-            let same = self.machines.get(neighbour).and_then(|there| leader.same_page_in(there, page));
-            foretold.extend(
-                same.map(|page| (*neighbour, page, by_address(tag, tenant.tags.of(*neighbour, page)))),
-            );
+            let Some(there) = self.machines.get(neighbour) else { continue };
+            let same_page = leader.same_page_in(there, page);
+            let corresponding = tenant.corresponding(tag, *neighbour, same_page);
+            foretold.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
         }
-        for (neighbour, page, by) in foretold {
-            if let Some(machine) = self.machines.get_mut(&neighbour) {
-                machine.foretold(page, Origin::Touched(vm, by), threshold);
+        for (neighbour, page, origin) in foretold {
+            if let Some(machine) = self.machines.get_mut(&neighbour)
+                && machine.never_to_swap().is_none()
+                && machine.stages.worth_it(origin, threshold, time)
+            {
+                machine.foretold(page, origin);
             }
         }
     }
 
     fn pull(&mut self, touched: Touched, threshold: f64) {
-        let vm = touched.vm;
-        let Some(machine) = self.machines.get_mut(&vm) else { return };
-        let mut ahead = std::mem::take(&mut machine.ahead);
-        let Some(machine) = self.machines.get(&vm) else { return };
-        let tenant = self.tenants.of(machine);
-        let mut foretold = Vec::new();
-        if let Some(place) = touched.before {
-            let window = machine.stages.window(Origin::OwnPast);
-            let part = ahead.advance(vm, &machine.tape, place, window);
-            foretold.extend(machine.tape.part(part).map(|(page, _)| (page, Origin::OwnPast)));
+        let Some(machine) = self.machines.get(&touched.vm) else { return };
+        if machine.never_to_swap().is_some() {
+            return;
         }
-        let members = tenant.into_iter().flat_map(|tenant| &tenant.members);
-        for leader in members.filter(|member| **member != vm) {
+        if let Some(place) = touched.before {
+            self.follow(touched, (touched.vm, place), Origin::OwnPast, threshold);
+        }
+        let Some(machine) = self.machines.get(&touched.vm) else { return };
+        let Some(tenant) = self.tenants.of(machine) else { return };
+        let mut places = Vec::new();
+        for leader in tenant.members.iter().filter(|member| **member != touched.vm) {
             let Some(there) = self.machines.get(leader) else { continue };
             let same_content = touched.tag.and_then(|tag| there.tape.find_tag(tag));
             let same_page =
                 || machine.same_page_in(there, touched.page).and_then(|page| there.tape.find(page));
-            let Some(place) = same_content.or_else(same_page) else { continue };
-            let window = |by| machine.stages.window(Origin::Followed(*leader, by));
-            let window = window(Match::Content).max(window(Match::Page)).max(window(Match::Address));
-            for (page, tag) in there.tape.part(ahead.advance(*leader, &there.tape, place, window)) {
-                let copy = tag.and_then(|tag| tenant?.tags.copy_in(tag, vm));
-                let same_content = copy.map(|page| (page, Match::Content));
-                let found = same_content.or_else(|| {
-                    let page = there.same_page_in(machine, page)?;
-                    Some((page, by_address(tag, tenant?.tags.of(vm, page))))
-                });
-                foretold.extend(found.map(|(page, by)| (page, Origin::Followed(*leader, by))));
+            places.extend(same_content.or_else(same_page).map(|place| (*leader, place)));
+        }
+        for place in places {
+            for by in [Match::Content, Match::Page, Match::Address] {
+                self.follow(touched, place, Origin::Followed(place.0, by), threshold);
             }
         }
+    }
+
+    /// What was touched is at this place on the tape of `leader`: stages of what comes next there as much as the window
+    /// of `origin` says.
+    fn follow(
+        &mut self,
+        touched: Touched,
+        (leader, place): (VmId, Position),
+        origin: Origin,
+        threshold: f64,
+    ) {
+        let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
-        machine.ahead = ahead;
-        for (page, origin) in foretold {
-            machine.foretold(page, origin, threshold);
+        if !machine.stages.worth_it(origin, threshold, touched.time) {
+            return;
         }
+        let window = machine.stages.window(origin);
+        let (Some(machine), Some(there)) = (self.machines.get(&vm), self.machines.get(&leader)) else {
+            return;
+        };
+        let tenant = self.tenants.of(machine);
+        let part = machine.ahead.part(origin, &there.tape, place, window);
+        let end = part.end;
+        let corresponding = |page, tag| {
+            if leader == vm {
+                return Some((page, origin));
+            }
+            let (page, by) = tenant?.corresponding(tag, vm, there.same_page_in(machine, page))?;
+            Some((page, Origin::Followed(leader, by)))
+        };
+        let next: Vec<_> = there
+            .tape
+            .part(part)
+            .filter_map(|(at, page, tag)| Some((at, corresponding(page, tag)?)))
+            .filter(|(_, (_, of))| *of == origin)
+            .map(|(at, (page, _))| (at, page))
+            .collect();
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        // What finds no room is offered again.
+        let refused = next.into_iter().find(|(_, page)| !machine.foretold(*page, origin));
+        machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 }

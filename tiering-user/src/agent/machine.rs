@@ -81,6 +81,8 @@ pub(super) struct Machine {
     /// Wait for the stager, which is at a stage of this machine.
     pub to_stage: BTreeMap<PageIndex, Origin>,
     pub staging: bool,
+    /// The reason of the last stage.
+    staged_for: Option<Reason>,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -134,6 +136,7 @@ impl Machine {
             moved_at: Monotonic::default(),
             to_stage: BTreeMap::new(),
             staging: false,
+            staged_for: None,
             refused_now: None,
             braking: MachineBrakes::default(),
             sweep_running: false,
@@ -188,7 +191,7 @@ impl Machine {
         if touch.was_lower {
             self.came_up.note(touch.before.place());
         }
-        let was_staged = self.stages.touched(page, access.time);
+        let staged_in_time = self.stages.touched(page, access.time);
         // Where nobody waits, the first access since a page came there says that it came back into use.
         let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
         if touch.was_lower || in_use_again {
@@ -198,21 +201,30 @@ impl Machine {
             self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
                 self.braking.left_behind.take(1);
-                self.braking.returned += u64::from(!was_staged);
+                self.braking.returned += u64::from(staged_in_time != Some(true));
             }
         }
-        (touch.was_lower || was_staged).then_some(page)
+        (touch.was_lower || staged_in_time.is_some()).then_some(page)
     }
 
-    /// `origin` says that this page will be touched: it is to be staged, if the confidence in that reaches `threshold`.
-    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, threshold: f64) {
-        if self.can_be_staged(page)
-            && !self.to_stage.contains_key(&page)
-            && self.never_to_swap().is_none()
-            && self.stages.worth_it(origin, threshold)
-        {
+    /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
+    /// be and the window has no room.
+    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin) -> bool {
+        if !self.can_be_staged(page) || self.to_stage.contains_key(&page) {
+            return true;
+        }
+        let room = self.stages.reserve(origin);
+        if room {
             self.to_stage.insert(page, origin);
         }
+        room
+    }
+
+    /// Forgets what another machine, which has gone, foretells.
+    pub(super) fn forget_leader(&mut self, leader: VmId) {
+        self.to_stage.retain(|_, origin| origin.leader() != Some(leader));
+        self.stages.forget(leader);
+        self.ahead.forget(leader);
     }
 
     fn can_be_staged(&self, page: PageIndex) -> bool {
@@ -241,8 +253,11 @@ impl Machine {
             return None;
         }
         let mut pages = Vec::new();
-        // A step has one reason: those of another wait for the next.
-        let reason = self.to_stage.first_key_value().map(|(_, origin)| reason(*origin))?;
+        // A step has one reason: those of another wait for the next, by turns.
+        let reasons = || self.to_stage.values().map(|origin| reason(*origin));
+        let later = reasons().filter(|reason| Some(*reason) > self.staged_for).min();
+        let reason = later.or_else(|| reasons().min())?;
+        self.staged_for = Some(reason);
         for (page, origin) in self.to_stage.extract_if(.., |_, origin| self::reason(*origin) == reason) {
             // It may have been touched while it waited.
             if self.pages.in_swap(self.pages.get(page).place()) {

@@ -128,16 +128,18 @@ impl State {
             self.prove_layouts(faults);
         }
         let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
+        let mut touched = Vec::new();
         for access in batch.drain(..).map(Access::from) {
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
             let rules = machine.rules(self.config.policy.demote_after.0);
             if access.kvm && !machine.layout.trusts(access.hva) {
                 continue;
             }
-            let threshold = staging.then_some(self.config.prefetch.threshold);
-            if let Some(page) = machine.on_access(&access, &rules, self.clock.seconds_at(access.time)) {
-                self.foretell(access.vm, page, threshold);
-            }
+            let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time));
+            touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
+        }
+        if staging {
+            self.foretell(&touched, self.config.prefetch.threshold);
         }
         self.batch = batch;
         for machine in self.machines.values_mut() {
@@ -252,8 +254,7 @@ impl State {
                 self.tenants.leave(tenant, id);
             }
             for other in self.machines.values_mut() {
-                other.stages.forget(id);
-                other.ahead.forget(id);
+                other.forget_leader(id);
             }
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::machine::Machine;
 use crate::actuate::Outcome;
-use crate::predict::{TagKey, Tags};
+use crate::predict::{Match, Tag, TagKey, Tags};
+use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
 /// The machines of one tenant.
@@ -16,6 +17,28 @@ pub(super) struct Tenant {
     key: Arc<TagKey>,
     pub tags: Tags,
     pub members: Vec<VmId>,
+}
+
+impl Tenant {
+    /// The page of the member `there` that corresponds to one of another member with this content, whose address is that of
+    /// `same_page` there; and how. The copy at the same address is the better one.
+    pub(super) fn corresponding(
+        &self,
+        tag: Option<Tag>,
+        there: VmId,
+        same_page: Option<PageIndex>,
+    ) -> Option<(PageIndex, Match)> {
+        let tag_there = same_page.and_then(|page| self.tags.of(there, page));
+        let same_page = |by| same_page.map(|page| (page, by));
+        match (tag, tag_there) {
+            (Some(here), Some(there)) if here == there => same_page(Match::Content),
+            (Some(here), other) => {
+                let copy = self.tags.copy_in(here, there).map(|page| (page, Match::Content));
+                copy.or_else(|| same_page(if other.is_some() { Match::Address } else { Match::Page }))
+            }
+            (None, _) => same_page(Match::Page),
+        }
+    }
 }
 
 /// The tenants that the configuration names. A machine without one is its own tenant, and is not here.
@@ -63,5 +86,41 @@ impl Tenants {
 
     pub(super) fn of_mut(&mut self, machine: &Machine) -> Option<&mut Tenant> {
         self.0.get_mut(machine.settings.tenant.as_deref()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_comes_before_the_address_and_the_copy_there_first() {
+        let (here, there) = (VmId(1), VmId(2));
+        let mut tenants = Tenants::default();
+        tenants.join("a", here);
+        tenants.join("a", there);
+        let tenant = tenants.0.get_mut("a").unwrap();
+        for (page, tag) in [(3, 7), (9, 7), (4, 8)] {
+            tenant.tags.insert(there, page, Tag(tag));
+        }
+        let found = |tag: Option<u64>, same| tenant.corresponding(tag.map(Tag), there, same);
+        assert_eq!(found(Some(7), Some(9)), Some((9, Match::Content)), "the same address, of two copies");
+        assert_eq!(found(Some(7), Some(4)), Some((3, Match::Content)), "another address");
+        assert_eq!(found(Some(7), None), Some((3, Match::Content)));
+        assert_eq!(found(Some(1), Some(4)), Some((4, Match::Address)), "other content");
+        assert_eq!(found(Some(1), Some(5)), Some((5, Match::Page)), "nothing known of it there");
+        assert_eq!(found(None, Some(4)), Some((4, Match::Page)), "nor here");
+        assert_eq!(found(None, None), None);
+    }
+
+    #[test]
+    fn tenants_share_neither_key_nor_tags() {
+        let mut tenants = Tenants::default();
+        let (one, other) = (tenants.join("a", VmId(1)), tenants.join("b", VmId(2)));
+        let content = [7; 4096];
+        assert_ne!(one.tag(&content), other.tag(&content));
+        tenants.0.get_mut("a").unwrap().tags.insert(VmId(1), 3, Tag(7));
+        assert_eq!(tenants.0["b"].corresponding(Some(Tag(7)), VmId(1), None), None);
+        assert_eq!(tenants.0["b"].members, [VmId(2)]);
     }
 }

@@ -72,7 +72,7 @@ pub enum Action {
 }
 
 /// Why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// Not accessed for at least this long.
     Idle(Duration),

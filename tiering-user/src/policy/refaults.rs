@@ -1,14 +1,14 @@
 //! How many demoted pages a machine may have to wait for.
 //!
-//! In, once a second: the pages it waited for, and how much it has in the first tier. Out: whether that is too many. Each such
+//! In, once a second: the pages it waited for, and how much it has in memory. Out: whether that is too many. Each such
 //! page is a debt, which is forgiven at the rate the operator allows; while the debt is too large nothing more goes down. So in
 //! the long run no more come back than that, whatever the reason for a wrong guess was. The measure, pages a minute as a share of
 //! the working set, and its 0.2 % are those of Lagar-Cavilla et al., "Software-Defined Far Memory in Warehouse-Scale
 //! Computers" (ASPLOS 2019).
 //!
 //! # Limits
-//! What the machine has in the first tier stands for its working set: too large until all that is idle has gone. What is down
-//! already comes back also while nothing more goes: only that is bounded which follows.
+//! What the machine has in memory stands for its working set: too large until all that is idle has gone. What is down
+//! already comes back also while nothing more goes: only that is bounded which follows. Who sent a page down is not told apart.
 
 /// A debt of this many pages is nothing yet, however little memory the machine has: every demotion starts by trial.
 const ALWAYS_ALLOWED: f64 = 256.0;
@@ -32,16 +32,18 @@ pub struct TooMany {
 }
 
 impl Refaults {
-    /// A second has passed, in which the machine waited for `returned` pages; it has `in_first_tier` there, of which it may
-    /// wait for `limit_percent` a minute. From 100 % on there is no limit.
-    pub fn second(&mut self, returned: u64, in_first_tier: u64, limit_percent: f64) {
+    /// A second has passed, in which the machine waited for `returned` pages; it has `in_memory` in memory tiers, of which
+    /// it may wait for `limit_percent` a minute. From 100 % on there is no limit.
+    pub fn second(&mut self, returned: u64, in_memory: u64, limit_percent: f64) {
         if limit_percent >= 100.0 {
             *self = Self::default();
             return;
         }
-        self.pages_a_minute = in_first_tier as f64 * limit_percent / 100.0;
+        // However little memory it has, it is tried again.
+        let least = if limit_percent > 0.0 { ALWAYS_ALLOWED / MOST_MINUTES } else { 0.0 };
+        self.pages_a_minute = (in_memory as f64 * limit_percent / 100.0).max(least);
         let allowed = ALWAYS_ALLOWED.max(self.pages_a_minute);
-        let most = allowed + 1.0 + MOST_MINUTES * self.pages_a_minute;
+        let most = (allowed / 2.0 + MOST_MINUTES * self.pages_a_minute).max(allowed + 1.0);
         let debt = self.debt_pages + returned as f64 - self.pages_a_minute / 60.0;
         self.debt_pages = debt.clamp(0.0, most);
         // Not for one page more or less.
@@ -90,10 +92,13 @@ mod tests {
 
     #[test]
     fn it_is_tried_again_whatever_came_back() {
-        let mut refaults = Refaults::default();
-        wait(&mut refaults, 100, 1_000_000);
-        wait(&mut refaults, 31 * 60, 0);
-        assert_eq!(refaults.too_many(), None);
+        for pages in [0, 1000, 300_000] {
+            let mut refaults = Refaults::default();
+            (0..100).for_each(|_| refaults.second(1_000_000, pages, 0.2));
+            assert!(refaults.too_many().is_some(), "{pages}");
+            (0..31 * 60).for_each(|_| refaults.second(0, pages, 0.2));
+            assert_eq!(refaults.too_many(), None, "{pages}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::track::VmId;
 
 /// Ends after which a record is judged: as many as its window has pages, within these bounds.
 const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
+/// After this time what was known of an origin weighs half: machines change what they do.
+const FADE: Duration = Duration::from_secs(10);
 /// A window is never smaller.
 const WINDOW_LEAST: u32 = 4;
 /// Below the threshold, one chance in this many is taken all the same.
@@ -50,7 +52,7 @@ pub enum Match {
 
 impl Origin {
     /// The other machine.
-    fn leader(self) -> Option<VmId> {
+    pub fn leader(self) -> Option<VmId> {
         match self {
             Self::OwnPast => None,
             Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
@@ -124,6 +126,8 @@ struct Record {
     open: u32,
     waiting: u32,
     refused: u32,
+    /// When it was weighed less for its age the last time.
+    faded: Monotonic,
 }
 
 impl Record {
@@ -140,6 +144,21 @@ impl Record {
             open: 0,
             waiting: 0,
             refused: 0,
+            faded: Monotonic::default(),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.open + self.waiting < self.window
+    }
+
+    /// Weighs what was known half as much for each [`FADE`] that has passed since.
+    fn fade(&mut self, now: Monotonic) {
+        let times = (now.since(self.faded).as_nanos() / FADE.as_nanos()).min(31);
+        if times > 0 {
+            self.faded = now;
+            self.used >>= times;
+            self.ended >>= times;
         }
     }
 
@@ -153,13 +172,11 @@ impl Record {
         self.used += u32::from(used);
         self.ended_lately += 1;
         self.used_lately += u32::from(used);
-        if self.ended >= 2 * EPISODE.end() {
-            self.used /= 2;
-            self.ended /= 2;
-        }
         if self.ended_lately < self.window.clamp(*EPISODE.start(), *EPISODE.end()) {
             return;
         }
+        self.used /= 2;
+        self.ended /= 2;
         let share = f64::from(self.used_lately) / f64::from(self.ended_lately);
         (self.used_lately, self.ended_lately) = (0, 0);
         if share >= 0.8 {
@@ -213,22 +230,28 @@ impl Stages {
         self.record(origin).confidence()
     }
 
-    /// Whether a page should be staged for this: while the window has room, always if the confidence reaches `threshold`,
-    /// else now and then. If so, it counts as waiting until it is [`requested`](Self::requested) or
-    /// [`withdrawn`](Self::withdrawn).
-    pub fn worth_it(&mut self, origin: Origin, threshold: f64) -> bool {
+    /// Whether a chance to stage for this should be taken: while the window has room, always if the confidence reaches
+    /// `threshold`, else now and then.
+    pub fn worth_it(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> bool {
         let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
-        if record.open + record.waiting >= record.window {
+        record.fade(now);
+        if !record.has_room() {
             return false;
         }
-        if record.confidence() < threshold {
-            record.refused = (record.refused + 1) % PROBE_EVERY;
-            if record.refused != 0 {
-                return false;
-            }
+        if record.confidence() >= threshold {
+            return true;
         }
-        record.waiting += 1;
-        true
+        record.refused = (record.refused + 1) % PROBE_EVERY;
+        record.refused == 0
+    }
+
+    /// Takes the room of one page in the window, if there is any, until it is [`requested`](Self::requested) or
+    /// [`withdrawn`](Self::withdrawn).
+    pub fn reserve(&mut self, origin: Origin) -> bool {
+        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        let room = record.has_room();
+        record.waiting += u32::from(room);
+        room
     }
 
     /// A page that was worth it need not be staged any more.
@@ -269,15 +292,15 @@ impl Stages {
         }
     }
 
-    /// `page` was touched at `time`. Returns whether a stage ended by it.
-    pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> bool {
-        let Some(stage) = self.open.remove(&page) else { return false };
+    /// `page` was touched at `time`. If a stage ended by it, returns whether it was done by then.
+    pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> Option<bool> {
+        let stage = self.open.remove(&page)?;
         let late = stage.done.is_none_or(|done| time < done);
         let counts = self.tally(stage.origin);
         counts.used += 1;
         counts.late += u64::from(late);
         self.end(stage.origin, true);
-        true
+        Some(!late)
     }
 
     /// Stages older than `deadline`, which end as wasted.
@@ -354,10 +377,10 @@ mod tests {
         }
         stages.done(1, at(2));
         stages.done(2, at(4));
-        assert!(stages.touched(1, at(3)));
-        assert!(stages.touched(2, at(3)));
-        assert!(stages.touched(3, at(3)), "not done at all yet");
-        assert!(!stages.touched(3, at(3)), "it ended already");
+        assert_eq!(stages.touched(1, at(3)), Some(true));
+        assert_eq!(stages.touched(2, at(3)), Some(false));
+        assert_eq!(stages.touched(3, at(3)), Some(false), "not done at all yet");
+        assert_eq!(stages.touched(3, at(3)), None, "it ended already");
         assert_eq!(stages.counts(), StageCounts { issued: 3, used: 3, late: 2, ..StageCounts::default() });
     }
 
@@ -381,7 +404,7 @@ mod tests {
         let mut stages = Stages::default();
         stages.requested(1, OwnPast, at(1));
         stages.failed(1);
-        assert!(!stages.touched(1, at(2)));
+        assert_eq!(stages.touched(1, at(2)), None);
         assert_eq!(stages.counts(), StageCounts::default());
     }
 
@@ -407,8 +430,8 @@ mod tests {
     #[test]
     fn below_the_threshold_one_in_a_hundred_is_tried() {
         let mut stages = Stages::default();
-        assert!(stages.worth_it(OwnPast, 0.5));
-        let tried = (0..1000).filter(|_| stages.worth_it(OwnPast, 0.99)).count();
+        assert!(stages.worth_it(OwnPast, 0.5, at(1)));
+        let tried = (0..1000).filter(|_| stages.worth_it(OwnPast, 0.99, at(1))).count();
         assert_eq!(tried, 10);
     }
 
@@ -416,7 +439,7 @@ mod tests {
     fn no_more_is_open_than_the_window_allows() {
         let origin = Touched(VmId(1), Match::Content);
         let mut stages = Stages::default();
-        let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.worth_it(origin, 0.5)).count();
+        let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.reserve(origin)).count();
         assert_eq!(ask(&mut stages), 512);
         stages.withdrawn(origin);
         assert_eq!(ask(&mut stages), 1);
@@ -425,7 +448,7 @@ mod tests {
         }
         assert_eq!(ask(&mut stages), 0);
         stages.failed(511);
-        (0..256).for_each(|page| assert!(stages.touched(page, at(2))));
+        (0..256).for_each(|page| assert!(stages.touched(page, at(2)).is_some()));
         assert_eq!(ask(&mut stages), 1024 - 255, "all were right: the window doubled");
     }
 
@@ -436,7 +459,9 @@ mod tests {
         // A thousand chances a second, of which nothing is ever touched.
         let mut issued = vec![0];
         for second in 0..60 {
-            let pages = (0..1000).filter(|_| stages.worth_it(origin, 0.5)).count();
+            let pages = (0..1000)
+                .filter(|_| stages.worth_it(origin, 0.5, at(second)) && stages.reserve(origin))
+                .count();
             let first = issued[issued.len() - 1];
             issued.push(first + u32::try_from(pages).unwrap());
             (first..first + u32::try_from(pages).unwrap())
@@ -444,7 +469,7 @@ mod tests {
             stages.expire(at(second), Duration::from_secs(10));
         }
         assert_eq!(issued[9], 32, "one window until the first deadline");
-        assert!(issued[60] - issued[50] <= 2 * WINDOW_LEAST, "in the end hardly anything: {issued:?}");
+        assert!(issued[60] - issued[40] <= 5 * WINDOW_LEAST, "later now and then a few: {issued:?}");
     }
 
     #[test]
@@ -476,10 +501,10 @@ mod tests {
         let (issued_by_page, issued_by_content) =
             (issued_by(&stages, Match::Page), issued_by(&stages, Match::Content));
         assert_eq!((issued_by_page, issued_by_content, used, wasted), (100, 100, 100, 100));
-        assert!(stages.worth_it(good, 0.5) && stages.worth_it(OwnPast, 0.5));
-        assert!(!stages.worth_it(bad, 0.5));
+        assert!(stages.worth_it(good, 0.5, at(1)) && stages.worth_it(OwnPast, 0.5, at(1)));
+        assert!(!stages.worth_it(bad, 0.5, at(1)));
         stages.forget(VmId(2));
-        assert!(stages.worth_it(bad, 0.5), "another machine of that number is another one");
+        assert!(stages.worth_it(bad, 0.5, at(1)), "another machine of that number is another one");
         assert_eq!(stages.counts_by(Some(Match::Content)).issued, 100, "what it did still counts");
     }
 }

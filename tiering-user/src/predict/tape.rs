@@ -101,13 +101,16 @@ impl Tape {
         Position(self.next)
     }
 
-    /// The pages in this part of the tape, as far as it is still, and already, there; with their contents.
-    pub fn part(&self, part: Range<Position>) -> impl Iterator<Item = (PageIndex, Option<Tag>)> + '_ {
+    /// The pages in this part of the tape, as far as it is still, and already, there; with their places and contents.
+    pub fn part(
+        &self,
+        part: Range<Position>,
+    ) -> impl Iterator<Item = (Position, PageIndex, Option<Tag>)> + '_ {
         let oldest = self.next.saturating_sub(self.capacity as u64);
         (part.start.0.max(oldest)..part.end.0.min(self.next)).map(|at| {
             let slot = self.slot(at);
             let tag = self.tags.get(slot).copied().filter(|tag| *tag != 0);
-            (self.ring[slot], tag.map(Tag))
+            (Position(at), self.ring[slot], tag.map(Tag))
         })
     }
 
@@ -158,7 +161,8 @@ mod tests {
         let place = tape.find_tag(Tag(0x70)).unwrap();
         assert_eq!(place, tape.find(7).unwrap());
         assert_eq!(tape.find_tag(Tag(0x74)), None, "another tag of the same low bits");
-        let all: Vec<_> = tape.part(tape.find(5).unwrap()..place.plus(9)).collect();
+        let all: Vec<_> =
+            tape.part(tape.find(5).unwrap()..place.plus(9)).map(|(_, page, tag)| (page, tag)).collect();
         assert_eq!(all, [(5, None), (7, Some(Tag(0x70))), (3, Some(Tag(0x31)))]);
         // It stands somewhere else now, with another content; then it is overwritten.
         tape.record(7, Some(Tag(0x72)));
@@ -170,7 +174,7 @@ mod tests {
     }
 
     fn following(tape: &Tape, position: Position, pages: u32) -> Vec<PageIndex> {
-        tape.part(position.plus(1)..position.plus(1 + pages)).map(|(page, _)| page).collect()
+        tape.part(position.plus(1)..position.plus(1 + pages)).map(|(_, page, _)| page).collect()
     }
 
     proptest! {
