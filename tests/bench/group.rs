@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 /// So much of the group may stay in the swap cache.
-const LEFT_BYTES: u64 = 1 << 20;
+const LEFT_BYTES: u64 = 256 << 10;
 const V1: &str = "/sys/fs/cgroup/memory";
 const V2: &str = "/sys/fs/cgroup";
 

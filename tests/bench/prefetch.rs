@@ -9,7 +9,7 @@
 
 use crate::group::Group;
 use crate::host::{self, Host};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use procfs::process::Process;
 use serde_json::Value;
 use std::path::Path;
@@ -195,7 +195,10 @@ impl Pair {
     fn send_down(&self, agent: &Agent) -> Result<()> {
         for member in [&self.leader, &self.follower] {
             host::known_name(agent, member.guest.name())?;
-            agent.tiering(&["move", member.guest.name(), "--to", "nvme"])?;
+            let outcome = agent.tiering(&["move", member.guest.name(), "--to", "nvme", "--json"])?;
+            let outcome: Value = serde_json::from_str(&outcome)?;
+            let pages = |what: &str| outcome[what].as_u64().unwrap_or(0);
+            ensure!(pages("in_tier_pages") * 20 >= pages("asked_pages") * 19, "too much stayed: {outcome}");
         }
         host::disk_at_rest()?;
         for member in [&self.leader, &self.follower] {
