@@ -61,7 +61,6 @@ pub(super) struct MachineBrakes {
     governors: Vec<Governor>,
     rates: Vec<Rate>,
     refaults: Refaults,
-    too_many: Option<TooMany>,
     /// Pages that came back since the last second, and made the guest wait.
     pub returned: u64,
     gauge: Option<Gauge>,
@@ -131,23 +130,22 @@ impl MachineBrakes {
 
     /// A second has passed, in which the machine had so many pages in memory, of which it may wait for
     /// `refault_limit` percent a minute once they are demoted; without `room_to_spare` it may have to wait for more.
-    fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, room_to_spare: bool) {
+    fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, room_to_spare: bool) -> Option<TooMany> {
         self.refaults.second(std::mem::take(&mut self.returned), in_memory, refault_limit);
-        self.too_many = self.refaults.too_many().filter(|_| room_to_spare);
+        self.refaults.too_many().filter(|_| room_to_spare)
     }
 
     /// A second has passed; `load` says what is the same for all tiers.
     fn second(&mut self, load: Load, tiers: usize, node_tiers: NodeTiers, host: &HostBrakes) {
         self.governors.resize(tiers, Governor::default());
         let group_psi = self.memory().and_then(|memory| memory.psi_some_avg10);
-        let too_many = self.too_many;
         let rates = (0u8..).zip(&mut self.governors).map(|(level, governor)| {
             let to_swap = !node_tiers.contains(TierId(level));
             governor.second(&Load {
                 group_psi,
                 from_swap: level > node_tiers.0,
                 tier: host.tier_loads.get(&TierId(level)).copied().unwrap_or_default(),
-                refaults: too_many.filter(|_| to_swap),
+                refaults: load.refaults.filter(|_| to_swap),
                 ..load
             })
         });
@@ -231,8 +229,8 @@ impl State {
         let room_to_spare = machine.excess_pages == 0 && machine.braking.may_stage();
         let counts = machine.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
-        machine.braking.count_refaults(in_memory, refault_limit, room_to_spare);
-        machine.braking.second(load, tiers, node_tiers, &self.braking);
+        let refaults = machine.braking.count_refaults(in_memory, refault_limit, room_to_spare);
+        machine.braking.second(Load { refaults, ..load }, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
         let strongest = strongest.or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
@@ -375,15 +373,14 @@ mod tests {
     #[test]
     fn too_many_pages_that_come_back_stop_the_swap_tiers_where_there_is_room_to_spare() {
         let mut braking = MachineBrakes { returned: 1600, ..MachineBrakes::default() };
-        braking.count_refaults(10_000, 1.0, true);
-        braking.second(Load::default(), 3, NODES, &HostBrakes::default());
+        let refaults = braking.count_refaults(10_000, 1.0, true);
+        let load = Load { refaults, ..Load::default() };
+        braking.second(load, 3, NODES, &HostBrakes::default());
         assert_eq!(braking.allowed(NVME, NODES), 0);
         assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
-        braking.second(Load::default(), 3, NodeTiers(2), &HostBrakes::default());
+        braking.second(load, 3, NodeTiers(2), &HostBrakes::default());
         assert!(braking.allowed(NVME, NodeTiers(2)) > 0, "a memory tier");
-        braking.count_refaults(10_000, 1.0, false);
-        braking.second(Load::default(), 3, NODES, &HostBrakes::default());
-        assert!(braking.allowed(NVME, NODES) > 0, "others need the room");
+        assert_eq!(braking.count_refaults(10_000, 1.0, false), None, "others need the room");
     }
 
     #[test]

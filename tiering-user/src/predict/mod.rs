@@ -6,11 +6,13 @@
 //! the confidence ([`Stages`]). Pure: the time is an argument.
 
 mod ahead;
+mod origin;
 mod stages;
 mod tags;
 mod tape;
 
 pub use ahead::Ahead;
-pub use stages::{Match, Origin, OriginCounts, StageCounts, Stages};
+pub use origin::{Match, Origin};
+pub use stages::{OriginCounts, StageCounts, Stages};
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape};

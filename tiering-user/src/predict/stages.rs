@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use super::{Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -27,54 +28,6 @@ const FADE: Duration = Duration::from_secs(10);
 const WINDOW_LEAST: u32 = 4;
 /// Below the threshold, one chance in this many is taken all the same.
 const PROBE_EVERY: u32 = 100;
-
-/// Why a page is thought to be touched soon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// The machine touched it next, last time.
-    OwnPast,
-    /// Another machine has just touched what corresponds to it.
-    Touched(VmId, Match),
-    /// Another machine touched what corresponds to it next, after what corresponds to the page that this one touched.
-    Followed(VmId, Match),
-}
-
-/// How pages of two machines correspond.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Match {
-    /// They have, or had when they were last in swap, the same content.
-    Content,
-    /// They have the same guest-physical address; of the content of one nothing is known.
-    Page,
-    /// They have the same guest-physical address, and different contents.
-    Address,
-}
-
-impl Origin {
-    /// The other machine.
-    pub fn leader(self) -> Option<VmId> {
-        match self {
-            Self::OwnPast => None,
-            Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
-        }
-    }
-
-    fn by(self) -> Option<Match> {
-        match self {
-            Self::OwnPast => None,
-            Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
-        }
-    }
-
-    /// Pages, at first and at most. What has the same content is likely to be used for the same; all else has to prove itself.
-    /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
-    /// touches may be touched here seconds later.
-    fn window_bounds(self) -> (u32, u32) {
-        let first = if self.by() == Some(Match::Content) { 512 } else { 32 };
-        let most = if matches!(self, Self::Touched(..)) { 16_384 } else { 4096 };
-        (first, most)
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Stage {
@@ -225,15 +178,10 @@ impl Stages {
         self.record(origin).window
     }
 
-    /// Probability that a page staged for this will be used.
-    pub fn confidence(&self, origin: Origin) -> f64 {
-        self.record(origin).confidence()
-    }
-
     /// Whether a chance to stage for this should be taken: while the window has room, always if the confidence reaches
     /// `threshold`, else now and then.
     pub fn worth_it(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> bool {
-        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        let record = self.record_mut(origin);
         record.fade(now);
         if !record.has_room() {
             return false;
@@ -248,7 +196,7 @@ impl Stages {
     /// Takes the room of one page in the window, if there is any, until it is [`requested`](Self::requested) or
     /// [`withdrawn`](Self::withdrawn).
     pub fn reserve(&mut self, origin: Origin) -> bool {
-        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        let record = self.record_mut(origin);
         let room = record.has_room();
         record.waiting += u32::from(room);
         room
@@ -261,6 +209,10 @@ impl Stages {
         }
     }
 
+    fn record_mut(&mut self, origin: Origin) -> &mut Record {
+        self.records.entry(origin).or_insert_with(|| Record::of(origin))
+    }
+
     fn record(&self, origin: Origin) -> Record {
         self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin))
     }
@@ -270,7 +222,7 @@ impl Stages {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
         self.failed(page);
         self.open.insert(page, Stage { requested: now, done: None, origin });
-        let record = self.records.entry(origin).or_insert_with(|| Record::of(origin));
+        let record = self.record_mut(origin);
         record.waiting = record.waiting.saturating_sub(1);
         record.open += 1;
         record.counts.issued += 1;
@@ -417,14 +369,14 @@ mod tests {
             stages.touched(page, at(2));
         }
         assert_eq!(stages.window(OwnPast), 4 * 32);
-        assert!(stages.confidence(OwnPast) > 0.9);
+        assert!(stages.record(OwnPast).confidence() > 0.9);
 
         for page in 1000..4000 {
             stages.requested(page, OwnPast, at(3));
         }
         stages.expire(at(100), Duration::from_secs(1));
         assert_eq!(stages.window(OwnPast), WINDOW_LEAST);
-        assert!(stages.confidence(OwnPast) < 0.1);
+        assert!(stages.record(OwnPast).confidence() < 0.1);
     }
 
     #[test]
