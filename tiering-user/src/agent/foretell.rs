@@ -57,7 +57,7 @@ impl State {
                 && machine.never_to_swap().is_none()
                 && machine.stages.worth_it(origin, threshold, time)
             {
-                machine.foretold(page, origin);
+                machine.foretold(page, origin, time);
             }
         }
     }
@@ -124,7 +124,7 @@ impl State {
             .collect();
         let Some(machine) = self.machines.get_mut(&vm) else { return };
         // What finds no room is offered again.
-        let refused = next.into_iter().find(|(_, page)| !machine.foretold(*page, origin));
+        let refused = next.into_iter().find(|(_, page)| !machine.foretold(*page, origin, touched.time));
         machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 }

@@ -209,11 +209,11 @@ impl Machine {
 
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
     /// be and the window has no room.
-    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin) -> bool {
+    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
         if !self.can_be_staged(page) || self.to_stage.contains_key(&page) {
             return true;
         }
-        let room = self.stages.reserve(origin);
+        let room = self.stages.reserve(origin, now);
         if room {
             self.to_stage.insert(page, origin);
         }
@@ -265,7 +265,7 @@ impl Machine {
                 self.stages.requested(page, origin, now);
                 pages.push(page);
             } else {
-                self.stages.withdrawn(origin);
+                self.stages.withdrawn(origin, now);
             }
         }
         if pages.is_empty() {

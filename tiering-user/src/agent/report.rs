@@ -8,12 +8,13 @@ use super::Error;
 use super::machine::Machine;
 use super::state::State;
 use crate::bpf::{Counters, Faults, KvmSource};
-use crate::predict::{Match, Origin, OriginCounts};
+use crate::predict::{Calibration, Match, Origin, OriginCounts};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, BlockCounts, ClassStatus, EventCounts, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
-    PrefetchOrigins, PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
+    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, PrefetchCalibration, PrefetchCounts,
+    PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay, SourceState, SourceStatus, Status,
+    TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
@@ -175,9 +176,19 @@ impl State {
                     ..PrefetchOrigins::default()
                 },
                 origins: self.origins(machine),
+                calibration: calibration(machine.stages.calibration()),
             },
         }
     }
+}
+
+fn calibration(known: &Calibration) -> PrefetchCalibration {
+    let bins = known.bins().iter().filter(|bin| bin.ended > 0).map(|bin| CalibrationBin {
+        pages: bin.ended,
+        confidence: bin.confidence / bin.ended as f64,
+        used: bin.used as f64 / bin.ended as f64,
+    });
+    PrefetchCalibration { brier: known.brier(), bins: bins.collect() }
 }
 
 fn places(machine: &Machine) -> BTreeMap<Place, u64> {

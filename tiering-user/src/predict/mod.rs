@@ -6,12 +6,15 @@
 //! the confidence ([`Stages`]). Pure: the time is an argument.
 
 mod ahead;
+mod calibration;
 mod origin;
+mod record;
 mod stages;
 mod tags;
 mod tape;
 
 pub use ahead::Ahead;
+pub use calibration::{Bin, Calibration};
 pub use origin::{Match, Origin};
 pub use stages::{OriginCounts, StageCounts, Stages};
 pub use tags::{Tag, TagKey, Tags};

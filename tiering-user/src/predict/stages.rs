@@ -1,39 +1,35 @@
 //! Pages brought up ahead of need, and what became of them.
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
-//! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that: each has a confidence of its
-//! own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one window
-//! and is then hardly asked any more. Each time as many stages have ended as the window is large (within [`EPISODE`]), it
-//! doubles if most were used and halves if not.
+//! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
+//! of its own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one
+//! window and is then hardly asked any more; and all that have proved nothing yet have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
 //! One confidence an origin, not one a page. A window at its least keeps probing, however bad it is,
-//! unless the configured threshold stops it; then one chance in [`PROBE_EVERY`] is taken. Whether a page that is not touched
+//! unless the configured threshold stops it; then one chance in a hundred is taken. Whether a page that is not touched
 //! is wasted shows at its deadline only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use super::{Match, Origin};
+use super::record::Record;
+use super::{Calibration, Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// Ends after which a record is judged: as many as its window has pages, within these bounds.
-const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
-/// After this time what was known of an origin weighs half: machines change what they do.
-const FADE: Duration = Duration::from_secs(10);
-/// A window is never smaller.
-const WINDOW_LEAST: u32 = 4;
-/// Below the threshold, one chance in this many is taken all the same.
-const PROBE_EVERY: u32 = 100;
+/// While so many stages of a machine are open or waiting, an origin that has not proved anything gets a probe at most.
+const UNPROVEN_MOST: u32 = 1024;
 
 #[derive(Clone, Copy, Debug)]
 struct Stage {
     requested: Monotonic,
     done: Option<Monotonic>,
     origin: Origin,
+    /// How likely it was thought to be used.
+    confidence: f64,
 }
 
 /// Totals, pages.
@@ -64,82 +60,6 @@ pub struct OriginCounts {
     pub window: u32,
 }
 
-/// How the stages of one origin ended, the later ones at more weight.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    counts: StageCounts,
-    used: u32,
-    ended: u32,
-    /// Of those since the window was judged last.
-    used_lately: u32,
-    ended_lately: u32,
-    window: u32,
-    window_most: u32,
-    /// Stages that are open, and that may become so.
-    open: u32,
-    waiting: u32,
-    refused: u32,
-    /// When it was weighed less for its age the last time.
-    faded: Monotonic,
-}
-
-impl Record {
-    fn of(origin: Origin) -> Self {
-        let (window, window_most) = origin.window_bounds();
-        Self {
-            counts: StageCounts::default(),
-            used: 0,
-            ended: 0,
-            used_lately: 0,
-            ended_lately: 0,
-            window,
-            window_most,
-            open: 0,
-            waiting: 0,
-            refused: 0,
-            faded: Monotonic::default(),
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.open + self.waiting < self.window
-    }
-
-    /// Weighs what was known half as much for each [`FADE`] that has passed since.
-    fn fade(&mut self, now: Monotonic) {
-        let times = (now.since(self.faded).as_nanos() / FADE.as_nanos()).min(31);
-        if times > 0 {
-            self.faded = now;
-            self.used >>= times;
-            self.ended >>= times;
-        }
-    }
-
-    /// The mean of a Beta distribution that began at 2 used of 3.
-    fn confidence(self) -> f64 {
-        f64::from(self.used + 2) / f64::from(self.ended + 3)
-    }
-
-    fn end(&mut self, used: bool) {
-        self.ended += 1;
-        self.used += u32::from(used);
-        self.ended_lately += 1;
-        self.used_lately += u32::from(used);
-        if self.ended_lately < self.window.clamp(*EPISODE.start(), *EPISODE.end()) {
-            return;
-        }
-        self.used /= 2;
-        self.ended /= 2;
-        let share = f64::from(self.used_lately) / f64::from(self.ended_lately);
-        (self.used_lately, self.ended_lately) = (0, 0);
-        if share >= 0.8 {
-            self.window = (self.window * 2).min(self.window_most);
-        } else if share < 0.5 {
-            self.window = (self.window / 2).max(WINDOW_LEAST);
-        }
-    }
-}
-
 /// The stages of one virtual machine.
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
@@ -147,8 +67,11 @@ pub struct Stages {
     /// In order of request. A page may stand here after its stage has ended.
     order: VecDeque<(Monotonic, PageIndex)>,
     records: BTreeMap<Origin, Record>,
+    /// Stages that wait to be requested.
+    waiting: u32,
     /// Counts of machines that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
+    calibration: Calibration,
 }
 
 impl Stages {
@@ -165,48 +88,67 @@ impl Stages {
 
     /// What is known of each origin that was ever staged for.
     pub fn origins(&self) -> impl Iterator<Item = (Origin, OriginCounts)> + '_ {
-        self.records.iter().filter(|(_, record)| record.counts != StageCounts::default()).map(
-            |(origin, record)| {
-                let Record { counts, window, .. } = *record;
-                (*origin, OriginCounts { counts, confidence: record.confidence(), window })
-            },
-        )
+        let told = |record: &Record| OriginCounts {
+            counts: record.counts,
+            confidence: record.confidence(),
+            window: record.window(),
+        };
+        self.records
+            .iter()
+            .filter(|(_, record)| record.counts != StageCounts::default())
+            .map(move |(origin, record)| (*origin, told(record)))
+    }
+
+    /// How well what was thought of stages agrees with what became of them.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Before anything is known of an origin it is thought right with this probability.
+    pub fn expect(&mut self, origin: Origin, probability: f64) {
+        self.record_mut(origin).expect(probability);
     }
 
     /// How many pages may be staged, and not yet known to be right, for this.
     pub fn window(&self, origin: Origin) -> u32 {
-        self.record(origin).window
+        self.record(origin).window()
     }
 
     /// Whether a chance to stage for this should be taken: while the window has room, always if the confidence reaches
     /// `threshold`, else now and then.
     pub fn worth_it(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> bool {
+        let crowded = self.pending() >= UNPROVEN_MOST;
         let record = self.record_mut(origin);
         record.fade(now);
-        if !record.has_room() {
+        if !record.has_room(now) {
             return false;
         }
-        if record.confidence() >= threshold {
-            return true;
-        }
-        record.refused = (record.refused + 1) % PROBE_EVERY;
-        record.refused == 0
+        let welcome = record.confidence() >= threshold && (record.is_proven() || !crowded);
+        welcome || record.is_probed()
     }
 
     /// Takes the room of one page in the window, if there is any, until it is [`requested`](Self::requested) or
     /// [`withdrawn`](Self::withdrawn).
-    pub fn reserve(&mut self, origin: Origin) -> bool {
+    pub fn reserve(&mut self, origin: Origin, now: Monotonic) -> bool {
+        let crowded = self.pending() >= UNPROVEN_MOST;
         let record = self.record_mut(origin);
-        let room = record.has_room();
+        let room = record.has_room(now) && (record.is_proven() || !crowded);
         record.waiting += u32::from(room);
+        self.waiting += u32::from(room);
         room
     }
 
-    /// A page that was worth it need not be staged any more.
-    pub fn withdrawn(&mut self, origin: Origin) {
+    /// A page that was worth it came up before it was requested.
+    pub fn withdrawn(&mut self, origin: Origin, now: Monotonic) {
+        self.waiting = self.waiting.saturating_sub(1);
         if let Some(record) = self.records.get_mut(&origin) {
             record.waiting = record.waiting.saturating_sub(1);
+            record.met(true, now);
         }
+    }
+
+    fn pending(&self) -> u32 {
+        u32::try_from(self.open.len()).unwrap_or(u32::MAX).saturating_add(self.waiting)
     }
 
     fn record_mut(&mut self, origin: Origin) -> &mut Record {
@@ -221,11 +163,11 @@ impl Stages {
     pub fn requested(&mut self, page: PageIndex, origin: Origin, now: Monotonic) {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
         self.failed(page);
-        self.open.insert(page, Stage { requested: now, done: None, origin });
+        self.waiting = self.waiting.saturating_sub(1);
         let record = self.record_mut(origin);
-        record.waiting = record.waiting.saturating_sub(1);
-        record.open += 1;
-        record.counts.issued += 1;
+        record.opened(now);
+        let confidence = record.confidence();
+        self.open.insert(page, Stage { requested: now, done: None, origin, confidence });
         self.order.push_back((now, page));
     }
 
@@ -251,7 +193,11 @@ impl Stages {
         let counts = self.tally(stage.origin);
         counts.used += 1;
         counts.late += u64::from(late);
-        self.end(stage.origin, true);
+        self.calibration.note(stage.confidence, true);
+        if let Some(record) = self.close(stage.origin) {
+            record.used(time);
+            record.met(late, time);
+        }
         Some(!late)
     }
 
@@ -269,7 +215,10 @@ impl Stages {
             };
             self.open.remove(&page);
             self.tally(stage.origin).wasted += 1;
-            self.end(stage.origin, false);
+            self.calibration.note(stage.confidence, false);
+            if let Some(record) = self.close(stage.origin) {
+                record.wasted();
+            }
             wasted.push(page);
         }
         wasted
@@ -278,6 +227,7 @@ impl Stages {
     /// Forgets what is known about another machine, which has gone.
     pub fn forget(&mut self, vm: VmId) {
         for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
+            self.waiting = self.waiting.saturating_sub(record.waiting);
             *self.gone.entry(origin.by()).or_default() += record.counts;
         }
     }
@@ -289,16 +239,10 @@ impl Stages {
         }
     }
 
-    fn end(&mut self, origin: Origin, used: bool) {
-        if let Some(record) = self.close(origin) {
-            record.end(used);
-        }
-    }
-
     /// A stage is not open any more. Of a machine that has gone there is no record.
     fn close(&mut self, origin: Origin) -> Option<&mut Record> {
         let record = self.records.get_mut(&origin)?;
-        record.open = record.open.saturating_sub(1);
+        record.closed();
         Some(record)
     }
 }
@@ -375,7 +319,7 @@ mod tests {
             stages.requested(page, OwnPast, at(3));
         }
         stages.expire(at(100), Duration::from_secs(1));
-        assert_eq!(stages.window(OwnPast), WINDOW_LEAST);
+        assert_eq!(stages.window(OwnPast), 4);
         assert!(stages.record(OwnPast).confidence() < 0.1);
     }
 
@@ -391,17 +335,32 @@ mod tests {
     fn no_more_is_open_than_the_window_allows() {
         let origin = Touched(VmId(1), Match::Content);
         let mut stages = Stages::default();
-        let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.reserve(origin)).count();
+        let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.reserve(origin, at(1))).count();
         assert_eq!(ask(&mut stages), 512);
-        stages.withdrawn(origin);
+        stages.withdrawn(origin, at(1));
         assert_eq!(ask(&mut stages), 1);
         for page in 0..512 {
             stages.requested(page, origin, at(1));
+            stages.done(page, at(1));
         }
         assert_eq!(ask(&mut stages), 0);
         stages.failed(511);
         (0..256).for_each(|page| assert!(stages.touched(page, at(2)).is_some()));
         assert_eq!(ask(&mut stages), 1024 - 255, "all were right: the window doubled");
+    }
+
+    #[test]
+    fn all_that_have_proved_nothing_share_one_room() {
+        let mut stages = Stages::default();
+        let origins: Vec<_> = (1..=100).map(|vm| Touched(VmId(vm), Match::Content)).collect();
+        let taken: usize =
+            origins.iter().map(|origin| (0..512).filter(|_| stages.reserve(*origin, at(1))).count()).sum();
+        assert_eq!(taken, UNPROVEN_MOST as usize);
+        let tried = (0..1000).filter(|_| stages.worth_it(origins[99], 0.5, at(1))).count();
+        assert_eq!(tried, 10, "now and then one is tried all the same");
+        let known = Touched(VmId(200), Match::Content);
+        stages.expect(known, 0.9);
+        assert!(stages.worth_it(known, 0.5, at(1)) && stages.reserve(known, at(1)));
     }
 
     #[test]
@@ -412,7 +371,7 @@ mod tests {
         let mut issued = vec![0];
         for second in 0..60 {
             let pages = (0..1000)
-                .filter(|_| stages.worth_it(origin, 0.5, at(second)) && stages.reserve(origin))
+                .filter(|_| stages.worth_it(origin, 0.5, at(second)) && stages.reserve(origin, at(second)))
                 .count();
             let first = issued[issued.len() - 1];
             issued.push(first + u32::try_from(pages).unwrap());
@@ -421,7 +380,7 @@ mod tests {
             stages.expire(at(second), Duration::from_secs(10));
         }
         assert_eq!(issued[9], 32, "one window until the first deadline");
-        assert!(issued[60] - issued[40] <= 5 * WINDOW_LEAST, "later now and then a few: {issued:?}");
+        assert!(issued[60] - issued[40] <= 5 * 4, "later now and then a few: {issued:?}");
     }
 
     #[test]

@@ -179,6 +179,29 @@ pub struct PrefetchCounts {
     pub from: PrefetchOrigins,
     /// What was staged for each reason, and how sure the agent is of it now.
     pub origins: Vec<PrefetchOrigin>,
+    /// Whether it was as sure as it should be.
+    pub calibration: PrefetchCalibration,
+}
+
+/// How well the confidence at the time of staging agrees with what became of the pages.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PrefetchCalibration {
+    /// Mean square of the difference, 0 to 1; null before anything ended.
+    pub brier: Option<f64>,
+    /// Pages by their confidence, in tenths from 0 to 1, those without pages left out.
+    pub bins: Vec<CalibrationBin>,
+}
+
+/// Pages that were thought about as likely to be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CalibrationBin {
+    pub pages: u64,
+    /// Mean of what was thought of them, 0 to 1.
+    pub confidence: f64,
+    /// Share that was used, 0 to 1.
+    pub used: f64,
 }
 
 /// One reason to stage pages of a VM.
@@ -332,6 +355,10 @@ mod tests {
                         window_pages: 32,
                         ..PrefetchOrigin::default()
                     }],
+                    calibration: PrefetchCalibration {
+                        brier: Some(0.25),
+                        bins: vec![CalibrationBin { pages: 4, confidence: 0.5, used: 0.75 }],
+                    },
                     ..PrefetchCounts::default()
                 },
                 ..VmStatus::default()
@@ -343,7 +370,8 @@ mod tests {
             "issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
             "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
             "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
-                "used_pages": 0, "wasted_pages": 0, "late_pages": 0, "confidence": 0.5, "window_pages": 32}]});
+                "used_pages": 0, "wasted_pages": 0, "late_pages": 0, "confidence": 0.5, "window_pages": 32}],
+            "calibration": {"brier": 0.25, "bins": [{"pages": 4, "confidence": 0.5, "used": 0.75}]}});
         let vm = serde_json::json!({
             "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
             "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
