@@ -41,8 +41,13 @@ impl Host {
     }
 
     /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
-    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so.
+    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so, and
+    /// knows nothing of what agents before it learned.
     pub fn agent(&self, prefetch: bool) -> Result<Agent> {
+        let state = self.folder("state");
+        if state.exists() {
+            std::fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
+        }
         let folder = self.scratch.path().display();
         let config = format!(
             r#"

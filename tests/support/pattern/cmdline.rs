@@ -21,6 +21,9 @@ impl Pattern {
         if let Some(image_seed) = self.image_seed {
             line += &format!(" tg.image_seed={image_seed}");
         }
+        if self.reorder {
+            line += " tg.reorder=1";
+        }
         line += &match self.access {
             Access::HotAndLoop { hot_mib, loop_mib, loop_every_ms } => {
                 format!(" tg.hot_mib={hot_mib} tg.loop_mib={loop_mib} tg.loop_every_ms={loop_every_ms}")
@@ -94,6 +97,8 @@ impl Pattern {
         let image = words.0.contains_key("image_seed");
         let on_command: u8 = words.number("rounds_on_command", 0)?;
         ensure!(on_command <= 1, "tg.rounds_on_command={on_command}: neither 0 nor 1");
+        let reorder: u8 = words.number("reorder", 0)?;
+        ensure!(reorder <= 1, "tg.reorder={reorder}: neither 0 nor 1");
         let pattern = Self {
             seed: words.number("seed", default.seed)?,
             mem_mib,
@@ -102,6 +107,7 @@ impl Pattern {
             round_touches: words.number("round_touches", default.round_touches)?,
             rounds_on_command: on_command == 1,
             image_seed: image.then(|| words.number("image_seed", 0)).transpose()?,
+            reorder: reorder == 1,
             access,
         };
         if let Some(field) = words.0.keys().next() {

@@ -55,6 +55,8 @@ pub struct Pattern {
     pub rounds_on_command: bool,
     /// The memory is a file of an image with this seed, read only: guests of one image seed have booted the same image.
     pub image_seed: Option<u64>,
+    /// A walk has another order each time, which follows from the one before: the same in leader and followers.
+    pub reorder: bool,
     /// Which pages are touched in which order.
     pub access: Access,
 }
@@ -108,6 +110,7 @@ impl Default for Pattern {
             round_touches: 0,
             rounds_on_command: false,
             image_seed: None,
+            reorder: false,
             access: Access::HotAndLoop { hot_mib: 16, loop_mib: 48, loop_every_ms: 12_000 },
         }
     }

@@ -22,6 +22,7 @@ const WRITES: u64 = 2 << 32;
 const PLACES: u64 = 3 << 32;
 const HOT: u64 = 4 << 32;
 const HOT_WRITES: u64 = 5 << 32;
+const ORDERS: u64 = 6 << 32;
 
 impl Pattern {
     /// The touches of all rounds, one after the other.
@@ -39,7 +40,10 @@ impl Pattern {
             Access::PhaseChange { every_touches, .. } => {
                 Source::Parts { parts: self.pages() / pages, pages, every_touches, part: 0, left: 0, random }
             }
-            _ => Source::Walk { order: self.order(pages), at: 0 },
+            _ => {
+                let reorder = self.reorder.then(|| Random::new(ORDERS));
+                Source::Walk { order: self.order(pages), at: 0, reorder }
+            }
         };
         self.with_writes(source, WRITES)
     }
@@ -51,7 +55,7 @@ impl Pattern {
             Access::HotAndLoop { hot_mib, .. } if hot_mib > 0 => {
                 Source::Uniform { pages: hot_mib * PAGES_A_MIB, random: Random::new(self.seed ^ HOT) }
             }
-            _ => Source::Walk { order: Vec::new(), at: 0 },
+            _ => Source::Walk { order: Vec::new(), at: 0, reorder: None },
         };
         self.with_writes(source, HOT_WRITES)
     }
@@ -111,6 +115,8 @@ enum Source {
     Walk {
         order: Vec<usize>,
         at: usize,
+        /// Shuffles the order before each walk but the first.
+        reorder: Option<Random>,
     },
     Uniform {
         pages: usize,
@@ -146,9 +152,15 @@ impl Iterator for Touches {
 impl Source {
     fn next(&mut self) -> Option<usize> {
         match self {
-            Self::Walk { order, at } => {
+            Self::Walk { order, at, reorder } => {
+                if *at == order.len() {
+                    *at = 0;
+                    if let Some(random) = reorder {
+                        random.shuffle(order);
+                    }
+                }
                 let page = *order.get(*at)?;
-                *at = (*at + 1) % order.len();
+                *at += 1;
                 Some(page)
             }
             Self::Uniform { pages, random } => Some(random.below(*pages)),
@@ -264,6 +276,19 @@ mod tests {
             assert_eq!(counts(&own).len(), own.len(), "each of its own pages once a walk");
             assert_ne!(follower, pages(&follow(9, overlap), 1024), "where is decided by its seed");
         }
+    }
+
+    #[test]
+    fn a_reordered_walk_visits_the_same_pages_and_the_follower_still_goes_along() {
+        let follow = |seed, overlap_percent| {
+            let access = Access::Follow { set_mib: 4, order_seed: 3, overlap_percent };
+            pages(&Pattern { seed, reorder: true, ..pattern(access) }, 2048)
+        };
+        let (leader, follower) = (follow(1, 100), follow(2, 50));
+        assert_ne!(leader[..1024], leader[1024..]);
+        assert_eq!(sorted(leader[1024..].to_vec()), (0..1024).collect::<Vec<_>>());
+        let same = |walk: std::ops::Range<usize>| walk.filter(|at| leader[*at] == follower[*at]).count();
+        assert_eq!((same(0..1024), same(1024..2048)), (512, 512));
     }
 
     #[test]
