@@ -140,7 +140,9 @@ fn first_accesses_ns(phase: &PhaseResult) -> f64 {
 
 /// What the agent tells of the stages of the follower, pages.
 struct Staged {
+    /// Those whose use can be seen.
     issued: f64,
+    unseen: f64,
     used: f64,
     late: f64,
 }
@@ -153,7 +155,8 @@ impl Staged {
         let number = |value: &Value| value.as_f64().context("a count that is no number");
         let prefetch = &vm["prefetch"];
         Ok(Self {
-            issued: number(&prefetch["issued_pages"])?,
+            issued: number(&prefetch["issued_pages"])? - number(&prefetch["unseen_pages"])?,
+            unseen: number(&prefetch["unseen_pages"])?,
             used: number(&prefetch["used_pages"])?,
             late: number(&prefetch["late_pages"])?,
         })
@@ -162,6 +165,7 @@ impl Staged {
     fn since(&self, before: &Self) -> Self {
         Self {
             issued: self.issued - before.issued,
+            unseen: self.unseen - before.unseen,
             used: self.used - before.used,
             late: self.late - before.late,
         }
@@ -297,8 +301,13 @@ fn show(results: &mut Results, name: &str, in_dram: &PhaseResult, rounds: &[Roun
     );
     let share = |part: f64, whole: f64| part / whole.max(1.0) * 100.0;
     row(results, "accuracy, %", &|round| share(round.staged.used, round.staged.issued), Some(95.0));
-    let covered =
-        |round: &Round| share(round.staged.used, round.staged.used + round.ours.major_faults as f64);
+    row(results, "of them mapped too, pages", &|round| round.staged.unseen, None);
+    let covered = |round: &Round| {
+        // Mapped pages are used as those that stand for them.
+        let Staged { issued, unseen, used, .. } = round.staged;
+        let staged = used + unseen * used / issued.max(1.0);
+        share(staged, staged + round.ours.major_faults as f64)
+    };
     row(results, "coverage, %", &covered, Some(90.0));
     let in_time = |round: &Round| share(round.staged.used - round.staged.late, round.staged.used);
     row(results, "in time, % of what was used", &in_time, Some(95.0));

@@ -84,7 +84,9 @@ impl Lanes {
     /// is done, so that few are waiting.
     pub fn send(&self, job: Job) {
         let lane = match &job {
-            Job::Step(_, step) if matches!(step.action, Action::Stage | Action::DropStage) => &self.stager,
+            Job::Step(_, step) if matches!(step.action, Action::Stage(_) | Action::DropStage { .. }) => {
+                &self.stager
+            }
             Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -175,7 +177,7 @@ fn run_step(
     let within_memory = match step.action {
         Action::Place { to } => to_memory(to),
         Action::Collapse => true,
-        Action::Stage | Action::DropStage => false,
+        Action::Stage(_) | Action::DropStage { .. } => false,
     };
     if settings.dry_run {
         outcome.skip(Skip::DryRun, asked);
@@ -191,8 +193,8 @@ fn run_step(
             (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
             (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
-            (Action::Stage, _) => stage(target, places, &mut outcome),
-            (Action::DropStage, _) => drop_stage(target, places, &mut outcome),
+            (Action::Stage(how), _) => stage(target, how, places, &mut outcome),
+            (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),
         }
         limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
     }

@@ -2,29 +2,38 @@
 
 use super::memory::prefer;
 use super::target::{Outcome, Skip, Target, gone, place_runs};
+use crate::predict::Staging;
 use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
-use crate::tiers::TierId;
 
-/// Starts to read the pages of `outcome` into memory. They stay unmapped, so that the first touch is still seen;
-/// pagemap shows them as swapped until then.
-pub(super) fn stage(target: &Target, places: &Places, outcome: &mut Outcome) {
+/// Starts to read the pages of `outcome` into memory. Unmapped, pagemap shows them as swapped until the first touch; to map
+/// them, each is waited for.
+pub(super) fn stage(target: &Target, how: Staging, places: &Places, outcome: &mut Outcome) {
     // Where it cannot be had, they come up on the node that this thread runs on.
-    let _prefer = prefer(target, TierId(0), places);
-    let result = target.advise(&outcome.asked, Advice::WillNeed);
-    if result.is_ok() {
-        outcome.moved_pages = outcome.asked.len() as u64;
-    }
+    let _prefer = prefer(target, how.to, places);
+    let asked = outcome.asked.clone();
+    let result = target.advise(&asked, Advice::WillNeed).and_then(|()| {
+        if how.mapped {
+            target.touch_read(&asked)?;
+            outcome.found = found(target, &asked, &target.states(&asked)?, places);
+        }
+        outcome.moved_pages = asked.len() as u64;
+        Ok(())
+    });
     note_error(result, outcome);
 }
 
 /// Sends staged pages that were not used back: page-out passes over pages that are not mapped, so they are mapped
 /// first; their slots still stand, so nothing is written.
-pub(super) fn drop_stage(target: &Target, places: &Places, outcome: &mut Outcome) {
+pub(super) fn drop_stage(target: &Target, mapped: bool, places: &Places, outcome: &mut Outcome) {
     let asked = outcome.asked.clone();
     let result = target.states(&asked).and_then(|before| {
-        // What is mapped by now was touched after all.
-        let pages = if target.is_shared(&asked) { Vec::new() } else { swapped(&asked, &before) };
+        let pages = match mapped {
+            true => asked.clone(),
+            false if target.is_shared(&asked) => Vec::new(),
+            // What is mapped by now was touched after all.
+            false => swapped(&asked, &before),
+        };
         target.touch_read(&pages)?;
         target.advise(&pages, Advice::PageOut)?;
         let after = target.states(&asked)?;

@@ -13,6 +13,7 @@ use super::decisions::Decision;
 use super::machine::Machine;
 use super::state::State;
 use crate::policy::{Action, Rules};
+use crate::predict::Staging;
 use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap};
 use crate::telemetry::explain::{Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo};
 use crate::telemetry::request::{ApiError, Pages};
@@ -149,8 +150,8 @@ impl State {
         let action = match step.action {
             Action::Place { .. } => "place",
             Action::Collapse => "collapse",
-            Action::Stage => "stage",
-            Action::DropStage => "drop_stage",
+            Action::Stage(_) => "stage",
+            Action::DropStage { .. } => "drop_stage",
         };
         DecisionInfo {
             ago_ms: millis(now.since(step.at)),
@@ -166,8 +167,8 @@ impl State {
 
     fn target_name(&self, action: Action) -> Option<String> {
         match action {
-            Action::Place { to } => Some(self.place_name(Place::In(to))),
-            Action::Collapse | Action::Stage | Action::DropStage => None,
+            Action::Place { to } | Action::Stage(Staging { to, .. }) => Some(self.place_name(Place::In(to))),
+            Action::Collapse | Action::DropStage { .. } => None,
         }
     }
 }

@@ -12,12 +12,12 @@ use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Match, Origin, Stages, TagKey, Tape};
+use crate::predict::{Ahead, Match, Origin, Request, SEEN_ONE_IN, Stages, Staging, TagKey, Tape, Used};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
-use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
+use crate::vm::{Accel, GuestRange, Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
@@ -41,6 +41,22 @@ pub(super) struct Moved {
     pub ping_pong: u64,
     /// Made into huge pages again.
     pub collapsed: u64,
+}
+
+/// A page that is to be staged: because of this, which happened then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Foretold {
+    origin: Origin,
+    at: Monotonic,
+}
+
+/// What decides how a page is staged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StageRules {
+    /// Below this confidence it goes one memory tier lower, where there is one.
+    pub tier0_threshold: f64,
+    /// There is memory enough for pages to be mapped before they are touched.
+    pub may_map: bool,
 }
 
 #[derive(Debug)]
@@ -79,10 +95,10 @@ pub(super) struct Machine {
     /// When a move last began or ended: a sweep that began before is out of date.
     pub moved_at: Monotonic,
     /// Wait for the stager, which is at a stage of this machine.
-    pub to_stage: BTreeMap<PageIndex, Origin>,
+    pub to_stage: BTreeMap<PageIndex, Foretold>,
     pub staging: bool,
-    /// The reason of the last stage.
-    staged_for: Option<Reason>,
+    /// The reason of the last stage, and how it was done.
+    staged_last: Option<(Reason, Staging)>,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -136,7 +152,7 @@ impl Machine {
             moved_at: Monotonic::default(),
             to_stage: BTreeMap::new(),
             staging: false,
-            staged_for: None,
+            staged_last: None,
             refused_now: None,
             braking: MachineBrakes::default(),
             sweep_running: false,
@@ -191,7 +207,10 @@ impl Machine {
         if touch.was_lower {
             self.came_up.note(touch.before.place());
         }
-        let staged_in_time = self.stages.touched(page, access.time);
+        let staged = self.stages.touched(page, access.time);
+        if let Some(Used { tier, .. }) = staged.filter(|_| touch.was_lower) {
+            self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
+        }
         // Where nobody waits, the first access since a page came there says that it came back into use.
         let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
         if touch.was_lower || in_use_again {
@@ -201,10 +220,10 @@ impl Machine {
             self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
                 self.braking.left_behind.take(1);
-                self.braking.returned += u64::from(staged_in_time != Some(true));
+                self.braking.returned += u64::from(!staged.is_some_and(|used| used.in_time));
             }
         }
-        (touch.was_lower || staged_in_time.is_some()).then_some(page)
+        (touch.was_lower || staged.is_some()).then_some(page)
     }
 
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
@@ -215,14 +234,14 @@ impl Machine {
         }
         let room = self.stages.reserve(origin, now);
         if room {
-            self.to_stage.insert(page, origin);
+            self.to_stage.insert(page, Foretold { origin, at: now });
         }
         room
     }
 
     /// Forgets what another machine, which has gone, foretells.
     pub(super) fn forget_leader(&mut self, leader: VmId) {
-        self.to_stage.retain(|_, origin| origin.leader() != Some(leader));
+        self.to_stage.retain(|_, foretold| foretold.origin.leader() != Some(leader));
         self.stages.forget(leader);
         self.ahead.forget(leader);
     }
@@ -248,21 +267,31 @@ impl Machine {
     }
 
     /// The step that stages what waits to be, unless the stager is still at the one before.
-    pub(super) fn next_stage(&mut self, now: Monotonic) -> Option<Step> {
+    pub(super) fn next_stage(&mut self, rules: StageRules, now: Monotonic) -> Option<Step> {
         if self.staging || self.to_stage.is_empty() {
             return None;
         }
-        let mut pages = Vec::new();
-        // A step has one reason: those of another wait for the next, by turns.
-        let reasons = || self.to_stage.values().map(|origin| reason(*origin));
-        let later = reasons().filter(|reason| Some(*reason) > self.staged_for).min();
-        let reason = later.or_else(|| reasons().min())?;
-        self.staged_for = Some(reason);
-        for (page, origin) in self.to_stage.extract_if(.., |_, origin| self::reason(*origin) == reason) {
+        // A step is of one kind: those of another wait for the next, by turns.
+        let how = self.how_to_stage(rules);
+        let kind =
+            |page: &PageIndex, foretold: &Foretold| (reason(foretold.origin), how(*page, foretold.origin));
+        let kinds = || self.to_stage.iter().map(|(page, foretold)| kind(page, foretold));
+        let later = kinds().filter(|kind| Some(*kind) > self.staged_last).min();
+        let chosen = later.or_else(|| kinds().min())?;
+        let taken: Vec<_> =
+            self.to_stage.iter().filter(|(page, foretold)| kind(page, foretold) == chosen).collect();
+        let taken: Vec<_> = taken.into_iter().map(|(page, foretold)| (*page, *foretold)).collect();
+        drop(how);
+        self.staged_last = Some(chosen);
+        let (reason, how) = chosen;
+        let mut pages = Vec::with_capacity(taken.len());
+        for (page, Foretold { origin, at }) in taken {
+            self.to_stage.remove(&page);
             // It may have been touched while it waited.
             if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
-                self.stages.requested(page, origin, now);
+                let seen = !how.mapped || self.sees_mapped();
+                self.stages.requested(Request { page, origin, foretold: at, how, seen }, now);
                 pages.push(page);
             } else {
                 self.stages.withdrawn(origin, now);
@@ -272,7 +301,26 @@ impl Machine {
             return None;
         }
         self.staging = true;
-        Some(Step { vm: self.target.id, action: Action::Stage, pages, reason })
+        Some(Step { vm: self.target.id, action: Action::Stage(how), pages, reason })
+    }
+
+    /// How each page is staged, for what foretold it.
+    fn how_to_stage(&self, rules: StageRules) -> impl Fn(PageIndex, Origin) -> Staging {
+        let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
+        let all_seen = self.sees_mapped();
+        move |page, origin| {
+            if lower && self.stages.confidence(origin) < rules.tier0_threshold {
+                return Staging { to: TierId(1), mapped: false };
+            }
+            let shared = self.pages.layout().locate(page).is_some_and(|(_, shared)| shared);
+            let may_be_mapped = rules.may_map && !shared && (all_seen || !is_sample(page));
+            Staging { to: TierId(0), mapped: may_be_mapped && self.stages.is_sure(origin) }
+        }
+    }
+
+    /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
+    fn sees_mapped(&self) -> bool {
+        self.target.vm.accel == Accel::Kvm && self.layout.is_proved()
     }
 
     /// Queues a step for the mover, in batches.
@@ -384,9 +432,15 @@ impl Machine {
                     self.pages.tried_to_collapse(&outcome.asked);
                 }
             }
-            Action::Stage => {
+            Action::Stage(how) => {
                 self.staging = false;
                 let staged = outcome.moved_pages > 0;
+                if how.mapped && !self.sees_mapped() {
+                    // From here on they are pages like others: the sample stands for them.
+                    outcome.asked.iter().for_each(|page| {
+                        self.pages.update(*page, |entry| entry.with_staged(false));
+                    });
+                }
                 for page in &outcome.left_out {
                     self.stages.failed(*page);
                     self.pages.update(*page, |entry| entry.with_staged(false));
@@ -400,7 +454,7 @@ impl Machine {
                     }
                 }
             }
-            Action::DropStage => {
+            Action::DropStage { .. } => {
                 // A page that was touched between the deadline and the drop is mapped, and accessed now.
                 let mapped = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
                 for page in mapped.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
@@ -409,6 +463,12 @@ impl Machine {
             }
         }
     }
+}
+
+/// Whether a page shows how those around it are used: they are as good as chosen at random.
+fn is_sample(page: PageIndex) -> bool {
+    // Knuth's multiplicative hash: neighbours, and pages at equal distances, are spread evenly.
+    page.wrapping_mul(0x9e37_79b1) < u32::MAX / SEEN_ONE_IN
 }
 
 /// Why a page that is staged for this is staged.

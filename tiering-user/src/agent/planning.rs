@@ -12,6 +12,7 @@ use crate::bpf::Faults;
 use crate::policy::{
     Action, Claim, HeatHistogram, Reason, Step, collapses, demotions, promotions, shares, weight,
 };
+use crate::predict::Wasted;
 use crate::sys::{self, PAGE_BYTES};
 use crate::tiermap::Place;
 use crate::tiers::{TierId, TierKind, read_proc_swaps};
@@ -168,16 +169,17 @@ impl State {
 
     fn expire_stages(&mut self, id: VmId) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let mut wasted = machine.stages.expire(sys::now(), STAGE_DEADLINE);
-        if wasted.is_empty() {
-            return;
+        let Wasted { unmapped, mapped } = machine.stages.expire(sys::now(), STAGE_DEADLINE);
+        for (pages, mapped) in
+            [(unmapped, false), (mapped, true)].into_iter().filter(|(pages, _)| !pages.is_empty())
+        {
+            for page in &pages {
+                machine.pages.update(*page, |entry| entry.with_staged(false));
+            }
+            let step =
+                Step { vm: id, action: Action::DropStage { mapped }, pages, reason: Reason::NotUsedInTime };
+            self.lanes.send(Job::Step(machine.target.clone(), step));
         }
-        wasted.sort_unstable();
-        for page in &wasted {
-            machine.pages.update(*page, |entry| entry.with_staged(false));
-        }
-        let step = Step { vm: id, action: Action::DropStage, pages: wasted, reason: Reason::NotUsedInTime };
-        self.lanes.send(Job::Step(machine.target.clone(), step));
     }
 
     /// How full the first tier is, and what each machine may have of it.
@@ -195,6 +197,7 @@ impl State {
         let target = self.free_target_bytes(total);
         self.braking.free_percent = Some(available as f64 / total as f64 * 100.0);
         self.may_stage = available >= target / 2;
+        self.may_map_stages = available >= target;
         let missing_pages = self.free_space.missing(available, target).div_ceil(PAGE_BYTES);
         let spare_pages = available.saturating_sub(target) / PAGE_BYTES;
         self.divide_first_tier(missing_pages, spare_pages);

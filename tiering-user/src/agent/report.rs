@@ -8,13 +8,13 @@ use super::Error;
 use super::machine::Machine;
 use super::state::State;
 use crate::bpf::{Counters, Faults, KvmSource};
-use crate::predict::{Calibration, Match, Origin, OriginCounts};
+use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, PrefetchCalibration, PrefetchCounts,
-    PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay, SourceState, SourceStatus, Status,
-    TierStatus, VmStatus,
+    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, Latency, PrefetchCalibration,
+    PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay, SourceState, SourceStatus,
+    Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
@@ -166,6 +166,8 @@ impl State {
                 used_pages: stages.used,
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
+                unseen_pages: stages.unseen,
+                delay_ns: delay(&machine.stages.delays),
                 from: PrefetchOrigins {
                     own: machine.stages.counts_by(None).issued,
                     gfn: [Match::Page, Match::Address]
@@ -180,6 +182,10 @@ impl State {
             },
         }
     }
+}
+
+fn delay(delays: &Delays) -> Option<Latency> {
+    Some(Latency { p50: delays.quantile_ns(0.5)?, p99: delays.quantile_ns(0.99)? })
 }
 
 fn calibration(known: &Calibration) -> PrefetchCalibration {

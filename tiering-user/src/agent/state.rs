@@ -9,7 +9,7 @@ use super::answers::{PendingMap, Ticket};
 use super::braking::HostBrakes;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
-use super::machine::Machine;
+use super::machine::{Machine, StageRules};
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
@@ -60,6 +60,8 @@ pub(super) struct State {
     pub braking: HostBrakes,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
+    /// What is staged may be mapped at once.
+    pub may_map_stages: bool,
     /// What may still come up to the first tier in this second.
     pub promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
@@ -112,6 +114,7 @@ impl State {
             free_space: FreeSpace::default(),
             braking: HostBrakes::default(),
             may_stage: true,
+            may_map_stages: false,
             promotable_pages: 0,
             status_due: false,
             memory: Memory::default(),
@@ -142,8 +145,12 @@ impl State {
             self.foretell(&touched, self.config.prefetch.threshold);
         }
         self.batch = batch;
+        let rules = StageRules {
+            tier0_threshold: self.config.prefetch.tier0_threshold,
+            may_map: self.may_map_stages,
+        };
         for machine in self.machines.values_mut() {
-            if let Some(step) = machine.next_stage(sys::now()) {
+            if let Some(step) = machine.next_stage(rules, sys::now()) {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }
         }
@@ -334,7 +341,7 @@ impl State {
         let window = machine.rules(self.config.policy.demote_after.0).window();
         machine.note_trial(outcome, window, now);
         machine.note_for_brakes(outcome);
-        if matches!(outcome.action, Action::Stage | Action::DropStage) {
+        if matches!(outcome.action, Action::Stage(_) | Action::DropStage { .. }) {
             self.tenants.take_tags(machine, outcome);
             return;
         }

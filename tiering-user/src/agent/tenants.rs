@@ -68,9 +68,12 @@ impl Tenants {
     /// A step of `machine` is done: what of its pages is in swap now can be found by its content, what is not cannot.
     pub(super) fn take_tags(&mut self, machine: &Machine, outcome: &Outcome) {
         let Some(tenant) = self.of_mut(machine) else { return };
-        for page in
-            outcome.asked.iter().filter(|page| !machine.pages.in_swap(machine.pages.get(**page).place()))
-        {
+        // What is staged is as it was until it is touched.
+        let may_change = |page: &&PageIndex| {
+            let entry = machine.pages.get(**page);
+            !machine.pages.in_swap(entry.place()) && !entry.staged()
+        };
+        for page in outcome.asked.iter().filter(may_change) {
             tenant.tags.remove(outcome.vm, *page);
         }
         for (page, tag) in &outcome.tags {

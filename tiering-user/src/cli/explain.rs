@@ -69,8 +69,8 @@ fn decisions(decisions: &[DecisionInfo]) -> String {
     let mut table = Table::new([">AGO", "STEP", ">PAGES", ">MOVED", "REASON", "LEFT ALONE", "PAGE THEN IN"]);
     for step in decisions {
         let action = match (step.action.as_str(), &step.to) {
+            ("stage", Some(to)) => format!("stage in {to}"),
             (_, Some(to)) => format!("to {to}"),
-            ("stage", None) => "stage".to_owned(),
             ("drop_stage", None) => "drop stage".to_owned(),
             (other, None) => other.to_owned(),
         };

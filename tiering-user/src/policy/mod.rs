@@ -45,6 +45,7 @@ pub use refaults::{Refaults, TooMany};
 pub use room::{GroupLimit, Room};
 pub use swap_cache::LeftBehind;
 
+use crate::predict::Staging;
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
 use crate::track::VmId;
@@ -65,10 +66,10 @@ pub enum Action {
     Place { to: TierId },
     /// Made into huge pages again: the pages are whole blocks.
     Collapse,
-    /// Into memory ahead of need, not mapped, so that the first touch is seen.
-    Stage,
-    /// Staged pages that were not used go back to where they came from.
-    DropStage,
+    /// From swap into memory ahead of need.
+    Stage(Staging),
+    /// Staged pages that were not used go back to where they came from. Whether the agent had mapped them.
+    DropStage { mapped: bool },
 }
 
 /// Why.

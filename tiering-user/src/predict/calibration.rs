@@ -27,8 +27,7 @@ impl Calibration {
     pub fn note(&mut self, confidence: f64, used: bool) {
         let outcome = f64::from(u8::from(used));
         self.squares += (confidence - outcome).powi(2);
-        // A confidence of 1 belongs to the last one.
-        let bin = ((confidence * BINS as f64) as usize).min(BINS - 1);
+        let bin = (1..BINS).filter(|tenths| confidence * BINS as f64 >= *tenths as f64).count();
         let bin = &mut self.bins[bin];
         bin.ended += 1;
         bin.used += u64::from(used);

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod calibration;
+mod delays;
 mod origin;
 mod record;
 mod stages;
@@ -15,7 +16,9 @@ mod tape;
 
 pub use ahead::Ahead;
 pub use calibration::{Bin, Calibration};
+pub use delays::Delays;
 pub use origin::{Match, Origin};
-pub use stages::{OriginCounts, StageCounts, Stages};
+pub use record::SEEN_ONE_IN;
+pub use stages::{OriginCounts, Request, StageCounts, Stages, Staging, Used, Wasted};
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape};

@@ -29,6 +29,10 @@ const UNKNOWN: f64 = 2.0 / 3.0;
 const SURE: f64 = 0.8;
 /// Expected to be so sure, the first window is twice as large for each.
 const SURER: [f64; 3] = [0.8, 0.85, 0.9];
+/// Sure enough for what is staged to be mapped at once.
+const CERTAIN: f64 = 0.95;
+/// Where the use of mapped pages cannot be seen, one page in so many stays unmapped.
+pub const SEEN_ONE_IN: u32 = 16;
 /// Ends that prove something.
 const PROOF_ENDS: u32 = 32;
 const FREEZE_AFTER: Duration = Duration::from_secs(2);
@@ -43,6 +47,8 @@ pub(super) struct Record {
     /// Stages that are open, and that may become so.
     open: u32,
     pub waiting: u32,
+    /// Of those that are open: their use cannot be seen, and is taken from that of the others.
+    unseen: u32,
     expected: f64,
     used: u32,
     ended: u32,
@@ -73,6 +79,7 @@ impl Record {
             counts: StageCounts::default(),
             open: 0,
             waiting: 0,
+            unseen: 0,
             expected: UNKNOWN,
             used: 0,
             ended: 0,
@@ -141,21 +148,38 @@ impl Record {
         (f64::from(self.used) + PRIOR_ENDS * self.expected) / (f64::from(self.ended) + PRIOR_ENDS)
     }
 
-    pub(super) fn opened(&mut self, now: Monotonic) {
+    /// Whether what is staged for it may be mapped at once.
+    pub(super) fn is_sure(&self) -> bool {
+        self.ended >= PROOF_ENDS && self.confidence() >= CERTAIN
+    }
+
+    pub(super) fn opened(&mut self, seen: bool, now: Monotonic) {
         if self.open == 0 {
             self.silent_since = now;
         }
         self.waiting = self.waiting.saturating_sub(1);
         self.open += 1;
+        self.unseen += u32::from(!seen);
         self.counts.issued += 1;
+        self.counts.unseen += u64::from(!seen);
     }
 
-    pub(super) fn closed(&mut self) {
-        self.open = self.open.saturating_sub(1);
+    /// A stage is not open any more. Of those that cannot be seen some may be thought used before they expire.
+    pub(super) fn closed(&mut self, seen: bool) {
+        if seen {
+            self.open = self.open.saturating_sub(1);
+        } else if self.unseen > 0 {
+            self.unseen -= 1;
+            self.open = self.open.saturating_sub(1);
+        }
     }
 
     pub(super) fn used(&mut self, now: Monotonic) {
         self.silent_since = now;
+        // With each page that is seen to be used, as many as it stands for.
+        let alike = self.unseen.min(SEEN_ONE_IN - 1);
+        self.unseen -= alike;
+        self.open = self.open.saturating_sub(alike);
         self.end(true);
     }
 
@@ -226,7 +250,7 @@ mod tests {
             [(512, false), (512, false), (1024, true), (4096, true)]
         );
         let mut record = Record::of(TOUCHED);
-        record.opened(at(0));
+        record.opened(true, at(0));
         record.expect(0.95);
         assert_eq!(record.window(), 512, "it is under way: the outcome decides");
     }
@@ -242,12 +266,27 @@ mod tests {
     #[test]
     fn of_what_nothing_was_used_for_two_seconds_no_more_is_staged_until_something_is() {
         let mut record = Record::of(TOUCHED);
-        (0..100).for_each(|_| record.opened(at(10_000)));
+        (0..100).for_each(|_| record.opened(true, at(10_000)));
         assert!(record.has_room(at(11_900)));
         assert!(!record.has_room(at(12_000)));
-        record.closed();
+        record.closed(true);
         record.used(at(14_000));
         assert!(record.has_room(at(14_001)));
+    }
+
+    #[test]
+    fn what_is_seen_to_be_used_makes_room_for_as_many_as_it_stands_for() {
+        let mut record = Record::of(Origin::OwnPast);
+        (0..32).for_each(|page| record.opened(page % 16 == 0, at(1)));
+        assert!(!record.has_room(at(1)));
+        record.closed(true);
+        record.used(at(2));
+        assert_eq!((record.open, record.unseen), (16, 15));
+        // The other one is not used; those that stand beside it expire.
+        record.closed(true);
+        record.wasted();
+        (0..30).for_each(|_| record.closed(false));
+        assert_eq!((record.open, record.unseen), (0, 0));
     }
 
     #[test]

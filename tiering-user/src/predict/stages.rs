@@ -1,7 +1,7 @@
 //! Pages brought up ahead of need, and what became of them.
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
-//! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
+//! its deadline passes (wasted). Pages that were mapped where the first use is no fault that anybody sees end as unseen. What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
 //! of its own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one
 //! window and is then hardly asked any more; and all that have proved nothing yet have [`UNPROVEN_MOST`] together.
 //!
@@ -15,21 +15,59 @@ use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::record::Record;
-use super::{Calibration, Match, Origin};
+use super::{Calibration, Delays, Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
+use crate::tiers::TierId;
 use crate::track::VmId;
 
 /// While so many stages of a machine are open or waiting, an origin that has not proved anything gets a probe at most.
 const UNPROVEN_MOST: u32 = 1024;
 
+/// How a page is staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Staging {
+    /// Into this memory tier.
+    pub to: TierId,
+    /// Mapped too: the first touch is no fault, or under KVM a short one. Else the first touch is a fault that waits for nothing,
+    /// and is seen.
+    pub mapped: bool,
+}
+
+/// One page that is brought up ahead of need.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub page: PageIndex,
+    pub origin: Origin,
+    /// When what foretold it happened.
+    pub foretold: Monotonic,
+    pub how: Staging,
+    /// Whether its first use will be seen.
+    pub seen: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Stage {
+    request: Request,
     requested: Monotonic,
     done: Option<Monotonic>,
-    origin: Origin,
     /// How likely it was thought to be used.
     confidence: f64,
+}
+
+/// A stage that ended by a touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    pub in_time: bool,
+    /// Where the page is.
+    pub tier: TierId,
+}
+
+/// Stages that ended without a touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wasted {
+    pub unmapped: Vec<PageIndex>,
+    pub mapped: Vec<PageIndex>,
 }
 
 /// Totals, pages.
@@ -40,6 +78,8 @@ pub struct StageCounts {
     pub wasted: u64,
     /// Of `used`: touched before the stage was done.
     pub late: u64,
+    /// Of `issued`: mapped where the first use is not seen, so that neither use nor waste is known.
+    pub unseen: u64,
 }
 
 impl AddAssign for StageCounts {
@@ -48,6 +88,7 @@ impl AddAssign for StageCounts {
         self.used += other.used;
         self.wasted += other.wasted;
         self.late += other.late;
+        self.unseen += other.unseen;
     }
 }
 
@@ -72,6 +113,8 @@ pub struct Stages {
     /// Counts of machines that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
     calibration: Calibration,
+    /// From a touch of another machine to the end of what was staged for it.
+    pub delays: Delays,
 }
 
 impl Stages {
@@ -159,51 +202,68 @@ impl Stages {
         self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin))
     }
 
-    /// `page` was asked to be brought up.
-    pub fn requested(&mut self, page: PageIndex, origin: Origin, now: Monotonic) {
+    /// Whether pages that are staged for this may be mapped at once.
+    pub fn is_sure(&self, origin: Origin) -> bool {
+        self.record(origin).is_sure()
+    }
+
+    /// Probability that a page that is staged for this will be used.
+    pub fn confidence(&self, origin: Origin) -> f64 {
+        self.record(origin).confidence()
+    }
+
+    /// A page was asked to be brought up.
+    pub fn requested(&mut self, request: Request, now: Monotonic) {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
-        self.failed(page);
+        self.failed(request.page);
         self.waiting = self.waiting.saturating_sub(1);
-        let record = self.record_mut(origin);
-        record.opened(now);
+        let record = self.record_mut(request.origin);
+        record.opened(request.seen, now);
         let confidence = record.confidence();
-        self.open.insert(page, Stage { requested: now, done: None, origin, confidence });
-        self.order.push_back((now, page));
+        self.open.insert(request.page, Stage { request, requested: now, done: None, confidence });
+        self.order.push_back((now, request.page));
     }
 
     /// `page` is up.
     pub fn done(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get_mut(&page) {
             stage.done = Some(now);
+            if let Origin::Touched(..) = stage.request.origin {
+                self.delays.note(now.since(stage.request.foretold));
+            }
         }
     }
 
     /// The stage of `page` came to nothing; it counts neither way.
     pub fn failed(&mut self, page: PageIndex) {
         if let Some(stage) = self.open.remove(&page) {
-            self.tally(stage.origin).issued -= 1;
-            self.close(stage.origin);
+            let counts = self.tally(stage.request.origin);
+            counts.issued -= 1;
+            counts.unseen -= u64::from(!stage.request.seen);
+            self.close(stage.request);
         }
     }
 
-    /// `page` was touched at `time`. If a stage ended by it, returns whether it was done by then.
-    pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> Option<bool> {
+    /// `page` was touched at `time`. Returns the stage that ended by it, if one did.
+    pub fn touched(&mut self, page: PageIndex, time: Monotonic) -> Option<Used> {
         let stage = self.open.remove(&page)?;
         let late = stage.done.is_none_or(|done| time < done);
-        let counts = self.tally(stage.origin);
+        let counts = self.tally(stage.request.origin);
         counts.used += 1;
         counts.late += u64::from(late);
+        // It was touched before it was mapped.
+        counts.unseen -= u64::from(!stage.request.seen);
         self.calibration.note(stage.confidence, true);
-        if let Some(record) = self.close(stage.origin) {
+        if let Some(record) = self.close(stage.request) {
             record.used(time);
             record.met(late, time);
         }
-        Some(!late)
+        Some(Used { in_time: !late, tier: stage.request.how.to })
     }
 
-    /// Stages older than `deadline`, which end as wasted.
-    pub fn expire(&mut self, now: Monotonic, deadline: Duration) -> Vec<PageIndex> {
-        let mut wasted = Vec::new();
+    /// Stages older than `deadline` end; where their use would have been seen, as wasted.
+    pub fn expire(&mut self, now: Monotonic, deadline: Duration) -> Wasted {
+        let mut wasted = Wasted::default();
         while let Some((requested, page)) = self.order.front().copied()
             && now.since(requested) >= deadline
         {
@@ -214,13 +274,20 @@ impl Stages {
                 continue;
             };
             self.open.remove(&page);
-            self.tally(stage.origin).wasted += 1;
+            let Request { origin, how, seen, .. } = stage.request;
+            if !seen {
+                self.close(stage.request);
+                continue;
+            }
+            self.tally(origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
-            if let Some(record) = self.close(stage.origin) {
+            if let Some(record) = self.close(stage.request) {
                 record.wasted();
             }
-            wasted.push(page);
+            if how.mapped { &mut wasted.mapped } else { &mut wasted.unmapped }.push(page);
         }
+        wasted.unmapped.sort_unstable();
+        wasted.mapped.sort_unstable();
         wasted
     }
 
@@ -240,9 +307,9 @@ impl Stages {
     }
 
     /// A stage is not open any more. Of a machine that has gone there is no record.
-    fn close(&mut self, origin: Origin) -> Option<&mut Record> {
-        let record = self.records.get_mut(&origin)?;
-        record.closed();
+    fn close(&mut self, request: Request) -> Option<&mut Record> {
+        let record = self.records.get_mut(&request.origin)?;
+        record.closed(request.seen);
         Some(record)
     }
 }
@@ -261,6 +328,11 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
+    fn request(page: PageIndex, origin: Origin) -> Request {
+        let how = Staging { to: TierId(0), mapped: false };
+        Request { page, origin, foretold: at(0), how, seen: true }
+    }
+
     fn at(seconds: u64) -> Monotonic {
         Monotonic(seconds * SECOND)
     }
@@ -269,13 +341,14 @@ mod tests {
     fn a_touch_after_it_is_done_is_in_time_and_one_before_is_late() {
         let mut stages = Stages::default();
         for page in [1, 2, 3] {
-            stages.requested(page, OwnPast, at(1));
+            stages.requested(request(page, OwnPast), at(1));
         }
         stages.done(1, at(2));
         stages.done(2, at(4));
-        assert_eq!(stages.touched(1, at(3)), Some(true));
-        assert_eq!(stages.touched(2, at(3)), Some(false));
-        assert_eq!(stages.touched(3, at(3)), Some(false), "not done at all yet");
+        let in_time = |used: Option<Used>| used.map(|used| used.in_time);
+        assert_eq!(in_time(stages.touched(1, at(3))), Some(true));
+        assert_eq!(in_time(stages.touched(2, at(3))), Some(false));
+        assert_eq!(in_time(stages.touched(3, at(3))), Some(false), "not done at all yet");
         assert_eq!(stages.touched(3, at(3)), None, "it ended already");
         assert_eq!(stages.counts(), StageCounts { issued: 3, used: 3, late: 2, ..StageCounts::default() });
     }
@@ -283,22 +356,48 @@ mod tests {
     #[test]
     fn what_is_not_touched_in_time_is_wasted_once() {
         let mut stages = Stages::default();
-        stages.requested(1, OwnPast, at(1));
-        stages.requested(2, OwnPast, at(1));
+        stages.requested(request(1, OwnPast), at(1));
+        stages.requested(request(2, OwnPast), at(1));
         stages.done(1, at(1));
         stages.touched(1, at(2));
-        stages.requested(1, OwnPast, at(8));
+        stages.requested(request(1, OwnPast), at(8));
         let deadline = Duration::from_secs(10);
-        assert!(stages.expire(at(10), deadline).is_empty());
-        assert_eq!(stages.expire(at(11), deadline), [2]);
-        assert_eq!(stages.expire(at(18), deadline), [1]);
+        assert_eq!(stages.expire(at(10), deadline), Wasted::default());
+        assert_eq!(stages.expire(at(11), deadline).unmapped, [2]);
+        assert_eq!(stages.expire(at(18), deadline).unmapped, [1]);
         assert_eq!(stages.counts(), StageCounts { issued: 3, used: 1, wasted: 2, ..StageCounts::default() });
+    }
+
+    #[test]
+    fn mapped_pages_go_back_where_their_use_would_have_been_seen() {
+        let mut stages = Stages::default();
+        let mapped = Staging { to: TierId(0), mapped: true };
+        for (page, seen) in [(3, true), (2, false), (1, true)] {
+            stages.requested(Request { how: mapped, seen, ..request(page, OwnPast) }, at(1));
+        }
+        assert_eq!(stages.touched(1, at(2)).map(|used| used.tier), Some(TierId(0)));
+        let wasted = stages.expire(at(20), Duration::from_secs(10));
+        assert_eq!(wasted, Wasted { unmapped: vec![], mapped: vec![3] });
+        let counts = StageCounts { issued: 3, used: 1, wasted: 1, late: 1, unseen: 1 };
+        assert_eq!(stages.counts(), counts);
+    }
+
+    #[test]
+    fn what_others_touch_has_its_delay_measured() {
+        let mut stages = Stages::default();
+        let touched = Touched(VmId(1), Match::Content);
+        for (page, origin) in [(1, touched), (2, OwnPast)] {
+            stages.requested(Request { foretold: at(3), ..request(page, origin) }, at(4));
+            stages.done(page, at(5 + u64::from(page) * 10));
+        }
+        let delay = stages.delays.quantile_ns(1.0).unwrap();
+        assert!(delay.abs_diff(12 * SECOND) < SECOND / 5, "{delay}");
     }
 
     #[test]
     fn a_failed_stage_is_as_if_never_asked_for() {
         let mut stages = Stages::default();
-        stages.requested(1, OwnPast, at(1));
+        stages.requested(request(1, OwnPast), at(1));
         stages.failed(1);
         assert_eq!(stages.touched(1, at(2)), None);
         assert_eq!(stages.counts(), StageCounts::default());
@@ -308,7 +407,7 @@ mod tests {
     fn the_window_follows_the_outcome() {
         let mut stages = Stages::default();
         for page in 0..32 + 64 {
-            stages.requested(page, OwnPast, at(1));
+            stages.requested(request(page, OwnPast), at(1));
             stages.done(page, at(1));
             stages.touched(page, at(2));
         }
@@ -316,7 +415,7 @@ mod tests {
         assert!(stages.record(OwnPast).confidence() > 0.9);
 
         for page in 1000..4000 {
-            stages.requested(page, OwnPast, at(3));
+            stages.requested(request(page, OwnPast), at(3));
         }
         stages.expire(at(100), Duration::from_secs(1));
         assert_eq!(stages.window(OwnPast), 4);
@@ -340,7 +439,7 @@ mod tests {
         stages.withdrawn(origin, at(1));
         assert_eq!(ask(&mut stages), 1);
         for page in 0..512 {
-            stages.requested(page, origin, at(1));
+            stages.requested(request(page, origin), at(1));
             stages.done(page, at(1));
         }
         assert_eq!(ask(&mut stages), 0);
@@ -376,7 +475,7 @@ mod tests {
             let first = issued[issued.len() - 1];
             issued.push(first + u32::try_from(pages).unwrap());
             (first..first + u32::try_from(pages).unwrap())
-                .for_each(|page| stages.requested(page, origin, at(second)));
+                .for_each(|page| stages.requested(request(page, origin), at(second)));
             stages.expire(at(second), Duration::from_secs(10));
         }
         assert_eq!(issued[9], 32, "one window until the first deadline");
@@ -386,12 +485,12 @@ mod tests {
     #[test]
     fn a_page_staged_anew_while_its_stage_is_open_expires_and_counts_once() {
         let mut stages = Stages::default();
-        stages.requested(1, Touched(VmId(1), Match::Page), at(1));
-        stages.requested(1, OwnPast, at(5));
+        stages.requested(request(1, Touched(VmId(1), Match::Page)), at(1));
+        stages.requested(request(1, OwnPast), at(5));
         assert_eq!(stages.counts(), StageCounts { issued: 1, ..StageCounts::default() });
         let deadline = Duration::from_secs(10);
-        assert!(stages.expire(at(14), deadline).is_empty());
-        assert_eq!(stages.expire(at(15), deadline), [1]);
+        assert_eq!(stages.expire(at(14), deadline), Wasted::default());
+        assert_eq!(stages.expire(at(15), deadline).unmapped, [1]);
         stages.failed(1);
         assert_eq!(stages.counts(), StageCounts { issued: 1, wasted: 1, ..StageCounts::default() });
     }
@@ -401,8 +500,8 @@ mod tests {
         let (good, bad) = (Touched(VmId(1), Match::Page), Touched(VmId(2), Match::Content));
         let mut stages = Stages::default();
         for page in 0..100 {
-            stages.requested(page, good, at(1));
-            stages.requested(page + 1000, bad, at(1));
+            stages.requested(request(page, good), at(1));
+            stages.requested(request(page + 1000, bad), at(1));
             stages.done(page, at(1));
             stages.touched(page, at(2));
         }

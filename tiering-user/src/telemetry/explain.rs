@@ -56,7 +56,7 @@ pub struct DecisionInfo {
     pub ago_ms: u64,
     /// `place`, `stage`, or `drop_stage`: what was staged and not used goes back.
     pub action: String,
-    /// The tier, where pages were to be placed.
+    /// The tier, where pages were to be placed or staged.
     pub to: Option<String>,
     pub reason: String,
     pub pages: u64,
