@@ -1,4 +1,4 @@
-//! The two threads that carry steps out.
+//! The three threads that carry steps out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::later::Preferences;
-use super::stage::{drop_stage, stage};
+use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
 use super::{collapse, limits, memory, swap, swap_cache};
 use crate::policy::{Action, Step};
@@ -39,7 +39,7 @@ pub enum Done {
     FreeSwapCache(VmId, u64),
 }
 
-/// What both lanes go by.
+/// What all lanes go by.
 #[derive(Clone, Debug)]
 struct Settings {
     roots: Roots,
@@ -52,6 +52,8 @@ struct Settings {
 pub struct Lanes {
     mover: Lane,
     stager: Lane,
+    /// Waits for what the stager has asked for.
+    mapper: Lane,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,7 @@ struct Lane {
 }
 
 impl Lanes {
-    /// Starts both; what they have done arrives at `done`. Without swap tiers, every step is a dry run.
+    /// Starts them; what they have done arrives at `done`. Without swap tiers, every step is a dry run.
     ///
     /// # Errors
     /// Where the system has no thread left.
@@ -76,17 +78,19 @@ impl Lanes {
         let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
         let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
         let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
-        let stager = Lane::start("tiering-stager", settings, None, done)?;
-        Ok(Self { mover, stager })
+        let stager = Lane::start("tiering-stager", settings.clone(), None, done.clone())?;
+        let mapper = Lane::start("tiering-mapper", settings, None, done)?;
+        Ok(Self { mover, stager, mapper })
     }
 
     /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
     /// is done, so that few are waiting.
     pub fn send(&self, job: Job) {
         let lane = match &job {
-            Job::Step(_, step) if matches!(step.action, Action::Stage(_) | Action::DropStage { .. }) => {
+            Job::Step(_, step) if matches!(step.action, Action::Stage { .. } | Action::DropStage { .. }) => {
                 &self.stager
             }
+            Job::Step(_, Step { action: Action::MapStaged, .. }) => &self.mapper,
             Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -177,7 +181,7 @@ fn run_step(
     let within_memory = match step.action {
         Action::Place { to } => to_memory(to),
         Action::Collapse => true,
-        Action::Stage(_) | Action::DropStage { .. } => false,
+        Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. } => false,
     };
     if settings.dry_run {
         outcome.skip(Skip::DryRun, asked);
@@ -193,7 +197,8 @@ fn run_step(
             (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
             (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
-            (Action::Stage(how), _) => stage(target, how, places, &mut outcome),
+            (Action::Stage { to }, _) => stage(target, to, places, &mut outcome),
+            (Action::MapStaged, _) => map_staged(target, places, &mut outcome),
             (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),
         }
         limits::explain(target, &settings.roots, places, fails_before, &mut outcome);

@@ -27,9 +27,9 @@ pub(super) fn leave_out(
     let to_memory = matches!(outcome.action, Action::Place { to } if places.nodes.tiers().contains(to));
     let (down, up) = match outcome.action {
         // What was staged is charged already.
-        Action::DropStage { .. } => return memory.swap_fails,
+        Action::MapStaged | Action::DropStage { .. } => return memory.swap_fails,
         Action::Place { .. } if !to_memory => (Some(Room::to_swap(&memory)), Room::from_swap(&memory)),
-        Action::Place { .. } | Action::Stage(_) | Action::Collapse => (None, Room::from_swap(&memory)),
+        Action::Place { .. } | Action::Stage { .. } | Action::Collapse => (None, Room::from_swap(&memory)),
     };
     // Whole blocks or nothing.
     if outcome.action == Action::Collapse {

@@ -2,22 +2,30 @@
 
 use super::memory::prefer;
 use super::target::{Outcome, Skip, Target, gone, place_runs};
-use crate::predict::Staging;
 use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
+use crate::tiers::TierId;
 
-/// Starts to read the pages of `outcome` into memory. Unmapped, pagemap shows them as swapped until the first touch; to map
-/// them, each is waited for.
-pub(super) fn stage(target: &Target, how: Staging, places: &Places, outcome: &mut Outcome) {
+/// Starts to read the pages of `outcome` into memory. They stay unmapped, so that the first touch is still seen;
+/// pagemap shows them as swapped until then.
+pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
     // Where it cannot be had, they come up on the node that this thread runs on.
-    let _prefer = prefer(target, how.to, places);
+    let _prefer = prefer(target, to, places);
+    let result = target.advise(&outcome.asked, Advice::WillNeed);
+    if result.is_ok() {
+        outcome.moved_pages = outcome.asked.len() as u64;
+    }
+    note_error(result, outcome);
+}
+
+/// Waits until staged pages are read, and maps them.
+pub(super) fn map_staged(target: &Target, places: &Places, outcome: &mut Outcome) {
+    // A page whose stage came to nothing comes up now: in the first tier, as all that is mapped ahead of need.
+    let _prefer = prefer(target, TierId(0), places);
     let asked = outcome.asked.clone();
-    let result = target.advise(&asked, Advice::WillNeed).and_then(|()| {
-        if how.mapped {
-            target.touch_read(&asked)?;
-            outcome.found = found(target, &asked, &target.states(&asked)?, places);
-        }
-        outcome.moved_pages = asked.len() as u64;
+    let result = target.touch_read(&asked).and_then(|()| {
+        outcome.found = found(target, &asked, &target.states(&asked)?, places);
+        outcome.moved_pages = outcome.found.iter().map(|(run, _)| u64::from(run.count)).sum();
         Ok(())
     });
     note_error(result, outcome);

@@ -13,7 +13,6 @@ use super::decisions::Decision;
 use super::machine::Machine;
 use super::state::State;
 use crate::policy::{Action, Rules};
-use crate::predict::Staging;
 use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap};
 use crate::telemetry::explain::{Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo};
 use crate::telemetry::request::{ApiError, Pages};
@@ -150,7 +149,8 @@ impl State {
         let action = match step.action {
             Action::Place { .. } => "place",
             Action::Collapse => "collapse",
-            Action::Stage(_) => "stage",
+            Action::Stage { .. } => "stage",
+            Action::MapStaged => "map_staged",
             Action::DropStage { .. } => "drop_stage",
         };
         DecisionInfo {
@@ -167,8 +167,8 @@ impl State {
 
     fn target_name(&self, action: Action) -> Option<String> {
         match action {
-            Action::Place { to } | Action::Stage(Staging { to, .. }) => Some(self.place_name(Place::In(to))),
-            Action::Collapse | Action::DropStage { .. } => None,
+            Action::Place { to } | Action::Stage { to } => Some(self.place_name(Place::In(to))),
+            Action::Collapse | Action::MapStaged | Action::DropStage { .. } => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Match, Origin, Request, SEEN_ONE_IN, Stages, Staging, TagKey, Tape, Used};
+use crate::predict::{Ahead, Match, Origin, Request, SEEN_ONE_IN, Stages, TagKey, Tape, Used};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -21,6 +21,9 @@ use crate::vm::{Accel, GuestRange, Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
+
+/// Pages of one stage, so that nothing waits long for its turn.
+const STAGE_PAGES: usize = 256;
 
 /// A step that waits for the mover, or is with it.
 #[derive(Debug)]
@@ -48,15 +51,6 @@ pub(super) struct Moved {
 pub(super) struct Foretold {
     origin: Origin,
     at: Monotonic,
-}
-
-/// What decides how a page is staged.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StageRules {
-    /// Below this confidence it goes one memory tier lower, where there is one.
-    pub tier0_threshold: f64,
-    /// There is memory enough for pages to be mapped before they are touched.
-    pub may_map: bool,
 }
 
 #[derive(Debug)]
@@ -97,8 +91,8 @@ pub(super) struct Machine {
     /// Wait for the stager, which is at a stage of this machine.
     pub to_stage: BTreeMap<PageIndex, Foretold>,
     pub staging: bool,
-    /// The reason of the last stage, and how it was done.
-    staged_last: Option<(Reason, Staging)>,
+    /// The reason of the last stage, and where to.
+    staged_last: Option<(Reason, TierId)>,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -267,31 +261,30 @@ impl Machine {
     }
 
     /// The step that stages what waits to be, unless the stager is still at the one before.
-    pub(super) fn next_stage(&mut self, rules: StageRules, now: Monotonic) -> Option<Step> {
+    pub(super) fn next_stage(&mut self, tier0_threshold: f64, now: Monotonic) -> Option<Step> {
         if self.staging || self.to_stage.is_empty() {
             return None;
         }
         // A step is of one kind: those of another wait for the next, by turns.
-        let how = self.how_to_stage(rules);
-        let kind =
-            |page: &PageIndex, foretold: &Foretold| (reason(foretold.origin), how(*page, foretold.origin));
-        let kinds = || self.to_stage.iter().map(|(page, foretold)| kind(page, foretold));
+        let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
+        let kind = |foretold: &Foretold| {
+            let doubtful = self.stages.confidence(foretold.origin) < tier0_threshold;
+            (reason(foretold.origin), TierId(u8::from(lower && doubtful)))
+        };
+        let kinds = || self.to_stage.values().map(kind);
         let later = kinds().filter(|kind| Some(*kind) > self.staged_last).min();
         let chosen = later.or_else(|| kinds().min())?;
-        let taken: Vec<_> =
-            self.to_stage.iter().filter(|(page, foretold)| kind(page, foretold) == chosen).collect();
-        let taken: Vec<_> = taken.into_iter().map(|(page, foretold)| (*page, *foretold)).collect();
-        drop(how);
+        let of_it = self.to_stage.iter().filter(|(_, foretold)| kind(foretold) == chosen);
+        let taken: Vec<_> = of_it.take(STAGE_PAGES).map(|(page, foretold)| (*page, *foretold)).collect();
         self.staged_last = Some(chosen);
-        let (reason, how) = chosen;
+        let (reason, to) = chosen;
         let mut pages = Vec::with_capacity(taken.len());
         for (page, Foretold { origin, at }) in taken {
             self.to_stage.remove(&page);
             // It may have been touched while it waited.
             if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
-                let seen = !how.mapped || self.sees_mapped();
-                self.stages.requested(Request { page, origin, foretold: at, how, seen }, now);
+                self.stages.requested(Request { page, origin, foretold: at, to }, now);
                 pages.push(page);
             } else {
                 self.stages.withdrawn(origin, now);
@@ -301,21 +294,21 @@ impl Machine {
             return None;
         }
         self.staging = true;
-        Some(Step { vm: self.target.id, action: Action::Stage(how), pages, reason })
+        Some(Step { vm: self.target.id, action: Action::Stage { to }, pages, reason })
     }
 
-    /// How each page is staged, for what foretold it.
-    fn how_to_stage(&self, rules: StageRules) -> impl Fn(PageIndex, Origin) -> Staging {
-        let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
+    /// The step that maps what was staged just now, as far as it is sure to be used.
+    pub(super) fn next_mapping(&self, staged: &Outcome) -> Option<Step> {
         let all_seen = self.sees_mapped();
-        move |page, origin| {
-            if lower && self.stages.confidence(origin) < rules.tier0_threshold {
-                return Staging { to: TierId(1), mapped: false };
-            }
-            let shared = self.pages.layout().locate(page).is_some_and(|(_, shared)| shared);
-            let may_be_mapped = rules.may_map && !shared && (all_seen || !is_sample(page));
-            Staging { to: TierId(0), mapped: may_be_mapped && self.stages.is_sure(origin) }
-        }
+        let private = |page: &PageIndex| self.pages.layout().locate(*page).is_some_and(|(_, shared)| !shared);
+        let sure = |page: &PageIndex| {
+            let origin = self.stages.origin_of(*page);
+            origin.is_some_and(|origin| self.stages.is_sure(origin)) && (all_seen || !is_sample(*page))
+        };
+        let pages: Vec<_> = staged.asked.iter().copied().filter(|page| sure(page) && private(page)).collect();
+        let action = Action::MapStaged;
+        let step = Step { vm: self.target.id, action, pages, reason: staged.reason };
+        (staged.action == Action::Stage { to: TierId(0) } && !step.pages.is_empty()).then_some(step)
     }
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
@@ -422,6 +415,8 @@ impl Machine {
         }
         match outcome.action {
             Action::Place { .. } => {
+                let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
+                down.flat_map(|(run, _)| run.pages()).for_each(|page| self.stages.gone_down(page));
                 self.moved.promoted += outcome.raised_pages;
                 self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
             }
@@ -432,15 +427,19 @@ impl Machine {
                     self.pages.tried_to_collapse(&outcome.asked);
                 }
             }
-            Action::Stage(how) => {
+            Action::MapStaged => {
+                let seen = self.sees_mapped();
+                let found = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
+                for page in found.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
+                    // Where it is not seen they are pages like others from here on: the sample stands for them.
+                    if self.stages.mapped(page, seen, outcome.finished) && !seen {
+                        self.pages.update(page, |entry| entry.with_staged(false));
+                    }
+                }
+            }
+            Action::Stage { .. } => {
                 self.staging = false;
                 let staged = outcome.moved_pages > 0;
-                if how.mapped && !self.sees_mapped() {
-                    // From here on they are pages like others: the sample stands for them.
-                    outcome.asked.iter().for_each(|page| {
-                        self.pages.update(*page, |entry| entry.with_staged(false));
-                    });
-                }
                 for page in &outcome.left_out {
                     self.stages.failed(*page);
                     self.pages.update(*page, |entry| entry.with_staged(false));

@@ -9,7 +9,7 @@ use super::answers::{PendingMap, Ticket};
 use super::braking::HostBrakes;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
-use super::machine::{Machine, StageRules};
+use super::machine::Machine;
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
@@ -145,12 +145,9 @@ impl State {
             self.foretell(&touched, self.config.prefetch.threshold);
         }
         self.batch = batch;
-        let rules = StageRules {
-            tier0_threshold: self.config.prefetch.tier0_threshold,
-            may_map: self.may_map_stages,
-        };
+        let tier0_threshold = self.config.prefetch.tier0_threshold;
         for machine in self.machines.values_mut() {
-            if let Some(step) = machine.next_stage(rules, sys::now()) {
+            if let Some(step) = machine.next_stage(tier0_threshold, sys::now()) {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }
         }
@@ -341,7 +338,13 @@ impl State {
         let window = machine.rules(self.config.policy.demote_after.0).window();
         machine.note_trial(outcome, window, now);
         machine.note_for_brakes(outcome);
-        if matches!(outcome.action, Action::Stage(_) | Action::DropStage { .. }) {
+        if matches!(outcome.action, Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. }) {
+            if matches!(outcome.action, Action::Stage { .. })
+                && self.may_map_stages
+                && let Some(step) = machine.next_mapping(outcome)
+            {
+                self.lanes.send(Job::Step(machine.target.clone(), step));
+            }
             self.tenants.take_tags(machine, outcome);
             return;
         }

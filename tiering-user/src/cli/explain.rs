@@ -71,6 +71,7 @@ fn decisions(decisions: &[DecisionInfo]) -> String {
         let action = match (step.action.as_str(), &step.to) {
             ("stage", Some(to)) => format!("stage in {to}"),
             (_, Some(to)) => format!("to {to}"),
+            ("map_staged", None) => "map what was staged".to_owned(),
             ("drop_stage", None) => "drop stage".to_owned(),
             (other, None) => other.to_owned(),
         };

@@ -45,7 +45,6 @@ pub use refaults::{Refaults, TooMany};
 pub use room::{GroupLimit, Room};
 pub use swap_cache::LeftBehind;
 
-use crate::predict::Staging;
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
 use crate::track::VmId;
@@ -66,8 +65,10 @@ pub enum Action {
     Place { to: TierId },
     /// Made into huge pages again: the pages are whole blocks.
     Collapse,
-    /// From swap into memory ahead of need.
-    Stage(Staging),
+    /// From swap into this memory tier ahead of need, not mapped, so that the first touch is seen.
+    Stage { to: TierId },
+    /// What was staged is mapped too: the first touch is no fault, or under KVM a short one.
+    MapStaged,
     /// Staged pages that were not used go back to where they came from. Whether the agent had mapped them.
     DropStage { mapped: bool },
 }

@@ -124,7 +124,9 @@ impl Record {
     }
 
     fn is_frozen(&self, now: Monotonic) -> bool {
-        self.open > WINDOW_LEAST && self.ended < PROOF_ENDS && now.since(self.silent_since) >= FREEZE_AFTER
+        self.open - self.unseen > WINDOW_LEAST
+            && self.ended < PROOF_ENDS
+            && now.since(self.silent_since) >= FREEZE_AFTER
     }
 
     /// Below the threshold: whether this chance is taken all the same.
@@ -153,15 +155,19 @@ impl Record {
         self.ended >= PROOF_ENDS && self.confidence() >= CERTAIN
     }
 
-    pub(super) fn opened(&mut self, seen: bool, now: Monotonic) {
+    pub(super) fn opened(&mut self, now: Monotonic) {
         if self.open == 0 {
             self.silent_since = now;
         }
         self.waiting = self.waiting.saturating_sub(1);
         self.open += 1;
-        self.unseen += u32::from(!seen);
         self.counts.issued += 1;
-        self.counts.unseen += u64::from(!seen);
+    }
+
+    /// The use of a stage that is open will not be seen.
+    pub(super) fn lost_sight(&mut self) {
+        self.unseen += 1;
+        self.counts.unseen += 1;
     }
 
     /// A stage is not open any more. Of those that cannot be seen some may be thought used before they expire.
@@ -250,7 +256,7 @@ mod tests {
             [(512, false), (512, false), (1024, true), (4096, true)]
         );
         let mut record = Record::of(TOUCHED);
-        record.opened(true, at(0));
+        record.opened(at(0));
         record.expect(0.95);
         assert_eq!(record.window(), 512, "it is under way: the outcome decides");
     }
@@ -266,7 +272,7 @@ mod tests {
     #[test]
     fn of_what_nothing_was_used_for_two_seconds_no_more_is_staged_until_something_is() {
         let mut record = Record::of(TOUCHED);
-        (0..100).for_each(|_| record.opened(true, at(10_000)));
+        (0..100).for_each(|_| record.opened(at(10_000)));
         assert!(record.has_room(at(11_900)));
         assert!(!record.has_room(at(12_000)));
         record.closed(true);
@@ -277,7 +283,8 @@ mod tests {
     #[test]
     fn what_is_seen_to_be_used_makes_room_for_as_many_as_it_stands_for() {
         let mut record = Record::of(Origin::OwnPast);
-        (0..32).for_each(|page| record.opened(page % 16 == 0, at(1)));
+        (0..32).for_each(|_| record.opened(at(1)));
+        (0..30).for_each(|_| record.lost_sight());
         assert!(!record.has_room(at(1)));
         record.closed(true);
         record.used(at(2));

@@ -11,95 +11,17 @@
 //! is wasted shows at its deadline only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::record::Record;
+use super::stage::{Mapped, OriginCounts, Request, Stage, StageCounts, Used, Wasted};
 use super::{Calibration, Delays, Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
-use crate::tiers::TierId;
 use crate::track::VmId;
 
 /// While so many stages of a machine are open or waiting, an origin that has not proved anything gets a probe at most.
 const UNPROVEN_MOST: u32 = 1024;
-
-/// How a page is staged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Staging {
-    /// Into this memory tier.
-    pub to: TierId,
-    /// Mapped too: the first touch is no fault, or under KVM a short one. Else the first touch is a fault that waits for nothing,
-    /// and is seen.
-    pub mapped: bool,
-}
-
-/// One page that is brought up ahead of need.
-#[derive(Clone, Copy, Debug)]
-pub struct Request {
-    pub page: PageIndex,
-    pub origin: Origin,
-    /// When what foretold it happened.
-    pub foretold: Monotonic,
-    pub how: Staging,
-    /// Whether its first use will be seen.
-    pub seen: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Stage {
-    request: Request,
-    requested: Monotonic,
-    done: Option<Monotonic>,
-    /// How likely it was thought to be used.
-    confidence: f64,
-}
-
-/// A stage that ended by a touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    pub in_time: bool,
-    /// Where the page is.
-    pub tier: TierId,
-}
-
-/// Stages that ended without a touch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wasted {
-    pub unmapped: Vec<PageIndex>,
-    pub mapped: Vec<PageIndex>,
-}
-
-/// Totals, pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StageCounts {
-    pub issued: u64,
-    pub used: u64,
-    pub wasted: u64,
-    /// Of `used`: touched before the stage was done.
-    pub late: u64,
-    /// Of `issued`: mapped where the first use is not seen, so that neither use nor waste is known.
-    pub unseen: u64,
-}
-
-impl AddAssign for StageCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.issued += other.issued;
-        self.used += other.used;
-        self.wasted += other.wasted;
-        self.late += other.late;
-        self.unseen += other.unseen;
-    }
-}
-
-/// What is known of one origin.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OriginCounts {
-    pub counts: StageCounts,
-    /// Probability that a page staged for this will be used.
-    pub confidence: f64,
-    pub window: u32,
-}
 
 /// The stages of one virtual machine.
 #[derive(Clone, Debug, Default)]
@@ -218,9 +140,12 @@ impl Stages {
         self.failed(request.page);
         self.waiting = self.waiting.saturating_sub(1);
         let record = self.record_mut(request.origin);
-        record.opened(request.seen, now);
+        record.opened(now);
         let confidence = record.confidence();
-        self.open.insert(request.page, Stage { request, requested: now, done: None, confidence });
+        self.open.insert(
+            request.page,
+            Stage { request, requested: now, done: None, confidence, mapped: Mapped::No },
+        );
         self.order.push_back((now, request.page));
     }
 
@@ -228,9 +153,35 @@ impl Stages {
     pub fn done(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get_mut(&page) {
             stage.done = Some(now);
-            if let Origin::Touched(..) = stage.request.origin {
-                self.delays.note(now.since(stage.request.foretold));
+        }
+    }
+
+    /// The origin of the stage of `page`, if one is open.
+    pub fn origin_of(&self, page: PageIndex) -> Option<Origin> {
+        self.open.get(&page).map(|stage| stage.request.origin)
+    }
+
+    /// `page`, which is up, was mapped too. Returns whether its stage was still open.
+    pub fn mapped(&mut self, page: PageIndex, seen: bool, now: Monotonic) -> bool {
+        let Some(stage) = self.open.get_mut(&page) else { return false };
+        stage.mapped = if seen { Mapped::Seen } else { Mapped::Unseen };
+        let request = stage.request;
+        if let Origin::Touched(..) = request.origin {
+            self.delays.note(now.since(request.foretold));
+        }
+        if !seen && let Some(record) = self.records.get_mut(&request.origin) {
+            record.lost_sight();
+        }
+        true
+    }
+
+    /// `page` was sent down again: whatever was staged is no more.
+    pub fn gone_down(&mut self, page: PageIndex) {
+        if let Some(stage) = self.open.remove(&page) {
+            if stage.mapped != Mapped::Unseen {
+                self.tally(stage.request.origin).issued -= 1;
             }
+            self.close(stage);
         }
     }
 
@@ -239,8 +190,8 @@ impl Stages {
         if let Some(stage) = self.open.remove(&page) {
             let counts = self.tally(stage.request.origin);
             counts.issued -= 1;
-            counts.unseen -= u64::from(!stage.request.seen);
-            self.close(stage.request);
+            counts.unseen -= u64::from(stage.mapped == Mapped::Unseen);
+            self.close(stage);
         }
     }
 
@@ -252,13 +203,13 @@ impl Stages {
         counts.used += 1;
         counts.late += u64::from(late);
         // It was touched before it was mapped.
-        counts.unseen -= u64::from(!stage.request.seen);
+        counts.unseen -= u64::from(stage.mapped == Mapped::Unseen);
         self.calibration.note(stage.confidence, true);
-        if let Some(record) = self.close(stage.request) {
+        if let Some(record) = self.close(stage) {
             record.used(time);
             record.met(late, time);
         }
-        Some(Used { in_time: !late, tier: stage.request.how.to })
+        Some(Used { in_time: !late, tier: stage.request.to })
     }
 
     /// Stages older than `deadline` end; where their use would have been seen, as wasted.
@@ -274,17 +225,20 @@ impl Stages {
                 continue;
             };
             self.open.remove(&page);
-            let Request { origin, how, seen, .. } = stage.request;
-            if !seen {
-                self.close(stage.request);
-                continue;
-            }
-            self.tally(origin).wasted += 1;
+            let list = match stage.mapped {
+                Mapped::No => &mut wasted.unmapped,
+                Mapped::Seen => &mut wasted.mapped,
+                Mapped::Unseen => {
+                    self.close(stage);
+                    continue;
+                }
+            };
+            list.push(page);
+            self.tally(stage.request.origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
-            if let Some(record) = self.close(stage.request) {
+            if let Some(record) = self.close(stage) {
                 record.wasted();
             }
-            if how.mapped { &mut wasted.mapped } else { &mut wasted.unmapped }.push(page);
         }
         wasted.unmapped.sort_unstable();
         wasted.mapped.sort_unstable();
@@ -307,9 +261,9 @@ impl Stages {
     }
 
     /// A stage is not open any more. Of a machine that has gone there is no record.
-    fn close(&mut self, request: Request) -> Option<&mut Record> {
-        let record = self.records.get_mut(&request.origin)?;
-        record.closed(request.seen);
+    fn close(&mut self, stage: Stage) -> Option<&mut Record> {
+        let record = self.records.get_mut(&stage.request.origin)?;
+        record.closed(stage.mapped != Mapped::Unseen);
         Some(record)
     }
 }
@@ -325,12 +279,12 @@ fn sum(counts: impl Iterator<Item = StageCounts>) -> StageCounts {
 mod tests {
     use super::Origin::{Followed, OwnPast, Touched};
     use super::*;
+    use crate::tiers::TierId;
 
     const SECOND: u64 = 1_000_000_000;
 
     fn request(page: PageIndex, origin: Origin) -> Request {
-        let how = Staging { to: TierId(0), mapped: false };
-        Request { page, origin, foretold: at(0), how, seen: true }
+        Request { page, origin, foretold: at(0), to: TierId(0) }
     }
 
     fn at(seconds: u64) -> Monotonic {
@@ -371,10 +325,11 @@ mod tests {
     #[test]
     fn mapped_pages_go_back_where_their_use_would_have_been_seen() {
         let mut stages = Stages::default();
-        let mapped = Staging { to: TierId(0), mapped: true };
         for (page, seen) in [(3, true), (2, false), (1, true)] {
-            stages.requested(Request { how: mapped, seen, ..request(page, OwnPast) }, at(1));
+            stages.requested(request(page, OwnPast), at(1));
+            assert!(stages.mapped(page, seen, at(1)));
         }
+        assert!(!stages.mapped(4, true, at(1)));
         assert_eq!(stages.touched(1, at(2)).map(|used| used.tier), Some(TierId(0)));
         let wasted = stages.expire(at(20), Duration::from_secs(10));
         assert_eq!(wasted, Wasted { unmapped: vec![], mapped: vec![3] });
@@ -388,7 +343,7 @@ mod tests {
         let touched = Touched(VmId(1), Match::Content);
         for (page, origin) in [(1, touched), (2, OwnPast)] {
             stages.requested(Request { foretold: at(3), ..request(page, origin) }, at(4));
-            stages.done(page, at(5 + u64::from(page) * 10));
+            stages.mapped(page, true, at(5 + u64::from(page) * 10));
         }
         let delay = stages.delays.quantile_ns(1.0).unwrap();
         assert!(delay.abs_diff(12 * SECOND) < SECOND / 5, "{delay}");

@@ -54,7 +54,7 @@ pub struct KnownBefore {
 #[serde(default)]
 pub struct DecisionInfo {
     pub ago_ms: u64,
-    /// `place`, `stage`, or `drop_stage`: what was staged and not used goes back.
+    /// `place`, `collapse`, `stage`, `map_staged`, or `drop_stage`: what was staged and not used goes back.
     pub action: String,
     /// The tier, where pages were to be placed or staged.
     pub to: Option<String>,

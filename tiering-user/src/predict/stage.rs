@@ -1,0 +1,85 @@
+//! One page brought up ahead of need, and the counts of many.
+
+use std::ops::AddAssign;
+
+use super::Origin;
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+use crate::tiers::TierId;
+
+/// One page that is brought up ahead of need.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub page: PageIndex,
+    pub origin: Origin,
+    /// When what foretold it happened.
+    pub foretold: Monotonic,
+    /// Into this memory tier.
+    pub to: TierId,
+}
+
+/// A page on its way, or up and not touched yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stage {
+    pub request: Request,
+    pub requested: Monotonic,
+    pub done: Option<Monotonic>,
+    /// How likely it was thought to be used.
+    pub confidence: f64,
+    pub mapped: Mapped,
+}
+
+/// Whether a staged page is mapped, so that its first touch is no fault any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mapped {
+    No,
+    /// And its first touch is seen all the same.
+    Seen,
+    Unseen,
+}
+
+/// A stage that ended by a touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    pub in_time: bool,
+    /// Where the page is.
+    pub tier: TierId,
+}
+
+/// Stages that ended without a touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wasted {
+    pub unmapped: Vec<PageIndex>,
+    pub mapped: Vec<PageIndex>,
+}
+
+/// Totals, pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageCounts {
+    pub issued: u64,
+    pub used: u64,
+    pub wasted: u64,
+    /// Of `used`: touched before the stage was done.
+    pub late: u64,
+    /// Of `issued`: mapped where the first use is not seen, so that neither use nor waste is known.
+    pub unseen: u64,
+}
+
+impl AddAssign for StageCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.issued += other.issued;
+        self.used += other.used;
+        self.wasted += other.wasted;
+        self.late += other.late;
+        self.unseen += other.unseen;
+    }
+}
+
+/// What is known of one origin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OriginCounts {
+    pub counts: StageCounts,
+    /// Probability that a page staged for this will be used.
+    pub confidence: f64,
+    pub window: u32,
+}
