@@ -2,8 +2,15 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 1] = [Part {
-    name: "pair",
-    about: "what a follower saves when a leader has walked the same pages",
-    place: Place::Here,
-}];
+pub const PARTS: [Part; 2] = [
+    Part {
+        name: "pair",
+        about: "what a follower saves when a leader has walked the same pages",
+        place: Place::Here,
+    },
+    Part {
+        name: "similar",
+        about: "how fast, and how surely, machines that are alike find each other",
+        place: Place::Here,
+    },
+];

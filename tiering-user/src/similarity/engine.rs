@@ -1,0 +1,200 @@
+//! The machines of one tenant and how alike they are, kept up as they change.
+//!
+//! In: portraits of machines that changed, machines that are gone, and what became of stages. Out, after each
+//! [`refresh`](Similarity::refresh): neighbours and scores. Only the pairs of machines that changed are computed anew.
+//!
+//! # Limits
+//! Only candidates have a score (see [`super::bands`]). What was learned shows in the scores after the next refresh.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bands::Bands;
+use super::parts::{Parts, Seen};
+use super::portrait::Portrait;
+use super::sketch::Sketch;
+use super::weights::Weights;
+use crate::track::VmId;
+
+/// So many of the best are named as neighbours.
+pub const MOST_NEIGHBOURS: usize = 16;
+
+/// A machine that another one might follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Neighbour {
+    /// The leader.
+    pub vm: VmId,
+    /// Probability that what is staged for the follower because of it is used.
+    pub score: f64,
+    pub parts: Parts,
+}
+
+/// What a refresh did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefreshCounts {
+    /// Machines that had changed.
+    pub machines: usize,
+    /// Pairs that were compared.
+    pub pairs: usize,
+    /// Buckets of so many machines that not all of their pairs were.
+    pub crowded: usize,
+}
+
+/// One machine.
+#[derive(Clone, Debug)]
+struct Machine {
+    portrait: Portrait,
+    /// All that is on its trail.
+    seen: Sketch,
+    /// All candidates, best first. Whoever is in this list has this machine in its own.
+    leaders: Vec<Neighbour>,
+}
+
+impl Machine {
+    fn as_seen(&self) -> Seen<'_> {
+        Seen { portrait: &self.portrait, seen: &self.seen }
+    }
+
+    fn sort(&mut self) {
+        self.leaders.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.vm.cmp(&b.vm)));
+    }
+}
+
+/// The machines of one tenant.
+#[derive(Clone, Debug, Default)]
+pub struct Similarity {
+    machines: BTreeMap<VmId, Machine>,
+    /// Changed, or gone, since the last refresh.
+    stale: BTreeSet<VmId>,
+    bands: Bands,
+    weights: Weights,
+    /// The weights have changed since the last refresh.
+    learned: bool,
+}
+
+impl Similarity {
+    /// With what was learned before.
+    pub fn with_weights(weights: Weights) -> Self {
+        Self { weights, ..Self::default() }
+    }
+
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// A machine is new, or has changed.
+    pub fn update(&mut self, vm: VmId, portrait: &Portrait) {
+        let (portrait, seen) = (portrait.clone(), portrait.trail.seen());
+        self.stale.insert(vm);
+        match self.machines.get_mut(&vm) {
+            Some(machine) => (machine.portrait, machine.seen) = (portrait, seen),
+            None => drop(self.machines.insert(vm, Machine { portrait, seen, leaders: Vec::new() })),
+        }
+    }
+
+    /// A machine is gone; at once it is nobody's neighbour.
+    pub fn forget(&mut self, vm: VmId) {
+        let Some(machine) = self.machines.remove(&vm) else { return };
+        self.stale.insert(vm);
+        for neighbour in machine.leaders {
+            if let Some(other) = self.machines.get_mut(&neighbour.vm) {
+                other.leaders.retain(|leader| leader.vm != vm);
+            }
+        }
+    }
+
+    /// Brings neighbours and scores up to date.
+    pub fn refresh(&mut self) -> RefreshCounts {
+        let stale: Vec<VmId> = std::mem::take(&mut self.stale).into_iter().collect();
+        let mut counts = RefreshCounts::default();
+        if !stale.is_empty() {
+            self.part(&stale);
+            counts = self.index(&stale);
+        }
+        if std::mem::take(&mut self.learned) {
+            for machine in self.machines.values_mut() {
+                machine
+                    .leaders
+                    .iter_mut()
+                    .for_each(|leader| leader.score = self.weights.score(&leader.parts));
+                machine.sort();
+            }
+        }
+        counts
+    }
+
+    /// Forgets the pairs of these machines, sorted.
+    fn part(&mut self, stale: &[VmId]) {
+        let mut others = BTreeSet::new();
+        for vm in stale {
+            if let Some(machine) = self.machines.get_mut(vm) {
+                others.extend(machine.leaders.drain(..).map(|leader| leader.vm));
+            }
+        }
+        for vm in others {
+            if let Some(machine) = self.machines.get_mut(&vm) {
+                machine.leaders.retain(|leader| stale.binary_search(&leader.vm).is_err());
+            }
+        }
+    }
+
+    /// Finds and compares the pairs of these machines, sorted.
+    fn index(&mut self, stale: &[VmId]) -> RefreshCounts {
+        self.bands.remove(stale);
+        let mut machines = 0;
+        for vm in stale {
+            if let Some(machine) = self.machines.get(vm) {
+                machines += 1;
+                self.bands.insert(*vm, &machine.as_seen());
+            }
+        }
+        self.bands.settle();
+        let (pairs, crowded) = self.bands.pairs(stale);
+        let known: Vec<_> = self.machines.iter().map(|(vm, machine)| (*vm, machine.as_seen())).collect();
+        let mut found = vec![Vec::new(); known.len()];
+        let place = |vm: VmId| known.binary_search_by_key(&vm, |(vm, _)| *vm).ok();
+        for (first, second) in &pairs {
+            let (Some(one), Some(other)) = (place(*first), place(*second)) else { continue };
+            let (forth, back) = Parts::between(&known[one].1, &known[other].1);
+            let neighbour = |vm, parts| Neighbour { vm, score: self.weights.score(&parts), parts };
+            found[other].push(neighbour(*first, forth));
+            found[one].push(neighbour(*second, back));
+        }
+        let found = self.machines.values_mut().zip(found);
+        for (machine, leaders) in found.filter(|(_, leaders)| !leaders.is_empty()) {
+            machine.leaders.extend(leaders);
+            machine.sort();
+        }
+        RefreshCounts { machines, pairs: pairs.len(), crowded }
+    }
+
+    /// The machines that this one might follow, best first, at most [`MOST_NEIGHBOURS`].
+    pub fn neighbours(&self, follower: VmId) -> &[Neighbour] {
+        let all = self.machines.get(&follower).map_or(&[][..], |machine| &machine.leaders);
+        &all[..all.len().min(MOST_NEIGHBOURS)]
+    }
+
+    /// Probability that what is staged for the follower because of the leader is used; None where they were not compared.
+    pub fn score(&self, leader: VmId, follower: VmId) -> Option<f64> {
+        self.pair(leader, follower).map(|pair| pair.score)
+    }
+
+    /// Of `ended` stages for the follower because of the leader, `used` were used. Says whether the pair is known;
+    /// of one that is not, nothing can be learned.
+    pub fn learn(&mut self, leader: VmId, follower: VmId, used: u32, ended: u32) -> bool {
+        let Some(parts) = self.pair(leader, follower).map(|pair| pair.parts) else { return false };
+        self.weights.learn(&parts, used, ended);
+        self.learned = true;
+        true
+    }
+
+    /// All pairs that have a score: the follower, and who it might follow.
+    pub fn pairs(&self) -> impl Iterator<Item = (VmId, &Neighbour)> {
+        self.machines
+            .iter()
+            .flat_map(|(follower, machine)| machine.leaders.iter().map(|leader| (*follower, leader)))
+    }
+
+    fn pair(&self, leader: VmId, follower: VmId) -> Option<&Neighbour> {
+        self.machines.get(&follower)?.leaders.iter().find(|neighbour| neighbour.vm == leader)
+    }
+}
