@@ -140,11 +140,11 @@ fn first_accesses_ns(phase: &PhaseResult) -> f64 {
 
 /// What the agent tells of the stages of the follower, pages.
 struct Staged {
-    /// Those whose use can be seen.
     issued: f64,
-    unseen: f64,
     used: f64,
     late: f64,
+    /// From the leader's touch until it was asked for, p50 and p99, ms.
+    delay_ms: [f64; 2],
 }
 
 impl Staged {
@@ -155,19 +155,20 @@ impl Staged {
         let number = |value: &Value| value.as_f64().context("a count that is no number");
         let prefetch = &vm["prefetch"];
         Ok(Self {
-            issued: number(&prefetch["issued_pages"])? - number(&prefetch["unseen_pages"])?,
-            unseen: number(&prefetch["unseen_pages"])?,
+            issued: number(&prefetch["issued_pages"])?,
             used: number(&prefetch["used_pages"])?,
             late: number(&prefetch["late_pages"])?,
+            delay_ms: ["p50", "p99"]
+                .map(|part| prefetch["delay_ns"][part].as_f64().unwrap_or(f64::NAN) / 1e6),
         })
     }
 
     fn since(&self, before: &Self) -> Self {
         Self {
             issued: self.issued - before.issued,
-            unseen: self.unseen - before.unseen,
             used: self.used - before.used,
             late: self.late - before.late,
+            delay_ms: self.delay_ms,
         }
     }
 }
@@ -301,16 +302,13 @@ fn show(results: &mut Results, name: &str, in_dram: &PhaseResult, rounds: &[Roun
     );
     let share = |part: f64, whole: f64| part / whole.max(1.0) * 100.0;
     row(results, "accuracy, %", &|round| share(round.staged.used, round.staged.issued), Some(95.0));
-    row(results, "of them mapped too, pages", &|round| round.staged.unseen, None);
-    let covered = |round: &Round| {
-        // Mapped pages are used as those that stand for them.
-        let Staged { issued, unseen, used, .. } = round.staged;
-        let staged = used + unseen * used / issued.max(1.0);
-        share(staged, staged + round.ours.major_faults as f64)
-    };
+    let covered =
+        |round: &Round| share(round.staged.used, round.staged.used + round.ours.major_faults as f64);
     row(results, "coverage, %", &covered, Some(90.0));
     let in_time = |round: &Round| share(round.staged.used - round.staged.late, round.staged.used);
     row(results, "in time, % of what was used", &in_time, Some(95.0));
+    row(results, "from the leader's touch to the stage, p50, ms", &|round| round.staged.delay_ms[0], None);
+    row(results, "from the leader's touch to the stage, p99, ms", &|round| round.staged.delay_ms[1], None);
     results.headline(format!("{name}: {avoided:.0} % of the stall avoided, {faster:.1} x"));
 }
 

@@ -64,6 +64,7 @@ impl State {
                 Err(error) => drop(reply.send(Err(error))),
             },
             Request::Explain { vm, at, reply } => drop(reply.send(self.explain(&vm, at))),
+            Request::Similar { vm, reply } => drop(reply.send(self.similar(vm.as_deref()))),
             Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva.as_ref(), reply),
             Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
         }

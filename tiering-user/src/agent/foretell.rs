@@ -27,8 +27,11 @@ impl State {
     /// `vm` touched `page` at `time`; it had been in swap or was staged.
     pub(super) fn note_touch(&mut self, vm: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
         let machine = self.machines.get_mut(&vm)?;
-        let tenant = self.tenants.of_mut(machine);
-        let tag = tenant.and_then(|tenant| tenant.tags.remove(vm, page));
+        let mut tag = None;
+        if let Some(tenant) = self.tenants.of_mut(machine) {
+            tag = tenant.remove_tag(vm, page);
+            tenant.likeness.touch(vm, machine.guest_page(page), tag);
+        }
         let before = machine.tape.record(page, tag);
         Some(Touched { vm, page, tag, time, before })
     }
@@ -46,7 +49,7 @@ impl State {
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
         let mut foretold = Vec::new();
-        for neighbour in tenant.members.iter().filter(|member| **member != vm) {
+        for neighbour in tenant.likeness.followers(vm) {
             let Some(there) = self.machines.get(neighbour) else { continue };
             let same_page = leader.same_page_in(there, page);
             let corresponding = tenant.corresponding(tag, *neighbour, same_page);
@@ -73,7 +76,7 @@ impl State {
         let Some(machine) = self.machines.get(&touched.vm) else { return };
         let Some(tenant) = self.tenants.of(machine) else { return };
         let mut places = Vec::new();
-        for leader in tenant.members.iter().filter(|member| **member != touched.vm) {
+        for leader in tenant.likeness.leaders(touched.vm) {
             let Some(there) = self.machines.get(leader) else { continue };
             let same_content = touched.tag.and_then(|tag| there.tape.find_tag(tag));
             let same_page =

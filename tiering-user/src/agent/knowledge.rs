@@ -252,6 +252,7 @@ mod tests {
             incoming: false,
             cgroup: None,
             numa_bound: false,
+            images: Default::default(),
         }
     }
 

@@ -107,6 +107,7 @@ mod tests {
             incoming: false,
             cgroup: None,
             numa_bound: false,
+            images: Default::default(),
         }
     }
 

@@ -15,6 +15,7 @@ use super::machine::Machine;
 use crate::actuate::Target;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap};
 use crate::telemetry::request::{ApiError, Pages, Reply};
+use crate::tiermap::PageIndex;
 use crate::vm::{Gpa, GuestRange, Hva};
 
 /// Pages read from pagemap at a time.
@@ -29,6 +30,14 @@ impl Machine {
     /// Where this address is in the guest.
     pub(super) fn gpa(&self, hva: Hva) -> Option<Gpa> {
         self.guest_ranges().iter().find_map(|range| range.gpa_of(hva))
+    }
+
+    /// The number of a page in the guest, where its addresses are known; else its number here, which no other machine's
+    /// corresponds to.
+    pub(super) fn guest_page(&self, page: PageIndex) -> u64 {
+        let hva = self.target.layout.locate(page).map(|(hva, _)| hva);
+        let gpa = hva.and_then(|hva| self.gpa(hva));
+        gpa.map_or(u64::from(self.target.id.0) << 32 | u64::from(page), |gpa| gpa.0 / PAGE_BYTES)
     }
 
     /// Where this address of the guest is in the process.

@@ -12,7 +12,7 @@ use super::layout_proof::LayoutProof;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Match, Origin, Request, SEEN_ONE_IN, Stages, TagKey, Tape, Used};
+use crate::predict::{Ahead, Match, Origin, Request, Stages, TagKey, Tape, Used};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -297,18 +297,19 @@ impl Machine {
         Some(Step { vm: self.target.id, action: Action::Stage { to }, pages, reason })
     }
 
-    /// The step that maps what was staged just now, as far as it is sure to be used.
+    /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be seen, none:
+    /// what is missing on the tapes cannot be foretold next time.
     pub(super) fn next_mapping(&self, staged: &Outcome) -> Option<Step> {
-        let all_seen = self.sees_mapped();
+        if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped() {
+            return None;
+        }
         let private = |page: &PageIndex| self.pages.layout().locate(*page).is_some_and(|(_, shared)| !shared);
-        let sure = |page: &PageIndex| {
-            let origin = self.stages.origin_of(*page);
-            origin.is_some_and(|origin| self.stages.is_sure(origin)) && (all_seen || !is_sample(*page))
-        };
-        let pages: Vec<_> = staged.asked.iter().copied().filter(|page| sure(page) && private(page)).collect();
+        let sure =
+            |page: &PageIndex| self.stages.origin_of(*page).is_some_and(|origin| self.stages.is_sure(origin));
+        let of_it = staged.asked.iter().filter(|page| sure(page) && private(page));
+        let pages: Vec<_> = of_it.copied().collect();
         let action = Action::MapStaged;
-        let step = Step { vm: self.target.id, action, pages, reason: staged.reason };
-        (staged.action == Action::Stage { to: TierId(0) } && !step.pages.is_empty()).then_some(step)
+        (!pages.is_empty()).then_some(Step { vm: self.target.id, action, pages, reason: staged.reason })
     }
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
@@ -428,13 +429,9 @@ impl Machine {
                 }
             }
             Action::MapStaged => {
-                let seen = self.sees_mapped();
                 let found = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
-                for page in found.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
-                    // Where it is not seen they are pages like others from here on: the sample stands for them.
-                    if self.stages.mapped(page, seen, outcome.finished) && !seen {
-                        self.pages.update(page, |entry| entry.with_staged(false));
-                    }
+                for page in found.flat_map(|(run, _)| run.pages()) {
+                    self.stages.mapped(page, outcome.finished);
                 }
             }
             Action::Stage { .. } => {
@@ -462,12 +459,6 @@ impl Machine {
             }
         }
     }
-}
-
-/// Whether a page shows how those around it are used: they are as good as chosen at random.
-fn is_sample(page: PageIndex) -> bool {
-    // Knuth's multiplicative hash: neighbours, and pages at equal distances, are spread evenly.
-    page.wrapping_mul(0x9e37_79b1) < u32::MAX / SEEN_ONE_IN
 }
 
 /// Why a page that is staged for this is staged.

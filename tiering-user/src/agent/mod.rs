@@ -22,6 +22,7 @@ mod foretell;
 mod keeper;
 mod knowledge;
 mod layout_proof;
+mod likeness;
 mod lock;
 mod lookup;
 mod machine;

@@ -81,6 +81,7 @@ impl State {
             }
             self.plan(id);
         }
+        self.compare_machines();
         self.show_blocks(faults);
     }
 

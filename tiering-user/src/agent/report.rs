@@ -166,8 +166,8 @@ impl State {
                 used_pages: stages.used,
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
-                unseen_pages: stages.unseen,
                 delay_ns: delay(&machine.stages.delays),
+                mapping_delay_ns: delay(&machine.stages.mapping_delays),
                 from: PrefetchOrigins {
                     own: machine.stages.counts_by(None).issued,
                     gfn: [Match::Page, Match::Address]

@@ -222,7 +222,8 @@ impl State {
         }
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
-        let tag_key = settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id));
+        let tag_key =
+            settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.iter().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
         if machine.target.vm.accel == Accel::Kvm {

@@ -6,20 +6,32 @@ use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::sync::Arc;
 
+use super::likeness::Likeness;
 use super::machine::Machine;
 use crate::actuate::Outcome;
 use crate::predict::{Match, Tag, TagKey, Tags};
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
+use crate::vm::FileId;
 
 /// The machines of one tenant.
 pub(super) struct Tenant {
     key: Arc<TagKey>,
+    /// Makes names of files that no other tenant has.
+    names: RandomState,
     pub tags: Tags,
     pub members: Vec<VmId>,
+    pub likeness: Likeness,
 }
 
 impl Tenant {
+    /// A page can change from now on. Returns what it held, where that is known.
+    pub(super) fn remove_tag(&mut self, vm: VmId, page: PageIndex) -> Option<Tag> {
+        let tag = self.tags.remove(vm, page)?;
+        self.likeness.let_go(vm);
+        Some(tag)
+    }
+
     /// The page of the member `there` that corresponds to one of another member with this content, whose address is that of
     /// `same_page` there; and how. The copy at the same address is the better one.
     pub(super) fn corresponding(
@@ -47,13 +59,21 @@ pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
     /// A machine joins its tenant. Returns the key for its tags.
-    pub(super) fn join(&mut self, name: &str, vm: VmId) -> Arc<TagKey> {
+    pub(super) fn join(
+        &mut self,
+        name: &str,
+        vm: VmId,
+        images: impl IntoIterator<Item = FileId>,
+    ) -> Arc<TagKey> {
         let tenant = self.0.entry(name.to_owned()).or_insert_with(|| Tenant {
             key: Arc::new(TagKey::new(&RandomState::new())),
+            names: RandomState::new(),
             tags: Tags::default(),
             members: Vec::new(),
+            likeness: Likeness::default(),
         });
         tenant.members.push(vm);
+        tenant.likeness.join(vm, images, &tenant.names);
         Arc::clone(&tenant.key)
     }
 
@@ -62,6 +82,7 @@ impl Tenants {
         if let Some(tenant) = self.0.get_mut(name) {
             tenant.members.retain(|member| *member != vm);
             tenant.tags.forget(vm);
+            tenant.likeness.leave(vm);
         }
     }
 
@@ -74,13 +95,24 @@ impl Tenants {
             !machine.pages.in_swap(entry.place()) && !entry.staged()
         };
         for page in outcome.asked.iter().filter(may_change) {
-            tenant.tags.remove(outcome.vm, *page);
+            tenant.remove_tag(outcome.vm, *page);
         }
         for (page, tag) in &outcome.tags {
             if machine.pages.in_swap(machine.pages.get(*page).place()) {
-                tenant.tags.insert(outcome.vm, *page, *tag);
+                tenant.remove_tag(outcome.vm, *page);
+                if tenant.tags.insert(outcome.vm, *page, *tag) {
+                    tenant.likeness.hold(outcome.vm, machine.guest_page(*page), *tag);
+                }
             }
         }
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Tenant> {
+        self.0.values()
+    }
+
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Tenant> {
+        self.0.values_mut()
     }
 
     pub(super) fn of(&self, machine: &Machine) -> Option<&Tenant> {
@@ -100,8 +132,8 @@ mod tests {
     fn content_comes_before_the_address_and_the_copy_there_first() {
         let (here, there) = (VmId(1), VmId(2));
         let mut tenants = Tenants::default();
-        tenants.join("a", here);
-        tenants.join("a", there);
+        tenants.join("a", here, []);
+        tenants.join("a", there, []);
         let tenant = tenants.0.get_mut("a").unwrap();
         for (page, tag) in [(3, 7), (9, 7), (4, 8)] {
             tenant.tags.insert(there, page, Tag(tag));
@@ -119,7 +151,7 @@ mod tests {
     #[test]
     fn tenants_share_neither_key_nor_tags() {
         let mut tenants = Tenants::default();
-        let (one, other) = (tenants.join("a", VmId(1)), tenants.join("b", VmId(2)));
+        let (one, other) = (tenants.join("a", VmId(1), []), tenants.join("b", VmId(2), []));
         let content = [7; 4096];
         assert_ne!(one.tag(&content), other.tag(&content));
         tenants.0.get_mut("a").unwrap().tags.insert(VmId(1), 3, Tag(7));

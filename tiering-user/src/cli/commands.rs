@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::{CONFIG, Failure, INTERNAL};
-use super::{Cli, Command, ConfigCommand, VmCommand, explain, render};
+use super::{Cli, Command, ConfigCommand, VmCommand, explain, render, similar};
 use crate::telemetry::RunOptions;
 use crate::telemetry::client::{Client, ClientError};
 use crate::tiers::{Proposal, propose_here};
@@ -53,6 +53,9 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Command::Explain { vm, page, output } => {
             print(output.json, &ask(client.explain(vm, page.address()))?, explain::explanation)
+        }
+        Command::Similar { vm, output } => {
+            print(output.json, &ask(client.similar(vm.as_deref()))?, similar::table)
         }
         Command::Move { vm, to, range, output } => {
             let outcome = ask(client.move_pages(vm, to, range.hva.as_ref()))?;

@@ -8,6 +8,7 @@ mod commands;
 mod explain;
 mod failure;
 mod render;
+mod similar;
 mod table;
 
 use std::io::IsTerminal as _;
@@ -81,6 +82,13 @@ enum Command {
         vm: String,
         #[command(flatten)]
         page: OnePage,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show how alike VMs are, and what that follows from
+    Similar {
+        /// Only this one and those it may learn from: name, UUID, pid or NAMESPACE/NAME
+        vm: Option<String>,
         #[command(flatten)]
         output: Output,
     },

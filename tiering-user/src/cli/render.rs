@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::host::{Check, State};
 use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
 use crate::telemetry::status::{
-    PrefetchMatch, PrefetchOrigin, PrefetchWay, SourceState, Status, TierKind, VmStatus,
+    Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, SourceState, Status, TierKind, VmStatus,
 };
 
 const SHARING_OFF: &str =
@@ -179,6 +179,15 @@ pub fn vm(vm: &VmStatus) -> String {
             prefetch.issued_pages, prefetch.used_pages, prefetch.wasted_pages, prefetch.late_pages
         ),
     );
+    let delay = |delay: Option<Latency>| {
+        delay.map(|Latency { p50, p99 }| format!("p50 {}, p99 {}", nanoseconds(p50), nanoseconds(p99)))
+    };
+    if let Some(delay) = delay(prefetch.delay_ns) {
+        row("  asked for after another's touch", delay);
+    }
+    if let Some(delay) = delay(prefetch.mapping_delay_ns) {
+        row("  mapped after another's touch", delay);
+    }
     for origin in &prefetch.origins {
         let what = match (origin.by, origin.way) {
             (PrefetchMatch::Own, _) => "  after its own past".to_owned(),

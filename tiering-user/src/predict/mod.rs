@@ -19,7 +19,6 @@ pub use ahead::Ahead;
 pub use calibration::{Bin, Calibration};
 pub use delays::Delays;
 pub use origin::{Match, Origin};
-pub use record::SEEN_ONE_IN;
 pub use stage::{OriginCounts, Request, StageCounts, Used, Wasted};
 pub use stages::Stages;
 pub use tags::{Tag, TagKey, Tags};

@@ -31,8 +31,6 @@ const SURE: f64 = 0.8;
 const SURER: [f64; 3] = [0.8, 0.85, 0.9];
 /// Sure enough for what is staged to be mapped at once.
 const CERTAIN: f64 = 0.95;
-/// Where the use of mapped pages cannot be seen, one page in so many stays unmapped.
-pub const SEEN_ONE_IN: u32 = 16;
 /// Ends that prove something.
 const PROOF_ENDS: u32 = 32;
 const FREEZE_AFTER: Duration = Duration::from_secs(2);
@@ -44,11 +42,11 @@ const PAUSE_MOST: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub counts: StageCounts,
+    /// Of these, pages used and ended that were told of.
+    told: (u64, u64),
     /// Stages that are open, and that may become so.
     open: u32,
     pub waiting: u32,
-    /// Of those that are open: their use cannot be seen, and is taken from that of the others.
-    unseen: u32,
     expected: f64,
     used: u32,
     ended: u32,
@@ -72,14 +70,15 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn of(origin: Origin) -> Self {
+    /// Nothing is known of it but, perhaps, with which probability it will be right.
+    pub(super) fn of(origin: Origin, expected: Option<f64>) -> Self {
         let (window, window_most) = origin.window_bounds();
         let may_be_in_step = matches!(origin, Origin::Touched(..));
-        Self {
+        let mut record = Self {
             counts: StageCounts::default(),
+            told: (0, 0),
             open: 0,
             waiting: 0,
-            unseen: 0,
             expected: UNKNOWN,
             used: 0,
             ended: 0,
@@ -96,7 +95,9 @@ impl Record {
             met_late: 0,
             paused_until: Monotonic::default(),
             pause: PAUSE_FIRST,
-        }
+        };
+        expected.into_iter().for_each(|expected| record.expect(expected));
+        record
     }
 
     /// Before anything has ended it is thought right with this probability. Its window grows with that, as long as nothing was
@@ -124,9 +125,7 @@ impl Record {
     }
 
     fn is_frozen(&self, now: Monotonic) -> bool {
-        self.open - self.unseen > WINDOW_LEAST
-            && self.ended < PROOF_ENDS
-            && now.since(self.silent_since) >= FREEZE_AFTER
+        self.open > WINDOW_LEAST && self.ended < PROOF_ENDS && now.since(self.silent_since) >= FREEZE_AFTER
     }
 
     /// Below the threshold: whether this chance is taken all the same.
@@ -164,28 +163,12 @@ impl Record {
         self.counts.issued += 1;
     }
 
-    /// The use of a stage that is open will not be seen.
-    pub(super) fn lost_sight(&mut self) {
-        self.unseen += 1;
-        self.counts.unseen += 1;
-    }
-
-    /// A stage is not open any more. Of those that cannot be seen some may be thought used before they expire.
-    pub(super) fn closed(&mut self, seen: bool) {
-        if seen {
-            self.open = self.open.saturating_sub(1);
-        } else if self.unseen > 0 {
-            self.unseen -= 1;
-            self.open = self.open.saturating_sub(1);
-        }
+    pub(super) fn closed(&mut self) {
+        self.open = self.open.saturating_sub(1);
     }
 
     pub(super) fn used(&mut self, now: Monotonic) {
         self.silent_since = now;
-        // With each page that is seen to be used, as many as it stands for.
-        let alike = self.unseen.min(SEEN_ONE_IN - 1);
-        self.unseen -= alike;
-        self.open = self.open.saturating_sub(alike);
         self.end(true);
     }
 
@@ -210,6 +193,13 @@ impl Record {
         } else if share < 0.5 {
             self.window = (self.window / 2).max(WINDOW_LEAST);
         }
+    }
+
+    /// Pages used, and pages that ended, since the last call.
+    pub(super) fn take_ends(&mut self) -> (u64, u64) {
+        let StageCounts { used, wasted, .. } = self.counts;
+        let (used_before, ended_before) = std::mem::replace(&mut self.told, (used, used + wasted));
+        (used - used_before, used + wasted - ended_before)
     }
 
     /// A page for this came up; it was touched before that or not.
@@ -247,15 +237,14 @@ mod tests {
     #[test]
     fn what_is_expected_decides_how_far_the_first_try_goes() {
         let first = |expected: Option<f64>| {
-            let mut record = Record::of(TOUCHED);
-            expected.into_iter().for_each(|expected| record.expect(expected));
+            let record = Record::of(TOUCHED, expected);
             (record.window(), record.is_proven())
         };
         assert_eq!(
             [None, Some(0.5), Some(0.82), Some(0.95)].map(first),
             [(512, false), (512, false), (1024, true), (4096, true)]
         );
-        let mut record = Record::of(TOUCHED);
+        let mut record = Record::of(TOUCHED, None);
         record.opened(at(0));
         record.expect(0.95);
         assert_eq!(record.window(), 512, "it is under way: the outcome decides");
@@ -263,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_was_expected_gives_way_to_what_is_seen() {
-        let mut record = Record::of(TOUCHED);
+        let mut record = Record::of(TOUCHED, None);
         record.expect(0.95);
         (0..20).for_each(|_| record.wasted());
         assert!(record.confidence() < 0.2 && !record.is_proven());
@@ -271,34 +260,18 @@ mod tests {
 
     #[test]
     fn of_what_nothing_was_used_for_two_seconds_no_more_is_staged_until_something_is() {
-        let mut record = Record::of(TOUCHED);
+        let mut record = Record::of(TOUCHED, None);
         (0..100).for_each(|_| record.opened(at(10_000)));
         assert!(record.has_room(at(11_900)));
         assert!(!record.has_room(at(12_000)));
-        record.closed(true);
+        record.closed();
         record.used(at(14_000));
         assert!(record.has_room(at(14_001)));
     }
 
     #[test]
-    fn what_is_seen_to_be_used_makes_room_for_as_many_as_it_stands_for() {
-        let mut record = Record::of(Origin::OwnPast);
-        (0..32).for_each(|_| record.opened(at(1)));
-        (0..30).for_each(|_| record.lost_sight());
-        assert!(!record.has_room(at(1)));
-        record.closed(true);
-        record.used(at(2));
-        assert_eq!((record.open, record.unseen), (16, 15));
-        // The other one is not used; those that stand beside it expire.
-        record.closed(true);
-        record.wasted();
-        (0..30).for_each(|_| record.closed(false));
-        assert_eq!((record.open, record.unseen), (0, 0));
-    }
-
-    #[test]
     fn who_is_as_far_as_its_leader_is_left_alone_longer_each_time() {
-        let mut record = Record::of(TOUCHED);
+        let mut record = Record::of(TOUCHED, None);
         let meet = |record: &mut Record, late: u32, now| {
             (0..MEETINGS).for_each(|page| record.met(page < late, at(now)));
         };
@@ -310,7 +283,7 @@ mod tests {
         assert!(record.has_room(at(3000)));
         meet(&mut record, 40, 4000);
         assert!(record.has_room(at(4050)), "the first pause is a short one again");
-        let mut pull = Record::of(Origin::OwnPast);
+        let mut pull = Record::of(Origin::OwnPast, None);
         meet(&mut pull, 64, 1000);
         assert!(pull.has_room(at(1000)), "who is faster than his own tape is still helped by it");
     }

@@ -26,16 +26,8 @@ pub(super) struct Stage {
     pub done: Option<Monotonic>,
     /// How likely it was thought to be used.
     pub confidence: f64,
-    pub mapped: Mapped,
-}
-
-/// Whether a staged page is mapped, so that its first touch is no fault any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mapped {
-    No,
-    /// And its first touch is seen all the same.
-    Seen,
-    Unseen,
+    /// Its first touch is no fault any more, and seen all the same.
+    pub mapped: bool,
 }
 
 /// A stage that ended by a touch.
@@ -61,8 +53,6 @@ pub struct StageCounts {
     pub wasted: u64,
     /// Of `used`: touched before the stage was done.
     pub late: u64,
-    /// Of `issued`: mapped where the first use is not seen, so that neither use nor waste is known.
-    pub unseen: u64,
 }
 
 impl AddAssign for StageCounts {
@@ -71,7 +61,6 @@ impl AddAssign for StageCounts {
         self.used += other.used;
         self.wasted += other.wasted;
         self.late += other.late;
-        self.unseen += other.unseen;
     }
 }
 

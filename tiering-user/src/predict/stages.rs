@@ -1,7 +1,7 @@
 //! Pages brought up ahead of need, and what became of them.
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
-//! its deadline passes (wasted). Pages that were mapped where the first use is no fault that anybody sees end as unseen. What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
+//! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
 //! of its own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one
 //! window and is then hardly asked any more; and all that have proved nothing yet have [`UNPROVEN_MOST`] together.
 //!
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::record::Record;
-use super::stage::{Mapped, OriginCounts, Request, Stage, StageCounts, Used, Wasted};
+use super::stage::{OriginCounts, Request, Stage, StageCounts, Used, Wasted};
 use super::{Calibration, Delays, Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
@@ -30,13 +30,16 @@ pub struct Stages {
     /// In order of request. A page may stand here after its stage has ended.
     order: VecDeque<(Monotonic, PageIndex)>,
     records: BTreeMap<Origin, Record>,
+    /// Of other machines, where it is known how alike they are.
+    expected: BTreeMap<VmId, f64>,
     /// Stages that wait to be requested.
     waiting: u32,
     /// Counts of machines that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
     calibration: Calibration,
-    /// From a touch of another machine to the end of what was staged for it.
+    /// From a touch of another machine until what is staged for it was asked of the kernel; until it was mapped.
     pub delays: Delays,
+    pub mapping_delays: Delays,
 }
 
 impl Stages {
@@ -49,6 +52,26 @@ impl Stages {
     pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))
+    }
+
+    /// Of all that another machine foretold.
+    pub fn counts_of(&self, leader: VmId) -> StageCounts {
+        let records = self.records.iter().filter(|(origin, _)| origin.leader() == Some(leader));
+        sum(records.map(|(_, record)| record.counts))
+    }
+
+    /// How what other machines foretold ended since the last call: the machine, pages used, and pages that ended.
+    pub fn take_ends(&mut self) -> Vec<(VmId, u64, u64)> {
+        let mut ends: BTreeMap<VmId, (u64, u64)> = BTreeMap::new();
+        for (origin, record) in &mut self.records {
+            if let Some(leader) = origin.leader() {
+                let (used, ended) = record.take_ends();
+                let sum = ends.entry(leader).or_default();
+                (sum.0, sum.1) = (sum.0 + used, sum.1 + ended);
+            }
+        }
+        let some = ends.into_iter().filter(|(_, (_, ended))| *ended > 0);
+        some.map(|(leader, (used, ended))| (leader, used, ended)).collect()
     }
 
     /// What is known of each origin that was ever staged for.
@@ -69,9 +92,11 @@ impl Stages {
         &self.calibration
     }
 
-    /// Before anything is known of an origin it is thought right with this probability.
-    pub fn expect(&mut self, origin: Origin, probability: f64) {
-        self.record_mut(origin).expect(probability);
+    /// Before anything is known of what another machine foretells, it is thought right with this probability.
+    pub fn expect(&mut self, leader: VmId, probability: f64) {
+        self.expected.insert(leader, probability);
+        let of_it = self.records.iter_mut().filter(|(origin, _)| origin.leader() == Some(leader));
+        of_it.for_each(|(_, record)| record.expect(probability));
     }
 
     /// How many pages may be staged, and not yet known to be right, for this.
@@ -117,11 +142,13 @@ impl Stages {
     }
 
     fn record_mut(&mut self, origin: Origin) -> &mut Record {
-        self.records.entry(origin).or_insert_with(|| Record::of(origin))
+        let expected = origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
+        self.records.entry(origin).or_insert_with(|| Record::of(origin, expected))
     }
 
     fn record(&self, origin: Origin) -> Record {
-        self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin))
+        let expected = || origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
+        self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin, expected()))
     }
 
     /// Whether pages that are staged for this may be mapped at once.
@@ -142,10 +169,8 @@ impl Stages {
         let record = self.record_mut(request.origin);
         record.opened(now);
         let confidence = record.confidence();
-        self.open.insert(
-            request.page,
-            Stage { request, requested: now, done: None, confidence, mapped: Mapped::No },
-        );
+        self.open
+            .insert(request.page, Stage { request, requested: now, done: None, confidence, mapped: false });
         self.order.push_back((now, request.page));
     }
 
@@ -153,6 +178,9 @@ impl Stages {
     pub fn done(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get_mut(&page) {
             stage.done = Some(now);
+            if let Origin::Touched(..) = stage.request.origin {
+                self.delays.note(now.since(stage.request.foretold));
+            }
         }
     }
 
@@ -161,37 +189,29 @@ impl Stages {
         self.open.get(&page).map(|stage| stage.request.origin)
     }
 
-    /// `page`, which is up, was mapped too. Returns whether its stage was still open.
-    pub fn mapped(&mut self, page: PageIndex, seen: bool, now: Monotonic) -> bool {
-        let Some(stage) = self.open.get_mut(&page) else { return false };
-        stage.mapped = if seen { Mapped::Seen } else { Mapped::Unseen };
-        let request = stage.request;
-        if let Origin::Touched(..) = request.origin {
-            self.delays.note(now.since(request.foretold));
+    /// `page`, which is up, was mapped too.
+    pub fn mapped(&mut self, page: PageIndex, now: Monotonic) {
+        if let Some(stage) = self.open.get_mut(&page) {
+            stage.mapped = true;
+            if let Origin::Touched(..) = stage.request.origin {
+                self.mapping_delays.note(now.since(stage.request.foretold));
+            }
         }
-        if !seen && let Some(record) = self.records.get_mut(&request.origin) {
-            record.lost_sight();
-        }
-        true
     }
 
     /// `page` was sent down again: whatever was staged is no more.
     pub fn gone_down(&mut self, page: PageIndex) {
         if let Some(stage) = self.open.remove(&page) {
-            if stage.mapped != Mapped::Unseen {
-                self.tally(stage.request.origin).issued -= 1;
-            }
-            self.close(stage);
+            self.tally(stage.request.origin).issued -= 1;
+            self.close(stage.request.origin);
         }
     }
 
     /// The stage of `page` came to nothing; it counts neither way.
     pub fn failed(&mut self, page: PageIndex) {
         if let Some(stage) = self.open.remove(&page) {
-            let counts = self.tally(stage.request.origin);
-            counts.issued -= 1;
-            counts.unseen -= u64::from(stage.mapped == Mapped::Unseen);
-            self.close(stage);
+            self.tally(stage.request.origin).issued -= 1;
+            self.close(stage.request.origin);
         }
     }
 
@@ -202,10 +222,8 @@ impl Stages {
         let counts = self.tally(stage.request.origin);
         counts.used += 1;
         counts.late += u64::from(late);
-        // It was touched before it was mapped.
-        counts.unseen -= u64::from(stage.mapped == Mapped::Unseen);
         self.calibration.note(stage.confidence, true);
-        if let Some(record) = self.close(stage) {
+        if let Some(record) = self.close(stage.request.origin) {
             record.used(time);
             record.met(late, time);
         }
@@ -225,18 +243,10 @@ impl Stages {
                 continue;
             };
             self.open.remove(&page);
-            let list = match stage.mapped {
-                Mapped::No => &mut wasted.unmapped,
-                Mapped::Seen => &mut wasted.mapped,
-                Mapped::Unseen => {
-                    self.close(stage);
-                    continue;
-                }
-            };
-            list.push(page);
+            if stage.mapped { &mut wasted.mapped } else { &mut wasted.unmapped }.push(page);
             self.tally(stage.request.origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
-            if let Some(record) = self.close(stage) {
+            if let Some(record) = self.close(stage.request.origin) {
                 record.wasted();
             }
         }
@@ -247,6 +257,7 @@ impl Stages {
 
     /// Forgets what is known about another machine, which has gone.
     pub fn forget(&mut self, vm: VmId) {
+        self.expected.remove(&vm);
         for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
             self.waiting = self.waiting.saturating_sub(record.waiting);
             *self.gone.entry(origin.by()).or_default() += record.counts;
@@ -261,9 +272,9 @@ impl Stages {
     }
 
     /// A stage is not open any more. Of a machine that has gone there is no record.
-    fn close(&mut self, stage: Stage) -> Option<&mut Record> {
-        let record = self.records.get_mut(&stage.request.origin)?;
-        record.closed(stage.mapped != Mapped::Unseen);
+    fn close(&mut self, origin: Origin) -> Option<&mut Record> {
+        let record = self.records.get_mut(&origin)?;
+        record.closed();
         Some(record)
     }
 }
@@ -323,30 +334,40 @@ mod tests {
     }
 
     #[test]
-    fn mapped_pages_go_back_where_their_use_would_have_been_seen() {
+    fn pages_that_were_mapped_go_back_as_such() {
         let mut stages = Stages::default();
-        for (page, seen) in [(3, true), (2, false), (1, true)] {
+        for page in [3, 2, 1] {
             stages.requested(request(page, OwnPast), at(1));
-            assert!(stages.mapped(page, seen, at(1)));
+            stages.done(page, at(1));
         }
-        assert!(!stages.mapped(4, true, at(1)));
-        assert_eq!(stages.touched(1, at(2)).map(|used| used.tier), Some(TierId(0)));
+        [3, 1, 4].iter().for_each(|page| stages.mapped(*page, at(1)));
+        let used = stages.touched(1, at(2)).unwrap();
+        assert_eq!((used.in_time, used.tier), (true, TierId(0)));
         let wasted = stages.expire(at(20), Duration::from_secs(10));
-        assert_eq!(wasted, Wasted { unmapped: vec![], mapped: vec![3] });
-        let counts = StageCounts { issued: 3, used: 1, wasted: 1, late: 1, unseen: 1 };
-        assert_eq!(stages.counts(), counts);
+        assert_eq!(wasted, Wasted { unmapped: vec![2], mapped: vec![3] });
     }
 
     #[test]
-    fn what_others_touch_has_its_delay_measured() {
+    fn what_goes_down_again_was_never_staged() {
         let mut stages = Stages::default();
-        let touched = Touched(VmId(1), Match::Content);
-        for (page, origin) in [(1, touched), (2, OwnPast)] {
+        stages.requested(request(1, OwnPast), at(1));
+        stages.gone_down(1);
+        assert_eq!(stages.touched(1, at(2)), None);
+        assert_eq!(stages.counts(), StageCounts::default());
+    }
+
+    #[test]
+    fn for_what_others_touch_the_delay_is_measured() {
+        let mut stages = Stages::default();
+        for (page, origin) in [(1, Touched(VmId(1), Match::Content)), (2, OwnPast)] {
             stages.requested(Request { foretold: at(3), ..request(page, origin) }, at(4));
-            stages.mapped(page, true, at(5 + u64::from(page) * 10));
+            stages.done(page, at(5 + u64::from(page) * 10));
+            stages.mapped(page, at(6 + u64::from(page) * 10));
         }
-        let delay = stages.delays.quantile_ns(1.0).unwrap();
-        assert!(delay.abs_diff(12 * SECOND) < SECOND / 5, "{delay}");
+        let near = |delays: &Delays, seconds: u64| {
+            delays.quantile_ns(1.0).unwrap().abs_diff(seconds * SECOND) < SECOND / 5
+        };
+        assert!(near(&stages.delays, 12) && near(&stages.mapping_delays, 13));
     }
 
     #[test]
@@ -413,7 +434,7 @@ mod tests {
         let tried = (0..1000).filter(|_| stages.worth_it(origins[99], 0.5, at(1))).count();
         assert_eq!(tried, 10, "now and then one is tried all the same");
         let known = Touched(VmId(200), Match::Content);
-        stages.expect(known, 0.9);
+        stages.expect(VmId(200), 0.9);
         assert!(stages.worth_it(known, 0.5, at(1)) && stages.reserve(known, at(1)));
     }
 

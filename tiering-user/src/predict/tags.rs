@@ -63,27 +63,33 @@ const MOST_COPIES: usize = 64;
 /// The tagged pages of one tenant.
 #[derive(Clone, Debug, Default)]
 pub struct Tags {
-    tags: HashMap<(VmId, PageIndex), Tag>,
+    tags: HashMap<VmId, HashMap<PageIndex, Tag>>,
+    /// How many pages have one.
+    tagged: usize,
     pages: HashMap<Tag, Vec<(VmId, PageIndex)>>,
 }
 
 impl Tags {
-    /// `page` of `vm` is in a lower tier and has this content.
-    pub fn insert(&mut self, vm: VmId, page: PageIndex, tag: Tag) {
+    /// `page` of `vm` is in a lower tier and has this content. Returns whether there was room for it.
+    pub fn insert(&mut self, vm: VmId, page: PageIndex, tag: Tag) -> bool {
         self.remove(vm, page);
-        if self.tags.len() >= MOST_PAGES {
-            return;
+        if self.tagged >= MOST_PAGES {
+            return false;
         }
         let pages = self.pages.entry(tag).or_default();
-        if pages.len() < MOST_COPIES {
+        let room = pages.len() < MOST_COPIES;
+        if room {
             pages.push((vm, page));
-            self.tags.insert((vm, page), tag);
+            self.tags.entry(vm).or_default().insert(page, tag);
+            self.tagged += 1;
         }
+        room
     }
 
     /// `page` of `vm` can change from now on. Returns the tag that it had.
     pub fn remove(&mut self, vm: VmId, page: PageIndex) -> Option<Tag> {
-        let tag = self.tags.remove(&(vm, page))?;
+        let tag = self.tags.get_mut(&vm)?.remove(&page)?;
+        self.tagged -= 1;
         if let Some(pages) = self.pages.get_mut(&tag) {
             pages.retain(|entry| *entry != (vm, page));
             if pages.is_empty() {
@@ -95,15 +101,21 @@ impl Tags {
 
     /// Forgets all pages of a machine.
     pub fn forget(&mut self, vm: VmId) {
-        let gone: Vec<_> = self.tags.keys().filter(|(owner, _)| *owner == vm).copied().collect();
-        for (vm, page) in gone {
+        let gone: Vec<_> = self.of_machine(vm).map(|(page, _)| page).collect();
+        for page in gone {
             self.remove(vm, page);
         }
+        self.tags.remove(&vm);
+    }
+
+    /// All pages of a machine that have a tag.
+    pub fn of_machine(&self, vm: VmId) -> impl Iterator<Item = (PageIndex, Tag)> + '_ {
+        self.tags.get(&vm).into_iter().flatten().map(|(page, tag)| (*page, *tag))
     }
 
     /// The content of a page in swap.
     pub fn of(&self, vm: VmId, page: PageIndex) -> Option<Tag> {
-        self.tags.get(&(vm, page)).copied()
+        self.tags.get(&vm)?.get(&page).copied()
     }
 
     /// A page of this machine with this content.
@@ -159,7 +171,10 @@ mod tests {
     #[test]
     fn content_that_is_everywhere_is_not_followed_everywhere() {
         let mut tags = Tags::default();
-        (0..1000).for_each(|page| tags.insert(OTHER, page, Tag(7)));
-        assert_eq!(tags.tags.len(), MOST_COPIES);
+        let taken = (0..1000).filter(|page| tags.insert(OTHER, *page, Tag(7))).count();
+        assert_eq!(
+            (taken, tags.tagged, tags.of_machine(OTHER).count()),
+            (MOST_COPIES, MOST_COPIES, MOST_COPIES)
+        );
     }
 }

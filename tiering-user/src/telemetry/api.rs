@@ -23,6 +23,7 @@ use super::explain::{Address, Explanation};
 use super::request::{
     ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, Reply, Request, VmMap, parse_number, parse_range,
 };
+use super::similar::Similar;
 use super::status::{Status, VmStatus};
 
 /// How long open connections may go on after the agent was told to stop.
@@ -77,6 +78,8 @@ pub fn router(handle: Handle) -> Router {
         .route("/v1/vms/{vm}", get(vm))
         .route("/v1/vms/{vm}/map", get(map))
         .route("/v1/vms/{vm}/explain", get(explain))
+        .route("/v1/similar", get(similar))
+        .route("/v1/vms/{vm}/similar", get(similar_to))
         .route("/v1/vms/{vm}/move", post(move_pages))
         .route("/v1/tiers/{tier}/drain", post(drain))
         .fallback(no_such_route)
@@ -139,6 +142,15 @@ async fn map(
         pages => pages,
     };
     handle.ask(|reply| Request::Map { vm, pages, reply }).await
+}
+
+async fn similar(State(handle): State<Handle>) -> Result<Json<Similar>, ApiError> {
+    handle.ask(|reply| Request::Similar { vm: None, reply }).await
+}
+
+async fn similar_to(State(handle): State<Handle>, Path(vm): Path<String>) -> Result<Json<Similar>, ApiError> {
+    let vm = Some(find(&handle.latest(), &vm)?.id.clone());
+    handle.ask(|reply| Request::Similar { vm, reply }).await
 }
 
 #[derive(Deserialize)]

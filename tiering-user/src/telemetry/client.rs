@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use super::api::ErrorBody;
 use super::explain::{Address, Explanation};
 use super::request::{ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, VmMap, format_range};
+use super::similar::Similar;
 use super::status::{Status, VmStatus};
 
 /// A question without an answer.
@@ -100,6 +101,17 @@ impl Client {
             Some(Address::Gpa(gpa)) => format!("?gpa={gpa:#x}"),
         };
         self.get(&format!("/v1/vms/{}/explain{query}", segment(vm))).await
+    }
+
+    /// How alike VMs are: all that were compared, or one and its leaders.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn similar(&self, vm: Option<&str>) -> Result<Similar, ClientError> {
+        match vm {
+            None => self.get("/v1/similar").await,
+            Some(vm) => self.get(&format!("/v1/vms/{}/similar", segment(vm))).await,
+        }
     }
 
     /// Moves a VM's pages to the tier `to`; returns when they are moved.

@@ -8,6 +8,7 @@ pub mod api;
 pub mod client;
 pub mod explain;
 pub mod request;
+pub mod similar;
 pub mod socket;
 pub mod status;
 

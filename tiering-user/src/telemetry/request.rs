@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::explain::{Address, Explanation};
+use super::similar::Similar;
 
 /// Where the agent puts its answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -38,6 +39,8 @@ pub enum Request {
     FindFrame { vm: String, pfn: u64, reply: Reply<Range<u64>> },
     /// Say why the VM, or the page at this address, is where it is.
     Explain { vm: String, at: Option<Address>, reply: Reply<Explanation> },
+    /// Say how alike VMs are: all, or one and its leaders.
+    Similar { vm: Option<String>, reply: Reply<Similar> },
     /// Move pages to the tier `to`.
     Move { vm: String, to: String, hva: Option<Range<u64>>, reply: Reply<MoveOutcome> },
     /// Bring all pages of a tier up and switch it off.

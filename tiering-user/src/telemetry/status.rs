@@ -175,10 +175,10 @@ pub struct PrefetchCounts {
     pub wasted_pages: u64,
     /// Asked for before the staging was done.
     pub late_pages: u64,
-    /// Of the issued pages: mapped at once in a VM whose use of mapped pages cannot be seen; others stand for them.
-    pub unseen_pages: u64,
-    /// From another VM's touch to the end of what was staged for it here.
+    /// From another VM's touch until what is staged here was asked of the kernel.
     pub delay_ns: Option<Latency>,
+    /// The same until it was mapped, where it was.
+    pub mapping_delay_ns: Option<Latency>,
     /// Issued pages by what foretold them.
     pub from: PrefetchOrigins,
     /// What was staged for each reason, and how sure the agent is of it now.
@@ -372,7 +372,7 @@ mod tests {
         };
         let prefetch = serde_json::json!({
             "issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-            "unseen_pages": 0, "delay_ns": null,
+            "delay_ns": null, "mapping_delay_ns": null,
             "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
             "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
                 "used_pages": 0, "wasted_pages": 0, "late_pages": 0, "confidence": 0.5, "window_pages": 32}],

@@ -10,6 +10,7 @@ use super::*;
 use crate::telemetry::client::{Client, ClientError};
 use crate::telemetry::explain::PageInfo;
 use crate::telemetry::request::{Location, MapRun};
+use crate::telemetry::similar::{Similar, SimilarPair};
 use crate::telemetry::socket;
 use crate::telemetry::status::TierStatus;
 
@@ -106,6 +107,11 @@ async fn answer(mut inbox: mpsc::Receiver<Request>) {
                 let page = at.map(|at| PageInfo { hva: hva(at), ..PageInfo::default() });
                 let _ = reply.send(Ok(Explanation { vm, page, ..Explanation::default() }));
             }
+            Request::Similar { vm, reply } => {
+                let follower = vm.unwrap_or_else(|| "all".to_owned());
+                let pairs = vec![SimilarPair { follower, score: 0.5, ..SimilarPair::default() }];
+                let _ = reply.send(Ok(Similar { pairs }));
+            }
             Request::Move { vm, .. } if vm == "id-db-p" => {} // drops the reply: the agent dies half-way
             Request::Move { to, reply, .. } if to == "dram" => {
                 let _ = reply.send(Err(ApiError::Refused("it is locked: leave it".to_owned())));
@@ -190,6 +196,16 @@ async fn a_machine_and_a_page_of_it_are_explained() {
     let page = client.explain("web-1", Some(Address::Gpa(0x5000))).await.unwrap().page.unwrap();
     assert_eq!(page.hva, 0x5000);
     assert!(matches!(api_error(client.explain("nobody", None).await), ApiError::NotFound(_)));
+}
+
+#[tokio::test]
+async fn alike_machines_are_shown_for_all_or_for_one() {
+    let agent = FakeAgent::start();
+    let client = agent.client();
+    assert_eq!(client.similar(None).await.unwrap().pairs[0].follower, "all");
+    let of_one = client.similar(Some("web-1")).await.unwrap();
+    assert_eq!((of_one.pairs[0].follower.as_str(), of_one.pairs[0].score), ("id-web", 0.5));
+    assert!(matches!(api_error(client.similar(Some("nobody")).await), ApiError::NotFound(_)));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@
 //! | `options`, `cmdline` | QEMU's option syntax, and the options that matter here |
 //! | `ram` | picks guest RAM out of the mappings |
 //! | `gpa` | where guest-physical addresses lie in it |
+//! | `images` | which base images it reads |
 //! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
 //! | `group_memory`, `ksm` | how much room its control groups leave, what is merged of it |
@@ -24,6 +25,7 @@ mod cgroup;
 mod cmdline;
 mod gpa;
 mod group_memory;
+mod images;
 mod ksm;
 mod mappers;
 mod options;
@@ -37,10 +39,12 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
 pub use group_memory::{GroupMemory, Headroom, psi_some_avg10};
+pub use images::FileId;
 pub use ksm::ksm_bytes;
 pub use process::VmError;
 pub use refusal::{Refusal, Scope};
@@ -149,6 +153,8 @@ pub struct Vm {
     pub cgroup: Option<String>,
     /// RAM is strictly bound to NUMA nodes: moves must stay inside the set.
     pub numa_bound: bool,
+    /// Base images that it had open when it was found.
+    pub images: BTreeSet<FileId>,
 }
 
 impl Vm {

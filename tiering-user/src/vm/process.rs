@@ -39,13 +39,20 @@ pub enum VmError {
 /// One process, held by its directory.
 pub(super) struct Proc {
     process: Process,
+    directory: PathBuf,
     pub(super) pid: i32,
 }
 
 impl Proc {
     pub(super) fn open(proc_root: &Path, pid: i32) -> Result<Proc, VmError> {
-        let process = Process::new_with_root(proc_root.join(pid.to_string()));
-        Ok(Proc { process: process.map_err(|error| explain(pid, "its directory", error))?, pid })
+        let directory = proc_root.join(pid.to_string());
+        let process = Process::new_with_root(directory.clone());
+        Ok(Proc { process: process.map_err(|error| explain(pid, "its directory", error))?, directory, pid })
+    }
+
+    /// The path of one of its files.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     /// The process behind `key`, or [`VmError::Gone`].

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::cmdline::CommandLine;
 use super::gpa::{Board, guest_ranges};
+use super::images::images;
 use super::mappers::SharedMappings;
 use super::process::{Proc, VmError, pids};
 use super::ram::{self, Layout};
@@ -184,6 +185,7 @@ impl Scanner {
             incoming: command.incoming,
             cgroup: runtime.cgroup.clone(),
             numa_bound: command.numa_bound,
+            images: images(process),
         };
         vm.refusal = judge(vm.fixed_refusal.as_ref(), &runtime, vm.ram_bytes(), vm.incoming);
         Ok(vm)

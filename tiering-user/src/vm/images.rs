@@ -1,0 +1,64 @@
+//! Files that a VM's process reads and does not write: base images, that several VMs share.
+//!
+//! In: `/proc/PID/fd`. Out: identities of the regular files that are open for reading only. What cannot be read is left out.
+//!
+//! # Limits
+//! An image on a block device is not found, nor one that is opened later than the VM was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use procfs::process::FDPermissions;
+
+use super::process::Proc;
+
+/// A smaller file is no image of anything.
+const LEAST_BYTES: u64 = 1 << 20;
+
+/// A file on this host, as long as it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileId {
+    pub device: u64,
+    pub inode: u64,
+}
+
+pub(super) fn images(process: &Proc) -> BTreeSet<FileId> {
+    let files = process.read("fd", |p| {
+        let read_only = p.fd()?.flatten().filter(|file| !file.mode().contains(FDPermissions::WRITE));
+        Ok(read_only.map(|file| file.fd).collect::<Vec<_>>())
+    });
+    let identity = |file: i32| {
+        // Through the link: the path may mean something else to the process.
+        let metadata = fs::metadata(process.file(&format!("fd/{file}"))).ok()?;
+        let image = metadata.is_file() && metadata.len() >= LEAST_BYTES;
+        image.then(|| FileId { device: metadata.dev(), inode: metadata.ino() })
+    };
+    files.unwrap_or_default().into_iter().filter_map(identity).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_base_image_is_a_large_file_that_is_open_for_reading_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str, bytes: u64, write: bool| {
+            let path = folder.path().join(name);
+            File::create(&path).unwrap().set_len(bytes).unwrap();
+            let file = OpenOptions::new().read(true).write(write).open(&path).unwrap();
+            let metadata = file.metadata().unwrap();
+            (FileId { device: metadata.dev(), inode: metadata.ino() }, file)
+        };
+        let (image, _image) = open("base", LEAST_BYTES, false);
+        let (small, _small) = open("key", LEAST_BYTES - 1, false);
+        let (disk, _disk) = open("disk", 8 * LEAST_BYTES, true);
+        let own = Proc::open(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
+        let found = images(&own);
+        assert!(found.contains(&image) && !found.contains(&small) && !found.contains(&disk), "{found:?}");
+    }
+}
