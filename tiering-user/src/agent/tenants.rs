@@ -20,6 +20,10 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
+    fn new(key: TagKey) -> Self {
+        Self { key: Arc::new(key), tags: Tags::default(), members: Vec::new() }
+    }
+
     /// The page of the member `there` that corresponds to one of another member with this content, whose address is that of
     /// `same_page` there; and how. The copy at the same address is the better one.
     pub(super) fn corresponding(
@@ -46,13 +50,15 @@ impl Tenant {
 pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
+    /// Tenants with the keys that they had under an earlier agent.
+    pub(super) fn with_keys(keys: BTreeMap<String, TagKey>) -> Self {
+        Self(keys.into_iter().map(|(name, key)| (name, Tenant::new(key))).collect())
+    }
+
     /// A machine joins its tenant. Returns the key for its tags.
     pub(super) fn join(&mut self, name: &str, vm: VmId) -> Arc<TagKey> {
-        let tenant = self.0.entry(name.to_owned()).or_insert_with(|| Tenant {
-            key: Arc::new(TagKey::new(&RandomState::new())),
-            tags: Tags::default(),
-            members: Vec::new(),
-        });
+        let new = || Tenant::new(TagKey::new(&RandomState::new()));
+        let tenant = self.0.entry(name.to_owned()).or_insert_with(new);
         tenant.members.push(vm);
         Arc::clone(&tenant.key)
     }
