@@ -1,5 +1,5 @@
 //! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! `pair` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! `pair` and `restart` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
@@ -8,7 +8,9 @@ mod group;
 mod host;
 mod placement;
 mod prefetch;
+mod restart;
 mod throughput;
+mod walk;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
@@ -35,6 +37,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "throughput" => throughput::measure(results, if quick { 3 } else { 5 }),
         "placement" => placement::measure(results, if quick { 2 << 30 } else { 10 << 30 }),
         "pair" => prefetch::measure(results, quick),
-        _ => bail!("there is no part `{part}`: throughput, placement, pair"),
+        "restart" => restart::measure(results, quick),
+        _ => bail!("there is no part `{part}`: throughput, placement, pair, restart"),
     }
 }
