@@ -40,14 +40,18 @@ impl Host {
         self.scratch.path().join(tier)
     }
 
-    /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
-    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so, and
-    /// knows nothing of what agents before it learned.
-    pub fn agent(&self, prefetch: bool) -> Result<Agent> {
-        let state = self.folder("state");
-        if state.exists() {
-            std::fs::remove_dir_all(&state).with_context(|| format!("removing {}", state.display()))?;
+    /// The next agent knows nothing of those before.
+    pub fn forget_state(&self) -> Result<()> {
+        let folder = self.folder("state");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
         }
+        Ok(())
+    }
+
+    /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
+    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so.
+    pub fn agent(&self, prefetch: bool) -> Result<Agent> {
         let folder = self.scratch.path().display();
         let config = format!(
             r#"
@@ -104,6 +108,15 @@ pub fn known_name(agent: &Agent, name: &str) -> Result<()> {
         let status = agent.status()?;
         let vms = status["vms"].as_array().context("a status without VMs")?;
         Ok(vms.iter().any(|vm| vm["name"] == name && vm["untouched_bytes"] != vm["ram_bytes"]))
+    })
+}
+
+/// Waits until the agent has noticed that the guest has ended.
+pub fn gone(agent: &Agent, name: &str) -> Result<()> {
+    wait_for(&format!("the agent to notice that {name} has ended"), || {
+        let status = agent.status()?;
+        let vms = status["vms"].as_array().context("a status without VMs")?;
+        Ok(vms.iter().all(|vm| vm["name"] != name))
     })
 }
 

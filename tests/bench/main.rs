@@ -1,5 +1,5 @@
 //! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! `pair` and `similar` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! `pair`, `restart` and `similar` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
@@ -8,8 +8,10 @@ mod group;
 mod host;
 mod placement;
 mod prefetch;
+mod restart;
 mod similar;
 mod throughput;
+mod walk;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "placement" => placement::measure(results, if quick { 2 << 30 } else { 10 << 30 }),
         "pair" => prefetch::measure(results, quick),
         "similar" => similar::measure(results, quick),
-        _ => bail!("there is no part `{part}`: throughput, placement, pair, similar"),
+        "restart" => restart::measure(results, quick),
+        _ => bail!("there is no part `{part}`: throughput, placement, pair, restart, similar"),
     }
 }

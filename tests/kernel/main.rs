@@ -17,3 +17,4 @@ mod policy;
 mod reclaim;
 mod refusals;
 mod state;
+mod tapes;

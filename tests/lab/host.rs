@@ -14,6 +14,8 @@ use tiering_tests::scratch::swap_areas_below;
 
 /// A nested guest in an emulated lab takes 10 s on a machine at rest.
 pub const BOOT: Duration = Duration::from_secs(90);
+/// What outlives an agent.
+pub const STATE_DIR: &str = "/run/tiering-state";
 const MOST: Duration = Duration::from_secs(150);
 
 /// The disks of the lab, mounted; each has a folder for a tier's swap files.
@@ -54,7 +56,7 @@ impl Host {
         let (nvme, qlc) = (self.folder("nvme"), self.folder("qlc"));
         format!(
             r#"[agent]
-state_dir = "/run/tiering-state"
+state_dir = "{STATE_DIR}"
 [[tier]]
 name = "dram"
 nodes = [0]

@@ -16,7 +16,7 @@ use tiering_tests::observe::meminfo;
 use tiering_tests::pattern::{Access, Pattern, PhaseResult};
 use tiering_tests::results::Results;
 
-use crate::host::{BOOT, Host, Memcg, known_vm, kvm_guest, number, vm, wait_for};
+use crate::host::{BOOT, Host, Memcg, STATE_DIR, known_vm, kvm_guest, number, vm, wait_for};
 use crate::scenario::Scenario;
 
 const LEADER: &str = "tt-leader";
@@ -130,8 +130,9 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
     }
     agent.interrupt()?;
 
-    // The kernel's default again.
+    // The kernel's default again, and an agent that knows nothing of the walks until now.
     std::fs::write(&page_cluster, "3")?;
+    std::fs::remove_dir_all(STATE_DIR)?;
     let agent = Agent::start(&host.config("1h"), &[])?;
     for member in [&leader, &follower] {
         known_vm(&agent, member.guest.name())?;

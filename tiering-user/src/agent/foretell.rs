@@ -1,12 +1,14 @@
 //! What a touch foretells: for the machine itself, and for the others of its tenant.
 //!
 //! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be staged.
-//! *Pull*: what corresponds to the touched page stands on a tape, its own earlier one or another machine's, so what comes
-//! next there is to be staged, a window ahead. Pages of two machines correspond if they have the same content, else if they have the
+//! *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it was
+//! started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two machines correspond if they have the same content, else if they have the
 //! same guest-physical address; whether it is known that their contents differ makes two kinds of the latter.
 
+use super::machine::Machine;
 use super::state::State;
-use crate::predict::{Match, Origin, Position, Tag};
+use super::tapes::Earlier;
+use crate::predict::{Match, Origin, Position, Tag, Tape};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -29,7 +31,7 @@ impl State {
         let machine = self.machines.get_mut(&vm)?;
         let mut tag = None;
         if let Some(tenant) = self.tenants.of_mut(machine) {
-            tag = tenant.remove_tag(vm, page);
+            tag = tenant.tags.remove(vm, page);
             tenant.likeness.touch(vm, machine.guest_page(page), tag);
         }
         let before = machine.tape.record(page, tag);
@@ -70,64 +72,83 @@ impl State {
         if machine.never_to_swap().is_some() {
             return;
         }
-        if let Some(place) = touched.before {
-            self.follow(touched, (touched.vm, place), Origin::OwnPast, threshold);
-        }
-        let Some(machine) = self.machines.get(&touched.vm) else { return };
-        let Some(tenant) = self.tenants.of(machine) else { return };
         let mut places = Vec::new();
-        for leader in tenant.likeness.leaders(touched.vm) {
-            let Some(there) = self.machines.get(leader) else { continue };
-            let same_content = touched.tag.and_then(|tag| there.tape.find_tag(tag));
-            let same_page =
-                || machine.same_page_in(there, touched.page).and_then(|page| there.tape.find(page));
-            places.extend(same_content.or_else(same_page).map(|place| (*leader, place)));
-        }
-        for place in places {
-            for by in [Match::Content, Match::Page, Match::Address] {
-                self.follow(touched, place, Origin::Followed(place.0, by), threshold);
+        places.extend(touched.before.map(|place| (Origin::OwnPast, place)));
+        let mut by_each = |origin: &dyn Fn(Match) -> Origin, tape: &Tape, same_page: Option<PageIndex>| {
+            let same_content = touched.tag.and_then(|tag| tape.find_tag(tag));
+            if let Some(place) = same_content.or_else(|| tape.find(same_page?)) {
+                places.extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
             }
+        };
+        if let Some(Earlier { tape, same_shape }) = &machine.earlier {
+            by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page));
+        }
+        if let Some(tenant) = self.tenants.of(machine) {
+            for leader in tenant.likeness.leaders(touched.vm) {
+                let Some(there) = self.machines.get(leader) else { continue };
+                let same_page = machine.same_page_in(there, touched.page);
+                by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page);
+            }
+        }
+        for (origin, place) in places {
+            self.follow(touched, origin, place, threshold);
         }
     }
 
-    /// What was touched is at this place on the tape of `leader`: stages of what comes next there as much as the window
-    /// of `origin` says.
-    fn follow(
-        &mut self,
-        touched: Touched,
-        (leader, place): (VmId, Position),
-        origin: Origin,
-        threshold: f64,
-    ) {
+    /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as its
+    /// window says.
+    fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
         if !machine.stages.worth_it(origin, threshold, touched.time) {
             return;
         }
         let window = machine.stages.window(origin);
-        let (Some(machine), Some(there)) = (self.machines.get(&vm), self.machines.get(&leader)) else {
-            return;
-        };
-        let tenant = self.tenants.of(machine);
-        let part = machine.ahead.part(origin, &there.tape, place, window);
+        let Some(machine) = self.machines.get(&vm) else { return };
+        let Some(tape) = self.tape_of(machine, origin) else { return };
+        let part = machine.ahead.part(origin, tape, place, window);
         let end = part.end;
-        let corresponding = |page, tag| {
-            if leader == vm {
-                return Some((page, origin));
-            }
-            let (page, by) = tenant?.corresponding(tag, vm, there.same_page_in(machine, page))?;
-            Some((page, Origin::Followed(leader, by)))
-        };
-        let next: Vec<_> = there
-            .tape
+        let next: Vec<_> = tape
             .part(part)
-            .filter_map(|(at, page, tag)| Some((at, corresponding(page, tag)?)))
-            .filter(|(_, (_, of))| *of == origin)
-            .map(|(at, (page, _))| (at, page))
+            .filter_map(|(at, page, tag)| Some((at, self.corresponding(machine, origin, page, tag)?)))
             .collect();
         let Some(machine) = self.machines.get_mut(&vm) else { return };
         // What finds no room is offered again.
         let refused = next.into_iter().find(|(_, page)| !machine.foretold(*page, origin, touched.time));
         machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+    }
+
+    fn tape_of<'a>(&'a self, machine: &'a Machine, origin: Origin) -> Option<&'a Tape> {
+        match origin {
+            Origin::OwnPast => Some(&machine.tape),
+            Origin::Earlier(_) => machine.earlier.as_ref().map(|earlier| &earlier.tape),
+            Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
+                self.machines.get(&leader).map(|there| &there.tape)
+            }
+        }
+    }
+
+    /// The page of `machine` that corresponds to this one on the tape that `origin` is about, if it does in the way that
+    /// `origin` says.
+    fn corresponding(
+        &self,
+        machine: &Machine,
+        origin: Origin,
+        page: PageIndex,
+        tag: Option<Tag>,
+    ) -> Option<PageIndex> {
+        let same_page = match origin {
+            Origin::OwnPast => return Some(page),
+            Origin::Earlier(_) => machine.earlier.as_ref()?.same_shape.then_some(page),
+            Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
+                self.machines.get(&leader)?.same_page_in(machine, page)
+            }
+        };
+        let found = match self.tenants.of(machine) {
+            Some(tenant) => tenant.corresponding(tag, machine.target.id, same_page),
+            // What has no tenant has no tags.
+            None => same_page.map(|page| (page, Match::Page)),
+        };
+        found.filter(|(_, by)| Some(*by) == origin.by()).map(|(page, _)| page)
     }
 }

@@ -6,6 +6,7 @@
 //! Limits: an agent that is killed loses what it learned in the last half minute. Plugs and swap files are not written here:
 //! their kernel numbers are, by those who make them, before they are used.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,9 @@ use crate::sys::{self, Monotonic, boot_id, unix_seconds};
 use crate::tiers::{SpentToday, TierId, read_proc_swaps};
 
 const KEEP_EVERY: Duration = Duration::from_secs(30);
+/// Records by name, so that of one which waits for a slow disk the latest is written, and no other.
+type Due = BTreeMap<String, Option<Vec<u8>>>;
+
 /// Records that wait for a disk which cannot be written, at most.
 const MOST_WAITING: usize = 16_384;
 const BUDGETS: &str = "budgets";
@@ -51,9 +55,9 @@ struct HeldArea {
 
 /// The writing thread; it ends when this is finished.
 pub(super) struct Keeper {
-    records: mpsc::SyncSender<Vec<Record>>,
+    records: mpsc::SyncSender<Due>,
     /// Did not fit into the channel.
-    unsent: Vec<Record>,
+    unsent: Due,
     thread: JoinHandle<()>,
     kept: Monotonic,
     /// When the last write was done, seconds since 1970; 0 before the first one.
@@ -65,21 +69,21 @@ impl Keeper {
         let written_unix_s = Arc::new(AtomicU64::new(0));
         let written = Arc::clone(&written_unix_s);
         // Where the disk is so slow that one more waits, they go with those of the next half minute.
-        let (records, due) = mpsc::sync_channel::<Vec<Record>>(1);
+        let (records, due) = mpsc::sync_channel::<Due>(1);
         let thread = thread::Builder::new().name("tiering-keeper".into()).spawn(move || {
-            let mut waiting = Vec::new();
+            let mut waiting = Due::new();
             for records in due {
                 waiting.extend(records);
-                if store.write(&waiting) {
+                let records: Vec<Record> = std::mem::take(&mut waiting).into_iter().collect();
+                if store.write(&records) {
                     written.store(unix_seconds(), Ordering::Relaxed);
-                    waiting.clear();
-                } else if waiting.len() > MOST_WAITING {
-                    // Most come again; a disk that stays full must not fill memory too.
-                    waiting.clear();
+                } else if records.len() <= MOST_WAITING {
+                    // More are dropped, since most come again: a disk that stays full must not fill memory too.
+                    waiting.extend(records);
                 }
             }
         })?;
-        Ok(Self { records, unsent: Vec::new(), thread, kept: sys::now(), written_unix_s })
+        Ok(Self { records, unsent: Due::new(), thread, kept: sys::now(), written_unix_s })
     }
 
     /// Writes what is due, if it is time.
@@ -87,7 +91,7 @@ impl Keeper {
         if sys::now().since(self.kept) >= KEEP_EVERY {
             self.kept = sys::now();
             let mut records = std::mem::take(&mut self.unsent);
-            records.extend(state.records());
+            records.extend(state.records(false));
             if let Err(mpsc::TrySendError::Full(records)) = self.records.try_send(records) {
                 self.unsent = records;
             }
@@ -108,7 +112,7 @@ impl State {
     /// Begins with what the last agent wrote down.
     pub(super) fn begin_with(&mut self, store: &Store) {
         let now = unix_seconds();
-        self.memory = Memory::load(boot_id(), &store.names(""), |name| store.read(name), now);
+        (self.memory, self.tenants) = Memory::load(boot_id(), &store.names(""), |name| store.read(name), now);
         let budgets: Vec<BudgetRecord> = read(store, BUDGETS).unwrap_or_default();
         for record in budgets {
             let spent = SpentToday {
@@ -134,10 +138,10 @@ impl State {
         }
     }
 
-    /// All that must outlive the agent.
-    pub(super) fn records(&mut self) -> Vec<Record> {
+    /// All that must outlive the agent and is not written yet; of the tapes, what is little, only if it is the `last` time.
+    pub(super) fn records(&mut self, last: bool) -> Vec<Record> {
         let now = unix_seconds();
-        let mut records = self.memory.records(self.machines.values_mut(), now);
+        let mut records = self.memory.records(self.machines.values_mut(), now, last);
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         let budgets = tiers.map(|(tier, budget)| {
             let spent = budget.spent_today(sys::now());

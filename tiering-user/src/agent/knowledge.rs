@@ -4,7 +4,7 @@
 //! back-off and the heat that their block had, if the machine is still the same process. Pure: time is an argument.
 //!
 //! One byte a block of 2 MiB: half a KiB for each GiB of a machine. A machine is known again by its UUID, else by its name:
-//! another process of that identity takes over the totals only.
+//! another process of that identity takes over the totals, and its tape (see [`Tapes`]).
 //!
 //! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the first tier
 //! only: elsewhere it says that a page was accessed where it is.
@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::machine::{Machine, Moved};
+use super::tapes::Tapes;
+use super::tenants::Tenants;
+use crate::predict::Position;
 use crate::store::Record;
 use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, VmPages};
 use crate::tiers::TierId;
@@ -55,6 +58,8 @@ pub(super) struct Knowledge {
     pub blocks_recalled: u64,
     /// What earlier agents moved.
     pub before: Moved,
+    /// Up to where its tape is kept; written by [`Tapes`].
+    pub tape_kept: Position,
 }
 
 impl Knowledge {
@@ -108,16 +113,18 @@ pub(super) struct Memory {
     known: BTreeMap<String, (MachineRecord, Vec<u8>)>,
     /// What must be written down beside the machines that are there.
     due: Vec<Record>,
+    tapes: Tapes,
 }
 
 impl Memory {
-    /// What the records say, in the boot of this identity. What is too old, or too much, is to be removed.
+    /// What the records say, in the boot of this identity, and the tenants with their keys. What is too old, or too much, is to
+    /// be removed.
     pub(super) fn load(
         boot_id: String,
         names: &[String],
         read: impl Fn(&str) -> Option<Vec<u8>>,
         unix_s: u64,
-    ) -> Self {
+    ) -> (Self, Tenants) {
         let mut memory = Self { boot_id, ..Self::default() };
         let mut found = Vec::new();
         for name in names.iter().filter(|name| name.starts_with(MACHINES)) {
@@ -134,7 +141,22 @@ impl Memory {
             let blocks = (record.boot_id == memory.boot_id).then(|| read(&format!("{BLOCKS}{identity}")));
             memory.known.insert(identity, (record, blocks.flatten().unwrap_or_default()));
         }
-        memory
+        let (tapes, keys) = Tapes::load(names, &read, |identity| memory.known.contains_key(identity));
+        memory.tapes = tapes;
+        (memory, Tenants::with_keys(keys))
+    }
+
+    /// A machine has come beside these: it goes on with its tape, or has that of its earlier self. Of two machines of one
+    /// identity that are there at once, neither is the other one's earlier self.
+    pub(super) fn recall_tape<'a>(
+        &mut self,
+        machine: &mut Machine,
+        mut others: impl Iterator<Item = &'a Machine>,
+    ) {
+        let identity = identity(&machine.target.vm);
+        if others.all(|other| self::identity(&other.target.vm) != identity) {
+            self.tapes.recall(&identity, machine, &self.boot_id);
+        }
     }
 
     /// A machine has come.
@@ -158,37 +180,43 @@ impl Memory {
     }
 
     /// A machine has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
-    pub(super) fn keep(&mut self, machine: &Machine, unix_s: u64) {
+    pub(super) fn keep(&mut self, machine: &mut Machine, unix_s: u64) {
         let (identity, record) = (identity(&machine.target.vm), self.record(machine, unix_s));
+        self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), 1, true);
         self.due.extend(records(&identity, Some(&record), Some(None)));
         if self.known.len() >= MOST_MACHINES
             && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
         {
             let oldest = oldest.0.clone();
             self.known.remove(&oldest);
+            self.tapes.remove(&oldest);
             self.due.extend(records(&oldest, None, Some(None)));
         }
         self.known.insert(identity, (record, machine.knowledge.habits.clone()));
     }
 
-    /// All that must be written down now.
+    /// All that must be written down now; tapes that are little changed only if it is the `last` time.
     pub(super) fn records<'a>(
         &mut self,
-        machines: impl Iterator<Item = &'a mut Machine>,
+        machines: impl ExactSizeIterator<Item = &'a mut Machine>,
         unix_s: u64,
+        last: bool,
     ) -> Vec<Record> {
         let mut due = std::mem::take(&mut self.due);
         let mut seen = std::collections::BTreeSet::new();
+        let count = machines.len();
         for machine in machines {
             let identity = identity(&machine.target.vm);
             // Of two machines with one identity the first counts.
             if seen.insert(identity.clone()) {
                 let record = self.record(machine, unix_s);
+                self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), count, last);
                 let knowledge = &mut machine.knowledge;
                 let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(knowledge.habits.clone()));
                 due.extend(records(&identity, Some(&record), blocks));
             }
         }
+        due.extend(self.tapes.take_due());
         due
     }
 
@@ -273,7 +301,7 @@ mod tests {
     fn load(boot_id: &str, written: &[Record], unix_s: u64) -> Memory {
         let names: Vec<_> = written.iter().map(|(name, _)| name.clone()).collect();
         let read = |wanted: &str| written.iter().find(|(name, _)| name == wanted)?.1.clone();
-        Memory::load(boot_id.to_owned(), &names, read, unix_s)
+        Memory::load(boot_id.to_owned(), &names, read, unix_s).0
     }
 
     #[test]
@@ -316,21 +344,21 @@ mod tests {
             Machine::new(VmId(1), "u".into(), vm(own, Some("u")), process, settings, NodeTiers(1), None)
         };
         let folder = tempfile::tempdir().unwrap();
-        let mut first = Memory::load("boot".into(), &[], |_| None, 100);
+        let mut first = Memory::load("boot".into(), &[], |_| None, 100).0;
         let mut there = machine();
         there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() });
         there.moved.demoted = 11;
         let store = Store::in_folder(folder.path());
-        assert!(store.write(&first.records([&mut there].into_iter(), 100)));
+        assert!(store.write(&first.records([&mut there].into_iter(), 100, false)));
         // Later nothing has changed but the totals.
         there.moved.demoted = 12;
-        let later = first.records([&mut there].into_iter(), 130);
+        let later = first.records([&mut there].into_iter(), 130, false);
         assert_eq!(later.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["machine/uuid/u"]);
         assert!(store.write(&later));
         drop(store);
 
         let store = Store::in_folder(folder.path());
-        let mut next = Memory::load("boot".into(), &store.names(""), |name| store.read(name), 140);
+        let mut next = Memory::load("boot".into(), &store.names(""), |name| store.read(name), 140).0;
         let mut known = next.recall(&vm(own, Some("u")), PAGES);
         assert_eq!(known.before.demoted, 12);
         let mut pages = there.pages.clone();
@@ -339,8 +367,8 @@ mod tests {
         assert_eq!([511, 512, 1023, 1024].map(|page| pages.get(page).backoff()), [0, 3, 3, 0]);
 
         // A machine that has gone is known by its totals when it comes again, as another process.
-        next.keep(&there, 150);
-        assert!(store.write(&next.records(std::iter::empty(), 150)));
+        next.keep(&mut there, 150);
+        assert!(store.write(&next.records(std::iter::empty(), 150, false)));
         assert_eq!(store.names(""), ["machine/uuid/u", "version"]);
         assert_eq!(next.recall(&vm(own + 1, Some("u")), PAGES).before.demoted, 12);
     }
@@ -350,9 +378,9 @@ mod tests {
         let old = written(1, 100, "uuid/old");
         let mut memory = load("boot", &old, 100 + FORGET_AFTER_S + 1);
         assert_eq!(memory.recall(&vm(1, Some("old")), PAGES).before.demoted, 0);
-        let due = memory.records(std::iter::empty(), 0);
+        let due = memory.records(std::iter::empty(), 0, false);
         assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("blocks/uuid/old".to_owned(), None)]);
-        assert!(memory.records(std::iter::empty(), 0).is_empty());
+        assert!(memory.records(std::iter::empty(), 0, false).is_empty());
     }
 
     #[test]

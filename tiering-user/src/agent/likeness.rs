@@ -4,8 +4,8 @@
 //! [`COMPARE_EVERY`]: for each machine the leaders that it follows, best first, and how likely they are to be right.
 //!
 //! # Limits
-//! Only content that has been to swap is known. A sketch forgets nothing: it is drawn anew when a quarter of what it was made
-//! of is gone.
+//! Only content that has been to swap is known, and it counts for [`GENERATION`] to twice as long after it came up, whether or not it was
+//! written since: a sketch forgets nothing, so it is drawn anew.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -26,14 +26,17 @@ const EPOCH: Duration = Duration::from_secs(10);
 /// What is staged for a page of the same content, or address, is used so often before more is known of the two machines.
 const AT_LEAST: f64 = 2.0 / 3.0;
 
-/// A machine's portrait, and how true it still is.
+/// What a machine held counts so long, at least.
+const GENERATION: Duration = Duration::from_mins(10);
+
+/// A machine's portrait.
 #[derive(Debug, Default)]
 struct Drawn {
     portrait: Portrait,
     changed: bool,
-    /// Pages that it was made of, and those of them that are gone.
-    held: usize,
-    let_go: usize,
+    /// What it holds since this generation began, which will be the portrait of the next.
+    next: Portrait,
+    since: Monotonic,
 }
 
 /// The machines of one tenant.
@@ -49,10 +52,16 @@ pub(super) struct Likeness {
 }
 
 impl Likeness {
-    pub(super) fn join(&mut self, vm: VmId, images: impl IntoIterator<Item = FileId>, names: &RandomState) {
+    pub(super) fn join(
+        &mut self,
+        vm: VmId,
+        images: impl IntoIterator<Item = FileId>,
+        names: &RandomState,
+        now: Monotonic,
+    ) {
         let files = images.into_iter().map(|file| names.hash_one((file.device, file.inode))).collect();
         let portrait = Portrait { files, ..Portrait::default() };
-        self.drawn.insert(vm, Drawn { portrait, changed: true, ..Drawn::default() });
+        self.drawn.insert(vm, Drawn { portrait, changed: true, since: now, ..Drawn::default() });
         self.choose();
     }
 
@@ -66,15 +75,8 @@ impl Likeness {
     pub(super) fn hold(&mut self, vm: VmId, guest_page: u64, tag: Tag) {
         if let Some(drawn) = self.drawn.get_mut(&vm) {
             drawn.portrait.hold(guest_page, tag.0);
-            drawn.held += 1;
+            drawn.next.hold(guest_page, tag.0);
             drawn.changed = true;
-        }
-    }
-
-    /// It may not have it any more.
-    pub(super) fn let_go(&mut self, vm: VmId) {
-        if let Some(drawn) = self.drawn.get_mut(&vm) {
-            drawn.let_go += 1;
         }
     }
 
@@ -86,19 +88,17 @@ impl Likeness {
         }
     }
 
-    /// The machines whose portraits are no longer true.
-    pub(super) fn outdated(&self) -> Vec<VmId> {
-        let outdated = |drawn: &Drawn| drawn.let_go > drawn.held / 4;
-        self.drawn.iter().filter(|(_, drawn)| outdated(drawn)).map(|(vm, _)| *vm).collect()
+    /// A machine whose portrait is to be drawn anew, if there is one.
+    pub(super) fn outdated(&self, now: Monotonic) -> Option<VmId> {
+        self.drawn.iter().find(|(_, drawn)| now.since(drawn.since) >= GENERATION).map(|(vm, _)| *vm)
     }
 
-    /// Draws a machine anew, which holds this.
-    pub(super) fn redraw(&mut self, vm: VmId, held: impl Iterator<Item = (u64, Tag)>) {
+    /// A generation of a machine has ended; it has this in swap now.
+    pub(super) fn redraw(&mut self, vm: VmId, held: impl Iterator<Item = (u64, Tag)>, now: Monotonic) {
         let Some(drawn) = self.drawn.get_mut(&vm) else { return };
-        let before = std::mem::take(drawn);
-        let Portrait { trail, files, behaviour, .. } = before.portrait;
-        drawn.portrait = Portrait { trail, files, behaviour, ..Portrait::default() };
-        drawn.changed = true;
+        let Portrait { content, placed, .. } = std::mem::take(&mut drawn.next);
+        (drawn.portrait.content, drawn.portrait.placed) = (content, placed);
+        (drawn.changed, drawn.since) = (true, now);
         for (guest_page, tag) in held {
             self.hold(vm, guest_page, tag);
         }
@@ -172,10 +172,12 @@ impl State {
     pub(super) fn compare_machines(&mut self) {
         let now = sys::now();
         for tenant in self.tenants.all_mut().filter(|tenant| tenant.likeness.is_due(now)) {
-            for vm in tenant.likeness.outdated() {
-                let Some(machine) = self.machines.get(&vm) else { continue };
+            // One at a time: there is one every two seconds, and many hold a million pages.
+            if let Some(vm) = tenant.likeness.outdated(now)
+                && let Some(machine) = self.machines.get(&vm)
+            {
                 let held = tenant.tags.of_machine(vm).map(|(page, tag)| (machine.guest_page(page), tag));
-                tenant.likeness.redraw(vm, held);
+                tenant.likeness.redraw(vm, held, now);
             }
             for vm in tenant.members.clone() {
                 let Some(machine) = self.machines.get_mut(&vm) else { continue };
@@ -239,7 +241,7 @@ mod tests {
 
     fn of(machines: impl Iterator<Item = u32>) -> Likeness {
         let mut likeness = Likeness::default();
-        machines.for_each(|vm| likeness.join(VmId(vm), [], &RandomState::new()));
+        machines.for_each(|vm| likeness.join(VmId(vm), [], &RandomState::new(), second(0)));
         likeness
     }
 
@@ -269,17 +271,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_held_any_more_does_not_count_when_it_is_much() {
+    fn what_a_machine_held_counts_for_one_generation_more_and_what_is_in_swap_always() {
         let mut likeness = of(1..=2);
         fill(&mut likeness, ONE, 0..1000);
         fill(&mut likeness, OTHER, 0..1000);
-        (0..250).for_each(|_| likeness.let_go(ONE));
-        assert_eq!(likeness.outdated(), []);
-        likeness.let_go(ONE);
-        assert_eq!(likeness.outdated(), [ONE]);
-        likeness.redraw(ONE, (5000..6000).map(|tag| (tag, Tag(tag))));
-        likeness.compare(second(10));
-        assert_eq!((likeness.outdated(), likeness.expectations(ONE).count()), (vec![], 0));
+        let content = |likeness: &mut Likeness, at| {
+            likeness.compare(at);
+            likeness.similarity.neighbours(OTHER).first().and_then(|neighbour| neighbour.parts.content)
+        };
+        assert_eq!(content(&mut likeness, second(10)), Some(1.0));
+        assert_eq!(likeness.outdated(second(599)), None);
+        assert_eq!(likeness.outdated(second(600)), Some(ONE));
+        // All of it came up meanwhile; then other things go down.
+        likeness.redraw(ONE, [].into_iter(), second(600));
+        assert_eq!(likeness.outdated(second(600)), Some(OTHER));
+        likeness.redraw(OTHER, (0..1000).map(|tag| (tag, Tag(tag))), second(600));
+        assert_eq!(likeness.outdated(second(600)), None);
+        fill(&mut likeness, ONE, 5000..6000);
+        assert_eq!(content(&mut likeness, second(602)), Some(1.0));
+        likeness.redraw(ONE, (5000..6000).map(|tag| (tag, Tag(tag))), second(1200));
+        assert_eq!(content(&mut likeness, second(1202)), None, "nothing in common any more");
     }
 
     #[test]

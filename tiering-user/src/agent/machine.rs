@@ -9,6 +9,7 @@ use super::came_up::CameUp;
 use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
+use super::tapes::Earlier;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
@@ -63,7 +64,9 @@ pub(super) struct Machine {
     pub layout: LayoutProof,
     pub pages: VmPages,
     pub tape: Tape,
-    /// How far it has followed its own tape, and those of others.
+    /// What it touched before it was started anew, if that is known.
+    pub earlier: Option<Earlier>,
+    /// How far it has followed its own tape, that of its earlier self, and those of others.
     pub ahead: Ahead,
     pub stages: Stages,
     /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
@@ -127,6 +130,7 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
+            earlier: None,
             ahead: Ahead::default(),
             decisions: Decisions::new(layout.pages()),
             knowledge: Knowledge::default(),
@@ -464,7 +468,7 @@ impl Machine {
 /// Why a page that is staged for this is staged.
 fn reason(origin: Origin) -> Reason {
     match origin {
-        Origin::OwnPast => Reason::FollowedLastTime,
+        Origin::OwnPast | Origin::Earlier(_) => Reason::FollowedLastTime,
         Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
         Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
         Origin::Followed(..) => Reason::FollowedElsewhere,

@@ -30,6 +30,7 @@ mod planning;
 mod report;
 mod state;
 mod survey;
+mod tapes;
 mod tenants;
 mod troubles;
 mod watch;
@@ -189,7 +190,7 @@ async fn serve(
     stop_api.send(()).ok();
     api.await.ok();
     drop(socket_file);
-    let kept = state.records();
+    let kept = state.records(true);
     // The mover finishes the batch it has begun, and switches off what is empty.
     let end = move || {
         keeper.finish(kept);

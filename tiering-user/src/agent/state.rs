@@ -226,6 +226,7 @@ impl State {
             settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.iter().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
+        self.memory.recall_tape(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
         }
@@ -253,7 +254,7 @@ impl State {
             machine.came_up.add_to(&mut self.read_bytes);
             let last = faults.untrack(id, &machine.target.vm);
             self.gone = self.gone.plus(last);
-            self.memory.keep(&machine, sys::unix_seconds());
+            self.memory.keep(&mut machine, sys::unix_seconds());
             tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
             if let Some(tenant) = &machine.settings.tenant {
                 self.tenants.leave(tenant, id);

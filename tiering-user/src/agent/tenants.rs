@@ -10,6 +10,7 @@ use super::likeness::Likeness;
 use super::machine::Machine;
 use crate::actuate::Outcome;
 use crate::predict::{Match, Tag, TagKey, Tags};
+use crate::sys;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 use crate::vm::FileId;
@@ -25,11 +26,14 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    /// A page can change from now on. Returns what it held, where that is known.
-    pub(super) fn remove_tag(&mut self, vm: VmId, page: PageIndex) -> Option<Tag> {
-        let tag = self.tags.remove(vm, page)?;
-        self.likeness.let_go(vm);
-        Some(tag)
+    fn new(key: TagKey) -> Self {
+        Self {
+            key: Arc::new(key),
+            names: RandomState::new(),
+            tags: Tags::default(),
+            members: Vec::new(),
+            likeness: Likeness::default(),
+        }
     }
 
     /// The page of the member `there` that corresponds to one of another member with this content, whose address is that of
@@ -58,6 +62,11 @@ impl Tenant {
 pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
+    /// Tenants with the keys that they had under an earlier agent.
+    pub(super) fn with_keys(keys: BTreeMap<String, TagKey>) -> Self {
+        Self(keys.into_iter().map(|(name, key)| (name, Tenant::new(key))).collect())
+    }
+
     /// A machine joins its tenant. Returns the key for its tags.
     pub(super) fn join(
         &mut self,
@@ -65,15 +74,10 @@ impl Tenants {
         vm: VmId,
         images: impl IntoIterator<Item = FileId>,
     ) -> Arc<TagKey> {
-        let tenant = self.0.entry(name.to_owned()).or_insert_with(|| Tenant {
-            key: Arc::new(TagKey::new(&RandomState::new())),
-            names: RandomState::new(),
-            tags: Tags::default(),
-            members: Vec::new(),
-            likeness: Likeness::default(),
-        });
+        let new = || Tenant::new(TagKey::new(&RandomState::new()));
+        let tenant = self.0.entry(name.to_owned()).or_insert_with(new);
         tenant.members.push(vm);
-        tenant.likeness.join(vm, images, &tenant.names);
+        tenant.likeness.join(vm, images, &tenant.names, sys::now());
         Arc::clone(&tenant.key)
     }
 
@@ -95,14 +99,13 @@ impl Tenants {
             !machine.pages.in_swap(entry.place()) && !entry.staged()
         };
         for page in outcome.asked.iter().filter(may_change) {
-            tenant.remove_tag(outcome.vm, *page);
+            tenant.tags.remove(outcome.vm, *page);
         }
         for (page, tag) in &outcome.tags {
-            if machine.pages.in_swap(machine.pages.get(*page).place()) {
-                tenant.remove_tag(outcome.vm, *page);
-                if tenant.tags.insert(outcome.vm, *page, *tag) {
-                    tenant.likeness.hold(outcome.vm, machine.guest_page(*page), *tag);
-                }
+            if machine.pages.in_swap(machine.pages.get(*page).place())
+                && tenant.tags.insert(outcome.vm, *page, *tag)
+            {
+                tenant.likeness.hold(outcome.vm, machine.guest_page(*page), *tag);
             }
         }
     }

@@ -195,6 +195,7 @@ pub fn vm(vm: &VmStatus) -> String {
             (by, PrefetchWay::Followed) => {
                 format!("  touched next by {} ({})", origin.leader, match_name(by))
             }
+            (by, PrefetchWay::Earlier) => format!("  touched next by its earlier self ({})", match_name(by)),
         };
         let PrefetchOrigin { issued_pages, used_pages, wasted_pages, late_pages, .. } = origin;
         row(

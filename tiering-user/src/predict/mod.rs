@@ -2,7 +2,7 @@
 //!
 //! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that went
 //! down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other
-//! machines of the tenant hold, what followed on the tapes of those ([`Ahead`]), and from what became of it the window and
+//! machines of the tenant hold, what followed on the tapes of those ([`Ahead`]), tapes as bytes to be kept ([`encode`]), and from what became of it the window and
 //! the confidence ([`Stages`]). Pure: the time is an argument.
 
 mod ahead;
@@ -14,6 +14,7 @@ mod stage;
 mod stages;
 mod tags;
 mod tape;
+mod tape_record;
 
 pub use ahead::Ahead;
 pub use calibration::{Bin, Calibration};
@@ -22,4 +23,5 @@ pub use origin::{Match, Origin};
 pub use stage::{OriginCounts, Request, StageCounts, Used, Wasted};
 pub use stages::Stages;
 pub use tags::{Tag, TagKey, Tags};
-pub use tape::{Position, Tape};
+pub use tape::{Position, Tape, Touch};
+pub use tape_record::{MOST_TOUCHES, decode, encode};

@@ -7,6 +7,8 @@ use crate::track::VmId;
 pub enum Origin {
     /// The machine touched it next, last time.
     OwnPast,
+    /// The machine touched what corresponds to it next, before it was started anew.
+    Earlier(Match),
     /// Another machine has just touched what corresponds to it.
     Touched(VmId, Match),
     /// Another machine touched what corresponds to it next, after what corresponds to the page that this one touched.
@@ -28,15 +30,16 @@ impl Origin {
     /// The other machine.
     pub fn leader(self) -> Option<VmId> {
         match self {
-            Self::OwnPast => None,
+            Self::OwnPast | Self::Earlier(_) => None,
             Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
         }
     }
 
-    pub(super) fn by(self) -> Option<Match> {
+    /// How pages correspond; none for what the same process touched.
+    pub fn by(self) -> Option<Match> {
         match self {
             Self::OwnPast => None,
-            Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
+            Self::Earlier(by) | Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
         }
     }
 

@@ -16,7 +16,7 @@ use twox_hash::XxHash3_64;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// A keyed hash of a page's content. It never leaves this process.
+/// A keyed hash of a page's content. It is never shown; it is kept beside a tape, in a file that only the agent can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub u64);
 
@@ -30,12 +30,22 @@ const SECRET_BYTES: usize = 192;
 const LOOK_BYTES: usize = 64;
 
 impl TagKey {
-    /// A key that only this process knows, and forgets when it ends.
+    /// A key that nobody else knows.
     pub fn new(random: &RandomState) -> Self {
         let words = (0..SECRET_BYTES / 8).flat_map(|word| random.hash_one(word).to_ne_bytes());
         let mut secret = [0; SECRET_BYTES];
         secret.iter_mut().zip(words).for_each(|(byte, random)| *byte = random);
         Self(secret)
+    }
+
+    /// The key that [`as_bytes`](Self::as_bytes) gave; none if these are not the bytes of one.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The secret itself: for the state on disk, and nothing else.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// The tag of a page's content (XXH3 with the secret); none for a page of zeroes, which every machine has.
@@ -139,6 +149,9 @@ mod tests {
         assert_ne!(key.tag(&page), key.tag(&changed));
         assert_ne!(key.tag(&page), other.tag(&page));
         assert_eq!(key.tag(&[0; 4096]), None);
+        let again = TagKey::from_bytes(key.as_bytes()).unwrap();
+        assert_eq!(again.tag(&page), key.tag(&page), "tags mean the same to the next agent");
+        assert!(TagKey::from_bytes(&key.as_bytes()[1..]).is_none());
         let mut last = [0; 4096];
         last[4095] = 1;
         assert!(key.tag(&last).is_some());

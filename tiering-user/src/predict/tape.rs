@@ -18,15 +18,23 @@ use crate::tiermap::PageIndex;
 const MOST: usize = 1 << 20;
 
 /// A place on a tape. Never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
 
 impl Position {
+    /// Touches that were recorded from `before` until here.
+    pub fn since(self, before: Self) -> u64 {
+        self.0.saturating_sub(before.0)
+    }
+
     /// The place so many pages further.
     pub fn plus(self, pages: u32) -> Self {
         Self(self.0 + u64::from(pages))
     }
 }
+
+/// One touch: the page, and what it held where that is known.
+pub type Touch = (PageIndex, Option<Tag>);
 
 /// The tape of one virtual machine.
 #[derive(Clone, Debug)]
@@ -48,6 +56,31 @@ impl Tape {
         let capacity = (pages as usize).clamp(1, MOST);
         let (tags, last_of_tag) = (Vec::new(), Vec::new());
         Self { ring: Vec::new(), capacity, next: 0, last: Vec::new(), tags, last_of_tag }
+    }
+
+    /// The tape of a machine of `pages` pages that touched these, in order. Pages that it cannot have are left out.
+    pub fn of(touches: &[Touch], pages: u32) -> Self {
+        let mut tape = Self::new(pages);
+        for (page, tag) in touches.iter().filter(|(page, _)| *page < pages) {
+            tape.record(*page, *tag);
+        }
+        tape
+    }
+
+    /// Touches that are still on the tape.
+    pub fn len(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Whether nothing was ever recorded.
+    pub fn is_empty(&self) -> bool {
+        self.ring.is_empty()
+    }
+
+    /// The latest touches, at most so many, oldest first.
+    pub fn latest(&self, most: usize) -> impl Iterator<Item = Touch> + '_ {
+        let first = self.next.saturating_sub(most as u64);
+        self.part(Position(first)..self.end()).map(|(_, page, tag)| (page, tag))
     }
 
     /// Appends `page`, which had this content. Returns where it stood before, if that is still on the tape.

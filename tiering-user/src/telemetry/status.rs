@@ -212,7 +212,7 @@ pub struct CalibrationBin {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefetchOrigin {
-    /// The VM whose accesses foretell; its own id where that is its own past.
+    /// The VM whose accesses foretell; its own id where that is its own past or its earlier self.
     pub leader: String,
     pub way: PrefetchWay,
     /// How pages of the two correspond.
@@ -237,6 +237,8 @@ pub enum PrefetchWay {
     /// It touched it next, after the page that this VM touches now.
     #[default]
     Followed,
+    /// This VM itself touched it next, before it was started anew.
+    Earlier,
 }
 
 /// How pages of two VMs correspond.
@@ -262,11 +264,11 @@ pub struct PrefetchOrigins {
     /// The VM's own earlier behaviour.
     #[serde(rename = "self")]
     pub own: u64,
-    /// The same guest frame number in a similar VM.
+    /// The same guest frame number in a similar VM, or in this one before it was started anew.
     pub gfn: u64,
     /// The same file and offset.
     pub file: u64,
-    /// The same content.
+    /// The same content there.
     pub tag: u64,
 }
 

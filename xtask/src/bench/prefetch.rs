@@ -2,10 +2,15 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 2] = [
+pub const PARTS: [Part; 3] = [
     Part {
         name: "pair",
         about: "what a follower saves when a leader has walked the same pages",
+        place: Place::Here,
+    },
+    Part {
+        name: "restart",
+        about: "what a guest saves that is started anew when its earlier self walked the same pages",
         place: Place::Here,
     },
     Part {
