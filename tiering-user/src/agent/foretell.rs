@@ -8,6 +8,7 @@
 use super::machine::Machine;
 use super::state::State;
 use super::tapes::Earlier;
+use crate::config::Prefetch;
 use crate::predict::{Match, Origin, Position, Tag, Tape};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
@@ -25,6 +26,16 @@ pub(super) struct Touched {
     before: Option<Position>,
 }
 
+/// Whether the configuration wants pages staged for this.
+fn uses(rules: Prefetch, origin: Origin) -> bool {
+    match origin.by() {
+        None => rules.own_past,
+        Some(_) if origin.leader().is_none() => rules.own_past,
+        Some(Match::Content) => rules.by_content,
+        Some(Match::Page | Match::Address) => rules.by_address,
+    }
+}
+
 impl State {
     /// `vm` touched `page` at `time`; it had been in swap or was staged.
     pub(super) fn note_touch(&mut self, vm: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
@@ -39,14 +50,20 @@ impl State {
     }
 
     /// Stages what these touches foretell. All of them are noted by then: what was touched since need not be staged.
-    pub(super) fn foretell(&mut self, touched: &[Touched], threshold: f64) {
+    pub(super) fn foretell(&mut self, touched: &[Touched]) {
+        let Prefetch { push, pull, .. } = self.config.prefetch;
         for touched in touched {
-            self.push(*touched, threshold);
-            self.pull(*touched, threshold);
+            if push {
+                self.push(*touched);
+            }
+            if pull {
+                self.pull(*touched);
+            }
         }
     }
 
-    fn push(&mut self, touched: Touched, threshold: f64) {
+    fn push(&mut self, touched: Touched) {
+        let rules = self.config.prefetch;
         let Touched { vm, page, tag, time, .. } = touched;
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
@@ -57,17 +74,21 @@ impl State {
             let corresponding = tenant.corresponding(tag, *neighbour, same_page);
             foretold.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
         }
-        for (neighbour, page, origin) in foretold {
-            if let Some(machine) = self.machines.get_mut(&neighbour)
-                && machine.never_to_swap().is_none()
-                && machine.stages.worth_it(origin, threshold, time)
-            {
+        for (neighbour, page, origin) in foretold.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
+            let Some(machine) = self.machines.get_mut(&neighbour) else { continue };
+            if machine.never_to_swap().is_some() {
+                continue;
+            }
+            if machine.stages.worth_it(origin, rules.threshold, time) {
                 machine.foretold(page, origin, time);
+            } else {
+                machine.voted(page, origin, rules.threshold, time);
             }
         }
     }
 
-    fn pull(&mut self, touched: Touched, threshold: f64) {
+    fn pull(&mut self, touched: Touched) {
+        let rules = self.config.prefetch;
         let Some(machine) = self.machines.get(&touched.vm) else { return };
         if machine.never_to_swap().is_some() {
             return;
@@ -90,8 +111,8 @@ impl State {
                 by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page);
             }
         }
-        for (origin, place) in places {
-            self.follow(touched, origin, place, threshold);
+        for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {
+            self.follow(touched, origin, place, rules.threshold);
         }
     }
 
@@ -100,9 +121,7 @@ impl State {
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
-        if !machine.stages.worth_it(origin, threshold, touched.time) {
-            return;
-        }
+        let worth_it = machine.stages.worth_it(origin, threshold, touched.time);
         let window = machine.stages.window(origin);
         let Some(machine) = self.machines.get(&vm) else { return };
         let Some(tape) = self.tape_of(machine, origin) else { return };
@@ -113,8 +132,14 @@ impl State {
             .filter_map(|(at, page, tag)| Some((at, self.corresponding(machine, origin, page, tag)?)))
             .collect();
         let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let mut next = next.into_iter();
+        let refused = if worth_it {
+            next.find(|(_, page)| !machine.foretold(*page, origin, touched.time))
+        } else {
+            next.for_each(|(_, page)| machine.voted(page, origin, threshold, touched.time));
+            None
+        };
         // What finds no room is offered again.
-        let refused = next.into_iter().find(|(_, page)| !machine.foretold(*page, origin, touched.time));
         machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 

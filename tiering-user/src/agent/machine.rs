@@ -13,7 +13,7 @@ use super::tapes::Earlier;
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Match, Origin, Request, Stages, TagKey, Tape, Used};
+use crate::predict::{Ahead, Match, Origin, Request, Stages, TagKey, Tape, Used, Votes};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -69,6 +69,8 @@ pub(super) struct Machine {
     /// How far it has followed its own tape, that of its earlier self, and those of others.
     pub ahead: Ahead,
     pub stages: Stages,
+    /// What is foretold by those that are not sure enough alone.
+    votes: Votes,
     /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
     /// a second.
     pub bands: Bands,
@@ -136,6 +138,7 @@ impl Machine {
             knowledge: Knowledge::default(),
             pages: VmPages::new(layout, node_tiers),
             stages: Stages::default(),
+            votes: Votes::default(),
             bands: Bands::ROOMY,
             room_pages: 0,
             cooled_at: Seconds::default(),
@@ -235,6 +238,17 @@ impl Machine {
             self.to_stage.insert(page, Foretold { origin, at: now });
         }
         room
+    }
+
+    /// `origin`, which is not sure enough alone, says that this page will be touched.
+    pub(super) fn voted(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
+        let confidence = self.stages.confidence(origin);
+        if confidence < threshold
+            && self.can_be_staged(page)
+            && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
+        {
+            self.foretold(page, surest, now);
+        }
     }
 
     /// Forgets what another machine, which has gone, foretells.

@@ -18,6 +18,7 @@ use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS};
 use crate::config::Config;
 use crate::policy::{Action, FreeSpace, Reason};
+use crate::predict::Stages;
 use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
@@ -142,7 +143,7 @@ impl State {
             touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
         }
         if staging {
-            self.foretell(&touched, self.config.prefetch.threshold);
+            self.foretell(&touched);
         }
         self.batch = batch;
         let tier0_threshold = self.config.prefetch.tier0_threshold;
@@ -225,6 +226,9 @@ impl State {
         let tag_key =
             settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.iter().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
+        if !self.config.prefetch.feedback {
+            machine.stages = Stages::without_feedback();
+        }
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
         self.memory.recall_tape(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {

@@ -115,14 +115,27 @@ pub struct Policy {
 }
 
 /// When pages come up before they are asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the file")]
 pub struct Prefetch {
     pub enabled: bool,
     /// Probability, 0 to 1, under which nothing is staged.
     pub threshold: f64,
     /// Probability, 0 to 1, from which on a page is staged into tier 0; below it, one tier lower.
     pub tier0_threshold: f64,
+    /// Stage what other VMs have just touched.
+    pub push: bool,
+    /// Stage what came next, last time or in other VMs.
+    pub pull: bool,
+    /// What came next: after the VM's own past.
+    pub own_past: bool,
+    /// Of other VMs: what has the same content.
+    pub by_content: bool,
+    /// Of other VMs: what has the same guest-physical address.
+    pub by_address: bool,
+    /// Learn from what became of it. Off only to measure what that is worth.
+    pub feedback: bool,
 }
 
 /// Settings for the VMs whose name matches.
@@ -238,7 +251,17 @@ impl Default for Policy {
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Self { enabled: true, threshold: 0.5, tier0_threshold: 0.8 }
+        Self {
+            enabled: true,
+            threshold: 0.5,
+            tier0_threshold: 0.8,
+            push: true,
+            pull: true,
+            own_past: true,
+            by_content: true,
+            by_address: true,
+            feedback: true,
+        }
     }
 }
 

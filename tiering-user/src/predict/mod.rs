@@ -15,6 +15,7 @@ mod stages;
 mod tags;
 mod tape;
 mod tape_record;
+mod votes;
 
 pub use ahead::Ahead;
 pub use calibration::{Bin, Calibration};
@@ -25,3 +26,4 @@ pub use stages::Stages;
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape, Touch};
 pub use tape_record::{MOST_TOUCHES, decode, encode};
+pub use votes::Votes;

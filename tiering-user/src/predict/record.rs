@@ -58,6 +58,7 @@ pub(super) struct Record {
     window_most: u32,
     may_be_in_step: bool,
     refused: u32,
+    learns: bool,
     /// Since when nothing of what is open was used.
     silent_since: Monotonic,
     /// When it was weighed less for its age the last time.
@@ -89,6 +90,7 @@ impl Record {
             window_most,
             may_be_in_step,
             refused: 0,
+            learns: true,
             silent_since: Monotonic::default(),
             faded: Monotonic::default(),
             met: 0,
@@ -125,7 +127,10 @@ impl Record {
     }
 
     fn is_frozen(&self, now: Monotonic) -> bool {
-        self.open > WINDOW_LEAST && self.ended < PROOF_ENDS && now.since(self.silent_since) >= FREEZE_AFTER
+        self.learns
+            && self.open > WINDOW_LEAST
+            && self.ended < PROOF_ENDS
+            && now.since(self.silent_since) >= FREEZE_AFTER
     }
 
     /// Below the threshold: whether this chance is taken all the same.
@@ -167,6 +172,12 @@ impl Record {
         self.open = self.open.saturating_sub(1);
     }
 
+    /// What is known is not used: neither confidence nor window change, and nothing stops it.
+    pub(super) fn without_feedback(mut self) -> Self {
+        self.learns = false;
+        self
+    }
+
     pub(super) fn used(&mut self, now: Monotonic) {
         self.silent_since = now;
         self.end(true);
@@ -177,6 +188,9 @@ impl Record {
     }
 
     fn end(&mut self, used: bool) {
+        if !self.learns {
+            return;
+        }
         self.ended += 1;
         self.used += u32::from(used);
         self.ended_lately += 1;
@@ -204,7 +218,7 @@ impl Record {
 
     /// A page for this came up; it was touched before that or not.
     pub(super) fn met(&mut self, late: bool, now: Monotonic) {
-        if !self.may_be_in_step {
+        if !self.may_be_in_step || !self.learns {
             return;
         }
         self.met += 1;

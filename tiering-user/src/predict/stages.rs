@@ -37,12 +37,18 @@ pub struct Stages {
     /// Counts of machines that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
     calibration: Calibration,
+    without_feedback: bool,
     /// From a touch of another machine until what is staged for it was asked of the kernel; until it was mapped.
     pub delays: Delays,
     pub mapping_delays: Delays,
 }
 
 impl Stages {
+    /// Nothing is learned from what becomes of stages: to measure what that is worth.
+    pub fn without_feedback() -> Self {
+        Self { without_feedback: true, ..Self::default() }
+    }
+
     /// Of all origins.
     pub fn counts(&self) -> StageCounts {
         sum(self.records.values().map(|record| record.counts).chain(self.gone.values().copied()))
@@ -143,7 +149,11 @@ impl Stages {
 
     fn record_mut(&mut self, origin: Origin) -> &mut Record {
         let expected = origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
-        self.records.entry(origin).or_insert_with(|| Record::of(origin, expected))
+        let without_feedback = self.without_feedback;
+        self.records.entry(origin).or_insert_with(|| match without_feedback {
+            true => Record::of(origin, expected).without_feedback(),
+            false => Record::of(origin, expected),
+        })
     }
 
     fn record(&self, origin: Origin) -> Record {
