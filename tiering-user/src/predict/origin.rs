@@ -43,11 +43,12 @@ impl Origin {
         }
     }
 
-    /// Pages, at first and at most. What has the same content is likely to be used for the same; all else has to prove itself.
+    /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process touched next it
+    /// is likely to touch next again; all else has to prove itself.
     /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
     /// touches may be touched here seconds later.
     pub(super) fn window_bounds(self) -> (u32, u32) {
-        let first = if self.by() == Some(Match::Content) { 512 } else { 32 };
+        let first = if matches!(self.by(), None | Some(Match::Content)) { 512 } else { 32 };
         let most = if matches!(self, Self::Touched(..)) { 16_384 } else { 4096 };
         (first, most)
     }

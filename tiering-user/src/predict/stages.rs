@@ -303,6 +303,7 @@ mod tests {
     use crate::tiers::TierId;
 
     const SECOND: u64 = 1_000_000_000;
+    const BY_PAGE: Origin = Followed(VmId(1), Match::Page);
 
     fn request(page: PageIndex, origin: Origin) -> Request {
         Request { page, origin, foretold: at(0), to: TierId(0) }
@@ -393,19 +394,19 @@ mod tests {
     fn the_window_follows_the_outcome() {
         let mut stages = Stages::default();
         for page in 0..32 + 64 {
-            stages.requested(request(page, OwnPast), at(1));
+            stages.requested(request(page, BY_PAGE), at(1));
             stages.done(page, at(1));
             stages.touched(page, at(2));
         }
-        assert_eq!(stages.window(OwnPast), 4 * 32);
-        assert!(stages.record(OwnPast).confidence() > 0.9);
+        assert_eq!(stages.window(BY_PAGE), 4 * 32);
+        assert!(stages.record(BY_PAGE).confidence() > 0.9);
 
         for page in 1000..4000 {
-            stages.requested(request(page, OwnPast), at(3));
+            stages.requested(request(page, BY_PAGE), at(3));
         }
         stages.expire(at(100), Duration::from_secs(1));
-        assert_eq!(stages.window(OwnPast), 4);
-        assert!(stages.record(OwnPast).confidence() < 0.1);
+        assert_eq!(stages.window(BY_PAGE), 4);
+        assert!(stages.record(BY_PAGE).confidence() < 0.1);
     }
 
     #[test]
