@@ -50,8 +50,14 @@ impl Host {
     }
 
     /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
-    /// that the content of what goes to swap is hashed; so have leader and follower. It stages if `prefetch` says so.
+    /// that the content of what goes to swap is hashed; so have leader, follower and those called `tt-mate-*`. It stages if
+    /// `prefetch` says so.
     pub fn agent(&self, prefetch: bool) -> Result<Agent> {
+        self.agent_that(&format!("enabled = {prefetch}"))
+    }
+
+    /// The same, with these lines about staging in its configuration.
+    pub fn agent_that(&self, prefetch: &str) -> Result<Agent> {
         let folder = self.scratch.path().display();
         let config = format!(
             r#"
@@ -70,7 +76,7 @@ swap = {{ path = "{folder}/qlc", size = "3GiB" }}
 demote_after = "4h"
 psi_limit = "100%"
 [prefetch]
-enabled = {prefetch}
+{prefetch}
 [[vm]]
 match = {{ name = "tt-tagged-*" }}
 tenant = "bench"
@@ -79,6 +85,9 @@ match = {{ name = "tt-leader" }}
 tenant = "pair"
 [[vm]]
 match = {{ name = "tt-follower" }}
+tenant = "pair"
+[[vm]]
+match = {{ name = "tt-mate-*" }}
 tenant = "pair"
 [[vm]]
 match = {{ name = "tt-*" }}

@@ -1,15 +1,18 @@
 //! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! `pair`, `restart` and `similar` of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! all of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
 
+mod ablation;
 mod group;
 mod host;
+mod mix;
 mod placement;
 mod prefetch;
 mod restart;
 mod similar;
+mod storm;
 mod throughput;
 mod walk;
 
@@ -39,7 +42,12 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "placement" => placement::measure(results, if quick { 2 << 30 } else { 10 << 30 }),
         "pair" => prefetch::measure(results, quick),
         "similar" => similar::measure(results, quick),
+        "storm" => storm::measure(results, quick),
+        "mix" => mix::measure(results, quick),
+        "ablation" => ablation::measure(results, quick),
         "restart" => restart::measure(results, quick),
-        _ => bail!("there is no part `{part}`: throughput, placement, pair, restart, similar"),
+        _ => bail!(
+            "there is no part `{part}`: throughput, placement, pair, restart, storm, mix, ablation, similar"
+        ),
     }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tiering_tests::pattern::Access;
 use tiering_tests::results::Results;
 
-const LEADER: &str = "tt-leader";
-const FOLLOWER: &str = "tt-follower";
+pub const LEADER: &str = "tt-leader";
+pub const FOLLOWER: &str = "tt-follower";
 /// Of the walks that the agent saw before.
 const KNOWN_LAG: Duration = Duration::from_millis(500);
 
@@ -53,7 +53,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let readahead = Readahead::keep()?;
     let repeats = if quick { 2 } else { 5 };
     for case in cases(quick) {
-        let mut pair = Pair::start(&case)?;
+        let mut pair = Pair::start(case.access, case.follower, case.seen > 0)?;
         let in_dram = pair.walk(Duration::from_secs(1))?.phase;
         for lag_ms in case.lags_ms {
             let lag = Duration::from_millis(*lag_ms);
@@ -89,25 +89,27 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
 }
 
 /// The two guests, each in a memory control group.
-struct Pair {
+pub struct Pair {
     leader: Member,
     follower: Member,
 }
 
 impl Pair {
-    fn start(case: &Case) -> Result<Self> {
+    /// Their walks; in another order each time if `reorder`.
+    pub fn start(leader: Access, follower: Access, reorder: bool) -> Result<Self> {
         // Where a walk follows from the seed, equal seeds make equal pages; where it has a seed of its own, the set's do.
-        let own = matches!(case.access, Access::Follow { .. });
-        let leader = Member::start(LEADER, 1, case.access, case.seen > 0)?;
-        let follower = Member::start(FOLLOWER, if own { 2 } else { 1 }, case.follower, case.seen > 0)?;
+        let own = matches!(leader, Access::Follow { .. });
+        let leader = Member::start(LEADER, 1, leader, reorder)?;
+        let follower = Member::start(FOLLOWER, if own { 2 } else { 1 }, follower, reorder)?;
         Ok(Self { leader, follower })
     }
 
-    fn members(&self) -> [&Member; 2] {
+    pub fn members(&self) -> [&Member; 2] {
         [&self.leader, &self.follower]
     }
 
-    fn walk(&mut self, lag: Duration) -> Result<Walk> {
+    /// The leader's begins, and after the lag the follower's, which is told of.
+    pub fn walk(&mut self, lag: Duration) -> Result<Walk> {
         self.leader.begin()?;
         std::thread::sleep(lag);
         let follower = self.follower.walk()?;
@@ -115,7 +117,7 @@ impl Pair {
         Ok(follower)
     }
 
-    fn finish(mut self, results: &mut Results) -> Result<()> {
+    pub fn finish(mut self, results: &mut Results) -> Result<()> {
         [&mut self.leader, &mut self.follower].into_iter().try_for_each(|member| member.finish(results))
     }
 }

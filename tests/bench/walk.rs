@@ -40,17 +40,18 @@ pub struct Round {
 }
 
 /// One walk of one guest.
+#[derive(Clone)]
 pub struct Walk {
     pub phase: PhaseResult,
-    major_faults: u64,
+    pub major_faults: u64,
 }
 
 impl Walk {
-    fn stall_ns(&self, in_dram: &PhaseResult) -> f64 {
+    pub fn stall_ns(&self, in_dram: &PhaseResult) -> f64 {
         (first_accesses_ns(&self.phase) - first_accesses_ns(in_dram)).max(0.0)
     }
 
-    fn time_ns(&self) -> f64 {
+    pub fn time_ns(&self) -> f64 {
         (self.phase.end_ns - self.phase.start_ns) as f64
     }
 }
@@ -62,8 +63,8 @@ fn first_accesses_ns(phase: &PhaseResult) -> f64 {
 
 /// What the agent tells of the stages of a guest, pages.
 pub struct Staged {
-    issued: f64,
-    used: f64,
+    pub issued: f64,
+    pub used: f64,
     late: f64,
     /// From another guest's touch until the stage was asked for, p50 and p99, ms.
     delay_ms: [f64; 2],
@@ -110,15 +111,13 @@ pub struct Member {
 impl Member {
     /// Each walk has another order where `reorder` says so.
     pub fn start(name: &str, seed: u64, access: Access, reorder: bool) -> Result<Self> {
-        let pattern = Pattern {
-            seed,
-            mem_mib: MEM_MIB,
-            write_one_in: 0,
-            rounds_on_command: true,
-            reorder,
-            access,
-            ..Pattern::default()
-        };
+        Self::start_pattern(name, &Pattern { seed, reorder, access, ..Pattern::default() })
+    }
+
+    /// The pattern's memory, writes and rounds are decided here.
+    pub fn start_pattern(name: &str, pattern: &Pattern) -> Result<Self> {
+        let pattern =
+            Pattern { mem_mib: MEM_MIB, write_one_in: 0, rounds_on_command: true, ..pattern.clone() };
         let builder = Guest::builder(name).memory_mib(160).backend(Backend::AnonymousSmall);
         let mut guest = builder.pattern(pattern).start()?;
         let group = Group::of(name, guest.pid())?;
@@ -153,16 +152,25 @@ impl Member {
         self.guest.poweroff()
     }
 
-    fn major_faults(&self) -> Result<u64> {
+    pub fn name(&self) -> &str {
+        self.guest.name()
+    }
+
+    pub fn major_faults(&self) -> Result<u64> {
         Ok(Process::new(i32::try_from(self.guest.pid())?)?.stat()?.majflt)
     }
 }
 
 /// All of these into the nvme tier, and out of memory.
 pub fn send_down(agent: &Agent, members: &[&Member]) -> Result<()> {
+    send_to("nvme", agent, members)
+}
+
+/// All of these into a swap tier, and out of memory.
+pub fn send_to(tier: &str, agent: &Agent, members: &[&Member]) -> Result<()> {
     for member in members {
         host::known_name(agent, member.guest.name())?;
-        let outcome = agent.tiering(&["move", member.guest.name(), "--to", "nvme", "--json"])?;
+        let outcome = agent.tiering(&["move", member.guest.name(), "--to", tier, "--json"])?;
         let outcome: Value = serde_json::from_str(&outcome)?;
         let pages = |what: &str| outcome[what].as_u64().unwrap_or(0);
         ensure!(pages("in_tier_pages") * 20 >= pages("asked_pages") * 19, "too much stayed: {outcome}");

@@ -18,3 +18,4 @@ mod reclaim;
 mod refusals;
 mod state;
 mod tapes;
+mod tenants;

@@ -10,6 +10,7 @@ use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use super::tapes::Earlier;
+use super::waiting::{Foretold, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
@@ -45,13 +46,6 @@ pub(super) struct Moved {
     pub ping_pong: u64,
     /// Made into huge pages again.
     pub collapsed: u64,
-}
-
-/// A page that is to be staged: because of this, which happened then.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Foretold {
-    origin: Origin,
-    at: Monotonic,
 }
 
 #[derive(Debug)]
@@ -94,10 +88,8 @@ pub(super) struct Machine {
     /// When a move last began or ended: a sweep that began before is out of date.
     pub moved_at: Monotonic,
     /// Wait for the stager, which is at a stage of this machine.
-    pub to_stage: BTreeMap<PageIndex, Foretold>,
-    pub staging: bool,
-    /// The reason of the last stage, and where to.
-    staged_last: Option<(Reason, TierId)>,
+    to_stage: Waiting,
+    staging: bool,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -151,9 +143,8 @@ impl Machine {
             queue: VecDeque::new(),
             in_flight: None,
             moved_at: Monotonic::default(),
-            to_stage: BTreeMap::new(),
+            to_stage: Waiting::default(),
             staging: false,
-            staged_last: None,
             refused_now: None,
             braking: MachineBrakes::default(),
             sweep_running: false,
@@ -230,12 +221,12 @@ impl Machine {
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
     /// be and the window has no room.
     pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
-        if !self.can_be_staged(page) || self.to_stage.contains_key(&page) {
+        if !self.can_be_staged(page) || self.to_stage.contains(page) {
             return true;
         }
         let room = self.stages.reserve(origin, now);
         if room {
-            self.to_stage.insert(page, Foretold { origin, at: now });
+            self.to_stage.push(reason(origin), Foretold { page, origin, at: now });
         }
         room
     }
@@ -253,7 +244,7 @@ impl Machine {
 
     /// Forgets what another machine, which has gone, foretells.
     pub(super) fn forget_leader(&mut self, leader: VmId) {
-        self.to_stage.retain(|_, foretold| foretold.origin.leader() != Some(leader));
+        self.to_stage.forget(leader);
         self.stages.forget(leader);
         self.ahead.forget(leader);
     }
@@ -283,31 +274,28 @@ impl Machine {
         if self.staging || self.to_stage.is_empty() {
             return None;
         }
-        // A step is of one kind: those of another wait for the next, by turns.
+        let (reason, taken) = self.to_stage.next(STAGE_PAGES)?;
         let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
-        let kind = |foretold: &Foretold| {
-            let doubtful = self.stages.confidence(foretold.origin) < tier0_threshold;
-            (reason(foretold.origin), TierId(u8::from(lower && doubtful)))
+        let tier = |stages: &Stages, foretold: &Foretold| {
+            TierId(u8::from(lower && stages.confidence(foretold.origin) < tier0_threshold))
         };
-        let kinds = || self.to_stage.values().map(kind);
-        let later = kinds().filter(|kind| Some(*kind) > self.staged_last).min();
-        let chosen = later.or_else(|| kinds().min())?;
-        let of_it = self.to_stage.iter().filter(|(_, foretold)| kind(foretold) == chosen);
-        let taken: Vec<_> = of_it.take(STAGE_PAGES).map(|(page, foretold)| (*page, *foretold)).collect();
-        self.staged_last = Some(chosen);
-        let (reason, to) = chosen;
+        // A step has one tier: those for the other one wait.
+        let to = tier(&self.stages, taken.first()?);
         let mut pages = Vec::with_capacity(taken.len());
-        for (page, Foretold { origin, at }) in taken {
-            self.to_stage.remove(&page);
-            // It may have been touched while it waited.
-            if self.pages.in_swap(self.pages.get(page).place()) {
+        for foretold in taken {
+            let Foretold { page, origin, at } = foretold;
+            if tier(&self.stages, &foretold) != to {
+                self.to_stage.push(reason, foretold);
+            } else if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
                 self.stages.requested(Request { page, origin, foretold: at, to }, now);
                 pages.push(page);
             } else {
+                // It was touched while it waited.
                 self.stages.withdrawn(origin, now);
             }
         }
+        pages.sort_unstable();
         if pages.is_empty() {
             return None;
         }

@@ -33,6 +33,7 @@ mod survey;
 mod tapes;
 mod tenants;
 mod troubles;
+mod waiting;
 mod watch;
 
 use std::path::Path;

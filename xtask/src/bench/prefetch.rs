@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 3] = [
+pub const PARTS: [Part; 6] = [
     Part {
         name: "pair",
         about: "what a follower saves when a leader has walked the same pages",
@@ -13,6 +13,13 @@ pub const PARTS: [Part; 3] = [
         about: "what a guest saves that is started anew when its earlier self walked the same pages",
         place: Place::Here,
     },
+    Part { name: "storm", about: "guests of one image that wake one after the other", place: Place::Here },
+    Part {
+        name: "mix",
+        about: "what it costs guests that it cannot help, and whether it is as sure as it should be",
+        place: Place::Here,
+    },
+    Part { name: "ablation", about: "what each part of it is worth", place: Place::Here },
     Part {
         name: "similar",
         about: "how fast, and how surely, machines that are alike find each other",

@@ -1,0 +1,68 @@
+//! What each part of staging ahead of need is worth: the same pair of guests, with some of it switched off.
+//!
+//! As in `prefetch`, the random walk 250 ms after the leader's; each agent newly started and without state, but for that with the own
+//! past alone, which saw the walk before. The kernel's readahead at page-cluster 0, 3 and 5 is measured once in each repeat.
+
+use crate::host::Host;
+use crate::prefetch::{FOLLOWER, Pair};
+use crate::walk::{PAGE_CLUSTERS, Readahead, Round, Staged, follow, send_down, show};
+use anyhow::Result;
+use std::time::Duration;
+use tiering_tests::results::Results;
+
+const LAG: Duration = Duration::from_millis(250);
+
+/// What is left of it, in the words of the configuration.
+struct Case {
+    name: &'static str,
+    rules: &'static str,
+    /// Walks that the agent saw before.
+    seen: u32,
+}
+
+const CASES: [Case; 7] = [
+    Case { name: "all of it", rules: "", seen: 0 },
+    Case { name: "content alone", rules: "own_past = false\nby_address = false", seen: 0 },
+    Case { name: "address alone", rules: "own_past = false\nby_content = false", seen: 0 },
+    Case { name: "own past alone", rules: "by_content = false\nby_address = false", seen: 1 },
+    Case { name: "push alone", rules: "pull = false", seen: 0 },
+    Case { name: "pull alone", rules: "push = false", seen: 0 },
+    Case { name: "without feedback", rules: "feedback = false", seen: 0 },
+];
+
+pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
+    let host = Host::new()?;
+    let readahead = Readahead::keep()?;
+    let mut pair = Pair::start(follow(100), follow(100), false)?;
+    let in_dram = pair.walk(Duration::from_secs(1))?.phase;
+    let mut rounds: [Vec<Round>; CASES.len()] = Default::default();
+    for _ in 0..if quick { 2 } else { 5 } {
+        let agent = host.agent(false)?;
+        let mut kernel = Vec::new();
+        for cluster in PAGE_CLUSTERS {
+            readahead.set(cluster)?;
+            send_down(&agent, &pair.members())?;
+            kernel.push(pair.walk(LAG)?);
+        }
+        agent.interrupt()?;
+        readahead.set("3")?;
+        for (case, rounds) in CASES.iter().zip(&mut rounds) {
+            host.forget_state()?;
+            let agent = host.agent_that(case.rules)?;
+            for _ in 0..case.seen {
+                send_down(&agent, &pair.members())?;
+                pair.walk(LAG)?;
+            }
+            send_down(&agent, &pair.members())?;
+            let before = Staged::of(&agent, FOLLOWER)?;
+            let ours = pair.walk(LAG)?;
+            let staged = Staged::of(&agent, FOLLOWER)?.since(&before);
+            agent.interrupt()?;
+            rounds.push(Round { kernel: kernel.clone(), ours, staged });
+        }
+    }
+    for (case, rounds) in CASES.iter().zip(&rounds) {
+        show(results, case.name, &in_dram, rounds);
+    }
+    pair.finish(results)
+}

@@ -1,0 +1,108 @@
+//! Pages of one machine that wait to be staged.
+//!
+//! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the first ones
+//! first; reasons take turns.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::policy::Reason;
+use crate::predict::Origin;
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+use crate::track::VmId;
+
+/// A page that is to be staged: because of this, which happened then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Foretold {
+    pub page: PageIndex,
+    pub origin: Origin,
+    pub at: Monotonic,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pages: HashMap<PageIndex, Foretold>,
+    /// What does not stand in `pages` any more is passed over.
+    queues: BTreeMap<Reason, VecDeque<PageIndex>>,
+    last: Option<Reason>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    pub(super) fn contains(&self, page: PageIndex) -> bool {
+        self.pages.contains_key(&page)
+    }
+
+    pub(super) fn push(&mut self, reason: Reason, foretold: Foretold) {
+        if self.pages.insert(foretold.page, foretold).is_none() {
+            self.queues.entry(reason).or_default().push_back(foretold.page);
+        }
+    }
+
+    /// The first pages of the reason whose turn it is, at most so many.
+    pub(super) fn next(&mut self, most: usize) -> Option<(Reason, Vec<Foretold>)> {
+        self.queues.retain(|_, queue| !queue.is_empty());
+        let later = self.queues.keys().find(|reason| Some(**reason) > self.last);
+        let reason = *later.or_else(|| self.queues.keys().next())?;
+        self.last = Some(reason);
+        let queue = self.queues.get_mut(&reason)?;
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(page) = queue.pop_front()
+        {
+            taken.extend(self.pages.remove(&page));
+        }
+        Some((reason, taken))
+    }
+
+    /// Nothing is staged any more because of this machine.
+    pub(super) fn forget(&mut self, leader: VmId) {
+        self.pages.retain(|_, foretold| foretold.origin.leader() != Some(leader));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predict::Match;
+
+    fn foretold(page: PageIndex, origin: Origin) -> Foretold {
+        Foretold { page, origin, at: Monotonic(0) }
+    }
+
+    fn pages(step: Option<(Reason, Vec<Foretold>)>) -> Vec<PageIndex> {
+        step.into_iter().flat_map(|(_, taken)| taken).map(|foretold| foretold.page).collect()
+    }
+
+    #[test]
+    fn what_is_needed_first_goes_first_and_reasons_take_turns() {
+        let other = Origin::Touched(VmId(2), Match::Content);
+        let mut waiting = Waiting::default();
+        [9, 3, 7, 5]
+            .iter()
+            .for_each(|page| waiting.push(Reason::FollowedLastTime, foretold(*page, Origin::OwnPast)));
+        [4, 3, 8]
+            .iter()
+            .for_each(|page| waiting.push(Reason::ContentTouchedElsewhere, foretold(*page, other)));
+        assert!(waiting.contains(7));
+        assert_eq!(pages(waiting.next(2)), [9, 3]);
+        assert_eq!(pages(waiting.next(2)), [4, 8], "3 waits once");
+        assert_eq!(pages(waiting.next(2)), [7, 5]);
+        assert_eq!(waiting.next(2), None);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn what_a_machine_that_is_gone_foretold_is_dropped() {
+        let (gone, there) =
+            (Origin::Touched(VmId(1), Match::Content), Origin::Touched(VmId(2), Match::Content));
+        let mut waiting = Waiting::default();
+        waiting.push(Reason::ContentTouchedElsewhere, foretold(1, gone));
+        waiting.push(Reason::ContentTouchedElsewhere, foretold(2, there));
+        waiting.forget(VmId(1));
+        assert_eq!(pages(waiting.next(9)), [2]);
+    }
+}
