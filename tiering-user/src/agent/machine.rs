@@ -10,7 +10,7 @@ use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use super::tapes::Earlier;
-use super::waiting::{Foretold, Waiting};
+use super::waiting::{Foretold, Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
@@ -24,8 +24,8 @@ use crate::vm::{Accel, GuestRange, Hva, Refusal, Scope, Vm};
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
 
-/// Pages of one stage, so that nothing waits long for its turn.
-const STAGE_PAGES: usize = 256;
+/// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by meanwhile.
+const STAGE_PAGES: usize = 64;
 
 /// A step that waits for the mover, or is with it.
 #[derive(Debug)]
@@ -88,8 +88,9 @@ pub(super) struct Machine {
     /// When a move last began or ended: a sweep that began before is out of date.
     pub moved_at: Monotonic,
     /// Wait for the stager, which is at a stage of this machine.
-    to_stage: Waiting,
-    staging: bool,
+    pub to_stage: Waiting,
+    /// The stager is at a step of this haste.
+    pub staging: Option<Haste>,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -144,7 +145,7 @@ impl Machine {
             in_flight: None,
             moved_at: Monotonic::default(),
             to_stage: Waiting::default(),
-            staging: false,
+            staging: None,
             refused_now: None,
             braking: MachineBrakes::default(),
             sweep_running: false,
@@ -270,11 +271,11 @@ impl Machine {
     }
 
     /// The step that stages what waits to be, unless the stager is still at the one before.
-    pub(super) fn next_stage(&mut self, tier0_threshold: f64, now: Monotonic) -> Option<Step> {
-        if self.staging || self.to_stage.is_empty() {
+    pub(super) fn next_stage(&mut self, haste: Haste, tier0_threshold: f64, now: Monotonic) -> Option<Step> {
+        if self.staging.is_some() {
             return None;
         }
-        let (reason, taken) = self.to_stage.next(STAGE_PAGES)?;
+        let (reason, taken) = self.to_stage.next(haste, STAGE_PAGES)?;
         let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
         let tier = |stages: &Stages, foretold: &Foretold| {
             TierId(u8::from(lower && stages.confidence(foretold.origin) < tier0_threshold))
@@ -299,7 +300,7 @@ impl Machine {
         if pages.is_empty() {
             return None;
         }
-        self.staging = true;
+        self.staging = Some(haste);
         Some(Step { vm: self.target.id, action: Action::Stage { to }, pages, reason })
     }
 
@@ -441,7 +442,7 @@ impl Machine {
                 }
             }
             Action::Stage { .. } => {
-                self.staging = false;
+                self.staging = None;
                 let staged = outcome.moved_pages > 0;
                 for page in &outcome.left_out {
                     self.stages.failed(*page);

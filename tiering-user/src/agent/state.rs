@@ -13,6 +13,7 @@ use super::machine::Machine;
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
+use super::waiting::Haste;
 use super::watch::{Sweeping, Swept};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS};
@@ -146,13 +147,28 @@ impl State {
             self.foretell(&touched);
         }
         self.batch = batch;
-        let tier0_threshold = self.config.prefetch.tier0_threshold;
-        for machine in self.machines.values_mut() {
-            if let Some(step) = machine.next_stage(tier0_threshold, sys::now()) {
+        self.send_stages();
+        taken
+    }
+
+    /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have touched
+    /// step by step while there is nothing of the former. Else a machine that runs would wait for those that sleep.
+    fn send_stages(&mut self) {
+        let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, sys::now());
+        let mut send = |machine: &mut Machine, haste| {
+            if let Some(step) = machine.next_stage(haste, tier0_threshold, now) {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }
+        };
+        self.machines.values_mut().for_each(|machine| send(machine, Haste::Now));
+        if self.machines.values().any(|machine| machine.staging.is_some()) {
+            return;
         }
-        taken
+        let waits = |machine: &&mut Machine| machine.to_stage.since(Haste::Later).is_some();
+        let first = self.machines.values_mut().filter(waits);
+        if let Some(machine) = first.min_by_key(|machine| machine.to_stage.since(Haste::Later)) {
+            send(machine, Haste::Later);
+        }
     }
 
     /// Compares what KVM has mapped lately with the page tables of machines whose layout is not proved yet.

@@ -1,7 +1,7 @@
 //! Pages of one machine that wait to be staged.
 //!
 //! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the first ones
-//! first; reasons take turns.
+//! first; reasons of one [`Haste`] take turns.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -19,6 +19,24 @@ pub(super) struct Foretold {
     pub at: Monotonic,
 }
 
+/// How soon pages are likely to be needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    /// The machine itself is on its way there.
+    Now,
+    /// Another one was there.
+    Later,
+}
+
+impl Haste {
+    pub(super) fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::FollowedLastTime | Reason::FollowedElsewhere => Self::Now,
+            _ => Self::Later,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pages: HashMap<PageIndex, Foretold>,
@@ -28,8 +46,11 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn is_empty(&self) -> bool {
-        self.pages.is_empty()
+    /// When the first page of this haste was foretold, of those that still wait.
+    pub(super) fn since(&self, haste: Haste) -> Option<Monotonic> {
+        let queues = self.queues.iter().filter(|(reason, _)| Haste::of(**reason) == haste);
+        let first = |queue: &VecDeque<PageIndex>| queue.iter().find_map(|page| self.pages.get(page));
+        queues.filter_map(|(_, queue)| first(queue)).map(|foretold| foretold.at).min()
     }
 
     pub(super) fn contains(&self, page: PageIndex) -> bool {
@@ -42,11 +63,12 @@ impl Waiting {
         }
     }
 
-    /// The first pages of the reason whose turn it is, at most so many.
-    pub(super) fn next(&mut self, most: usize) -> Option<(Reason, Vec<Foretold>)> {
+    /// The first pages of this haste, of the reason whose turn it is, at most so many.
+    pub(super) fn next(&mut self, haste: Haste, most: usize) -> Option<(Reason, Vec<Foretold>)> {
         self.queues.retain(|_, queue| !queue.is_empty());
-        let later = self.queues.keys().find(|reason| Some(**reason) > self.last);
-        let reason = *later.or_else(|| self.queues.keys().next())?;
+        let mut of_it = self.queues.keys().filter(|reason| Haste::of(**reason) == haste);
+        let first = *of_it.clone().next()?;
+        let reason = of_it.find(|reason| Some(**reason) > self.last).map_or(first, |reason| *reason);
         self.last = Some(reason);
         let queue = self.queues.get_mut(&reason)?;
         let mut taken = Vec::new();
@@ -88,11 +110,14 @@ mod tests {
             .iter()
             .for_each(|page| waiting.push(Reason::ContentTouchedElsewhere, foretold(*page, other)));
         assert!(waiting.contains(7));
-        assert_eq!(pages(waiting.next(2)), [9, 3]);
-        assert_eq!(pages(waiting.next(2)), [4, 8], "3 waits once");
-        assert_eq!(pages(waiting.next(2)), [7, 5]);
-        assert_eq!(waiting.next(2), None);
-        assert!(waiting.is_empty());
+        waiting.push(Reason::FollowedElsewhere, foretold(6, Origin::Followed(VmId(2), Match::Content)));
+        assert_eq!(pages(waiting.next(Haste::Now, 2)), [9, 3]);
+        assert_eq!(pages(waiting.next(Haste::Now, 2)), [6]);
+        assert_eq!(pages(waiting.next(Haste::Now, 2)), [7, 5]);
+        assert_eq!((waiting.next(Haste::Now, 2), waiting.since(Haste::Now)), (None, None));
+        assert_eq!(waiting.since(Haste::Later), Some(Monotonic(0)));
+        assert_eq!(pages(waiting.next(Haste::Later, 2)), [4, 8], "3 waits once");
+        assert_eq!(waiting.since(Haste::Later), None);
     }
 
     #[test]
@@ -103,6 +128,6 @@ mod tests {
         waiting.push(Reason::ContentTouchedElsewhere, foretold(1, gone));
         waiting.push(Reason::ContentTouchedElsewhere, foretold(2, there));
         waiting.forget(VmId(1));
-        assert_eq!(pages(waiting.next(9)), [2]);
+        assert_eq!(pages(waiting.next(Haste::Later, 9)), [2]);
     }
 }

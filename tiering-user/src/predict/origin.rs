@@ -48,7 +48,7 @@ impl Origin {
     /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
     /// touches may be touched here seconds later.
     pub(super) fn window_bounds(self) -> (u32, u32) {
-        let first = if matches!(self.by(), None | Some(Match::Content)) { 512 } else { 32 };
+        let first = if matches!(self.by(), None | Some(Match::Content)) { 64 } else { 16 };
         let most = if matches!(self, Self::Touched(..)) { 16_384 } else { 4096 };
         (first, most)
     }

@@ -2,8 +2,8 @@
 //!
 //! In: how its stages ended. Out: its confidence, the mean of a Beta distribution; its window; whether it may go on at all.
 //!
-//! - Each time as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were used and halves
-//!   if not.
+//! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were used
+//!   and halves if not.
 //! - *Frozen*: nothing that was staged for an origin without a proof was used for [`FREEZE_AFTER`]. It waits for the first use.
 //! - *In step*: of the last [`MEETINGS`] pages that another machine touched half were touched here before they were up. Who is as
 //!   far as his leader gains nothing, and what is staged competes with both for the disk: it pauses, longer each time.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::{Origin, StageCounts};
 use crate::sys::Monotonic;
 
-/// Ends after which a record is judged: as many as its window has pages, within these bounds.
+/// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as it should be.
 const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
 /// After this time what was known of an origin weighs half: machines change what they do.
 const FADE: Duration = Duration::from_secs(10);
@@ -195,7 +195,7 @@ impl Record {
         self.used += u32::from(used);
         self.ended_lately += 1;
         self.used_lately += u32::from(used);
-        if self.ended_lately < self.window.clamp(*EPISODE.start(), *EPISODE.end()) {
+        if self.ended_lately < (self.window / 4).clamp(*EPISODE.start(), *EPISODE.end()) {
             return;
         }
         self.used /= 2;
@@ -256,12 +256,12 @@ mod tests {
         };
         assert_eq!(
             [None, Some(0.5), Some(0.82), Some(0.95)].map(first),
-            [(512, false), (512, false), (1024, true), (4096, true)]
+            [(64, false), (64, false), (128, true), (512, true)]
         );
         let mut record = Record::of(TOUCHED, None);
         record.opened(at(0));
         record.expect(0.95);
-        assert_eq!(record.window(), 512, "it is under way: the outcome decides");
+        assert_eq!(record.window(), 64, "it is under way: the outcome decides");
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn of_what_nothing_was_used_for_two_seconds_no_more_is_staged_until_something_is() {
         let mut record = Record::of(TOUCHED, None);
-        (0..100).for_each(|_| record.opened(at(10_000)));
+        (0..60).for_each(|_| record.opened(at(10_000)));
         assert!(record.has_room(at(11_900)));
         assert!(!record.has_room(at(12_000)));
         record.closed();

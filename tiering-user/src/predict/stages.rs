@@ -422,17 +422,17 @@ mod tests {
         let origin = Touched(VmId(1), Match::Content);
         let mut stages = Stages::default();
         let ask = |stages: &mut Stages| (0..10_000).filter(|_| stages.reserve(origin, at(1))).count();
-        assert_eq!(ask(&mut stages), 512);
+        assert_eq!(ask(&mut stages), 64);
         stages.withdrawn(origin, at(1));
         assert_eq!(ask(&mut stages), 1);
-        for page in 0..512 {
+        for page in 0..64 {
             stages.requested(request(page, origin), at(1));
             stages.done(page, at(1));
         }
         assert_eq!(ask(&mut stages), 0);
-        stages.failed(511);
-        (0..256).for_each(|page| assert!(stages.touched(page, at(2)).is_some()));
-        assert_eq!(ask(&mut stages), 1024 - 255, "all were right: the window doubled");
+        stages.failed(63);
+        (0..32).for_each(|page| assert!(stages.touched(page, at(2)).is_some()));
+        assert_eq!(ask(&mut stages), 128 - 31, "all were right: the window doubled");
     }
 
     #[test]
@@ -465,7 +465,7 @@ mod tests {
                 .for_each(|page| stages.requested(request(page, origin), at(second)));
             stages.expire(at(second), Duration::from_secs(10));
         }
-        assert_eq!(issued[9], 32, "one window until the first deadline");
+        assert_eq!(issued[9], 16, "one window until the first deadline");
         assert!(issued[60] - issued[40] <= 5 * 4, "later now and then a few: {issued:?}");
     }
 
