@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::later::Preferences;
+use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
 use super::{collapse, limits, memory, swap, swap_cache};
@@ -111,12 +112,12 @@ impl Lane {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let mut later = Preferences::default();
+            let mut memory = LaneMemory::default();
             loop {
                 match jobs.recv_timeout(SETTLE_EVERY) {
                     _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) => {
-                        if done.send(run(job, &settings, swap.as_mut(), &mut later)).is_err() {
+                        if done.send(run(job, &settings, swap.as_mut(), &mut memory)).is_err() {
                             break;
                         }
                     }
@@ -150,9 +151,19 @@ fn settle(swap: Option<&mut SwapTiers>) {
     }
 }
 
-fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, later: &mut Preferences) -> Done {
+/// What a lane remembers from one job to the next.
+#[derive(Debug, Default)]
+struct LaneMemory {
+    later: Preferences,
+    recent: Recent,
+}
+
+fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, memory: &mut LaneMemory) -> Done {
     match job {
-        Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap, later)),
+        Job::Step(target, step) if matches!(step.action, Action::Stage { .. } | Action::MapStaged) => {
+            Done::Step(run_stage(&target, step, settings, &mut memory.recent))
+        }
+        Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap, &mut memory.later)),
         Job::FreeSwapCache(target, bytes) => {
             Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
         }
@@ -165,6 +176,23 @@ fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, later: &mut 
             Done::Drain(tier, result, began.elapsed())
         }
     }
+}
+
+/// Pages up ahead of need: small steps, many of them.
+fn run_stage(target: &Target, step: Step, settings: &Settings, recent: &mut Recent) -> Outcome {
+    let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
+    let asked = outcome.asked.len() as u64;
+    if settings.dry_run {
+        outcome.skip(Skip::DryRun, asked);
+    } else if let Some(why) = recent.leave_out(target, &settings.roots, &mut outcome) {
+        outcome.skip(why, asked);
+    } else if let Action::Stage { to } = step.action {
+        stage(target, to, &settings.places, &mut outcome);
+    } else {
+        map_staged(target, &settings.places, &mut outcome);
+    }
+    outcome.finished = sys::now();
+    outcome
 }
 
 fn run_step(
@@ -197,9 +225,10 @@ fn run_step(
             (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
             (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
-            (Action::Stage { to }, _) => stage(target, to, places, &mut outcome),
-            (Action::MapStaged, _) => map_staged(target, places, &mut outcome),
             (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),
+            (Action::Stage { .. } | Action::MapStaged, _) => {
+                outcome.skip(Skip::Failed("not a step of this kind".into()), asked);
+            }
         }
         limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
     }

@@ -155,7 +155,7 @@ impl State {
     /// step by step while there is nothing of the former. Else a machine that runs would wait for those that sleep.
     fn send_stages(&mut self) {
         let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, sys::now());
-        let mut send = |machine: &mut Machine, haste| {
+        let send = |machine: &mut Machine, haste| {
             if let Some(step) = machine.next_stage(haste, tier0_threshold, now) {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }
