@@ -153,6 +153,20 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
         issued >= pages / 2,
     );
     results.check("of these used", used, &format!("at least {}", issued / 2), used >= issued / 2);
+    let origins = prefetch["origins"].as_array().context("no origins")?;
+    let pulled =
+        origins.iter().filter(|origin| origin["way"] == "followed" && origin["leader"] != status["id"]);
+    let pulled: u64 = pulled.map(|origin| number(&origin["used_pages"])).sum();
+    results.check("of these used after the leader's tape", pulled, "more than 0", pulled > 0);
+    // Pages that are mapped ahead of need still show when they are touched: else they would not be among the used ones.
+    let mapping = &prefetch["mapping_delay_ns"];
+    results.check(
+        "from a touch of the leader until it is mapped, ns",
+        mapping,
+        "some",
+        mapping["p50"].is_number(),
+    );
+    results.note("from a touch of the leader until it is asked for, ns", &prefetch["delay_ns"]);
     let best = best.unwrap_or(0);
     let fewer = walk.major_faults < best;
     results.check(
