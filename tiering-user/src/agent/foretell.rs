@@ -5,6 +5,8 @@
 //! started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two machines correspond if they have the same content, else if they have the
 //! same guest-physical address; whether it is known that their contents differ makes two kinds of the latter.
 
+use std::collections::BTreeMap;
+
 use super::machine::Machine;
 use super::state::State;
 use super::tapes::Earlier;
@@ -13,6 +15,9 @@ use crate::predict::{Match, Origin, Position, Tag, Tape};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
+
+/// Touches of one machine that are looked for on tapes, of those that are read in one go.
+const PULLS_A_BATCH: usize = 4;
 
 /// A page that was in swap until this touch, or had been staged.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +29,23 @@ pub(super) struct Touched {
     time: Monotonic,
     /// Where it stood on its machine's tape.
     before: Option<Position>,
+}
+
+/// Of the touches of each machine, in their order, the last one and a few before it: on a tape, what comes after the others comes after
+/// these too, and each costs a look at every leader's.
+fn some_of_each(touched: &[Touched]) -> Vec<Touched> {
+    let mut by_machine: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
+    for touched in touched {
+        by_machine.entry(touched.vm).or_default().push(*touched);
+    }
+    let some = by_machine.into_values().flat_map(|touched| {
+        let step = touched.len().div_ceil(PULLS_A_BATCH);
+        let last = touched.len() - 1;
+        let of_it =
+            touched.into_iter().enumerate().filter(move |(number, _)| (last - number).is_multiple_of(step));
+        of_it.map(|(_, touched)| touched)
+    });
+    some.collect()
 }
 
 /// Whether the configuration wants pages staged for this.
@@ -52,12 +74,14 @@ impl State {
     /// Stages what these touches foretell. All of them are noted by then: what was touched since need not be staged.
     pub(super) fn foretell(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, .. } = self.config.prefetch;
-        for touched in touched {
-            if push {
-                self.push(*touched);
+        if pull {
+            for touched in some_of_each(touched) {
+                self.pull(touched);
             }
-            if pull {
-                self.pull(*touched);
+        }
+        if push {
+            for touched in touched {
+                self.push(*touched);
             }
         }
     }
@@ -175,5 +199,25 @@ impl State {
             None => same_page.map(|page| (page, Match::Page)),
         };
         found.filter(|(_, by)| Some(*by) == origin.by()).map(|(page, _)| page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_touches_the_last_and_a_few_before_it_are_followed() {
+        let touched =
+            |vm: u32, page| Touched { vm: VmId(vm), page, tag: None, time: Monotonic(0), before: None };
+        let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
+        let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
+            let some = some_of_each(touches).into_iter();
+            some.filter(|touched| touched.vm == VmId(vm)).map(|touched| touched.page).collect()
+        };
+        assert_eq!(pages(1, &touches), [24, 49, 74, 99]);
+        assert_eq!(pages(2, &touches), [24, 49, 74, 99]);
+        assert_eq!(pages(1, &touches[..5]), [0, 1, 2]);
+        assert!(some_of_each(&[]).is_empty());
     }
 }
