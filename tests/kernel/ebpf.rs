@@ -145,15 +145,18 @@ fn a_full_ring_drops_and_counts_what_it_drops() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     let mut loaded = Loaded::new();
     assert!(!loaded.ring_is_ready());
+    loaded.fault("fault_user_raw", RAM.start, 0x6);
+    assert!(loaded.ring_is_ready(), "the first sample after a rest wakes the agent");
+    assert_eq!(loaded.samples().len(), 1);
     // A record takes its 24 bytes and a header of 8.
     let fits = RING_BYTES as u64 / 32;
     for fault in 0..fits + 1000 {
         loaded.fault("fault_user_raw", RAM.start + fault % 256 * 4096, 0x6);
     }
-    assert!(loaded.ring_is_ready(), "the fill threshold wakes the agent");
-    let taken = loaded.samples().len() as u64;
+    assert!(loaded.ring_is_ready(), "it is woken while it does not collect");
+    let taken = loaded.samples().len() as u64 + 1;
     let VmStats { produced, dropped, writes, .. } = loaded.stats();
-    assert_eq!(produced, fits + 1000);
+    assert_eq!(produced, fits + 1001);
     assert_eq!(writes, produced);
     assert!(dropped >= 1000, "{dropped}");
     assert_eq!(produced, taken + dropped);

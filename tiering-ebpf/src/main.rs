@@ -23,13 +23,13 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    btf_maps::{HashMap, PerCpuHashMap, RingBuf},
+    btf_maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_ringbuf_query},
     macros::{btf_map, btf_tracepoint, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    BlockKey, Frame, MAX_BLOCKS, MAX_FRAMES, MAX_VMS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL,
+    BlockKey, Frame, MAX_BLOCKS, MAX_FRAMES, MAX_VMS, REST_NS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL,
     SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, guest_ram, is_guest_ram, sample_flags};
@@ -60,6 +60,10 @@ static EVENTS: RingBuf<Sample, RING_BYTES> = RingBuf::new();
 /// There only for machines whose guest-physical layout is not proved yet.
 #[btf_map(name = "tier_frames")]
 static FRAMES: HashMap<u32, VmFrames, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new();
+
+/// When a sample of this processor woke the agent last for having rested, in nanoseconds.
+#[btf_map(name = "tier_woken")]
+static WOKEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The tracked machine that this process is.
 #[inline(always)]
@@ -109,10 +113,23 @@ fn put_sample(vm: &VmEntry, hva: u64, error_code: u64, mode: Mode) {
         stats.dropped += 1;
         return;
     };
-    record.write(Sample { time_ns: unsafe { bpf_ktime_get_ns() }, hva, vm: vm.vm, flags });
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    record.write(Sample { time_ns, hva, vm: vm.vm, flags });
     let ring = core::ptr::from_ref(&EVENTS).cast_mut().cast();
     let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) };
-    record.submit(if waiting >= RING_WAKE_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+    record.submit(if wakes(waiting, time_ns) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+}
+
+/// Whether this sample wakes the agent: the first one after some rest, and when many wait. Else the agent's tick collects: a wake-up
+/// for each would cost the guests more than all the rest of this program.
+#[inline(always)]
+fn wakes(waiting: u64, now_ns: u64) -> bool {
+    let Some(woken) = WOKEN.get_ptr_mut(0) else { return true };
+    let rested = now_ns.saturating_sub(unsafe { *woken }) >= REST_NS;
+    if rested {
+        unsafe { *woken = now_ns };
+    }
+    rested || waiting >= RING_WAKE_BYTES
 }
 
 // Arguments of exceptions:page_fault_user and page_fault_kernel (arch/x86/include/asm/trace/exceptions.h,

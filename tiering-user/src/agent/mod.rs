@@ -6,7 +6,7 @@
 //!
 //! | when | what |
 //! |---|---|
-//! | the ring passes its fill threshold, or a tick (1 ms while there are accesses, else 20 ms) | samples are drained, the table is updated, what follows is staged |
+//! | the first sample in 5 ms, the ring passes its fill threshold, or a tick (1 ms while there are accesses, else 20 ms) | samples are drained, the table is updated, what follows is staged |
 //! | a lane is done | the table takes over what was read back, the next batch goes out |
 //! | every second | demotions are planned, stages expire, sweeps are due, the status is published |
 //! | a request | it is answered, or queued for the mover |
