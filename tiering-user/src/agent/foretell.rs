@@ -11,7 +11,7 @@ use super::machine::Machine;
 use super::state::State;
 use super::tapes::Earlier;
 use crate::config::Prefetch;
-use crate::predict::{Match, Origin, Position, Tag, Tape};
+use crate::predict::{Chance, Match, Origin, Position, Tag, Tape};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -103,10 +103,10 @@ impl State {
             if machine.never_to_swap().is_some() {
                 continue;
             }
-            if machine.stages.worth_it(origin, rules.threshold, time) {
-                machine.foretold(page, origin, time);
-            } else {
-                machine.voted(page, origin, rules.threshold, time);
+            match machine.stages.chance(origin, rules.threshold, time) {
+                Chance::Taken => drop(machine.foretold(page, origin, time)),
+                Chance::Doubtful => machine.voted(page, origin, rules.threshold, time),
+                Chance::NoRoom => {}
             }
         }
     }
@@ -145,7 +145,11 @@ impl State {
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
-        let worth_it = machine.stages.worth_it(origin, threshold, touched.time);
+        let chance = machine.stages.chance(origin, threshold, touched.time);
+        // What has no room now is offered again at the next touch.
+        if chance == Chance::NoRoom {
+            return;
+        }
         let window = machine.stages.window(origin);
         let Some(machine) = self.machines.get(&vm) else { return };
         let Some(tape) = self.tape_of(machine, origin) else { return };
@@ -157,7 +161,7 @@ impl State {
             .collect();
         let Some(machine) = self.machines.get_mut(&vm) else { return };
         let mut next = next.into_iter();
-        let refused = if worth_it {
+        let refused = if chance == Chance::Taken {
             next.find(|(_, page)| !machine.foretold(*page, origin, touched.time))
         } else {
             next.for_each(|(_, page)| machine.voted(page, origin, threshold, touched.time));

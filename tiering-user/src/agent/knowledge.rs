@@ -236,9 +236,17 @@ impl Memory {
 }
 
 /// What a machine is called when its process is another one.
+impl Machine {
+    /// Whether both are known by the same identity, which whoever starts them has chosen.
+    pub(super) fn is_twin_of(&self, other: &Self) -> bool {
+        identity(&self.target.vm) == identity(&other.target.vm)
+    }
+}
+
 fn identity(vm: &Vm) -> String {
     match (&vm.uuid, &vm.namespace) {
-        (Some(uuid), _) => format!("uuid/{uuid}"),
+        (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
+        (Some(uuid), None) => format!("uuid/{uuid}"),
         (None, Some(namespace)) => format!("name/{namespace}/{}", vm.name),
         (None, None) => format!("name/{}", vm.name),
     }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::state::State;
@@ -34,6 +35,8 @@ const GENERATION: Duration = Duration::from_mins(10);
 struct Drawn {
     portrait: Portrait,
     changed: bool,
+    /// Something is on its trail since the epoch began.
+    touched: bool,
     /// What it holds since this generation began, which will be the portrait of the next.
     next: Portrait,
     since: Monotonic,
@@ -84,13 +87,17 @@ impl Likeness {
     pub(super) fn touch(&mut self, vm: VmId, guest_page: u64, tag: Option<Tag>) {
         if let Some(drawn) = self.drawn.get_mut(&vm) {
             drawn.portrait.trail.note(tag.map_or(guest_page, |tag| tag.0));
-            drawn.changed = true;
+            (drawn.changed, drawn.touched) = (true, true);
         }
     }
 
-    /// A machine whose portrait is to be drawn anew, if there is one.
-    pub(super) fn outdated(&self, now: Monotonic) -> Option<VmId> {
-        self.drawn.iter().find(|(_, drawn)| now.since(drawn.since) >= GENERATION).map(|(vm, _)| *vm)
+    /// The machines whose portraits are to be drawn anew now: few at a time, and all of them in a generation.
+    pub(super) fn outdated(&self, now: Monotonic) -> Vec<VmId> {
+        let turns = (GENERATION.as_secs() / COMPARE_EVERY.as_secs()) as usize;
+        let mut due: Vec<_> =
+            self.drawn.iter().filter(|(_, drawn)| now.since(drawn.since) >= GENERATION).collect();
+        due.sort_by_key(|(_, drawn)| drawn.since);
+        due.into_iter().take(self.drawn.len().div_ceil(turns)).map(|(vm, _)| *vm).collect()
     }
 
     /// A generation of a machine has ended; it has this in swap now.
@@ -119,7 +126,11 @@ impl Likeness {
         self.similarity.refresh();
         if now.since(self.turned) >= EPOCH {
             self.turned = now;
-            self.drawn.values_mut().for_each(|drawn| drawn.portrait.trail.turn());
+            for drawn in self.drawn.values_mut() {
+                drawn.portrait.trail.turn();
+                // With the next comparison nothing of it is recent any more.
+                drawn.changed |= std::mem::take(&mut drawn.touched);
+            }
         }
         self.choose();
     }
@@ -132,8 +143,11 @@ impl Likeness {
             let near = self.similarity.neighbours(*vm).iter().map(|neighbour| neighbour.vm);
             let mut leaders: Vec<VmId> = near.collect();
             let room = MOST_NEIGHBOURS - leaders.len();
-            let strangers = self.drawn.keys().filter(|other| *other != vm && !leaders.contains(other));
-            let strangers: Vec<VmId> = strangers.take(room).copied().collect();
+            // Those that come next: so each has about as many followers as leaders.
+            let next =
+                self.drawn.range((Bound::Excluded(*vm), Bound::Unbounded)).chain(self.drawn.range(..*vm));
+            let strangers = next.map(|(other, _)| *other).filter(|other| !leaders.contains(other));
+            let strangers: Vec<VmId> = strangers.take(room).collect();
             leaders.extend(strangers);
             for leader in &leaders {
                 self.followers.entry(*leader).or_default().push(*vm);
@@ -172,17 +186,17 @@ impl State {
     pub(super) fn compare_machines(&mut self) {
         let now = sys::now();
         for tenant in self.tenants.all_mut().filter(|tenant| tenant.likeness.is_due(now)) {
-            // One at a time: there is one every two seconds, and many hold a million pages.
-            if let Some(vm) = tenant.likeness.outdated(now)
-                && let Some(machine) = self.machines.get(&vm)
-            {
+            for vm in tenant.likeness.outdated(now) {
+                let Some(machine) = self.machines.get(&vm) else { continue };
                 let held = tenant.tags.of_machine(vm).map(|(page, tag)| (machine.guest_page(page), tag));
                 tenant.likeness.redraw(vm, held, now);
             }
             for vm in tenant.members.clone() {
                 let Some(machine) = self.machines.get_mut(&vm) else { continue };
                 for (leader, used, ended) in machine.stages.take_ends() {
-                    tenant.likeness.learn(leader, vm, used, ended);
+                    if self.config.prefetch.feedback {
+                        tenant.likeness.learn(leader, vm, used, ended);
+                    }
                 }
             }
             tenant.likeness.compare(now);
@@ -252,11 +266,13 @@ mod tests {
     #[test]
     fn few_machines_all_learn_from_each_other_and_of_many_the_alike_ones() {
         let mut likeness = of(1..=3);
-        assert_eq!(likeness.leaders(VmId(2)), [VmId(1), VmId(3)], "nothing is known yet");
+        assert_eq!(likeness.leaders(VmId(2)), [VmId(3), VmId(1)], "nothing is known yet");
         likeness.leave(VmId(1));
         assert_eq!(likeness.leaders(VmId(2)), [VmId(3)]);
 
         let mut likeness = of(1..=100);
+        let most = (1..=100).map(|vm| likeness.followers(VmId(vm)).len()).max();
+        assert_eq!(most, Some(MOST_NEIGHBOURS), "nobody is followed by all");
         for vm in [90, 91, 92] {
             fill(&mut likeness, VmId(vm), 0..1000);
         }
@@ -280,13 +296,13 @@ mod tests {
             likeness.similarity.neighbours(OTHER).first().and_then(|neighbour| neighbour.parts.content)
         };
         assert_eq!(content(&mut likeness, second(10)), Some(1.0));
-        assert_eq!(likeness.outdated(second(599)), None);
-        assert_eq!(likeness.outdated(second(600)), Some(ONE));
+        assert_eq!(likeness.outdated(second(599)), []);
+        assert_eq!(likeness.outdated(second(600)), [ONE], "one at a time");
         // All of it came up meanwhile; then other things go down.
         likeness.redraw(ONE, [].into_iter(), second(600));
-        assert_eq!(likeness.outdated(second(600)), Some(OTHER));
+        assert_eq!(likeness.outdated(second(600)), [OTHER]);
         likeness.redraw(OTHER, (0..1000).map(|tag| (tag, Tag(tag))), second(600));
-        assert_eq!(likeness.outdated(second(600)), None);
+        assert_eq!(likeness.outdated(second(600)), []);
         fill(&mut likeness, ONE, 5000..6000);
         assert_eq!(content(&mut likeness, second(602)), Some(1.0));
         likeness.redraw(ONE, (5000..6000).map(|tag| (tag, Tag(tag))), second(1200));

@@ -26,6 +26,8 @@ const BATCH_PAGES: usize = 8192;
 
 /// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by meanwhile.
 const STAGE_PAGES: usize = 64;
+/// A stage that is not used by then is dropped, and a page that waits so long to be staged is not.
+pub(super) const STAGE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A step that waits for the mover, or is with it.
 #[derive(Debug)]
@@ -200,6 +202,9 @@ impl Machine {
         if touch.was_lower {
             self.came_up.note(touch.before.place());
         }
+        if let Some(foretold) = self.to_stage.remove(page) {
+            self.stages.withdrawn(foretold.origin, access.time);
+        }
         let staged = self.stages.touched(page, access.time);
         if let Some(Used { tier, .. }) = staged.filter(|_| touch.was_lower) {
             self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
@@ -235,8 +240,7 @@ impl Machine {
     /// `origin`, which is not sure enough alone, says that this page will be touched.
     pub(super) fn voted(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
         let confidence = self.stages.confidence(origin);
-        if confidence < threshold
-            && self.can_be_staged(page)
+        if self.can_be_staged(page)
             && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
         {
             self.foretold(page, surest, now);
@@ -247,6 +251,7 @@ impl Machine {
     pub(super) fn forget_leader(&mut self, leader: VmId) {
         self.to_stage.forget(leader);
         self.stages.forget(leader);
+        self.votes.forget(leader);
         self.ahead.forget(leader);
     }
 
@@ -272,7 +277,7 @@ impl Machine {
 
     /// The step that stages what waits to be, unless the stager is still at the one before.
     pub(super) fn next_stage(&mut self, haste: Haste, tier0_threshold: f64, now: Monotonic) -> Option<Step> {
-        if self.staging.is_some() {
+        if self.staging.is_some() || !self.braking.may_stage() {
             return None;
         }
         let (reason, taken) = self.to_stage.next(haste, STAGE_PAGES)?;
@@ -285,15 +290,17 @@ impl Machine {
         let mut pages = Vec::with_capacity(taken.len());
         for foretold in taken {
             let Foretold { page, origin, at } = foretold;
-            if tier(&self.stages, &foretold) != to {
+            if now.since(at) >= STAGE_DEADLINE {
+                self.stages.dropped(origin);
+            } else if tier(&self.stages, &foretold) != to {
                 self.to_stage.push(reason, foretold);
             } else if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
                 self.stages.requested(Request { page, origin, foretold: at, to }, now);
                 pages.push(page);
             } else {
-                // It was touched while it waited.
-                self.stages.withdrawn(origin, now);
+                // A sweep found it in memory while it waited.
+                self.stages.dropped(origin);
             }
         }
         pages.sort_unstable();
@@ -424,7 +431,10 @@ impl Machine {
         match outcome.action {
             Action::Place { .. } => {
                 let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
-                down.flat_map(|(run, _)| run.pages()).for_each(|page| self.stages.gone_down(page));
+                for page in down.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
+                    self.stages.gone_down(page);
+                    self.pages.update(page, |entry| entry.with_staged(false));
+                }
                 self.moved.promoted += outcome.raised_pages;
                 self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
             }

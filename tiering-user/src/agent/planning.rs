@@ -6,6 +6,7 @@ use std::time::Duration;
 use procfs::Current as _;
 use tiering_common::VmMoves;
 
+use super::machine::STAGE_DEADLINE;
 use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
@@ -18,8 +19,6 @@ use crate::tiermap::Place;
 use crate::tiers::{TierId, TierKind, read_proc_swaps};
 use crate::track::VmId;
 
-/// A stage that is not used by then is dropped.
-const STAGE_DEADLINE: Duration = Duration::from_secs(10);
 /// Most pages planned for one machine at a time: 256 MiB.
 const PLAN_PAGES: u64 = 65_536;
 /// Least and longest time between two sweeps of one machine.

@@ -154,6 +154,9 @@ impl State {
     /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have touched
     /// step by step while there is nothing of the former. Else a machine that runs would wait for those that sleep.
     fn send_stages(&mut self) {
+        if !self.may_stage {
+            return;
+        }
         let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, sys::now());
         let send = |machine: &mut Machine, haste| {
             if let Some(step) = machine.next_stage(haste, tier0_threshold, now) {
@@ -274,7 +277,10 @@ impl State {
             machine.came_up.add_to(&mut self.read_bytes);
             let last = faults.untrack(id, &machine.target.vm);
             self.gone = self.gone.plus(last);
-            self.memory.keep(&mut machine, sys::unix_seconds());
+            // Of two with one identity the one that is there counts.
+            if !self.machines.values().any(|other| other.is_twin_of(&machine)) {
+                self.memory.keep(&mut machine, sys::unix_seconds());
+            }
             tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
             if let Some(tenant) = &machine.settings.tenant {
                 self.tenants.leave(tenant, id);

@@ -3,6 +3,7 @@
 //! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the first ones
 //! first; reasons of one [`Haste`] take turns.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::policy::Reason;
@@ -39,8 +40,8 @@ impl Haste {
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    pages: HashMap<PageIndex, Foretold>,
-    /// What does not stand in `pages` any more is passed over.
+    pages: HashMap<PageIndex, (Reason, Foretold)>,
+    /// What does not stand in `pages` for this reason any more is passed over.
     queues: BTreeMap<Reason, VecDeque<PageIndex>>,
     last: Option<Reason>,
 }
@@ -50,17 +51,24 @@ impl Waiting {
     pub(super) fn since(&self, haste: Haste) -> Option<Monotonic> {
         let queues = self.queues.iter().filter(|(reason, _)| Haste::of(**reason) == haste);
         let first = |queue: &VecDeque<PageIndex>| queue.iter().find_map(|page| self.pages.get(page));
-        queues.filter_map(|(_, queue)| first(queue)).map(|foretold| foretold.at).min()
+        queues.filter_map(|(_, queue)| first(queue)).map(|(_, foretold)| foretold.at).min()
     }
 
     pub(super) fn contains(&self, page: PageIndex) -> bool {
         self.pages.contains_key(&page)
     }
 
+    /// A page waits for the first reason that it is foretold for.
     pub(super) fn push(&mut self, reason: Reason, foretold: Foretold) {
-        if self.pages.insert(foretold.page, foretold).is_none() {
+        if let Entry::Vacant(place) = self.pages.entry(foretold.page) {
+            place.insert((reason, foretold));
             self.queues.entry(reason).or_default().push_back(foretold.page);
         }
+    }
+
+    /// A page need not be staged any more. Returns it if it waited.
+    pub(super) fn remove(&mut self, page: PageIndex) -> Option<Foretold> {
+        self.pages.remove(&page).map(|(_, foretold)| foretold)
     }
 
     /// The first pages of this haste, of the reason whose turn it is, at most so many.
@@ -75,14 +83,18 @@ impl Waiting {
         while taken.len() < most
             && let Some(page) = queue.pop_front()
         {
-            taken.extend(self.pages.remove(&page));
+            if self.pages.get(&page).is_some_and(|(of, _)| *of == reason) {
+                taken.extend(self.pages.remove(&page).map(|(_, foretold)| foretold));
+            }
         }
         Some((reason, taken))
     }
 
     /// Nothing is staged any more because of this machine.
     pub(super) fn forget(&mut self, leader: VmId) {
-        self.pages.retain(|_, foretold| foretold.origin.leader() != Some(leader));
+        self.pages.retain(|_, (_, foretold)| foretold.origin.leader() != Some(leader));
+        let pages = &self.pages;
+        self.queues.values_mut().for_each(|queue| queue.retain(|page| pages.contains_key(page)));
     }
 }
 
@@ -118,6 +130,17 @@ mod tests {
         assert_eq!(waiting.since(Haste::Later), Some(Monotonic(0)));
         assert_eq!(pages(waiting.next(Haste::Later, 2)), [4, 8], "3 waits once");
         assert_eq!(waiting.since(Haste::Later), None);
+    }
+
+    #[test]
+    fn what_was_touched_does_not_wait_and_may_be_foretold_anew_for_another_reason() {
+        let mut waiting = Waiting::default();
+        waiting.push(Reason::ContentTouchedElsewhere, foretold(1, Origin::OwnPast));
+        assert_eq!(waiting.remove(1).map(|foretold| foretold.page), Some(1));
+        assert_eq!(waiting.remove(1), None);
+        waiting.push(Reason::FollowedLastTime, foretold(1, Origin::OwnPast));
+        assert!(pages(waiting.next(Haste::Later, 9)).is_empty());
+        assert_eq!(pages(waiting.next(Haste::Now, 9)), [1]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use calibration::{Bin, Calibration};
 pub use delays::Delays;
 pub use origin::{Match, Origin};
 pub use stage::{OriginCounts, Request, StageCounts, Used, Wasted};
-pub use stages::Stages;
+pub use stages::{Chance, Stages};
 pub use tags::{Tag, TagKey, Tags};
 pub use tape::{Position, Tape, Touch};
 pub use tape_record::{MOST_TOUCHES, decode, encode};

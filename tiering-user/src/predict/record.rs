@@ -29,10 +29,10 @@ const UNKNOWN: f64 = 2.0 / 3.0;
 const SURE: f64 = 0.8;
 /// Expected to be so sure, the first window is twice as large for each.
 const SURER: [f64; 3] = [0.8, 0.85, 0.9];
-/// Sure enough for what is staged to be mapped at once.
-const CERTAIN: f64 = 0.95;
-/// Ends that prove something.
-const PROOF_ENDS: u32 = 32;
+/// Sure enough for what is staged to be mapped at once: as sure as it is when the least proof is all right.
+const CERTAIN: f64 = 0.94;
+/// Ends that prove something: what is left of them after an episode.
+const PROOF_ENDS: u32 = *EPISODE.start() / 2;
 const FREEZE_AFTER: Duration = Duration::from_secs(2);
 const MEETINGS: u32 = 64;
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -58,6 +58,7 @@ pub(super) struct Record {
     window_most: u32,
     may_be_in_step: bool,
     refused: u32,
+    probing: bool,
     learns: bool,
     /// Since when nothing of what is open was used.
     silent_since: Monotonic,
@@ -90,6 +91,7 @@ impl Record {
             window_most,
             may_be_in_step,
             refused: 0,
+            probing: false,
             learns: true,
             silent_since: Monotonic::default(),
             faded: Monotonic::default(),
@@ -105,6 +107,9 @@ impl Record {
     /// Before anything has ended it is thought right with this probability. Its window grows with that, as long as nothing was
     /// staged: what is sure to be right is worth more than one first try.
     pub(super) fn expect(&mut self, probability: f64) {
+        if !self.learns {
+            return;
+        }
         self.expected = probability.clamp(0.05, 0.95);
         if self.counts.issued == 0 && self.waiting == 0 {
             let doublings = SURER.iter().filter(|least| self.expected >= **least).count();
@@ -122,6 +127,9 @@ impl Record {
 
     /// Whether more than a first try speaks for it.
     pub(super) fn is_proven(&self) -> bool {
+        if !self.learns {
+            return true;
+        }
         let known = self.ended >= PROOF_ENDS || self.expected >= SURE;
         known && self.confidence() >= SURE
     }
@@ -136,7 +144,13 @@ impl Record {
     /// Below the threshold: whether this chance is taken all the same.
     pub(super) fn is_probed(&mut self) -> bool {
         self.refused = (self.refused + 1) % PROBE_EVERY;
-        self.refused == 0
+        self.probing = self.refused == 0;
+        self.probing
+    }
+
+    /// Whether a chance was taken all the same, and nothing staged for that yet.
+    pub(super) fn use_probe(&mut self) -> bool {
+        std::mem::take(&mut self.probing)
     }
 
     /// Weighs what was known half as much for each [`FADE`] that has passed since.

@@ -23,6 +23,17 @@ use crate::track::VmId;
 /// While so many stages of a machine are open or waiting, an origin that has not proved anything gets a probe at most.
 const UNPROVEN_MOST: u32 = 1024;
 
+/// What to do with a chance to stage a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chance {
+    /// Stage it: it is likely enough to be used, or a probe.
+    Taken,
+    /// Not for this reason alone.
+    Doubtful,
+    /// Perhaps later: so much is open that there is no room for more.
+    NoRoom,
+}
+
 /// The stages of one virtual machine.
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
@@ -110,17 +121,22 @@ impl Stages {
         self.record(origin).window()
     }
 
-    /// Whether a chance to stage for this should be taken: while the window has room, always if the confidence reaches
-    /// `threshold`, else now and then.
-    pub fn worth_it(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> bool {
+    /// What to do with a chance to stage for this.
+    pub fn chance(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> Chance {
         let crowded = self.pending() >= UNPROVEN_MOST;
         let record = self.record_mut(origin);
         record.fade(now);
         if !record.has_room(now) {
-            return false;
+            return Chance::NoRoom;
         }
-        let welcome = record.confidence() >= threshold && (record.is_proven() || !crowded);
-        welcome || record.is_probed()
+        let sure = record.confidence() >= threshold;
+        if sure && (record.is_proven() || !crowded) || record.is_probed() {
+            Chance::Taken
+        } else if sure {
+            Chance::NoRoom
+        } else {
+            Chance::Doubtful
+        }
     }
 
     /// Takes the room of one page in the window, if there is any, until it is [`requested`](Self::requested) or
@@ -128,7 +144,7 @@ impl Stages {
     pub fn reserve(&mut self, origin: Origin, now: Monotonic) -> bool {
         let crowded = self.pending() >= UNPROVEN_MOST;
         let record = self.record_mut(origin);
-        let room = record.has_room(now) && (record.is_proven() || !crowded);
+        let room = record.has_room(now) && (record.is_proven() || !crowded || record.use_probe());
         record.waiting += u32::from(room);
         self.waiting += u32::from(room);
         room
@@ -143,6 +159,14 @@ impl Stages {
         }
     }
 
+    /// A page that was worth it waited too long, or too little memory is left.
+    pub fn dropped(&mut self, origin: Origin) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if let Some(record) = self.records.get_mut(&origin) {
+            record.waiting = record.waiting.saturating_sub(1);
+        }
+    }
+
     fn pending(&self) -> u32 {
         u32::try_from(self.open.len()).unwrap_or(u32::MAX).saturating_add(self.waiting)
     }
@@ -151,7 +175,7 @@ impl Stages {
         let expected = origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
         let without_feedback = self.without_feedback;
         self.records.entry(origin).or_insert_with(|| match without_feedback {
-            true => Record::of(origin, expected).without_feedback(),
+            true => Record::of(origin, None).without_feedback(),
             false => Record::of(origin, expected),
         })
     }
@@ -305,6 +329,10 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const BY_PAGE: Origin = Followed(VmId(1), Match::Page);
 
+    fn worth_it(stages: &mut Stages, origin: Origin, threshold: f64, now: Monotonic) -> bool {
+        stages.chance(origin, threshold, now) == Chance::Taken
+    }
+
     fn request(page: PageIndex, origin: Origin) -> Request {
         Request { page, origin, foretold: at(0), to: TierId(0) }
     }
@@ -412,8 +440,8 @@ mod tests {
     #[test]
     fn below_the_threshold_one_in_a_hundred_is_tried() {
         let mut stages = Stages::default();
-        assert!(stages.worth_it(OwnPast, 0.5, at(1)));
-        let tried = (0..1000).filter(|_| stages.worth_it(OwnPast, 0.99, at(1))).count();
+        assert!(worth_it(&mut stages, OwnPast, 0.5, at(1)));
+        let tried = (0..1000).filter(|_| worth_it(&mut stages, OwnPast, 0.99, at(1))).count();
         assert_eq!(tried, 10);
     }
 
@@ -442,11 +470,18 @@ mod tests {
         let taken: usize =
             origins.iter().map(|origin| (0..512).filter(|_| stages.reserve(*origin, at(1))).count()).sum();
         assert_eq!(taken, UNPROVEN_MOST as usize);
-        let tried = (0..1000).filter(|_| stages.worth_it(origins[99], 0.5, at(1))).count();
-        assert_eq!(tried, 10, "now and then one is tried all the same");
+        assert_eq!(stages.chance(origins[99], 0.5, at(1)), Chance::NoRoom);
+        let tried = |stages: &mut Stages| {
+            worth_it(stages, origins[99], 0.5, at(1)) && stages.reserve(origins[99], at(1))
+        };
+        assert_eq!(
+            (0..999).filter(|_| tried(&mut stages)).count(),
+            10,
+            "now and then one is tried all the same"
+        );
         let known = Touched(VmId(200), Match::Content);
         stages.expect(VmId(200), 0.9);
-        assert!(stages.worth_it(known, 0.5, at(1)) && stages.reserve(known, at(1)));
+        assert!(worth_it(&mut stages, known, 0.5, at(1)) && stages.reserve(known, at(1)));
     }
 
     #[test]
@@ -457,7 +492,9 @@ mod tests {
         let mut issued = vec![0];
         for second in 0..60 {
             let pages = (0..1000)
-                .filter(|_| stages.worth_it(origin, 0.5, at(second)) && stages.reserve(origin, at(second)))
+                .filter(|_| {
+                    worth_it(&mut stages, origin, 0.5, at(second)) && stages.reserve(origin, at(second))
+                })
                 .count();
             let first = issued[issued.len() - 1];
             issued.push(first + u32::try_from(pages).unwrap());
@@ -498,10 +535,10 @@ mod tests {
         let (issued_by_page, issued_by_content) =
             (issued_by(&stages, Match::Page), issued_by(&stages, Match::Content));
         assert_eq!((issued_by_page, issued_by_content, used, wasted), (100, 100, 100, 100));
-        assert!(stages.worth_it(good, 0.5, at(1)) && stages.worth_it(OwnPast, 0.5, at(1)));
-        assert!(!stages.worth_it(bad, 0.5, at(1)));
+        assert!(worth_it(&mut stages, good, 0.5, at(1)) && worth_it(&mut stages, OwnPast, 0.5, at(1)));
+        assert!(!worth_it(&mut stages, bad, 0.5, at(1)));
         stages.forget(VmId(2));
-        assert!(stages.worth_it(bad, 0.5, at(1)), "another machine of that number is another one");
+        assert!(worth_it(&mut stages, bad, 0.5, at(1)), "another machine of that number is another one");
         assert_eq!(stages.counts_by(Some(Match::Content)).issued, 100, "what it did still counts");
     }
 }

@@ -6,22 +6,27 @@
 //! # Limits
 //! They are not independent: machines that are alike are wrong alike. What was foretold more than [`COUNTS_FOR`] ago does not count.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::Origin;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
+use crate::track::VmId;
 
 const COUNTS_FOR: Duration = Duration::from_secs(2);
-/// Pages that are remembered; when there are more, old ones go.
+/// Pages that are remembered; when there are more, the oldest go.
 const MOST_PAGES: usize = 4096;
 /// Who is right less often does not vote.
 const LEAST: f64 = 0.1;
 
 /// What was foretold for one machine.
 #[derive(Clone, Debug, Default)]
-pub struct Votes(HashMap<PageIndex, Vote>);
+pub struct Votes {
+    votes: HashMap<PageIndex, Vote>,
+    /// In the order in which they came. A page may stand here when it is not remembered any more.
+    order: VecDeque<PageIndex>,
+}
 
 #[derive(Clone, Debug)]
 struct Vote {
@@ -43,13 +48,15 @@ impl Votes {
         if confidence < LEAST {
             return None;
         }
-        if self.0.len() >= MOST_PAGES {
-            self.0.retain(|_, vote| now.since(vote.first) < COUNTS_FOR);
-            if self.0.len() >= MOST_PAGES {
-                return None;
+        if !self.votes.contains_key(&page) {
+            self.order.push_back(page);
+            while self.order.len() > MOST_PAGES
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.votes.remove(&oldest);
             }
         }
-        let vote = self.0.entry(page).or_insert_with(|| Vote { by: Vec::new(), first: now });
+        let vote = self.votes.entry(page).or_insert_with(|| Vote { by: Vec::new(), first: now });
         if now.since(vote.first) >= COUNTS_FOR {
             *vote = Vote { by: Vec::new(), first: now };
         }
@@ -59,8 +66,15 @@ impl Votes {
         if 1.0 - none_right < threshold {
             return None;
         }
-        let vote = self.0.remove(&page)?;
+        let vote = self.votes.remove(&page)?;
         vote.by.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(origin, _)| origin)
+    }
+
+    /// What a machine that has gone foretold counts no more.
+    pub fn forget(&mut self, leader: VmId) {
+        for vote in self.votes.values_mut() {
+            vote.by.retain(|(origin, _)| origin.leader() != Some(leader));
+        }
     }
 }
 
@@ -68,7 +82,6 @@ impl Votes {
 mod tests {
     use super::*;
     use crate::predict::Match;
-    use crate::track::VmId;
 
     fn by(vm: u32) -> Origin {
         Origin::Followed(VmId(vm), Match::Content)
@@ -95,8 +108,16 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut votes = Votes::default();
         (0..10_000).for_each(|page| assert_eq!(votes.cast(page, (by(1), 0.2), 0.5, at(0)), None));
-        assert_eq!(votes.0.len(), MOST_PAGES);
-        assert_eq!(votes.cast(99_999, (by(1), 0.2), 0.5, at(3000)), None);
-        assert_eq!(votes.0.len(), 1);
+        assert_eq!((votes.votes.len(), votes.order.len()), (MOST_PAGES, MOST_PAGES));
+        assert_eq!(votes.cast(9_999, (by(2), 0.45), 0.5, at(1)), Some(by(2)), "the latest are remembered");
+        assert_eq!(votes.cast(1, (by(2), 0.45), 0.5, at(1)), None, "and the first are not");
+    }
+
+    #[test]
+    fn a_leader_that_is_gone_has_no_vote() {
+        let mut votes = Votes::default();
+        assert_eq!(votes.cast(7, (by(1), 0.4), 0.5, at(0)), None);
+        votes.forget(VmId(1));
+        assert_eq!(votes.cast(7, (by(2), 0.4), 0.5, at(0)), None);
     }
 }
