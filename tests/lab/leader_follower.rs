@@ -8,6 +8,7 @@
 //! Times are those of a guest in an emulated host: only their ratios say something.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tiering_tests::agent::Agent;
@@ -158,14 +159,9 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
         origins.iter().filter(|origin| origin["way"] == "followed" && origin["leader"] != status["id"]);
     let pulled: u64 = pulled.map(|origin| number(&origin["used_pages"])).sum();
     results.check("of these used after the leader's tape", pulled, "more than 0", pulled > 0);
-    // Pages that are mapped ahead of need still show when they are touched: else they would not be among the used ones.
-    let mapping = &prefetch["mapping_delay_ns"];
-    results.check(
-        "from a touch of the leader until it is mapped, ns",
-        mapping,
-        "some",
-        mapping["p50"].is_number(),
-    );
+    // They still show when they are touched: else not nearly all would be among the used ones.
+    let mapped = number(&prefetch["mapped_pages"]);
+    results.check("mapped before they were touched", mapped, "more than 0", mapped > 0);
     results.note("from a touch of the leader until it is asked for, ns", &prefetch["delay_ns"]);
     let best = best.unwrap_or(0);
     let fewer = walk.major_faults < best;
@@ -185,6 +181,7 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
 
 #[test]
 fn what_the_leader_touches_is_staged_for_the_follower() {
-    Scenario::default()
+    let limit = Duration::from_secs(420);
+    Scenario { limit, ..Scenario::default() }
         .run("leader_follower::what_the_leader_touches_is_staged_for_the_follower", leader_and_follower);
 }

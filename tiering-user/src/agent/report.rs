@@ -167,6 +167,7 @@ impl State {
                 used_pages: stages.used,
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
+                mapped_pages: stages.mapped,
                 delay_ns: delay(&machine.stages.delays),
                 mapping_delay_ns: delay(&machine.stages.mapping_delays),
                 from: PrefetchOrigins {

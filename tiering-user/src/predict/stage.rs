@@ -53,6 +53,8 @@ pub struct StageCounts {
     pub wasted: u64,
     /// Of `used`: touched before the stage was done.
     pub late: u64,
+    /// Mapped before they were touched.
+    pub mapped: u64,
 }
 
 impl AddAssign for StageCounts {
@@ -61,6 +63,7 @@ impl AddAssign for StageCounts {
         self.used += other.used;
         self.wasted += other.wasted;
         self.late += other.late;
+        self.mapped += other.mapped;
     }
 }
 

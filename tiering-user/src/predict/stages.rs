@@ -227,9 +227,11 @@ impl Stages {
     pub fn mapped(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get_mut(&page) {
             stage.mapped = true;
-            if let Origin::Touched(..) = stage.request.origin {
-                self.mapping_delays.note(now.since(stage.request.foretold));
+            let Request { origin, foretold, .. } = stage.request;
+            if let Origin::Touched(..) = origin {
+                self.mapping_delays.note(now.since(foretold));
             }
+            self.tally(origin).mapped += 1;
         }
     }
 
@@ -384,6 +386,7 @@ mod tests {
         assert_eq!((used.in_time, used.tier), (true, TierId(0)));
         let wasted = stages.expire(at(20), Duration::from_secs(10));
         assert_eq!(wasted, Wasted { unmapped: vec![2], mapped: vec![3] });
+        assert_eq!(stages.counts().mapped, 2);
     }
 
     #[test]
