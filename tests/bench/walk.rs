@@ -63,9 +63,10 @@ fn first_accesses_ns(phase: &PhaseResult) -> f64 {
 
 /// What the agent tells of the stages of a guest, pages.
 pub struct Staged {
-    pub issued: f64,
-    pub used: f64,
+    used: f64,
     late: f64,
+    /// Share that was used of all that the agent ever staged for it, %: what is open at the end counts as not used.
+    accuracy: f64,
     /// From another guest's touch until the stage was asked for, p50 and p99, ms.
     delay_ms: [f64; 2],
 }
@@ -82,9 +83,10 @@ impl Staged {
         let vm = vms.iter().find(|vm| vm["name"] == name).with_context(|| format!("{name} is not known"))?;
         let number = |value: &Value| value.as_f64().context("a count that is no number");
         let prefetch = &vm["prefetch"];
+        let (issued, used) = (number(&prefetch["issued_pages"])?, number(&prefetch["used_pages"])?);
         Ok(Self {
-            issued: number(&prefetch["issued_pages"])?,
-            used: number(&prefetch["used_pages"])?,
+            used,
+            accuracy: used / issued.max(1.0) * 100.0,
             late: number(&prefetch["late_pages"])?,
             delay_ms: ["p50", "p99"].map(|part| prefetch["delay_ns"][part].as_f64().unwrap_or(0.0) / 1e6),
         })
@@ -93,9 +95,9 @@ impl Staged {
     /// Without what was known before.
     pub fn since(&self, before: &Self) -> Self {
         Self {
-            issued: self.issued - before.issued,
             used: self.used - before.used,
             late: self.late - before.late,
+            accuracy: self.accuracy,
             delay_ms: self.delay_ms,
         }
     }
@@ -227,7 +229,7 @@ pub fn show(results: &mut Results, name: &str, in_dram: &PhaseResult, rounds: &[
         None,
     );
     let share = |part: f64, whole: f64| part / whole.max(1.0) * 100.0;
-    row(results, "accuracy, %", &|round| share(round.staged.used, round.staged.issued), Some(95.0));
+    row(results, "accuracy, %", &|round| round.staged.accuracy, Some(95.0));
     let covered =
         |round: &Round| share(round.staged.used, round.staged.used + round.ours.major_faults as f64);
     row(results, "coverage, %", &covered, Some(90.0));
