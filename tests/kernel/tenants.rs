@@ -62,7 +62,11 @@ fn one_after_the_other(host: &Host, other: &str) -> (Value, Value) {
 fn equal_content_is_of_use_within_a_tenant_and_means_nothing_across_tenants() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let (follower, similar) = one_after_the_other(&host, "tt-two");
-    assert!(follower["prefetch"]["from"]["tag"].as_u64().unwrap() > 100, "{follower}");
+    // How many there are is a matter of the hour: what is on its way at the same address is not staged by content too.
+    let by_content = |origin: &&Value| origin["match"] == "tag";
+    let origins = follower["prefetch"]["origins"].as_array().unwrap().iter();
+    let used: u64 = origins.filter(by_content).map(|origin| origin["used_pages"].as_u64().unwrap()).sum();
+    assert!(used > 0, "{follower}");
     let pair = &similar["pairs"][0];
     assert!(pair["parts"]["content"].as_f64().unwrap() > 0.3, "{similar}");
     assert!(pair["score"].as_f64().unwrap() > 0.1, "{similar}");

@@ -235,7 +235,6 @@ impl Memory {
     }
 }
 
-/// What a machine is called when its process is another one.
 impl Machine {
     /// Whether both are known by the same identity, which whoever starts them has chosen.
     pub(super) fn is_twin_of(&self, other: &Self) -> bool {
@@ -243,6 +242,7 @@ impl Machine {
     }
 }
 
+/// What a machine is called when its process is another one.
 fn identity(vm: &Vm) -> String {
     match (&vm.uuid, &vm.namespace) {
         (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),

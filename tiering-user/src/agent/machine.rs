@@ -432,7 +432,7 @@ impl Machine {
             Action::Place { .. } => {
                 let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
                 for page in down.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
-                    self.stages.gone_down(page);
+                    self.stages.failed(page);
                     self.pages.update(page, |entry| entry.with_staged(false));
                 }
                 self.moved.promoted += outcome.raised_pages;
