@@ -151,6 +151,7 @@ impl State {
                 day_ends_unix_s: now.saturating_add(spent.left.as_secs()),
             }
         });
+        records.extend(self.tenants.records());
         records.extend(record(BUDGETS, &budgets.collect::<Vec<_>>()));
         records.extend(record(HELD, &self.held()));
         records

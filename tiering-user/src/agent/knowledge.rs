@@ -117,7 +117,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// What the records say, in the boot of this identity, and the tenants with their keys. What is too old, or too much, is to
+    /// What the records say, in the boot of this identity, and the tenants as they were. What is too old, or too much, is to
     /// be removed.
     pub(super) fn load(
         boot_id: String,
@@ -143,7 +143,9 @@ impl Memory {
         }
         let (tapes, keys) = Tapes::load(names, &read, |identity| memory.known.contains_key(identity));
         memory.tapes = tapes;
-        (memory, Tenants::with_keys(keys))
+        let (tenants, outdated) = Tenants::load(keys, names, read);
+        memory.due.extend(outdated);
+        (memory, tenants)
     }
 
     /// A machine has come beside these: it goes on with its tape, or has that of its earlier self. Of two machines of one

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::state::State;
 use crate::predict::Tag;
-use crate::similarity::{MOST_NEIGHBOURS, Parts, Portrait, Similarity};
+use crate::similarity::{MOST_NEIGHBOURS, Parts, Portrait, Similarity, Weights};
 use crate::sys::{self, Monotonic};
 use crate::telemetry::request::ApiError;
 use crate::telemetry::similar::{Similar, SimilarPair, SimilarParts};
@@ -55,6 +55,16 @@ pub(super) struct Likeness {
 }
 
 impl Likeness {
+    /// With what was learned before.
+    pub(super) fn with_weights(weights: Weights) -> Self {
+        Self { similarity: Similarity::with_weights(weights), ..Self::default() }
+    }
+
+    /// What was learned.
+    pub(super) fn weights(&self) -> &Weights {
+        self.similarity.weights()
+    }
+
     pub(super) fn join(
         &mut self,
         vm: VmId,

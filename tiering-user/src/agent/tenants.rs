@@ -1,6 +1,7 @@
 //! Which machines may learn from each other, and what each of them holds in swap.
 //!
-//! Machines of different tenants share nothing: neither key nor index.
+//! Machines of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned outlives the
+//! agent as long as the key does.
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
@@ -10,10 +11,15 @@ use super::likeness::Likeness;
 use super::machine::Machine;
 use crate::actuate::Outcome;
 use crate::predict::{Match, Tag, TagKey, Tags};
+use crate::similarity::Weights;
+use crate::store::Record;
 use crate::sys;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 use crate::vm::FileId;
+
+/// Records of what was learned of a tenant's pairs.
+const WEIGHTS: &str = "weights/";
 
 /// The machines of one tenant.
 pub(super) struct Tenant {
@@ -23,6 +29,8 @@ pub(super) struct Tenant {
     pub tags: Tags,
     pub members: Vec<VmId>,
     pub likeness: Likeness,
+    /// What was learned as it is written down.
+    kept: Weights,
 }
 
 impl Tenant {
@@ -33,6 +41,7 @@ impl Tenant {
             tags: Tags::default(),
             members: Vec::new(),
             likeness: Likeness::default(),
+            kept: Weights::default(),
         }
     }
 
@@ -62,9 +71,40 @@ impl Tenant {
 pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
-    /// Tenants with the keys that they had under an earlier agent.
-    pub(super) fn with_keys(keys: BTreeMap<String, TagKey>) -> Self {
-        Self(keys.into_iter().map(|(name, key)| (name, Tenant::new(key))).collect())
+    /// Tenants with the keys that they had under an earlier agent, and what was learned then. Records of others are returned, to
+    /// be removed.
+    pub(super) fn load(
+        keys: BTreeMap<String, TagKey>,
+        names: &[String],
+        read: impl Fn(&str) -> Option<Vec<u8>>,
+    ) -> (Self, Vec<Record>) {
+        let mut tenants: BTreeMap<_, _> =
+            keys.into_iter().map(|(name, key)| (name, Tenant::new(key))).collect();
+        let mut outdated = Vec::new();
+        for name in names {
+            let Some(tenant) = name.strip_prefix(WEIGHTS) else { continue };
+            let parse = |bytes: Vec<u8>| serde_json::from_slice::<Weights>(&bytes).ok();
+            let weights = read(name).and_then(parse).filter(Weights::are_plausible);
+            match tenants.get_mut(tenant).zip(weights) {
+                Some((tenant, weights)) => {
+                    tenant.kept = weights.clone();
+                    tenant.likeness = Likeness::with_weights(weights);
+                }
+                None => outdated.push((name.clone(), None)),
+            }
+        }
+        (Self(tenants), outdated)
+    }
+
+    /// What was learned since it was written down.
+    pub(super) fn records(&mut self) -> Vec<Record> {
+        let changed = self.0.iter_mut().filter(|(_, tenant)| tenant.kept != *tenant.likeness.weights());
+        let record = |(name, tenant): (&String, &mut Tenant)| {
+            tenant.kept = tenant.likeness.weights().clone();
+            // Plain numbers always become JSON.
+            (format!("{WEIGHTS}{name}"), serde_json::to_vec(&tenant.kept).ok())
+        };
+        changed.map(record).collect()
     }
 
     /// A machine joins its tenant. Returns the key for its tags.
@@ -130,6 +170,7 @@ impl Tenants {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::similarity::Parts;
 
     #[test]
     fn content_comes_before_the_address_and_the_copy_there_first() {
@@ -149,6 +190,35 @@ mod tests {
         assert_eq!(found(Some(1), Some(5)), Some((5, Match::Page)), "nothing known of it there");
         assert_eq!(found(None, Some(4)), Some((4, Match::Page)), "nor here");
         assert_eq!(found(None, None), None);
+    }
+
+    #[test]
+    fn what_was_learned_outlives_the_agent_as_long_as_the_key() {
+        let keys = |names: &[&str]| {
+            let key = |name: &&str| (name.to_string(), TagKey::new(&RandomState::new()));
+            names.iter().map(key).collect::<BTreeMap<_, _>>()
+        };
+        let mut first = Tenants::load(keys(&["a/b", "c"]), &[], |_| None).0;
+        let mut learned = Weights::default();
+        let clone =
+            Parts { content: Some(1.0), placed: None, files: None, behaviour: None, lagged: Some(1.0) };
+        learned.learn(&clone, 1, 100);
+        first.0.get_mut("a/b").unwrap().likeness = Likeness::with_weights(learned.clone());
+        let mut written = first.records();
+        assert_eq!(written.len(), 1, "of the other nothing was learned");
+        assert_eq!(first.records(), [], "it is written once");
+
+        written
+            .push(("weights/c".to_owned(), Some(br#"{"bias":7.0,"parts":[0.0,0.0,0.0,0.0,0.0]}"#.to_vec())));
+        written.push(("weights/gone".to_owned(), written[0].1.clone()));
+        let names: Vec<_> = written.iter().map(|(name, _)| name.clone()).collect();
+        let read = |wanted: &str| written.iter().find(|(name, _)| name == wanted)?.1.clone();
+        let (mut next, outdated) = Tenants::load(keys(&["a/b", "c"]), &names, read);
+        let score = next.0["a/b"].likeness.weights().score(&clone);
+        assert!((score - learned.score(&clone)).abs() < 1e-9 && score < Weights::default().score(&clone));
+        assert_eq!(*next.0["c"].likeness.weights(), Weights::default(), "nobody can have learned that");
+        assert_eq!(outdated, [("weights/c".to_owned(), None), ("weights/gone".to_owned(), None)]);
+        assert_eq!(next.records(), [], "it is as it was written");
     }
 
     #[test]

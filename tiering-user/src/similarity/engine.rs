@@ -77,6 +77,7 @@ impl Similarity {
         Self { weights, ..Self::default() }
     }
 
+    /// What was learned.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }

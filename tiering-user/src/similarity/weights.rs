@@ -7,6 +7,8 @@
 //! Only pairs that were staged for are learned from. Five weights for all pairs of a tenant: what is
 //! special about one pair is for the caller to know. A part that is not known counts like a part that is 0.
 
+use serde::{Deserialize, Serialize};
+
 use super::parts::Parts;
 
 /// How far one report can move a weight.
@@ -18,7 +20,7 @@ const WEIGHT_MOST: f64 = 6.0;
 const BIAS: std::ops::RangeInclusive<f64> = -6.0..=0.0;
 
 /// What each part is worth.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
     bias: f64,
     /// In the order of the fields of [`Parts`].
@@ -33,6 +35,11 @@ impl Default for Weights {
 }
 
 impl Weights {
+    /// Whether they can have been learned.
+    pub fn are_plausible(&self) -> bool {
+        BIAS.contains(&self.bias) && self.parts.iter().all(|weight| (0.0..=WEIGHT_MOST).contains(weight))
+    }
+
     /// Probability that what is staged is used.
     pub fn score(&self, parts: &Parts) -> f64 {
         let known = parts.each().into_iter().map(|part| part.unwrap_or(0.0));
@@ -119,8 +126,7 @@ mod tests {
                 let (after, share) = (weights.score(&parts), f64::from(used.min(ended)) / f64::from(ended.max(1)));
                 prop_assert!(ended == 0 || (after - share).abs() <= (before - share).abs() + 1e-9, "away from what was seen");
             }
-            prop_assert!(BIAS.contains(&weights.bias));
-            prop_assert!(weights.parts.iter().all(|weight| (0.0..=WEIGHT_MOST).contains(weight)));
+            prop_assert!(weights.are_plausible());
         }
     }
 }
