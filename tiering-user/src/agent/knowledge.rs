@@ -271,27 +271,14 @@ mod tests {
     use crate::tiermap::{Layout, PageRun};
     use crate::tiers::NodeTiers;
     use crate::track::VmId;
-    use crate::vm::{Accel, Backing, Hva, RamRegion};
+    use crate::vm::{Hva, testing};
 
     const PAGES: u32 = 2000;
 
     fn vm(pid: i32, uuid: Option<&str>) -> Vm {
-        let bytes = u64::from(PAGES) * 4096;
-        Vm {
-            key: ProcessKey { pid, start_time_ticks: 5 },
-            name: "web-1".into(),
-            uuid: uuid.map(str::to_owned),
-            namespace: None,
-            accel: Accel::Tcg,
-            ram: vec![RamRegion { start: Hva(0x10_0000), bytes, backing: Backing::Anonymous }],
-            guest_ranges: Vec::new(),
-            refusal: None,
-            fixed_refusal: None,
-            incoming: false,
-            cgroup: None,
-            numa_bound: false,
-            images: Default::default(),
-        }
+        let key = ProcessKey { pid, start_time_ticks: 5 };
+        let vm = testing::machine(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
+        Vm { uuid: uuid.map(str::to_owned), ..vm }
     }
 
     fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {

@@ -86,29 +86,17 @@ pub(super) fn frame_at(pagemap: &Pagemap, hva: Hva) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::{Backing, ProcessKey, RamRegion};
+    use crate::vm::{ProcessKey, testing};
 
     const START: Hva = Hva(0x7000_0000_0000);
     const PAGES: u64 = 8;
     const LONG_AGO: Monotonic = Monotonic(0);
 
     fn machine(gpa: Option<Gpa>, accel: Accel) -> Vm {
-        let bytes = PAGES * PAGE_BYTES;
-        Vm {
-            key: ProcessKey { pid: 1, start_time_ticks: 0 },
-            name: "self".into(),
-            uuid: None,
-            namespace: None,
-            accel,
-            ram: vec![RamRegion { start: START, bytes, backing: Backing::Anonymous }],
-            guest_ranges: vec![GuestRange { start: START, bytes, gpa }],
-            refusal: None,
-            fixed_refusal: None,
-            incoming: false,
-            cgroup: None,
-            numa_bound: false,
-            images: Default::default(),
-        }
+        let key = ProcessKey { pid: 1, start_time_ticks: 0 };
+        let mut vm = testing::machine(key, START, PAGES * PAGE_BYTES);
+        vm.guest_ranges[0].gpa = gpa;
+        Vm { accel, ..vm }
     }
 
     /// The process has frame 1000 + n at its page n.

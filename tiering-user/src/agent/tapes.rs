@@ -252,29 +252,15 @@ mod tests {
     use crate::sys::Pidfd;
     use crate::tiers::NodeTiers;
     use crate::track::VmId;
-    use crate::vm::{Accel, Backing, Gpa, GuestRange, Hva, RamRegion, Vm};
+    use crate::vm::{Hva, testing};
 
     const PAGES: u32 = 4000;
 
     /// A machine of process `start_time_ticks`.
     fn machine(start_time_ticks: u64, pages: u32, tenant: Option<&str>) -> Machine {
         let own = i32::try_from(std::process::id()).unwrap();
-        let (start, bytes) = (Hva(0x10_0000), u64::from(pages) * 4096);
-        let vm = Vm {
-            key: ProcessKey { pid: own, start_time_ticks },
-            name: "web-1".into(),
-            uuid: None,
-            namespace: None,
-            accel: Accel::Tcg,
-            ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
-            guest_ranges: vec![GuestRange { start, bytes, gpa: Some(Gpa(0)) }],
-            refusal: None,
-            fixed_refusal: None,
-            incoming: false,
-            cgroup: None,
-            numa_bound: false,
-            images: Default::default(),
-        };
+        let key = ProcessKey { pid: own, start_time_ticks };
+        let vm = testing::machine(key, Hva(0x10_0000), u64::from(pages) * 4096);
         let mut settings = Config::default().vm_settings("web-1");
         settings.tenant = tenant.map(str::to_owned);
         let key = tenant.map(|_| Arc::new(TagKey::new(&RandomState::new())));

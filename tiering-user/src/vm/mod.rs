@@ -35,7 +35,7 @@ mod refusal;
 mod runtime;
 mod scan;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

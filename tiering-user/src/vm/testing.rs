@@ -1,13 +1,33 @@
-//! A fake `/proc` and cgroup tree for this module's tests. In: a [`Guest`] by the properties a test is about. Out: the
-//! files of a process in a temporary folder, in the kernel's formats (6.18).
+//! For tests. A fake `/proc` and cgroup tree for those of this module: in, a [`Guest`] by the properties a test is about; out, the
+//! files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a [`machine`] as it would be found.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::Scanner;
+use super::{Accel, Backing, Gpa, GuestRange, Hva, ProcessKey, RamRegion, Scanner, Vm};
 
 pub(super) const MIB: u64 = 1 << 20;
+
+/// The emulated machine `web-1` with one range of RAM, at guest-physical address 0.
+pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
+    Vm {
+        key,
+        name: "web-1".into(),
+        uuid: None,
+        namespace: None,
+        accel: Accel::Tcg,
+        ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
+        guest_ranges: vec![GuestRange { start, bytes, gpa: Some(Gpa(0)) }],
+        refusal: None,
+        fixed_refusal: None,
+        incoming: false,
+        cgroup: None,
+        numa_bound: false,
+        images: BTreeSet::new(),
+    }
+}
 
 /// A host with processes.
 pub(super) struct FakeHost {
