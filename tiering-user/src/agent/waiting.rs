@@ -41,7 +41,7 @@ impl Haste {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pages: HashMap<PageIndex, (Reason, Foretold)>,
-    /// What does not stand in `pages` for this reason any more is passed over.
+    /// What does not stand in `pages` for this reason any more is passed over; it is never the first one.
     queues: BTreeMap<Reason, VecDeque<PageIndex>>,
     last: Option<Reason>,
 }
@@ -50,8 +50,8 @@ impl Waiting {
     /// When the first page of this haste was foretold, of those that still wait.
     pub(super) fn since(&self, haste: Haste) -> Option<Monotonic> {
         let queues = self.queues.iter().filter(|(reason, _)| Haste::of(**reason) == haste);
-        let first = |queue: &VecDeque<PageIndex>| queue.iter().find_map(|page| self.pages.get(page));
-        queues.filter_map(|(_, queue)| first(queue)).map(|(_, foretold)| foretold.at).min()
+        let first = queues.filter_map(|(_, queue)| self.pages.get(queue.front()?));
+        first.map(|(_, foretold)| foretold.at).min()
     }
 
     pub(super) fn contains(&self, page: PageIndex) -> bool {
@@ -68,7 +68,18 @@ impl Waiting {
 
     /// A page need not be staged any more. Returns it if it waited.
     pub(super) fn remove(&mut self, page: PageIndex) -> Option<Foretold> {
-        self.pages.remove(&page).map(|(_, foretold)| foretold)
+        let (reason, foretold) = self.pages.remove(&page)?;
+        self.trim(reason);
+        Some(foretold)
+    }
+
+    /// The first page of this reason waits again, or none is left: what is touched while it waits must not pile up.
+    fn trim(&mut self, reason: Reason) {
+        let Some(queue) = self.queues.get_mut(&reason) else { return };
+        let waits = |page: &PageIndex| self.pages.get(page).is_some_and(|(of, _)| *of == reason);
+        while queue.front().is_some_and(|page| !waits(page)) {
+            queue.pop_front();
+        }
     }
 
     /// The first pages of this haste, of the reason whose turn it is, at most so many.
@@ -87,6 +98,7 @@ impl Waiting {
                 taken.extend(self.pages.remove(&page).map(|(_, foretold)| foretold));
             }
         }
+        self.trim(reason);
         Some((reason, taken))
     }
 
@@ -94,7 +106,9 @@ impl Waiting {
     pub(super) fn forget(&mut self, leader: VmId) {
         self.pages.retain(|_, (_, foretold)| foretold.origin.leader() != Some(leader));
         let pages = &self.pages;
-        self.queues.values_mut().for_each(|queue| queue.retain(|page| pages.contains_key(page)));
+        for (reason, queue) in &mut self.queues {
+            queue.retain(|page| pages.get(page).is_some_and(|(of, _)| of == reason));
+        }
     }
 }
 
@@ -141,6 +155,18 @@ mod tests {
         waiting.push(Reason::FollowedLastTime, foretold(1, Origin::OwnPast));
         assert!(pages(waiting.next(Haste::Later, 9)).is_empty());
         assert_eq!(pages(waiting.next(Haste::Now, 9)), [1]);
+    }
+
+    #[test]
+    fn what_is_touched_while_it_waits_does_not_pile_up() {
+        let mut waiting = Waiting::default();
+        for page in 0..1000 {
+            waiting.push(Reason::FollowedLastTime, foretold(page, Origin::OwnPast));
+            waiting.remove(page);
+        }
+        assert!(waiting.queues.values().all(VecDeque::is_empty));
+        waiting.push(Reason::FollowedLastTime, foretold(1, Origin::OwnPast));
+        assert_eq!(waiting.since(Haste::Now), Some(Monotonic(0)));
     }
 
     #[test]
