@@ -20,11 +20,16 @@ struct Case {
     seen: u32,
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case { name: "all of it", rules: "", seen: 0 },
     Case { name: "content alone", rules: "own_past = false\nby_address = false", seen: 0 },
     Case { name: "address alone", rules: "own_past = false\nby_content = false", seen: 0 },
     Case { name: "own past alone", rules: "by_content = false\nby_address = false", seen: 1 },
+    Case {
+        name: "own past alone, on disk in the order of addresses",
+        rules: "by_content = false\nby_address = false\nin_tape_order = false",
+        seen: 1,
+    },
     Case { name: "push alone", rules: "pull = false", seen: 0 },
     Case { name: "pull alone", rules: "push = false", seen: 0 },
     Case { name: "without feedback", rules: "feedback = false", seen: 0 },

@@ -202,7 +202,10 @@ fn run_step(
     swap: Option<&mut SwapTiers>,
     later: &mut Preferences,
 ) -> Outcome {
-    let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
+    let order = step.pages;
+    let mut ascending = order.clone();
+    ascending.sort_unstable();
+    let mut outcome = Outcome::new(step.vm, step.action, step.reason, ascending);
     let asked = outcome.asked.len() as u64;
     let places = &settings.places;
     let to_memory = |to| places.nodes.tiers().contains(to);
@@ -222,7 +225,7 @@ fn run_step(
             (Action::Place { to }, _) if to_memory(to) => {
                 memory::place(target, to, places, later, &mut outcome);
             }
-            (Action::Place { to }, Some(swap)) => swap::place(target, to, places, swap, &mut outcome),
+            (Action::Place { to }, Some(swap)) => swap::place(target, to, &order, places, swap, &mut outcome),
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
             (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
             (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),

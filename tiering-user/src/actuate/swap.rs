@@ -31,18 +31,20 @@ const STILL_WRITTEN_DIVISOR: usize = 100;
 /// How long the disk is given then, before the next round.
 const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
-/// Places the pages of `outcome` into the tier `to`.
+/// Places the pages of `outcome` into the tier `to`, one after the other in this order: slots are given out in that order, so that what
+/// will be brought back together lies together on the disk.
 pub(super) fn place(
     target: &Target,
     to: TierId,
+    order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
     outcome: &mut Outcome,
 ) {
     let result = if target.is_shared(&outcome.asked) {
-        place_shared(target, to, places, swap, outcome)
+        place_shared(target, to, order, places, swap, outcome)
     } else {
-        place_private(target, to, places, swap, outcome)
+        place_private(target, to, order, places, swap, outcome)
     };
     if let Err(why) = result {
         outcome.skip_rest(why);
@@ -52,6 +54,7 @@ pub(super) fn place(
 fn place_private(
     target: &Target,
     to: TierId,
+    order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
     outcome: &mut Outcome,
@@ -73,7 +76,7 @@ fn place_private(
             outcome.asked.iter().zip(&before).filter(|(page, _)| chosen.next_if_eq(page).is_some());
         of_chosen.map(|(_, at)| *at).collect()
     };
-    let tried = rounds(target, to, places, swap, (pages.clone(), at), outcome);
+    let tried = rounds(target, to, order, places, swap, (pages.clone(), at), outcome);
 
     // Also after an error: the table must know where the pages are now.
     let after = target.places(&outcome.asked, places).map_err(gone)?;
@@ -96,6 +99,7 @@ fn place_private(
 fn rounds(
     target: &Target,
     to: TierId,
+    order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
     (mut pages, mut now): (Vec<PageIndex>, Vec<Place>),
@@ -113,7 +117,7 @@ fn rounds(
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
         keep(room, &mut pages, outcome);
-        target.advise(&pages, Advice::PageOut).map_err(gone)?;
+        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
         let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
@@ -134,6 +138,7 @@ fn rounds(
 fn place_shared(
     target: &Target,
     to: TierId,
+    order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
     outcome: &mut Outcome,
@@ -158,7 +163,7 @@ fn place_shared(
     outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
-        target.advise(&pages, Advice::PageOut).map_err(gone)?;
+        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
     }
     let grown = used_pages(swap, to).map_err(io_failed)?.saturating_sub(used_before);
 
@@ -178,6 +183,11 @@ fn place_shared(
     }
     outcome.found = place_runs(&pages, states.into_iter().map(place));
     Ok(())
+}
+
+/// These of the ordered pages; they are ascending.
+fn in_order(order: &[PageIndex], pages: &[PageIndex]) -> Vec<PageIndex> {
+    order.iter().copied().filter(|page| pages.binary_search(page).is_ok()).collect()
 }
 
 fn states(target: &Target, pages: &[PageIndex]) -> Result<Vec<PageState>, Skip> {

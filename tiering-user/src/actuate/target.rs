@@ -108,6 +108,7 @@ pub struct Outcome {
     pub vm: VmId,
     pub action: Action,
     pub reason: Reason,
+    /// Ascending.
     pub asked: Vec<PageIndex>,
     /// Pages that were asked for too, and not tried: there was no room for them.
     pub left_out: Vec<PageIndex>,
@@ -206,7 +207,7 @@ impl Target {
         pages.iter().all(|page| self.layout.locate(*page).is_some_and(|(_, shared)| shared))
     }
 
-    /// Gives advice for these pages, in as few calls as possible. A span that the kernel does not take is passed
+    /// Gives advice for these pages, in this order and in as few calls as possible. A span that the kernel does not take is passed
     /// over: what stays is seen when it is read back.
     pub(super) fn advise(&self, pages: &[PageIndex], advice: Advice) -> io::Result<()> {
         let spans = self.spans(pages);
@@ -257,7 +258,7 @@ impl Target {
         self.spans(pages).into_iter().try_for_each(|span| sys::touch_write(&self.process, span))
     }
 
-    /// The addresses of these ascending pages.
+    /// The addresses of these pages, in this order.
     fn spans(&self, pages: &[PageIndex]) -> Vec<Span> {
         into_runs(pages, u32::MAX)
             .into_iter()

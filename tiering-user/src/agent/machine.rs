@@ -60,6 +60,8 @@ pub(super) struct Machine {
     pub layout: LayoutProof,
     pub pages: VmPages,
     pub tape: Tape,
+    /// What goes to swap goes in the order of the tape.
+    pub in_tape_order: bool,
     /// What it touched before it was started anew, if that is known.
     pub earlier: Option<Earlier>,
     /// How far it has followed its own tape, that of its earlier self, and those of others.
@@ -127,6 +129,7 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
+            in_tape_order: false,
             earlier: None,
             ahead: Ahead::default(),
             decisions: Decisions::new(layout.pages()),
@@ -336,7 +339,14 @@ impl Machine {
         // Private and shared memory go different roads.
         let layout = self.pages.layout();
         let shared = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| shared);
-        let (shared, private): (Vec<_>, Vec<_>) = step.pages.iter().copied().partition(shared);
+        let (mut shared, mut private): (Vec<_>, Vec<_>) = step.pages.iter().copied().partition(shared);
+        if self.in_tape_order {
+            let lead = |page| match self.pages.block_of(page).huge {
+                true => page - page % BLOCK_PAGES,
+                false => page,
+            };
+            [&mut shared, &mut private].into_iter().for_each(|pages| self.tape.sort(pages, lead));
+        }
         let batches: Vec<_> = private.chunks(BATCH_PAGES).chain(shared.chunks(BATCH_PAGES)).collect();
         let count = batches.len();
         self.queue.extend(batches.into_iter().map(|pages| Queued {

@@ -245,6 +245,7 @@ impl State {
         let tag_key =
             settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.iter().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
+        machine.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
         if !self.config.prefetch.feedback {
             machine.stages = Stages::without_feedback();
         }

@@ -49,11 +49,12 @@ use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// Pages of one virtual machine that should move, in ascending order.
+/// Pages of one virtual machine that should move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub vm: VmId,
     pub action: Action,
+    /// Ascending, but for what goes to swap: that goes in the order in which it stands here.
     pub pages: Vec<PageIndex>,
     pub reason: Reason,
 }

@@ -123,6 +123,12 @@ impl Tape {
         (self.ring[self.slot(at)] == page).then_some(Position(at))
     }
 
+    /// Sorts pages in the order in which they were touched last; before them, by number, those that are not on the tape. A page goes
+    /// with its `lead`, of which it is one of the pages that follow without a gap.
+    pub fn sort(&self, pages: &mut [PageIndex], lead: impl Fn(PageIndex) -> PageIndex) {
+        pages.sort_by_cached_key(|page| (self.find(lead(*page)), *page));
+    }
+
     /// Where a page of this content stands last.
     pub fn find_tag(&self, tag: Tag) -> Option<Position> {
         let at = self.position(*self.last_of_tag.get(self.entry_of(tag))?)?;
@@ -183,6 +189,19 @@ mod tests {
         assert_eq!(following(&tape, before, 2), [9, 4]);
         assert_eq!(following(&tape, before, 9), [9, 4, 3]);
         assert_eq!(tape.find_tag(Tag(7)), None);
+    }
+
+    #[test]
+    fn pages_are_sorted_as_they_were_touched_and_what_belongs_together_stays_so() {
+        let mut tape = Tape::new(100);
+        for page in [7, 3, 9, 4, 7, 16] {
+            tape.record(page, None);
+        }
+        let mut pages = [3, 4, 5, 7, 9, 16, 17, 18, 80];
+        tape.sort(&mut pages, |page| page);
+        assert_eq!(pages, [5, 17, 18, 80, 3, 9, 4, 7, 16]);
+        tape.sort(&mut pages, |page| if page >= 16 { 16 } else { page });
+        assert_eq!(pages, [5, 3, 9, 4, 7, 16, 17, 18, 80]);
     }
 
     #[test]
