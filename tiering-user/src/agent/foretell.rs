@@ -11,7 +11,7 @@ use super::machine::Machine;
 use super::state::State;
 use super::tapes::Earlier;
 use crate::config::Prefetch;
-use crate::predict::{Chance, Match, Origin, Position, Tag, Tape};
+use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -105,7 +105,7 @@ impl State {
             }
             match machine.stages.chance(origin, rules.threshold, time) {
                 Chance::Taken => drop(machine.foretold(page, origin, time)),
-                Chance::Doubtful => machine.voted(page, origin, rules.threshold, time),
+                Chance::Shadowed => machine.shadowed(page, origin, rules.threshold, time),
                 Chance::NoRoom => {}
             }
         }
@@ -151,6 +151,7 @@ impl State {
             return;
         }
         let window = machine.stages.window(origin);
+        let window = if chance == Chance::Taken { window } else { window.min(SHADOW_PAGES) };
         let Some(machine) = self.machines.get(&vm) else { return };
         let Some(tape) = self.tape_of(machine, origin) else { return };
         let part = machine.ahead.part(origin, tape, place, window);
@@ -161,13 +162,13 @@ impl State {
             .collect();
         let Some(machine) = self.machines.get_mut(&vm) else { return };
         let mut next = next.into_iter();
-        let refused = if chance == Chance::Taken {
-            next.find(|(_, page)| !machine.foretold(*page, origin, touched.time))
-        } else {
-            next.for_each(|(_, page)| machine.voted(page, origin, threshold, touched.time));
-            None
-        };
+        if chance == Chance::Shadowed {
+            // What is not touched before the origin is trusted is staged then.
+            next.for_each(|(_, page)| machine.shadowed(page, origin, threshold, touched.time));
+            return;
+        }
         // What finds no room is offered again.
+        let refused = next.find(|(_, page)| !machine.foretold(*page, origin, touched.time));
         machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 

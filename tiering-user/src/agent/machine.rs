@@ -224,7 +224,11 @@ impl Machine {
                 self.braking.returned += u64::from(!staged.is_some_and(|used| used.in_time));
             }
         }
-        (touch.was_lower || staged.is_some()).then_some(page)
+        let came_up = touch.was_lower || staged.is_some();
+        if came_up {
+            self.stages.came_up(page, staged.is_none());
+        }
+        came_up.then_some(page)
     }
 
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
@@ -240,10 +244,10 @@ impl Machine {
         room
     }
 
-    /// `origin`, which is not sure enough alone, says that this page will be touched.
-    pub(super) fn voted(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
-        let confidence = self.stages.confidence(origin);
+    /// `origin`, which is not trusted alone, says that this page will be touched.
+    pub(super) fn shadowed(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
         if self.can_be_staged(page)
+            && let Some(confidence) = self.stages.shadowed(page, origin, now)
             && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
         {
             self.foretold(page, surest, now);

@@ -119,6 +119,8 @@ impl State {
                 used_pages: known.counts.used,
                 wasted_pages: known.counts.wasted,
                 late_pages: known.counts.late,
+                shadow_right_pages: known.foreseen.right,
+                shadow_wrong_pages: known.foreseen.wrong,
                 confidence: known.confidence,
                 window_pages: known.window,
             })

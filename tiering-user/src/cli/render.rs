@@ -197,16 +197,23 @@ pub fn vm(vm: &VmStatus) -> String {
             }
             (by, PrefetchWay::Earlier) => format!("  touched next by its earlier self ({})", match_name(by)),
         };
-        let PrefetchOrigin { issued_pages, used_pages, wasted_pages, late_pages, .. } = origin;
-        row(
-            &what,
-            format!(
-                "{issued_pages} issued, {used_pages} used, {wasted_pages} wasted, {late_pages} late; confidence {:.2}, window {}",
-                origin.confidence, origin.window_pages
-            ),
-        );
+        row(&what, outcomes(origin));
     }
     table.to_string()
+}
+
+/// What became of what one origin foretold.
+fn outcomes(origin: &PrefetchOrigin) -> String {
+    let PrefetchOrigin { issued_pages, used_pages, wasted_pages, late_pages, confidence, .. } = origin;
+    let shadow = match (origin.shadow_right_pages, origin.shadow_wrong_pages) {
+        (0, 0) => String::new(),
+        (right, wrong) => format!("; in the shadow {right} right, {wrong} wrong"),
+    };
+    format!(
+        "{issued_pages} issued, {used_pages} used, {wasted_pages} wasted, {late_pages} late{shadow}; \
+         confidence {confidence:.2}, window {}",
+        origin.window_pages
+    )
 }
 
 fn match_name(by: PrefetchMatch) -> &'static str {

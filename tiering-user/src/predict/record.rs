@@ -1,16 +1,19 @@
 //! What is known of one origin: how sure it is, and how far it may go.
 //!
-//! In: how its stages ended. Out: its confidence, the mean of a Beta distribution; its window; whether it may go on at all.
+//! In: how its stages ended, and whether what it foretold in the shadow was right. Out: its confidence, the mean of a Beta
+//! distribution; its window; whether it is trusted.
 //!
+//! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a machine so much alike that it is expected
+//!   to. Only for such origins pages are staged. When the machine missed [`SILENT_MISSES`] others since one of its pages was used, an
+//!   origin has to prove itself anew.
 //! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were used
 //!   and halves if not.
-//! - *Frozen*: nothing that was staged for an origin without a proof was used for [`FREEZE_AFTER`]. It waits for the first use.
 //! - *In step*: of the last [`MEETINGS`] pages that another machine touched half were touched here before they were up. Who is as
 //!   far as his leader gains nothing, and what is staged competes with both for the disk: it pauses, longer each time.
 
 use std::time::Duration;
 
-use super::{Origin, StageCounts};
+use super::{Foreseen, Match, Origin, StageCounts};
 use crate::sys::Monotonic;
 
 /// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as it should be.
@@ -19,8 +22,6 @@ const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
 const FADE: Duration = Duration::from_secs(10);
 /// A window is never smaller.
 const WINDOW_LEAST: u32 = 4;
-/// Below the threshold, one chance in this many is taken all the same.
-const PROBE_EVERY: u32 = 100;
 /// What was expected weighs as much as so many ends.
 const PRIOR_ENDS: f64 = 3.0;
 /// What is expected of an origin of which nothing is known.
@@ -31,9 +32,12 @@ const SURE: f64 = 0.8;
 const SURER: [f64; 3] = [0.8, 0.85, 0.9];
 /// Sure enough for what is staged to be mapped at once: as sure as it is when the least proof is all right.
 const CERTAIN: f64 = 0.94;
-/// Ends that prove something: what is left of them after an episode.
-const PROOF_ENDS: u32 = *EPISODE.start() / 2;
-const FREEZE_AFTER: Duration = Duration::from_secs(2);
+/// Ends that prove something, and those after which all before weigh half.
+const PROOF_ENDS: u32 = 16;
+const REMEMBERED_ENDS: u32 = 64;
+/// Misses in a row of what comes next on a tape, and of what others touch, which may be touched here a while later.
+const SILENT_MISSES: u64 = 64;
+const SILENT_MISSES_PUSHED: u64 = 512;
 const MEETINGS: u32 = 64;
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(2);
@@ -42,7 +46,9 @@ const PAUSE_MOST: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub counts: StageCounts,
-    /// Of these, pages used and ended that were told of.
+    /// What it foretold in the shadow.
+    pub foreseen: Foreseen,
+    /// Of both, pages that were right and that ended, of which was told.
     told: (u64, u64),
     /// Stages that are open, and that may become so.
     open: u32,
@@ -56,12 +62,12 @@ pub(super) struct Record {
     window: u32,
     window_first: u32,
     window_most: u32,
-    may_be_in_step: bool,
-    refused: u32,
-    probing: bool,
+    /// Another machine's touches, not a tape.
+    pushed: bool,
+    same_content: bool,
     learns: bool,
-    /// Since when nothing of what is open was used.
-    silent_since: Monotonic,
+    /// Misses of the machine when the last one of its pages was used, or the first one staged.
+    misses_at_use: u64,
     /// When it was weighed less for its age the last time.
     faded: Monotonic,
     /// Pages that came up in one way or another since the last look at lateness, and those that were touched first.
@@ -75,9 +81,9 @@ impl Record {
     /// Nothing is known of it but, perhaps, with which probability it will be right.
     pub(super) fn of(origin: Origin, expected: Option<f64>) -> Self {
         let (window, window_most) = origin.window_bounds();
-        let may_be_in_step = matches!(origin, Origin::Touched(..));
         let mut record = Self {
             counts: StageCounts::default(),
+            foreseen: Foreseen::default(),
             told: (0, 0),
             open: 0,
             waiting: 0,
@@ -89,11 +95,10 @@ impl Record {
             window,
             window_first: window,
             window_most,
-            may_be_in_step,
-            refused: 0,
-            probing: false,
+            pushed: matches!(origin, Origin::Touched(..)),
+            same_content: origin.by() == Some(Match::Content),
             learns: true,
-            silent_since: Monotonic::default(),
+            misses_at_use: 0,
             faded: Monotonic::default(),
             met: 0,
             met_late: 0,
@@ -122,44 +127,49 @@ impl Record {
     }
 
     pub(super) fn has_room(&self, now: Monotonic) -> bool {
-        self.open + self.waiting < self.window && now >= self.paused_until && !self.is_frozen(now)
+        self.open + self.waiting < self.window && now >= self.paused_until
     }
 
-    /// Whether more than a first try speaks for it.
+    /// Whether what it foretells is staged: it is known, or expected, to be right with at least this probability.
+    pub(super) fn is_trusted(&self, threshold: f64) -> bool {
+        !self.learns || (self.has_proof() || self.is_expected()) && self.confidence() >= threshold
+    }
+
+    /// Whether enough is known of it.
+    pub(super) fn has_proof(&self) -> bool {
+        self.ended >= PROOF_ENDS
+    }
+
+    /// Whether it has proved to be right, not only been thought to be.
     pub(super) fn is_proven(&self) -> bool {
-        if !self.learns {
-            return true;
+        !self.learns || self.has_proof() && self.confidence() >= SURE
+    }
+
+    /// Machines that are alike hold the same where they hold it, but not at the same addresses.
+    fn is_expected(&self) -> bool {
+        self.same_content && self.expected >= SURE
+    }
+
+    /// The machine, which missed so many pages by now, does not go where this origin says any more: it has to prove itself anew.
+    pub(super) fn look_for_silence(&mut self, misses: u64) {
+        let most = if self.pushed { SILENT_MISSES_PUSHED } else { SILENT_MISSES };
+        if self.learns && self.open > 0 && misses - self.misses_at_use >= most {
+            self.misses_at_use = misses;
+            (self.used, self.ended) = (0, 0);
+            self.expected = self.expected.min(UNKNOWN);
+            self.window = self.window.min(self.window_first);
         }
-        let known = self.ended >= PROOF_ENDS || self.expected >= SURE;
-        known && self.confidence() >= SURE
     }
 
-    fn is_frozen(&self, now: Monotonic) -> bool {
-        self.learns
-            && self.open > WINDOW_LEAST
-            && self.ended < PROOF_ENDS
-            && now.since(self.silent_since) >= FREEZE_AFTER
-    }
-
-    /// Below the threshold: whether this chance is taken all the same.
-    pub(super) fn is_probed(&mut self) -> bool {
-        self.refused = (self.refused + 1) % PROBE_EVERY;
-        self.probing = self.refused == 0;
-        self.probing
-    }
-
-    /// Whether a chance was taken all the same, and nothing staged for that yet.
-    pub(super) fn use_probe(&mut self) -> bool {
-        std::mem::take(&mut self.probing)
-    }
-
-    /// Weighs what was known half as much for each [`FADE`] that has passed since.
+    /// Weighs what was known half as much for each [`FADE`] that has passed since, but never as nothing: what was right is tried
+    /// again.
     pub(super) fn fade(&mut self, now: Monotonic) {
         let times = (now.since(self.faded).as_nanos() / FADE.as_nanos()).min(31);
         if times > 0 {
             self.faded = now;
-            self.used >>= times;
-            self.ended >>= times;
+            let left = (self.ended >> times).max(self.ended.min(PROOF_ENDS));
+            self.used = (self.used * left).checked_div(self.ended).unwrap_or(0);
+            self.ended = left;
         }
     }
 
@@ -173,9 +183,9 @@ impl Record {
         self.ended >= PROOF_ENDS && self.confidence() >= CERTAIN
     }
 
-    pub(super) fn opened(&mut self, now: Monotonic) {
+    pub(super) fn opened(&mut self, misses: u64) {
         if self.open == 0 {
-            self.silent_since = now;
+            self.misses_at_use = misses;
         }
         self.waiting = self.waiting.saturating_sub(1);
         self.open += 1;
@@ -192,28 +202,51 @@ impl Record {
         self
     }
 
-    pub(super) fn used(&mut self, now: Monotonic) {
-        self.silent_since = now;
+    pub(super) fn used(&mut self, misses: u64) {
+        self.was_right(misses);
         self.end(true);
+    }
+
+    /// The machine, which missed so many pages by now, touched one that this foretold.
+    pub(super) fn was_right(&mut self, misses: u64) {
+        self.misses_at_use = misses;
     }
 
     pub(super) fn wasted(&mut self) {
         self.end(false);
     }
 
+    /// A page that it foretold in the shadow was touched, or was not.
+    pub(super) fn foresaw(&mut self, right: bool, misses: u64) {
+        if right {
+            self.was_right(misses);
+            self.foreseen.right += 1;
+        } else {
+            self.foreseen.wrong += 1;
+        }
+        self.weigh(right);
+    }
+
+    fn weigh(&mut self, right: bool) {
+        self.ended += 1;
+        self.used += u32::from(right);
+        // The later ones weigh more.
+        if self.ended >= REMEMBERED_ENDS {
+            self.used /= 2;
+            self.ended /= 2;
+        }
+    }
+
     fn end(&mut self, used: bool) {
         if !self.learns {
             return;
         }
-        self.ended += 1;
-        self.used += u32::from(used);
+        self.weigh(used);
         self.ended_lately += 1;
         self.used_lately += u32::from(used);
         if self.ended_lately < (self.window / 4).clamp(*EPISODE.start(), *EPISODE.end()) {
             return;
         }
-        self.used /= 2;
-        self.ended /= 2;
         let share = f64::from(self.used_lately) / f64::from(self.ended_lately);
         (self.used_lately, self.ended_lately) = (0, 0);
         if share >= 0.8 {
@@ -223,16 +256,17 @@ impl Record {
         }
     }
 
-    /// Pages used, and pages that ended, since the last call.
+    /// Pages that were right, and pages that ended, since the last call.
     pub(super) fn take_ends(&mut self) -> (u64, u64) {
-        let StageCounts { used, wasted, .. } = self.counts;
-        let (used_before, ended_before) = std::mem::replace(&mut self.told, (used, used + wasted));
-        (used - used_before, used + wasted - ended_before)
+        let right = self.counts.used + self.foreseen.right;
+        let ended = right + self.counts.wasted + self.foreseen.wrong;
+        let (right_before, ended_before) = std::mem::replace(&mut self.told, (right, ended));
+        (right - right_before, ended - ended_before)
     }
 
     /// A page for this came up; it was touched before that or not.
     pub(super) fn met(&mut self, late: bool, now: Monotonic) {
-        if !self.may_be_in_step || !self.learns {
+        if !self.pushed || !self.learns {
             return;
         }
         self.met += 1;
@@ -262,39 +296,73 @@ mod tests {
         Monotonic(ms * 1_000_000)
     }
 
+    const PULLED: Origin = Origin::Followed(VmId(1), Match::Content);
+
+    fn trusted(record: &Record) -> bool {
+        record.is_trusted(0.5)
+    }
+
     #[test]
-    fn what_is_expected_decides_how_far_the_first_try_goes() {
-        let first = |expected: Option<f64>| {
-            let record = Record::of(TOUCHED, expected);
-            (record.window(), record.is_proven())
+    fn what_is_expected_decides_whether_and_how_far_it_is_tried_at_once() {
+        let first = |origin, expected: Option<f64>| {
+            let record = Record::of(origin, expected);
+            (record.window(), trusted(&record))
         };
         assert_eq!(
-            [None, Some(0.5), Some(0.82), Some(0.95)].map(first),
+            [None, Some(0.5), Some(0.82), Some(0.95)].map(|expected| first(PULLED, expected)),
             [(64, false), (64, false), (128, true), (512, true)]
         );
-        let mut record = Record::of(TOUCHED, None);
-        record.opened(at(0));
+        let by_address = Origin::Followed(VmId(1), Match::Page);
+        assert!(!first(by_address, Some(0.95)).1, "who is alike may hold it elsewhere");
+        let mut record = Record::of(PULLED, None);
+        record.opened(0);
         record.expect(0.95);
         assert_eq!(record.window(), 64, "it is under way: the outcome decides");
     }
 
     #[test]
     fn what_was_expected_gives_way_to_what_is_seen() {
-        let mut record = Record::of(TOUCHED, None);
-        record.expect(0.95);
+        let mut record = Record::of(PULLED, Some(0.95));
         (0..20).for_each(|_| record.wasted());
-        assert!(record.confidence() < 0.2 && !record.is_proven());
+        assert!(record.confidence() < 0.2 && !trusted(&record) && !record.is_proven());
     }
 
     #[test]
-    fn of_what_nothing_was_used_for_two_seconds_no_more_is_staged_until_something_is() {
-        let mut record = Record::of(TOUCHED, None);
-        (0..60).for_each(|_| record.opened(at(10_000)));
-        assert!(record.has_room(at(11_900)));
-        assert!(!record.has_room(at(12_000)));
-        record.closed();
-        record.used(at(14_000));
-        assert!(record.has_room(at(14_001)));
+    fn who_is_right_in_the_shadow_is_trusted() {
+        let mut record = Record::of(PULLED, None);
+        (0..15).for_each(|_| record.foresaw(true, 0));
+        assert!(!trusted(&record));
+        record.foresaw(true, 0);
+        assert!(trusted(&record) && record.is_proven());
+        let mut record = Record::of(PULLED, None);
+        (0..100).for_each(|page| record.foresaw(page % 3 == 0, 0));
+        assert!(!trusted(&record));
+        assert_eq!(record.take_ends(), (34, 100));
+        assert_eq!(record.take_ends(), (0, 0));
+    }
+
+    #[test]
+    fn what_was_right_is_believed_after_a_rest_and_not_for_ever() {
+        let mut record = Record::of(PULLED, None);
+        (0..60).for_each(|_| record.used(0));
+        record.fade(at(3_600_000));
+        assert!(trusted(&record) && record.is_proven());
+        (0..16).for_each(|_| record.wasted());
+        assert!(!record.is_proven());
+    }
+
+    #[test]
+    fn who_has_nothing_to_say_of_what_is_touched_now_has_to_prove_itself_anew() {
+        let mut record = Record::of(PULLED, Some(0.95));
+        (0..60).for_each(|_| record.opened(1000));
+        (0..30).for_each(|_| record.used(1000));
+        record.look_for_silence(1063);
+        assert!(trusted(&record));
+        record.look_for_silence(1064);
+        assert!(!trusted(&record));
+        (0..16).for_each(|_| record.foresaw(true, 1100));
+        record.look_for_silence(1163);
+        assert!(trusted(&record), "what was staged before and is not used yet says nothing new");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use super::Origin;
+use super::{Foreseen, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
@@ -74,4 +74,6 @@ pub struct OriginCounts {
     /// Probability that a page staged for this will be used.
     pub confidence: f64,
     pub window: u32,
+    /// Of what was not staged for it.
+    pub foreseen: Foreseen,
 }

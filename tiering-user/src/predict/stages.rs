@@ -2,34 +2,33 @@
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
 //! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
-//! of its own, and a window, which is how many of its stages may be open. So a neighbour that foretells nothing costs one
-//! window and is then hardly asked any more; and all that have proved nothing yet have [`UNPROVEN_MOST`] together.
+//! of its own, and a window, which is how many of its stages may be open. What an origin that is not trusted foretells is only
+//! noted ([`Shadows`]); and all that are trusted without a proof have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
-//! One confidence an origin, not one a page. A window at its least keeps probing, however bad it is,
-//! unless the configured threshold stops it; then one chance in a hundred is taken. Whether a page that is not touched
-//! is wasted shows at its deadline only.
+//! One confidence an origin, not one a page. Whether a page that is not touched is wasted shows at its deadline only.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::record::Record;
+use super::shadow::Shadows;
 use super::stage::{OriginCounts, Request, Stage, StageCounts, Used, Wasted};
-use super::{Calibration, Delays, Match, Origin};
+use super::{Calibration, Delays, Foreseen, Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// While so many stages of a machine are open or waiting, an origin that has not proved anything gets a probe at most.
+/// While so many stages of a machine are open or waiting, an origin that has not proved anything gets none.
 const UNPROVEN_MOST: u32 = 1024;
 
 /// What to do with a chance to stage a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chance {
-    /// Stage it: it is likely enough to be used, or a probe.
+    /// Stage it: it is likely enough to be used.
     Taken,
-    /// Not for this reason alone.
-    Doubtful,
+    /// Not for this reason alone: it is doubtful, or not known. Note it.
+    Shadowed,
     /// Perhaps later: so much is open that there is no room for more.
     NoRoom,
 }
@@ -41,6 +40,9 @@ pub struct Stages {
     /// In order of request. A page may stand here after its stage has ended.
     order: VecDeque<(Monotonic, PageIndex)>,
     records: BTreeMap<Origin, Record>,
+    shadows: Shadows,
+    /// Touches of what was in swap and not staged.
+    misses: u64,
     /// Of other machines, where it is known how alike they are.
     expected: BTreeMap<VmId, f64>,
     /// Stages that wait to be requested.
@@ -91,16 +93,19 @@ impl Stages {
         some.map(|(leader, (used, ended))| (leader, used, ended)).collect()
     }
 
-    /// What is known of each origin that was ever staged for.
+    /// What is known of each origin of which anything is.
     pub fn origins(&self) -> impl Iterator<Item = (Origin, OriginCounts)> + '_ {
         let told = |record: &Record| OriginCounts {
             counts: record.counts,
             confidence: record.confidence(),
             window: record.window(),
+            foreseen: record.foreseen,
         };
         self.records
             .iter()
-            .filter(|(_, record)| record.counts != StageCounts::default())
+            .filter(|(_, record)| {
+                record.counts != StageCounts::default() || record.foreseen != Foreseen::default()
+            })
             .map(move |(origin, record)| (*origin, told(record)))
     }
 
@@ -124,18 +129,35 @@ impl Stages {
     /// What to do with a chance to stage for this.
     pub fn chance(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> Chance {
         let crowded = self.pending() >= UNPROVEN_MOST;
+        let misses = self.misses;
         let record = self.record_mut(origin);
         record.fade(now);
-        if !record.has_room(now) {
-            return Chance::NoRoom;
-        }
-        let sure = record.confidence() >= threshold;
-        if sure && (record.is_proven() || !crowded) || record.is_probed() {
+        record.look_for_silence(misses);
+        if !record.is_trusted(threshold) {
+            Chance::Shadowed
+        } else if record.has_room(now) && (record.is_proven() || !crowded) {
             Chance::Taken
-        } else if sure {
-            Chance::NoRoom
         } else {
-            Chance::Doubtful
+            Chance::NoRoom
+        }
+    }
+
+    /// `origin`, which is not trusted, foretells `page`, which is in swap. Returns how sure it is, if that is known.
+    pub fn shadowed(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> Option<f64> {
+        let wrong = self.shadows.note(origin, page, now);
+        let misses = self.misses;
+        let record = self.record_mut(origin);
+        (0..wrong).for_each(|_| record.foresaw(false, misses));
+        record.has_proof().then(|| record.confidence())
+    }
+
+    /// `page` was touched, which was in swap or staged; `missed` if it had not been staged.
+    pub fn came_up(&mut self, page: PageIndex, missed: bool) {
+        self.misses += u64::from(missed);
+        for origin in self.shadows.touched(page) {
+            if let Some(record) = self.records.get_mut(&origin) {
+                record.foresaw(true, self.misses);
+            }
         }
     }
 
@@ -144,7 +166,7 @@ impl Stages {
     pub fn reserve(&mut self, origin: Origin, now: Monotonic) -> bool {
         let crowded = self.pending() >= UNPROVEN_MOST;
         let record = self.record_mut(origin);
-        let room = record.has_room(now) && (record.is_proven() || !crowded || record.use_probe());
+        let room = record.has_room(now) && (record.is_proven() || !crowded);
         record.waiting += u32::from(room);
         self.waiting += u32::from(room);
         room
@@ -153,7 +175,9 @@ impl Stages {
     /// A page that was worth it came up before it was requested.
     pub fn withdrawn(&mut self, origin: Origin, now: Monotonic) {
         self.dropped(origin);
+        let misses = self.misses;
         if let Some(record) = self.records.get_mut(&origin) {
+            record.was_right(misses);
             record.met(true, now);
         }
     }
@@ -199,8 +223,9 @@ impl Stages {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
         self.failed(request.page);
         self.waiting = self.waiting.saturating_sub(1);
+        let misses = self.misses;
         let record = self.record_mut(request.origin);
-        record.opened(now);
+        record.opened(misses);
         let confidence = record.confidence();
         self.open
             .insert(request.page, Stage { request, requested: now, done: None, confidence, mapped: false });
@@ -250,8 +275,9 @@ impl Stages {
         counts.used += 1;
         counts.late += u64::from(late);
         self.calibration.note(stage.confidence, true);
+        let misses = self.misses;
         if let Some(record) = self.close(stage.request.origin) {
-            record.used(time);
+            record.used(misses);
             record.met(late, time);
         }
         Some(Used { in_time: !late, tier: stage.request.to })
@@ -285,6 +311,7 @@ impl Stages {
     /// Forgets what is known about another machine, which has gone.
     pub fn forget(&mut self, vm: VmId) {
         self.expected.remove(&vm);
+        self.shadows.forget(vm);
         for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
             self.waiting = self.waiting.saturating_sub(record.waiting);
             *self.gone.entry(origin.by()).or_default() += record.counts;

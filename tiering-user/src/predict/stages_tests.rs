@@ -108,11 +108,19 @@ fn the_window_follows_the_outcome() {
 }
 
 #[test]
-fn below_the_threshold_one_in_a_hundred_is_tried() {
+fn an_origin_is_trusted_when_it_was_right_in_the_shadow() {
     let mut stages = Stages::default();
-    assert!(worth_it(&mut stages, OwnPast, 0.5, at(1)));
-    let tried = (0..1000).filter(|_| worth_it(&mut stages, OwnPast, 0.99, at(1))).count();
-    assert_eq!(tried, 10);
+    assert_eq!(stages.chance(OwnPast, 0.5, at(1)), Chance::Shadowed);
+    for page in 0..16 {
+        assert_eq!(stages.shadowed(page, OwnPast, at(1)), None);
+        stages.came_up(page, true);
+    }
+    assert_eq!(stages.chance(OwnPast, 0.5, at(1)), Chance::Taken);
+    assert_eq!(stages.chance(OwnPast, 0.99, at(1)), Chance::Shadowed);
+    assert!(stages.shadowed(20, OwnPast, at(1)).is_some_and(|confidence| confidence > 0.9));
+    assert_eq!(stages.counts(), StageCounts::default(), "nothing was staged for that");
+    let (_, told) = stages.origins().next().unwrap();
+    assert_eq!(told.foreseen, Foreseen { right: 16, wrong: 0 });
 }
 
 #[test]
@@ -140,33 +148,45 @@ fn all_that_have_proved_nothing_share_one_room() {
     let taken: usize =
         origins.iter().map(|origin| (0..512).filter(|_| stages.reserve(*origin, at(1))).count()).sum();
     assert_eq!(taken, UNPROVEN_MOST as usize);
-    assert_eq!(stages.chance(origins[99], 0.5, at(1)), Chance::NoRoom);
-    let tried =
-        |stages: &mut Stages| worth_it(stages, origins[99], 0.5, at(1)) && stages.reserve(origins[99], at(1));
-    assert_eq!((0..999).filter(|_| tried(&mut stages)).count(), 10, "now and then one is tried all the same");
-    let known = Touched(VmId(200), Match::Content);
-    stages.expect(VmId(200), 0.9);
-    assert!(worth_it(&mut stages, known, 0.5, at(1)) && stages.reserve(known, at(1)));
+    stages.expect(VmId(101), 0.9);
+    let expected = Touched(VmId(101), Match::Content);
+    assert_eq!(stages.chance(expected, 0.5, at(1)), Chance::NoRoom);
+    prove(&mut stages, expected);
+    assert!(worth_it(&mut stages, expected, 0.5, at(1)) && stages.reserve(expected, at(1)));
+}
+
+/// It was right in the shadow often enough.
+fn prove(stages: &mut Stages, origin: Origin) {
+    for page in 1_000_000..1_000_016 {
+        stages.shadowed(page, origin, at(1));
+        stages.came_up(page, true);
+    }
 }
 
 #[test]
-fn what_foretells_nothing_is_given_up_after_one_window() {
-    let origin = Followed(VmId(1), Match::Address);
+fn what_foretells_nothing_has_nothing_staged_and_what_is_not_right_any_more_is_given_up() {
+    let stranger = Followed(VmId(1), Match::Content);
     let mut stages = Stages::default();
-    // A thousand chances a second, of which nothing is ever touched.
-    let mut issued = vec![0];
-    for second in 0..60 {
-        let pages = (0..1000)
-            .filter(|_| worth_it(&mut stages, origin, 0.5, at(second)) && stages.reserve(origin, at(second)))
-            .count();
-        let first = issued[issued.len() - 1];
-        issued.push(first + u32::try_from(pages).unwrap());
-        (first..first + u32::try_from(pages).unwrap())
-            .for_each(|page| stages.requested(request(page, origin), at(second)));
-        stages.expire(at(second), Duration::from_secs(10));
+    for page in 0..10_000 {
+        assert_eq!(stages.chance(stranger, 0.5, at(1)), Chance::Shadowed);
+        stages.shadowed(page, stranger, at(1));
+        stages.came_up(page + 1_000_000, true);
     }
-    assert_eq!(issued[9], 16, "one window until the first deadline");
-    assert!(issued[60] - issued[40] <= 5 * 4, "later now and then a few: {issued:?}");
+    assert_eq!(stages.counts(), StageCounts::default());
+    let (_, told) = stages.origins().next().unwrap();
+    assert!(told.foreseen.wrong > 1000 && told.confidence < 0.1, "{told:?}");
+
+    let mut stages = Stages::default();
+    prove(&mut stages, stranger);
+    let mut issued = 0;
+    for page in 0..10_000 {
+        if worth_it(&mut stages, stranger, 0.5, at(1)) && stages.reserve(stranger, at(1)) {
+            stages.requested(request(page, stranger), at(1));
+            issued += 1;
+        }
+        stages.came_up(page + 1_000_000, true);
+    }
+    assert_eq!(issued, 64, "one window");
 }
 
 #[test]
@@ -198,9 +218,9 @@ fn a_neighbour_that_foretells_nothing_costs_the_others_nothing() {
     let (issued_by_page, issued_by_content) =
         (issued_by(&stages, Match::Page), issued_by(&stages, Match::Content));
     assert_eq!((issued_by_page, issued_by_content, used, wasted), (100, 100, 100, 100));
-    assert!(worth_it(&mut stages, good, 0.5, at(1)) && worth_it(&mut stages, OwnPast, 0.5, at(1)));
-    assert!(!worth_it(&mut stages, bad, 0.5, at(1)));
+    assert!(worth_it(&mut stages, good, 0.5, at(1)) && !worth_it(&mut stages, bad, 0.5, at(1)));
+    let confidence = stages.confidence(bad);
     stages.forget(VmId(2));
-    assert!(worth_it(&mut stages, bad, 0.5, at(1)), "another machine of that number is another one");
+    assert!(stages.confidence(bad) > confidence, "another machine of that number is another one");
     assert_eq!(stages.counts_by(Some(Match::Content)).issued, 100, "what it did still counts");
 }

@@ -224,6 +224,9 @@ pub struct PrefetchOrigin {
     pub used_pages: u64,
     pub wasted_pages: u64,
     pub late_pages: u64,
+    /// Of what it foretold while it was not trusted, and nothing was staged for it: what was touched, and what was not.
+    pub shadow_right_pages: u64,
+    pub shadow_wrong_pages: u64,
     /// Probability, 0 to 1, that a page that is staged now will be used.
     pub confidence: f64,
     /// Most pages that may be staged and not yet used.
@@ -379,7 +382,8 @@ mod tests {
             "mapped_pages": 0, "delay_ns": null, "mapping_delay_ns": null,
             "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
             "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
-                "used_pages": 0, "wasted_pages": 0, "late_pages": 0, "confidence": 0.5, "window_pages": 32}],
+                "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
+                "shadow_right_pages": 0, "shadow_wrong_pages": 0, "confidence": 0.5, "window_pages": 32}],
             "calibration": {"brier": 0.25, "bins": [{"pages": 4, "confidence": 0.5, "used": 0.75}]}});
         let vm = serde_json::json!({
             "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,

@@ -1,0 +1,149 @@
+//! What is foretold by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the machine
+//! touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it was wrong.
+//!
+//! In: pages that are in swap and that an origin foretells; touches. Out: for each of these pages whether the origin was right.
+//!
+//! # Limits
+//! What is staged for another origin is not noted: who foretells the same as one that is trusted stays unknown.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use super::Origin;
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+use crate::track::VmId;
+
+/// Pages of one origin that are noted at a time.
+pub const SHADOW_PAGES: u32 = 64;
+/// What comes next on a tape is touched before so many other pages, or was not right.
+const TOUCHES: u64 = 2 * SHADOW_PAGES as u64;
+/// What another machine touches is touched in this time, or was not right.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What became of pages that an origin foretold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Foreseen {
+    pub right: u64,
+    pub wrong: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Note {
+    page: PageIndex,
+    at: Monotonic,
+    /// Touches of the machine until then.
+    touches: u64,
+}
+
+/// Of one machine.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shadows {
+    by_page: HashMap<PageIndex, Vec<Origin>>,
+    /// The same pages, in the order in which they were noted.
+    noted: BTreeMap<Origin, VecDeque<Note>>,
+    touches: u64,
+}
+
+impl Shadows {
+    /// `origin` foretells `page`. Returns how many of the pages that it foretold earlier were wrong, as is known now.
+    pub(super) fn note(&mut self, origin: Origin, page: PageIndex, now: Monotonic) -> u64 {
+        let wrong = self.expire(origin, now);
+        let noted = self.noted.entry(origin).or_default();
+        let by = self.by_page.entry(page).or_default();
+        if noted.len() < SHADOW_PAGES as usize && !by.contains(&origin) {
+            noted.push_back(Note { page, at: now, touches: self.touches });
+            by.push(origin);
+        } else if by.is_empty() {
+            self.by_page.remove(&page);
+        }
+        wrong
+    }
+
+    /// The machine touched `page`. Returns the origins that were right about it.
+    pub(super) fn touched(&mut self, page: PageIndex) -> Vec<Origin> {
+        self.touches += 1;
+        let right = self.by_page.remove(&page).unwrap_or_default();
+        for origin in &right {
+            if let Some(noted) = self.noted.get_mut(origin) {
+                noted.retain(|note| note.page != page);
+            }
+        }
+        right
+    }
+
+    /// Forgets what a machine that has gone foretold.
+    pub(super) fn forget(&mut self, leader: VmId) {
+        self.noted.retain(|origin, _| origin.leader() != Some(leader));
+        self.by_page.retain(|_, by| {
+            by.retain(|origin| origin.leader() != Some(leader));
+            !by.is_empty()
+        });
+    }
+
+    fn expire(&mut self, origin: Origin, now: Monotonic) -> u64 {
+        let Some(noted) = self.noted.get_mut(&origin) else { return 0 };
+        let on_a_tape = !matches!(origin, Origin::Touched(..));
+        let is_over = |note: &Note| {
+            now.since(note.at) >= DEADLINE || on_a_tape && self.touches - note.touches >= TOUCHES
+        };
+        let mut wrong = 0;
+        while let Some(note) = noted.pop_front_if(|note| is_over(note)) {
+            wrong += 1;
+            if let Some(by) = self.by_page.get_mut(&note.page) {
+                by.retain(|other| *other != origin);
+                if by.is_empty() {
+                    self.by_page.remove(&note.page);
+                }
+            }
+        }
+        wrong
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predict::Match;
+
+    const PULL: Origin = Origin::Followed(VmId(1), Match::Content);
+    const PUSH: Origin = Origin::Touched(VmId(2), Match::Content);
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn all_that_foretold_a_page_were_right_once() {
+        let mut shadows = Shadows::default();
+        [PULL, PUSH, PULL].iter().for_each(|origin| assert_eq!(shadows.note(*origin, 7, at(0)), 0));
+        assert_eq!(shadows.touched(8), []);
+        assert_eq!(shadows.touched(7), [PULL, PUSH]);
+        assert_eq!(shadows.touched(7), []);
+    }
+
+    #[test]
+    fn what_is_passed_by_on_a_tape_was_wrong_soon_and_what_another_touched_after_a_while() {
+        let mut shadows = Shadows::default();
+        for page in 0..3 {
+            shadows.note(PULL, page, at(0));
+            shadows.note(PUSH, page, at(0));
+        }
+        shadows.touched(1);
+        (100..100 + TOUCHES).for_each(|page| drop(shadows.touched(page as PageIndex)));
+        assert_eq!((shadows.note(PULL, 9, at(1)), shadows.note(PUSH, 9, at(1))), (2, 0));
+        assert_eq!((shadows.note(PULL, 9, at(10)), shadows.note(PUSH, 9, at(10))), (0, 2));
+        assert_eq!(shadows.touched(0), [], "it was wrong: it is not right as well");
+    }
+
+    #[test]
+    fn no_more_is_noted_than_there_is_room_and_nothing_is_left_of_it() {
+        let mut shadows = Shadows::default();
+        (0..1000).for_each(|page| assert_eq!(shadows.note(PULL, page, at(0)), 0));
+        assert_eq!(shadows.by_page.len(), SHADOW_PAGES as usize);
+        assert_eq!(shadows.note(PULL, 5000, at(10)), u64::from(SHADOW_PAGES));
+        assert_eq!(shadows.by_page.len(), 1);
+        shadows.forget(VmId(1));
+        assert!(shadows.by_page.is_empty() && shadows.noted.is_empty());
+    }
+}
