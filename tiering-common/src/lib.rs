@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in this crate.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
 pub const MAX_RANGES: usize = 16;
@@ -51,6 +51,15 @@ pub const MAX_TIERS: usize = 8;
 /// Blocks that the map `tier_map` has room for: 128 GiB of guest RAM.
 pub const MAX_BLOCKS: usize = 65_536;
 
+/// Images that are watched at a time.
+pub const MAX_IMAGES: usize = 256;
+
+/// Bytes of the ring buffer `tier_reads`.
+pub const READS_RING_BYTES: usize = 256 << 10;
+
+/// Pages of an extent, by which reads of images are counted: 64 KiB.
+pub const EXTENT_PAGES: u64 = 16;
+
 /// One access, as the kernel saw it. A record of the ring `tier_events`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +73,54 @@ pub struct Sample {
     pub vm: u32,
     /// `SAMPLE_*` bits.
     pub flags: u32,
+}
+
+/// A file that virtual machines read through the host's page cache. Key of the map `tier_images`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageKey {
+    pub inode: u64,
+    /// Of the file system, as the kernel encodes it: major number << 20 | minor number.
+    pub device: u32,
+    pub _pad: u32,
+}
+
+/// A watched image. Value of the map `tier_images`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageEntry {
+    /// Number the agent gave it.
+    pub image: u32,
+    /// Not 0 where the kernel's records of reads say how large a folio is.
+    pub has_order: u32,
+}
+
+/// A virtual machine had this part of an image read into the page cache. A record of the ring `tier_reads`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct FileRead {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    /// First extent of the file, of [`EXTENT_PAGES`] pages each.
+    pub extent: u32,
+    /// How many extents from there on.
+    pub count: u32,
+    /// [`VmEntry::vm`] of the process that read.
+    pub vm: u32,
+    /// [`ImageEntry::image`].
+    pub image: u32,
+}
+
+/// Of the reads of images on one CPU. Value of the per-CPU array `tier_reading`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// The image and the extent that was read last, so that an extent is told of once.
+    pub last_image: u32,
+    pub last_extent: u32,
+    /// Records that did not fit into the ring.
+    pub dropped: u64,
 }
 
 /// A range of guest RAM in host-virtual addresses, `start` included, `end` excluded, bytes.
@@ -179,7 +236,11 @@ const _: () = {
     assert!(size_of::<VmMoves>() == 40);
     assert!(size_of::<BlockKey>() == 8);
     assert!(size_of::<VmBlock>() == 16 + 2 * MAX_TIERS);
-    assert!(RING_BYTES.is_power_of_two());
+    assert!(size_of::<ImageKey>() == 16);
+    assert!(size_of::<ImageEntry>() == 8);
+    assert!(size_of::<FileRead>() == 24);
+    assert!(size_of::<Reading>() == 16);
+    assert!(RING_BYTES.is_power_of_two() && READS_RING_BYTES.is_power_of_two());
 };
 
 #[cfg(feature = "user")]
@@ -197,4 +258,10 @@ mod user {
     unsafe impl aya::Pod for super::BlockKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VmBlock {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ImageKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ImageEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Reading {}
 }

@@ -8,8 +8,9 @@
 //! | `page_fault_user`, `page_fault_kernel` | QEMU itself, and guests that it emulates | host-virtual address |
 //! | `kvm_page_fault` | guests under KVM | guest-physical address, translated by the ranges in `tier_vms` |
 //! | `kvm_mmu_set_spte` | | which frame KVM mapped where, while the agent wants to know: into `tier_frames` |
+//! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
-//! The first three do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
+//! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
 //! and put it into `tier_events`. Events of KVM are module tracepoints, which BTF-typed programs cannot be attached to
 //! with this version of aya.
 //!
@@ -29,8 +30,9 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    BlockKey, Frame, MAX_BLOCKS, MAX_FRAMES, MAX_VMS, REST_NS, RING_BYTES, RING_WAKE_BYTES, SAMPLE_KERNEL,
-    SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
+    BlockKey, EXTENT_PAGES, FileRead, Frame, ImageEntry, ImageKey, MAX_BLOCKS, MAX_FRAMES, MAX_IMAGES,
+    MAX_VMS, READS_RING_BYTES, REST_NS, RING_BYTES, RING_WAKE_BYTES, Reading, SAMPLE_KERNEL, SAMPLE_PRESENT,
+    SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, guest_ram, is_guest_ram, sample_flags};
 
@@ -60,6 +62,15 @@ static EVENTS: RingBuf<Sample, RING_BYTES> = RingBuf::new();
 /// There only for machines whose guest-physical layout is not proved yet.
 #[btf_map(name = "tier_frames")]
 static FRAMES: HashMap<u32, VmFrames, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "tier_images")]
+static IMAGES: HashMap<ImageKey, ImageEntry, MAX_IMAGES> = HashMap::new();
+
+#[btf_map(name = "tier_reads")]
+static READS: RingBuf<FileRead, READS_RING_BYTES> = RingBuf::new();
+
+#[btf_map(name = "tier_reading")]
+static READING: PerCpuArray<Reading, 1> = PerCpuArray::new();
 
 /// When a sample of this processor woke the agent last for having rested, in nanoseconds.
 #[btf_map(name = "tier_woken")]
@@ -228,6 +239,46 @@ fn kvm_spte_tp(ctx: TracePointContext) -> u32 {
     let gfn = unsafe { *fields.add(1) };
     let spte = unsafe { *fields.add(2) };
     on_guest_map(gfn, spte);
+    0
+}
+
+/// The tracked machine that this process is has pages of a watched image read into the page cache.
+#[inline(always)]
+fn on_file_read(key: ImageKey, first_page: u64, order: impl FnOnce() -> u8) {
+    let Some(vm) = this_vm() else { return };
+    let Some(entry) = (unsafe { IMAGES.get(key) }) else { return };
+    let Some(reading) = READING.get_ptr_mut(0) else { return };
+    let reading = unsafe { &mut *reading };
+
+    let pages = if entry.has_order == 0 { 1 } else { 1 << (order() & 31) };
+    let extent = (first_page / EXTENT_PAGES) as u32;
+    let count = ((first_page + pages - 1) / EXTENT_PAGES) as u32 - extent + 1;
+    if count == 1 && (reading.last_image, reading.last_extent) == (entry.image, extent) {
+        return;
+    }
+    reading.last_image = entry.image;
+    reading.last_extent = extent + count - 1;
+    let Some(mut record) = READS.reserve(0) else {
+        reading.dropped += 1;
+        return;
+    };
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    record.write(FileRead { time_ns, extent, count, vm: vm.vm, image: entry.image });
+    record.submit(0);
+}
+
+// The classic record of filemap:mm_filemap_add_to_page_cache (include/trace/events/filemap.h, Linux 6.1 to 6.18): 8 bytes of common
+// fields, then frame, inode, first page, device; on newer kernels the order of the folio. The agent compares that with the
+// kernel's own description.
+#[tracepoint(category = "filemap", name = "mm_filemap_add_to_page_cache")]
+fn file_read_tp(ctx: TracePointContext) -> u32 {
+    let fields: *const u64 = ctx.as_ptr().cast();
+    let inode = unsafe { *fields.add(2) };
+    let first_page = unsafe { *fields.add(3) };
+    let device = unsafe { *fields.add(4).cast::<u32>() };
+    // Not read directly: the kernel refuses a program that could read behind the end of the record.
+    let order = || unsafe { bpf_probe_read_kernel(fields.cast::<u8>().add(36)) }.unwrap_or(0);
+    on_file_read(ImageKey { inode, device, _pad: 0 }, first_page, order);
     0
 }
 

@@ -1,5 +1,7 @@
-//! The three threads that carry steps out.
+//! The threads that carry steps out.
 
+use std::fs::File;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -8,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::later::Preferences;
+use super::read_ahead::read_ahead;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
@@ -28,6 +31,8 @@ pub enum Job {
     Drain(TierId),
     /// Of what page-outs of the machine left in the swap cache, so many bytes are freed.
     FreeSwapCache(Target, u64),
+    /// These parts of a file, bytes, into the page cache.
+    ReadAhead(Arc<File>, Vec<Range<u64>>),
 }
 
 /// Something a lane has done.
@@ -38,6 +43,8 @@ pub enum Done {
     Drain(TierId, Result<u64, SwapError>, Duration),
     /// Bytes freed.
     FreeSwapCache(VmId, u64),
+    /// Bytes asked for.
+    ReadAhead(u64),
 }
 
 /// What all lanes go by.
@@ -55,6 +62,7 @@ pub struct Lanes {
     stager: Lane,
     /// Waits for what the stager has asked for.
     mapper: Lane,
+    reader: Lane,
 }
 
 #[derive(Debug)]
@@ -80,8 +88,9 @@ impl Lanes {
         let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
         let mover = Lane::start("tiering-mover", false, settings.clone(), swap, done.clone())?;
         let stager = Lane::start("tiering-stager", true, settings.clone(), None, done.clone())?;
-        let mapper = Lane::start("tiering-mapper", true, settings, None, done)?;
-        Ok(Self { mover, stager, mapper })
+        let mapper = Lane::start("tiering-mapper", true, settings.clone(), None, done.clone())?;
+        let reader = Lane::start("tiering-reader", true, settings, None, done)?;
+        Ok(Self { mover, stager, mapper, reader })
     }
 
     /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
@@ -92,6 +101,7 @@ impl Lanes {
                 &self.stager
             }
             Job::Step(_, Step { action: Action::MapStaged, .. }) => &self.mapper,
+            Job::ReadAhead(..) => &self.reader,
             Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -171,6 +181,7 @@ fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, memory: &mut
         Job::FreeSwapCache(target, bytes) => {
             Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
         }
+        Job::ReadAhead(file, parts) => Done::ReadAhead(read_ahead(&file, &parts)),
         Job::Drain(tier) => {
             let began = Instant::now();
             let result = match swap {

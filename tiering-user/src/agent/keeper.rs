@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::images::Images;
 use super::knowledge::Memory;
 use super::state::State;
 use crate::store::{Record, Store};
@@ -112,7 +113,9 @@ impl State {
     /// Begins with what the last agent wrote down.
     pub(super) fn begin_with(&mut self, store: &Store) {
         let now = unix_seconds();
-        (self.memory, self.tenants) = Memory::load(boot_id(), &store.names(""), |name| store.read(name), now);
+        let names = store.names("");
+        (self.memory, self.tenants) = Memory::load(boot_id(), &names, |name| store.read(name), now);
+        self.images = Images::load(&names, |name| store.read(name));
         let budgets: Vec<BudgetRecord> = read(store, BUDGETS).unwrap_or_default();
         for record in budgets {
             let spent = SpentToday {
@@ -142,6 +145,7 @@ impl State {
     pub(super) fn records(&mut self, last: bool) -> Vec<Record> {
         let now = unix_seconds();
         let mut records = self.memory.records(self.machines.values_mut(), now, last);
+        records.extend(self.images.records(now, last));
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         let budgets = tiers.map(|(tier, budget)| {
             let spent = budget.spent_today(sys::now());

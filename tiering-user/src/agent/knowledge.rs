@@ -245,7 +245,7 @@ impl Machine {
 }
 
 /// What a machine is called when its process is another one.
-fn identity(vm: &Vm) -> String {
+pub(super) fn identity(vm: &Vm) -> String {
     match (&vm.uuid, &vm.namespace) {
         (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
         (Some(uuid), None) => format!("uuid/{uuid}"),

@@ -19,7 +19,9 @@ mod decisions;
 mod error;
 mod explain;
 mod foretell;
+mod images;
 mod keeper;
+mod kept;
 mod knowledge;
 mod layout_proof;
 mod likeness;
@@ -125,6 +127,7 @@ async fn serve(
     let sweeper = watch::Sweeping::start(places.clone(), swept).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
+    let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut state = State::new(config, ladder, places, lanes, sweeper, options.dry_run);
     state.survey = survey;
     state.begin_with(&store);
@@ -175,12 +178,17 @@ async fn serve(
                     ready.clear_ready();
                 }
             }
+            ready = read.readable_mut() => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
             () = sleep(tick) => {}
         }
         if std::mem::take(&mut state.status_due) {
             status.send_replace(Arc::new(state.status(&faults)));
         }
-        if state.drain(&mut faults, DRAIN_SAMPLES) > 0 {
+        if state.drain_reads(&mut faults) + state.drain(&mut faults, DRAIN_SAMPLES) > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);
         }
     }

@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
+use tiering_common::EXTENT_PAGES;
+
 use super::Error;
+use super::images::Image;
 use super::machine::Machine;
 use super::state::State;
-use crate::bpf::{Counters, Faults, KvmSource};
+use crate::bpf::{Counters, Faults, KvmSource, READ_EVENT, ReadSource, Road};
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, Latency, PrefetchCalibration,
+    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, Latency, PrefetchCalibration,
     PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay, SourceState, SourceStatus,
     Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
-use crate::vm::Accel;
+use crate::vm::{Accel, FileId};
 
 /// Writes the status to the report file, if one is asked for. A reader never sees half of it.
 ///
@@ -72,6 +75,7 @@ impl State {
             vms,
             events: EventCounts { produced: sum.produced, consumed: faults.consumed(), dropped: sum.dropped },
             sources: self.sources(faults),
+            images: self.image_status(),
             state_saved_unix_s: self.kept_unix_s,
             blocks: BlockCounts { shown: faults.blocks().0, left_out_total: faults.blocks().1 },
             warnings: self.survey.warnings().to_vec(),
@@ -91,7 +95,29 @@ impl State {
             }
             KvmSource::Unavailable(why) => source("kvm_page_fault", SourceState::Unavailable, why.clone()),
         };
-        vec![page_fault, kvm]
+        let (state, detail) = match faults.reads.source() {
+            ReadSource::Idle => (SourceState::Idle, "no machine has a base image open".to_owned()),
+            ReadSource::Active => {
+                let lost = faults.reads.dropped();
+                (SourceState::Active, format!("{}; {lost} reads lost", Road::Classic.name()))
+            }
+            ReadSource::Unavailable(why) => (SourceState::Unavailable, why.clone()),
+        };
+        vec![page_fault, kvm, source(READ_EVENT, state, detail)]
+    }
+
+    fn image_status(&self) -> Vec<ImageStatus> {
+        let status = |(id, image): (&FileId, &Image)| ImageStatus {
+            name: image.name().to_owned(),
+            inode: id.inode,
+            bytes: image.bytes(),
+            vms: image.readers.iter().filter_map(|vm| Some(self.machines.get(vm)?.id.clone())).collect(),
+            known_bytes: image.tape.tape().len() as u64 * EXTENT_PAGES * PAGE_BYTES,
+            read_ahead_bytes_total: image.asked_bytes,
+            confidence: image.tape.confidence(),
+            window_bytes: u64::from(image.tape.window()) * EXTENT_PAGES * PAGE_BYTES,
+        };
+        self.images.iter().map(status).collect()
     }
 
     fn origins(&self, machine: &Machine) -> Vec<PrefetchOrigin> {

@@ -7,6 +7,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::braking::HostBrakes;
+use super::images::Images;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
 use super::machine::Machine;
@@ -41,6 +42,7 @@ pub(super) struct State {
     pub machines: BTreeMap<VmId, Machine>,
     next_id: u32,
     pub tenants: Tenants,
+    pub images: Images,
     /// Counters of machines that have gone.
     pub gone: Counters,
     /// Bytes that moves wrote, by level.
@@ -105,6 +107,7 @@ impl State {
             clock: Clock::start(),
             machines: BTreeMap::new(),
             tenants: Tenants::default(),
+            images: Images::default(),
             next_id: 1,
             gone: Counters::default(),
             troubles: Troubles::default(),
@@ -243,7 +246,7 @@ impl State {
         let taken = self.machines.values().any(|machine| machine.id == vm.id());
         let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
         let tag_key =
-            settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.iter().copied()));
+            settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.keys().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
         machine.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
         if !self.config.prefetch.feedback {
@@ -266,6 +269,7 @@ impl State {
                 tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved");
             }
         }
+        self.admit_images(&machine, faults);
         self.machines.insert(id, machine);
         self.start_sweep(id);
     }
@@ -286,6 +290,7 @@ impl State {
             if let Some(tenant) = &machine.settings.tenant {
                 self.tenants.leave(tenant, id);
             }
+            self.leave_images(id, faults);
             for other in self.machines.values_mut() {
                 other.forget_leader(id);
             }
@@ -338,6 +343,7 @@ impl State {
             Done::Step(outcome) => self.on_outcome(&outcome),
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
             Done::FreeSwapCache(id, bytes) => self.on_freed(id, bytes),
+            Done::ReadAhead(bytes) => self.images.done(bytes),
         }
     }
 

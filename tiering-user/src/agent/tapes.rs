@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::kept::Kept;
 use super::machine::Machine;
 use crate::predict::{MOST_TOUCHES, TagKey, Tape, decode, encode};
 use crate::store::Record;
@@ -88,33 +89,10 @@ impl Header {
     }
 }
 
-/// A tape as it is on disk: its header as a line of JSON, then its touches.
-#[derive(Debug)]
-struct Kept {
-    header: Header,
-    bytes: Vec<u8>,
-}
-
-impl Kept {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let end = bytes.iter().position(|byte| *byte == b'\n')?;
-        let header = serde_json::from_slice(&bytes[..end]).ok()?;
-        Some(Self { header, bytes: bytes[end + 1..].to_vec() })
-    }
-
-    fn record(&self) -> Vec<u8> {
-        // Numbers and text always become JSON.
-        let mut bytes = serde_json::to_vec(&self.header).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes.extend_from_slice(&self.bytes);
-        bytes
-    }
-}
-
 /// The tapes that are kept, by identity.
 #[derive(Debug, Default)]
 pub(super) struct Tapes {
-    kept: BTreeMap<String, Kept>,
+    kept: BTreeMap<String, Kept<Header>>,
     due: Vec<Record>,
 }
 
@@ -228,7 +206,7 @@ impl Tapes {
     }
 
     /// This tape is not kept any more: nor is the key of its tenant, if it was the last one.
-    fn forget_key(&mut self, kept: Option<Kept>) {
+    fn forget_key(&mut self, kept: Option<Kept<Header>>) {
         if let Some(tenant) = kept.and_then(|kept| kept.header.tenant)
             && !self.has_tenant(&tenant)
         {

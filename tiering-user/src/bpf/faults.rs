@@ -8,14 +8,15 @@ use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfError, include_bytes_aligned};
 use thiserror::Error;
 use tiering_common::{
-    Frame, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry, VmFrames,
-    VmMoves, VmStats,
+    Frame, ImageKey, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry,
+    VmFrames, VmMoves, VmStats,
 };
 use zerocopy::FromBytes as _;
 
 use super::blocks::BlockMap;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
+use super::reads::{PROGRAM, ReadSource, Reads};
 use crate::track::VmId;
 use crate::vm::Vm;
 
@@ -116,6 +117,8 @@ pub struct Faults {
     blocks: BlockMap,
     kvm: KvmSource,
     ring: RingBuf<MapData>,
+    /// What machines read from images.
+    pub reads: Reads,
     /// Samples taken from the ring.
     consumed: u64,
     pins: Option<Pins>,
@@ -143,6 +146,7 @@ impl Faults {
             frames: typed(&mut ebpf, "tier_frames")?,
             blocks: BlockMap::new(typed(&mut ebpf, "tier_map")?),
             ring: typed(&mut ebpf, "tier_events")?,
+            reads: Reads::new(&mut ebpf)?,
             kvm: KvmSource::Unavailable("not tried".to_owned()),
             ebpf: Some(ebpf),
             road,
@@ -166,6 +170,29 @@ impl Faults {
         {
             tracing::warn!(%error, "bpftool will not show the programs for KVM");
         }
+    }
+
+    /// Whether reads of images can be seen: tries it.
+    pub fn probe_reads(&mut self) -> &ReadSource {
+        if let Some(ebpf) = &mut self.ebpf {
+            self.reads.attach(ebpf);
+        }
+        self.reads.source()
+    }
+
+    /// Begins to tell of what machines read from an image, under this number.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] where there are too many.
+    pub fn watch_image(&mut self, key: ImageKey, image: u32) -> Result<(), BpfError> {
+        let Some(ebpf) = &mut self.ebpf else { return Ok(()) };
+        if self.reads.attach(ebpf)
+            && let Some(pins) = &self.pins
+            && let Err(error) = pin_programs(ebpf, [PROGRAM], pins)
+        {
+            tracing::warn!(%error, "bpftool will not show the program for reads of images");
+        }
+        self.reads.watch(key, image)
     }
 
     /// Whether faults of KVM guests are seen.
@@ -306,11 +333,11 @@ fn pid_key(vm: &Vm) -> u32 {
     vm.key.pid.cast_unsigned()
 }
 
-fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
+pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map { map, source }
 }
 
-fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError>
+pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError>
 where
     T: TryFrom<aya::maps::Map, Error = MapError>,
 {

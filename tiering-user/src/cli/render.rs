@@ -34,6 +34,7 @@ pub fn status(status: &Status) -> String {
     if status.sharing_is_off() {
         text += SHARING_OFF;
     }
+    text += &images(status);
     let events = &status.events;
     text += &format!(
         "\nevents: {} produced, {} consumed, {} dropped\n\n",
@@ -43,11 +44,32 @@ pub fn status(status: &Status) -> String {
     for source in &status.sources {
         let state = match source.state {
             SourceState::Active => "active",
+            SourceState::Idle => "idle",
             SourceState::Unavailable => "unavailable",
         };
         sources.row([source.name.clone(), state.to_owned(), source.detail.clone()]);
     }
     text + &sources.to_string()
+}
+
+fn images(status: &Status) -> String {
+    if status.images.is_empty() {
+        return String::new();
+    }
+    let mut table =
+        Table::new(["IMAGE", ">SIZE", ">ORDER KNOWN OF", ">READ AHEAD", ">CONFIDENCE", ">WINDOW", "READ BY"]);
+    for image in &status.images {
+        table.row([
+            printable(&image.name),
+            size(image.bytes),
+            size(image.known_bytes),
+            size(image.read_ahead_bytes_total),
+            format!("{:.2}", image.confidence),
+            size(image.window_bytes),
+            printable(&image.vms.join(", ")),
+        ]);
+    }
+    format!("\n{table}")
 }
 
 fn tiers(status: &Status) -> String {

@@ -134,6 +134,8 @@ pub struct Prefetch {
     pub by_content: bool,
     /// Of other VMs: what has the same guest-physical address.
     pub by_address: bool,
+    /// What comes next in base images, into the page cache.
+    pub by_file: bool,
     /// What goes to swap goes in the order in which it was touched, so that it comes back by sequential reads.
     pub in_tape_order: bool,
     /// Learn from what became of it. Off only to measure what that is worth.
@@ -262,6 +264,7 @@ impl Default for Prefetch {
             own_past: true,
             by_content: true,
             by_address: true,
+            by_file: true,
             in_tape_order: true,
             feedback: true,
         }

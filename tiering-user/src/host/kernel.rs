@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
-use crate::bpf::{Faults, KvmSource, PROBE_ROADS};
+use crate::bpf::{Faults, KvmSource, PROBE_ROADS, READ_EVENT, ReadSource, Road};
 use crate::sys::{PageState, Pagemap, ZeroPages};
 
 /// Oldest kernel that the agent is meant for.
@@ -23,6 +23,7 @@ pub(super) fn checks() -> Vec<Check> {
         bpffs(),
         page_faults(),
         kvm_faults(),
+        image_reads(),
         frames(),
         pagemap_scan(),
         pressure(),
@@ -117,6 +118,16 @@ fn kvm_faults() -> Check {
     match faults.kvm() {
         KvmSource::Active(road) => Check::ok(NAME, road.name()),
         KvmSource::Unavailable(why) => Check::missing(NAME, why, consequence),
+    }
+}
+
+fn image_reads() -> Check {
+    let name = format!("source {READ_EVENT}");
+    let consequence = "what machines read from base images is not foretold";
+    match Faults::attach(&PROBE_ROADS, None).as_mut().map(Faults::probe_reads) {
+        Ok(ReadSource::Active | ReadSource::Idle) => Check::ok(&name, Road::Classic.name()),
+        Ok(ReadSource::Unavailable(why)) => Check::degraded(&name, why.clone(), consequence),
+        Err(error) => Check::degraded(&name, error.to_string(), consequence),
     }
 }
 

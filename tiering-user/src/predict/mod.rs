@@ -8,6 +8,7 @@
 mod ahead;
 mod calibration;
 mod delays;
+mod image;
 mod origin;
 mod record;
 mod shadow;
@@ -21,6 +22,7 @@ mod votes;
 pub use ahead::Ahead;
 pub use calibration::{Bin, Calibration};
 pub use delays::Delays;
+pub use image::{Extent, ImageTape};
 pub use origin::{Match, Origin};
 pub use shadow::{Foreseen, SHADOW_PAGES};
 pub use stage::{OriginCounts, Request, StageCounts, Used, Wasted};

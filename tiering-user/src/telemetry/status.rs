@@ -26,8 +26,30 @@ pub struct Status {
     /// What contradicts the order of the ladder or stands in its way, as found at start; each with what to do.
     pub warnings: Vec<String>,
     pub blocks: BlockCounts,
+    /// Base images that VMs have open, once for each tenant.
+    pub images: Vec<ImageStatus>,
     /// When the agent's state was last written to disk, seconds since 1970; `None` if it was not yet.
     pub state_saved_unix_s: Option<u64>,
+}
+
+/// A file that VMs of one tenant read through the host's page cache.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageStatus {
+    /// The file's name, without its folder.
+    pub name: String,
+    pub inode: u64,
+    pub bytes: u64,
+    /// Ids of the VMs that have it open.
+    pub vms: Vec<String>,
+    /// Of which it is known in which order they were read.
+    pub known_bytes: u64,
+    /// Read into the page cache ahead of need.
+    pub read_ahead_bytes_total: u64,
+    /// Probability, 0 to 1, that what comes next in that order is read.
+    pub confidence: f64,
+    /// How far ahead is read.
+    pub window_bytes: u64,
 }
 
 /// Blocks of 2 MiB in the BPF map `tier_map`.
@@ -301,6 +323,8 @@ pub struct SourceStatus {
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
     Active,
+    /// There is nothing for it to tell of.
+    Idle,
     #[default]
     Unavailable,
 }

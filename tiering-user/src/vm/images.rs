@@ -1,11 +1,12 @@
 //! Files that a VM's process reads and does not write: base images, that several VMs share.
 //!
-//! In: `/proc/PID/fd`. Out: identities of the regular files that are open for reading only. What cannot be read is left out.
+//! In: `/proc/PID/fd`. Out: identities of the regular files that are open for reading only, each with a descriptor by which the process
+//! has it open. What cannot be read is left out.
 //!
 //! # Limits
 //! An image on a block device is not found, nor one that is opened later than the VM was.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -23,7 +24,13 @@ pub struct FileId {
     pub inode: u64,
 }
 
-pub(super) fn images(process: &Proc) -> BTreeSet<FileId> {
+impl FileId {
+    pub fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+pub(super) fn images(process: &Proc) -> BTreeMap<FileId, i32> {
     let files = process.read("fd", |p| {
         let read_only = p.fd()?.flatten().filter(|file| !file.mode().contains(FDPermissions::WRITE));
         Ok(read_only.map(|file| file.fd).collect::<Vec<_>>())
@@ -32,7 +39,7 @@ pub(super) fn images(process: &Proc) -> BTreeSet<FileId> {
         // Through the link: the path may mean something else to the process.
         let metadata = fs::metadata(process.file(&format!("fd/{file}"))).ok()?;
         let image = metadata.is_file() && metadata.len() >= LEAST_BYTES;
-        image.then(|| FileId { device: metadata.dev(), inode: metadata.ino() })
+        image.then(|| (FileId::of(&metadata), file))
     };
     files.unwrap_or_default().into_iter().filter_map(identity).collect()
 }
@@ -40,25 +47,26 @@ pub(super) fn images(process: &Proc) -> BTreeSet<FileId> {
 #[cfg(test)]
 mod tests {
     use std::fs::{File, OpenOptions};
+    use std::os::fd::AsRawFd as _;
     use std::path::Path;
 
     use super::*;
 
     #[test]
-    fn a_base_image_is_a_large_file_that_is_open_for_reading_only() {
+    fn a_baseimage_file_is_a_large_file_that_is_open_for_reading_only() {
         let folder = tempfile::tempdir().unwrap();
         let open = |name: &str, bytes: u64, write: bool| {
             let path = folder.path().join(name);
             File::create(&path).unwrap().set_len(bytes).unwrap();
             let file = OpenOptions::new().read(true).write(write).open(&path).unwrap();
-            let metadata = file.metadata().unwrap();
-            (FileId { device: metadata.dev(), inode: metadata.ino() }, file)
+            (FileId::of(&file.metadata().unwrap()), file)
         };
-        let (image, _image) = open("base", LEAST_BYTES, false);
+        let (image, image_file) = open("base", LEAST_BYTES, false);
         let (small, _small) = open("key", LEAST_BYTES - 1, false);
         let (disk, _disk) = open("disk", 8 * LEAST_BYTES, true);
         let own = Proc::open(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
         let found = images(&own);
-        assert!(found.contains(&image) && !found.contains(&small) && !found.contains(&disk), "{found:?}");
+        assert!(!found.contains_key(&small) && !found.contains_key(&disk), "{found:?}");
+        assert_eq!(found.get(&image), Some(&image_file.as_raw_fd()));
     }
 }

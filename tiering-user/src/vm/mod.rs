@@ -39,7 +39,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
@@ -153,8 +153,8 @@ pub struct Vm {
     pub cgroup: Option<String>,
     /// RAM is strictly bound to NUMA nodes: moves must stay inside the set.
     pub numa_bound: bool,
-    /// Base images that it had open when it was found.
-    pub images: BTreeSet<FileId>,
+    /// Base images that it had open when it was found, each with a descriptor of its.
+    pub images: BTreeMap<FileId, i32>,
 }
 
 impl Vm {

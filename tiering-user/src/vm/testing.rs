@@ -1,7 +1,7 @@
 //! For tests. A fake `/proc` and cgroup tree for those of this module: in, a [`Guest`] by the properties a test is about; out, the
 //! files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a [`machine`] as it would be found.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
         incoming: false,
         cgroup: None,
         numa_bound: false,
-        images: BTreeSet::new(),
+        images: BTreeMap::new(),
     }
 }
 

@@ -1,0 +1,430 @@
+//! The images that machines read through the host's page cache, and what of them is read ahead.
+//!
+//! In: the files that machines have open for reading only; what they had read from the disk. Out: parts of these files to be read into
+//! the page cache; records of the order in which they were read, for the next agent.
+//!
+//! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again by its inode number,
+//! name, length and time of change: the number of its file system's device differs from boot to boot.
+//!
+//! # Limits
+//! Images that are read around the page cache (`cache=none`) are not seen, nor those on file systems that give files another device
+//! number than their own (btrfs, overlayfs). At most [`MOST_IN_FLIGHT`] are being read at a time: what comes next beyond that is left to
+//! its reader. The page cache belongs to all: what is read ahead for one tenant is there for the others too, as what it reads itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::stat::{major, minor};
+use serde::{Deserialize, Serialize};
+use tiering_common::{EXTENT_PAGES, FileRead, ImageKey};
+
+use super::kept::Kept;
+use super::knowledge::identity;
+use super::machine::Machine;
+use super::state::State;
+use crate::actuate::Job;
+use crate::bpf::Faults;
+use crate::predict::{Extent, ImageTape, MOST_TOUCHES, decode, encode};
+use crate::store::Record;
+use crate::sys::{Monotonic, PAGE_BYTES, unix_seconds};
+use crate::track::VmId;
+use crate::vm::{FileId, Vm};
+
+const EXTENT_BYTES: u64 = EXTENT_PAGES * PAGE_BYTES;
+const MOST_IN_FLIGHT: u64 = 64 << 20;
+/// Tapes of images that are kept on disk.
+const MOST_KEPT: usize = 64;
+const IMAGES: &str = "image/";
+/// While an image is in use its tape is written when so much of it, at least of this length, is new: a quarter.
+const WORTH_IT: u64 = 256;
+const NEW_PART: u64 = 4;
+/// Reads that are taken out of the ring in one go.
+const MOST_READS: usize = 4096;
+
+/// What an image is known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Identity {
+    owner: String,
+    name: String,
+    inode: u64,
+    bytes: u64,
+    changed_unix_s: i64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Header {
+    saved_unix_s: u64,
+    image: Identity,
+}
+
+/// An image of one owner that machines have open.
+#[derive(Debug)]
+pub(super) struct Image {
+    identity: Identity,
+    id: FileId,
+    file: Arc<File>,
+    pub tape: ImageTape,
+    pub readers: BTreeSet<VmId>,
+    /// Read ahead so far.
+    pub asked_bytes: u64,
+}
+
+impl Image {
+    pub(super) fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.identity.bytes
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    /// By owner.
+    open: BTreeMap<(String, FileId), Image>,
+    owners: BTreeMap<VmId, String>,
+    /// Numbers by which the kernel side tells of files.
+    numbers: BTreeMap<FileId, u32>,
+    next_number: u32,
+    kept: BTreeMap<Identity, Kept<Header>>,
+    due: Vec<Record>,
+    in_flight_bytes: u64,
+}
+
+impl Images {
+    /// What an earlier agent kept.
+    pub(super) fn load(names: &[String], read: impl Fn(&str) -> Option<Vec<u8>>) -> Self {
+        let mut images = Self::default();
+        for name in names.iter().filter(|name| name.starts_with(IMAGES)) {
+            match read(name).as_deref().and_then(Kept::<Header>::parse) {
+                Some(kept) if record_name(&kept.header.image) == *name => {
+                    images.kept.insert(kept.header.image.clone(), kept);
+                }
+                _ => images.due.push((name.clone(), None)),
+            }
+        }
+        images.trim();
+        images
+    }
+
+    /// All images that are open, each with whose they are.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&FileId, &Image)> {
+        self.open.iter().map(|((_, id), image)| (id, image))
+    }
+
+    /// A machine has come. Returns the images that are to be watched from now on, each with its number.
+    fn join(&mut self, owner: String, vm_id: VmId, vm: &Vm, proc: &Path) -> Vec<(ImageKey, u32)> {
+        let mut new = Vec::new();
+        for (id, fd) in &vm.images {
+            let place = (owner.clone(), *id);
+            if !self.open.contains_key(&place) {
+                let path = proc.join(vm.key.pid.to_string()).join("fd").join(fd.to_string());
+                // Who has just ended has none.
+                let Some((identity, file)) = open(&path, *id, &owner) else { continue };
+                let before =
+                    self.kept.get(&identity).and_then(|kept| decode(&kept.bytes)).unwrap_or_default();
+                let before = before.into_iter().map(|(extent, _)| extent);
+                let extents = Extent::try_from(identity.bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
+                let image = Image {
+                    identity,
+                    id: *id,
+                    file: Arc::new(file),
+                    tape: ImageTape::new(extents, before),
+                    readers: BTreeSet::new(),
+                    asked_bytes: 0,
+                };
+                self.open.insert(place.clone(), image);
+            }
+            if let Some(image) = self.open.get_mut(&place) {
+                image.readers.insert(vm_id);
+            }
+            if !self.numbers.contains_key(id) {
+                self.numbers.insert(*id, self.next_number);
+                new.push((key(*id), self.next_number));
+                self.next_number += 1;
+            }
+        }
+        self.owners.insert(vm_id, owner);
+        new
+    }
+
+    /// A machine has gone. Returns the images that are not to be watched any more.
+    fn leave(&mut self, vm: VmId, unix_s: u64) -> Vec<ImageKey> {
+        self.owners.remove(&vm);
+        for image in self.open.values_mut() {
+            image.readers.remove(&vm);
+            image.tape.forget(vm);
+        }
+        let closed: Vec<Image> =
+            self.open.extract_if(.., |_, image| image.readers.is_empty()).map(|(_, image)| image).collect();
+        let mut gone = Vec::new();
+        for mut image in closed {
+            self.keep(&mut image, unix_s, true);
+            if self.open.keys().all(|(_, id)| *id != image.id) && self.numbers.remove(&image.id).is_some() {
+                gone.push(key(image.id));
+            }
+        }
+        gone
+    }
+
+    /// A machine had this read from the disk. Returns the file and its parts that are to be read ahead, bytes, if there may be such.
+    fn read(
+        &mut self,
+        read: FileRead,
+        threshold: f64,
+        staging: bool,
+    ) -> Option<(Arc<File>, Vec<Range<u64>>)> {
+        let vm = VmId(read.vm);
+        let owner = self.owners.get(&vm)?.clone();
+        let id = self.numbers.iter().find(|(_, number)| **number == read.image)?.0;
+        let image = self.open.get_mut(&(owner, *id))?;
+        let mut ahead = Vec::new();
+        for extent in read.extent..read.extent.saturating_add(read.count) {
+            ahead.extend(image.tape.read(vm, extent, threshold, Monotonic(read.time_ns)));
+        }
+        let room = (MOST_IN_FLIGHT.saturating_sub(self.in_flight_bytes) / EXTENT_BYTES) as usize;
+        ahead.truncate(if staging { room } else { 0 });
+        let bytes = ahead.len() as u64 * EXTENT_BYTES;
+        self.in_flight_bytes += bytes;
+        image.asked_bytes += bytes;
+        (!ahead.is_empty()).then(|| (Arc::clone(&image.file), parts(&ahead)))
+    }
+
+    /// So much is not being read any more.
+    pub(super) fn done(&mut self, bytes: u64) {
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+    }
+
+    /// All that must be written down now; tapes that are little changed only if it is the `last` time.
+    pub(super) fn records(&mut self, unix_s: u64, last: bool) -> Vec<Record> {
+        let mut open = std::mem::take(&mut self.open);
+        open.values_mut().for_each(|image| self.keep(image, unix_s, last));
+        self.open = open;
+        std::mem::take(&mut self.due)
+    }
+
+    fn keep(&mut self, image: &mut Image, unix_s: u64, last: bool) {
+        let tape = image.tape.tape();
+        let new = tape.end().since(image.tape.kept);
+        if new == 0 || !last && new < (tape.len() as u64).max(WORTH_IT) / NEW_PART {
+            return;
+        }
+        let header = Header { saved_unix_s: unix_s, image: image.identity.clone() };
+        let kept = Kept { header, bytes: encode(tape.latest(MOST_TOUCHES)) };
+        image.tape.kept = tape.end();
+        self.due.push((record_name(&image.identity), Some(kept.record())));
+        self.kept.insert(image.identity.clone(), kept);
+        self.trim();
+    }
+
+    /// Drops what was kept longest ago until the rest is few enough.
+    fn trim(&mut self) {
+        while self.kept.len() > MOST_KEPT
+            && let Some((oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.header.saved_unix_s)
+        {
+            let oldest = oldest.clone();
+            self.kept.remove(&oldest);
+            self.due.push((record_name(&oldest), None));
+        }
+    }
+}
+
+/// The name of an image's record: what it is known by is in the record itself.
+fn record_name(image: &Identity) -> String {
+    let Identity { owner, name, inode, bytes, changed_unix_s } = image;
+    format!("{IMAGES}{inode}/{bytes}/{changed_unix_s}/{}/{owner}/{name}", owner.len())
+}
+
+/// As the kernel encodes it.
+fn key(id: FileId) -> ImageKey {
+    let (major, minor) = (major(id.device), minor(id.device));
+    // Both are numbers of 12 and 20 bits.
+    ImageKey { inode: id.inode, device: u32::try_from(major << 20 | minor).unwrap_or(0), _pad: 0 }
+}
+
+/// The image behind this descriptor of a machine, and what it is known by, if it is still the one that was found.
+fn open(path: &Path, id: FileId, owner: &str) -> Option<(Identity, File)> {
+    // Not to wait for anybody, should it be a pipe by now.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let metadata =
+        file.metadata().ok().filter(|metadata| metadata.is_file() && FileId::of(metadata) == id)?;
+    let name = std::fs::read_link(path).ok()?;
+    let identity = Identity {
+        owner: owner.to_owned(),
+        name: name.file_name()?.to_string_lossy().into_owned(),
+        inode: id.inode,
+        bytes: metadata.len(),
+        changed_unix_s: metadata.mtime(),
+    };
+    Some((identity, file))
+}
+
+/// Extents as parts of a file, bytes; in their order, neighbours together.
+fn parts(extents: &[Extent]) -> Vec<Range<u64>> {
+    let together = extents.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+    let part = |run: &[Extent]| {
+        let first = u64::from(run[0]) * EXTENT_BYTES;
+        first..first + run.len() as u64 * EXTENT_BYTES
+    };
+    together.map(part).collect()
+}
+
+impl State {
+    /// A machine has come: its images are watched, if reads of images are of use.
+    pub(super) fn admit_images(&mut self, machine: &Machine, faults: &mut Faults) {
+        let rules = self.config.prefetch;
+        if !(rules.enabled && rules.pull && rules.by_file) {
+            return;
+        }
+        let vm = &machine.target.vm;
+        let owner = match &machine.settings.tenant {
+            Some(tenant) => format!("tenant/{tenant}"),
+            None => identity(vm),
+        };
+        for (key, number) in self.images.join(owner, machine.target.id, vm, Path::new("/proc")) {
+            if let Err(error) = faults.watch_image(key, number) {
+                tracing::warn!(vm = vm.name, %error, "an image of it is not watched");
+            }
+        }
+    }
+
+    /// A machine has gone.
+    pub(super) fn leave_images(&mut self, vm: VmId, faults: &mut Faults) {
+        for key in self.images.leave(vm, unix_seconds()) {
+            faults.reads.unwatch(key);
+        }
+    }
+
+    /// Takes what machines had read from images, and has read ahead what comes next.
+    pub(super) fn drain_reads(&mut self, faults: &mut Faults) -> usize {
+        let reads = faults.reads.drain(MOST_READS);
+        let staging = self.may_stage && !self.dry_run;
+        let count = reads.len();
+        for read in reads {
+            let ahead = self.images.read(read, self.config.prefetch.threshold, staging);
+            if let Some((file, parts)) = ahead {
+                self.lanes.send(Job::ReadAhead(file, parts));
+            }
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+    use crate::vm::{Hva, ProcessKey, testing};
+
+    const VM: VmId = VmId(1);
+    const OTHER: VmId = VmId(2);
+
+    /// An image of 200 extents, and a machine that has it open: this process.
+    fn image() -> (tempfile::NamedTempFile, Vm) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1]).unwrap();
+        file.as_file().set_len(200 * EXTENT_BYTES).unwrap();
+        let key = ProcessKey { pid: std::process::id().cast_signed(), start_time_ticks: 1 };
+        let mut vm = testing::machine(key, Hva(0x10_0000), 4096);
+        vm.images = [(FileId::of(&file.as_file().metadata().unwrap()), file.as_file().as_raw_fd())].into();
+        (file, vm)
+    }
+
+    fn join(images: &mut Images, owner: &str, id: VmId, vm: &Vm) -> Vec<(ImageKey, u32)> {
+        images.join(owner.to_owned(), id, vm, Path::new("/proc"))
+    }
+
+    /// Has all of it read, by the machine or ahead for it. Returns how many extents were read ahead.
+    fn walk(images: &mut Images, vm: VmId) -> usize {
+        let mut cached = BTreeSet::new();
+        for number in 0..200u32 {
+            let extent = number * 7 % 200;
+            if !cached.contains(&extent) {
+                let read = FileRead { time_ns: 1, extent, count: 1, vm: vm.0, image: 0 };
+                for part in images.read(read, 0.5, true).into_iter().flat_map(|(_, parts)| parts) {
+                    cached.extend((part.start / EXTENT_BYTES..part.end / EXTENT_BYTES).map(|e| e as u32));
+                    images.done(part.end - part.start);
+                }
+            }
+        }
+        cached.len()
+    }
+
+    #[test]
+    fn what_one_machine_read_is_read_ahead_for_those_of_its_owner_alone() {
+        let (_file, vm) = image();
+        let mut images = Images::default();
+        assert_eq!(join(&mut images, "tenant/a", VM, &vm).len(), 1);
+        assert_eq!(join(&mut images, "tenant/b", OTHER, &vm), [], "it is watched already");
+        assert_eq!(walk(&mut images, VM), 0);
+        assert_eq!(walk(&mut images, OTHER), 0, "another tenant");
+        assert!(images.leave(VM, 1).is_empty(), "the other one has it open");
+        join(&mut images, "tenant/a", VmId(3), &vm);
+        assert!(walk(&mut images, VmId(3)) > 100);
+        assert!(images.leave(VmId(3), 1).is_empty());
+        assert_eq!(images.leave(OTHER, 1).len(), 1);
+    }
+
+    #[test]
+    fn the_order_outlives_the_agent_and_not_a_change_of_the_image() {
+        let (file, vm) = image();
+        let mut images = Images::default();
+        join(&mut images, "name/web-1", VM, &vm);
+        walk(&mut images, VM);
+        let records = images.records(5, true);
+        assert!(images.records(6, true).is_empty(), "nothing is new");
+        let load = |records: &[Record]| {
+            let names: Vec<_> = records.iter().map(|(name, _)| name.clone()).collect();
+            Images::load(&names, |wanted| records.iter().find(|(name, _)| name == wanted)?.1.clone())
+        };
+        let mut later = load(&records);
+        join(&mut later, "name/web-1", VM, &vm);
+        assert!(walk(&mut later, VM) > 100);
+
+        let mut damaged = records.clone();
+        damaged[0].1 = Some(b"{}\n".to_vec());
+        assert_eq!(load(&damaged).records(7, true), [(records[0].0.clone(), None)]);
+
+        file.as_file().set_len(199 * EXTENT_BYTES).unwrap();
+        let mut later = load(&records);
+        join(&mut later, "name/web-1", VM, &vm);
+        assert_eq!(walk(&mut later, VM), 0, "another image");
+    }
+
+    #[test]
+    fn no_more_is_read_at_a_time_than_there_is_room_for() {
+        let (_file, vm) = image();
+        let mut images = Images::default();
+        join(&mut images, "tenant/a", VM, &vm);
+        walk(&mut images, VM);
+        images.in_flight_bytes = MOST_IN_FLIGHT - 3 * EXTENT_BYTES;
+        let mut asked = 0;
+        for number in 0..200u32 {
+            let read = FileRead { time_ns: 1, extent: number * 7 % 200, count: 1, vm: VM.0, image: 0 };
+            let parts = images.read(read, 0.5, true).into_iter().flat_map(|(_, parts)| parts);
+            asked += parts.map(|part| part.end - part.start).sum::<u64>();
+        }
+        assert_eq!(asked, 3 * EXTENT_BYTES);
+    }
+
+    #[test]
+    fn neighbours_are_read_together() {
+        let e = EXTENT_BYTES;
+        assert_eq!(parts(&[4, 5, 6, 2, 9, 10]), [4 * e..7 * e, 2 * e..3 * e, 9 * e..11 * e]);
+    }
+
+    #[test]
+    fn a_device_is_named_as_the_kernel_names_it() {
+        let id = FileId { device: nix::sys::stat::makedev(254, 300), inode: 7 };
+        assert_eq!(key(id), ImageKey { inode: 7, device: 254 << 20 | 300, _pad: 0 });
+    }
+}
