@@ -1,6 +1,6 @@
 //! The eBPF programs themselves: fed with invented faults, and attached to real ones.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 
 use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues, RingBuf};
@@ -179,7 +179,7 @@ fn this_process(memory: &ZeroPages) -> Vm {
         incoming: false,
         cgroup: None,
         numa_bound: false,
-        images: BTreeSet::new(),
+        images: BTreeMap::new(),
     }
 }
 

@@ -399,6 +399,7 @@ mod tests {
                 ..VmStatus::default()
             }],
             sources: vec![SourceStatus { state: SourceState::Active, ..SourceStatus::default() }],
+            images: vec![ImageStatus { name: "base".into(), confidence: 0.5, ..ImageStatus::default() }],
             ..Status::default()
         };
         let prefetch = serde_json::json!({
@@ -432,6 +433,8 @@ mod tests {
             "events": {"produced": 0, "consumed": 0, "dropped": 0},
             "sources": [{"name": "", "state": "active", "detail": ""}],
             "blocks": {"shown": 0, "left_out_total": 0},
+            "images": [{"name": "base", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
+                "read_ahead_bytes_total": 0, "confidence": 0.5, "window_bytes": 0}],
             "warnings": [],
             "state_saved_unix_s": null,
         });
