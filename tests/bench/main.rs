@@ -5,6 +5,7 @@
 //! measured; a bad figure is a figure.
 
 mod ablation;
+mod files;
 mod group;
 mod host;
 mod mix;
@@ -46,8 +47,9 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
         "restart" => restart::measure(results, quick),
+        "files" => files::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, restart, storm, mix, ablation, similar"
+            "there is no part `{part}`: throughput, placement, pair, restart, storm, mix, ablation, similar, files"
         ),
     }
 }

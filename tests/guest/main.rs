@@ -4,6 +4,7 @@
 //! Both are described in `tiering_tests::pattern`. It runs as process 1 and does not return: it switches the machine off.
 //! To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
 
+mod disk;
 mod histogram;
 mod memory;
 mod pace;
@@ -13,8 +14,9 @@ mod walker;
 
 use anyhow::{Context, Result};
 use std::io::BufRead;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use tiering_tests::pattern::{PHASE, Pattern, READY, RESULT};
+use tiering_tests::pattern::{MODULES_PATH, PHASE, Pattern, READY, RESULT};
 use walker::Walker;
 
 fn main() {
@@ -31,7 +33,12 @@ fn main() {
 fn run() -> Result<()> {
     sys::mount_proc()?;
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the command line")?;
-    let mut walker = Walker::new(&Pattern::from_cmdline(&cmdline)?)?;
+    let pattern = Pattern::from_cmdline(&cmdline)?;
+    if pattern.on_disk {
+        sys::mount_dev()?;
+        disk::load_modules(&Path::new("/").join(MODULES_PATH))?;
+    }
+    let mut walker = Walker::new(&pattern)?;
     let commands = console();
     println!("{READY}");
     loop {

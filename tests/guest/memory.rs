@@ -1,15 +1,16 @@
-//! The guest's pages and what each should hold.
+//! The guest's pages, in memory or on its disk, and what each should hold.
 //!
 //! In: page numbers. Out: whether a page is right, and how long the first access to it took. The versions are kept apart
 //! from the pages, four bytes each.
 
+use crate::disk::Disk;
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 use tiering_tests::content::{self, Page};
-use tiering_tests::pattern::{IMAGE_PATH, PAGE_BYTES, Pattern};
+use tiering_tests::pattern::{DISK_PATH, IMAGE_PATH, PAGE_BYTES, Pattern};
 
 pub struct Memory {
     pattern: Pattern,
@@ -22,12 +23,16 @@ enum Pages {
     Own(&'static mut [Page]),
     /// A file of the image.
     Image(&'static [Page]),
+    /// Not memory at all.
+    Disk(Disk),
 }
 
 impl Memory {
     /// Maps all pages; memory of its own is filled, version 0.
     pub fn new(pattern: &Pattern) -> Result<Self> {
-        let pages = if pattern.image_seed.is_some() {
+        let pages = if pattern.on_disk {
+            Pages::Disk(Disk::open(Path::new(DISK_PATH), pattern.pages())?)
+        } else if pattern.image_seed.is_some() {
             Pages::Image(map_image(&Path::new("/").join(IMAGE_PATH), pattern.pages())?)
         } else {
             let pages = sys::map_pages(pattern.pages())?;
@@ -43,22 +48,29 @@ impl Memory {
         self.versions.len()
     }
 
-    /// Loads the first word of a page, or stores there what should be there, where it will fault if it is not there; the time
+    /// Reads a page of the disk. Else loads the first word of a page, or stores there what should be there, where it will fault if it is not there; the time
     /// in nanoseconds. After a store, what that word held before is not known any more; the others can still be verified.
     pub fn access_ns(&mut self, number: usize, write: bool) -> u64 {
         let first = content::first_word(self.pattern.content_seed(number), number, self.versions[number]);
         let before = Instant::now();
         match &mut self.pages {
             Pages::Own(pages) if write => sys::store(&mut pages[number][0], first),
-            _ => sys::load(&self.page(number)[0]),
+            Pages::Own(pages) => sys::load(&pages[number][0]),
+            Pages::Image(pages) => sys::load(&pages[number][0]),
+            Pages::Disk(disk) => disk.read(number),
         }
         u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Whether the whole page is what it should be. A wrong one is told.
-    pub fn verify(&self, number: usize) -> bool {
+    pub fn verify(&mut self, number: usize) -> bool {
         let seed = self.pattern.content_seed(number);
-        let right = content::holds(self.page(number), seed, number, self.versions[number]);
+        let holds = |page: &Page| content::holds(page, seed, number, self.versions[number]);
+        let right = match &mut self.pages {
+            Pages::Own(pages) => holds(&pages[number]),
+            Pages::Image(pages) => holds(&pages[number]),
+            Pages::Disk(disk) => disk.page(number).is_some_and(|page| holds(&page)),
+        };
         if !right {
             println!("tg: bad page {number}");
         }
@@ -71,13 +83,6 @@ impl Memory {
             self.versions[number] = self.versions[number].wrapping_add(1);
             let seed = self.pattern.content_seed(number);
             content::fill(&mut pages[number], seed, number, self.versions[number]);
-        }
-    }
-
-    fn page(&self, number: usize) -> &Page {
-        match &self.pages {
-            Pages::Own(pages) => &pages[number],
-            Pages::Image(pages) => &pages[number],
         }
     }
 }

@@ -74,6 +74,12 @@ pub fn mount_proc() -> Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing).context("mounting /proc")
 }
 
+/// Where the kernel shows the disk.
+pub fn mount_dev() -> Result<()> {
+    let nothing: Option<&str> = None;
+    mount(Some("dev"), "/dev", Some("devtmpfs"), MsFlags::empty(), nothing).context("mounting /dev")
+}
+
 /// Switches the machine off. As process 1 there is nothing else left to do.
 pub fn power_off() -> ! {
     // SAFETY: no arguments but the command; no memory is involved.

@@ -11,6 +11,7 @@ mod ebpf;
 mod explain;
 mod guest_boots;
 mod host;
+mod images;
 mod map;
 mod moves;
 mod policy;

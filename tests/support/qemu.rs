@@ -6,7 +6,7 @@ use crate::pattern::Pattern;
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, PoisonError};
 
@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub pattern: Pattern,
     pub backend: Backend,
     pub accel: Accel,
+    /// A raw image, opened for reading only and through the host's page cache: the guest's first virtio disk.
+    pub disk: Option<PathBuf>,
 }
 
 impl Machine {
@@ -76,6 +78,10 @@ impl Machine {
         };
         command.args(["-accel", accel, "-cpu", cpu, "-smp", "1", "-m", &memory]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        if let Some(disk) = &self.disk {
+            let disk = format!("id=disk,if=none,format=raw,readonly=on,file={}", disk.display());
+            command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk"]);
+        }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
         // panic=-1 with -no-reboot: a guest kernel that panics ends QEMU.
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.pattern.to_cmdline())]);
@@ -122,7 +128,14 @@ mod tests {
     fn a_memfd_guest_shares_its_ram_and_carries_its_pattern() {
         let pattern = Pattern { seed: 42, ..Pattern::default() };
         let (backend, accel) = (Backend::Memfd, Accel::Kvm);
-        let machine = Machine { name: "db-1".into(), memory_mib: 128, pattern, backend, accel };
+        let machine = Machine {
+            name: "db-1".into(),
+            memory_mib: 128,
+            pattern,
+            backend,
+            accel,
+            disk: Some("/d".into()),
+        };
         let command = machine.command(Path::new("/k"), Path::new("/i"));
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let after = |option: &str| words.iter().skip_while(|word| *word != option).nth(1).unwrap().clone();
@@ -131,6 +144,7 @@ mod tests {
         assert_eq!(after("-object"), "memory-backend-memfd,id=ram,size=128M,share=on");
         assert!(after("-machine").contains("memory-backend=ram"));
         assert!(after("-append").contains("tg.seed=42"));
+        assert!(after("-drive").ends_with("readonly=on,file=/d"));
     }
 
     #[test]

@@ -5,13 +5,17 @@
 
 use super::{Accel, Backend, Guest};
 use crate::lines::Lines;
-use crate::pattern::{IMAGE_PATH, PAGE_BYTES, Pattern};
+use crate::pattern::{IMAGE_PATH, MODULES_PATH, PAGE_BYTES, Pattern};
 use crate::qemu::{self, Machine};
 use crate::{content, initramfs, kernel, paths};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tempfile::NamedTempFile;
+
+/// Of what a disk needs, whatever the guest's kernel has not built in.
+const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// A guest to be.
 #[derive(Debug, Clone)]
@@ -46,6 +50,13 @@ impl Builder {
         self
     }
 
+    /// Gives it a raw image as a disk that it can only read; for a pattern that is [`Pattern::on_disk`].
+    #[must_use]
+    pub fn disk(mut self, image: &Path) -> Self {
+        self.0.disk = Some(image.to_owned());
+        self
+    }
+
     /// Starts it, from a thread that must live as long as the guest; it is not booted yet when this returns.
     ///
     /// # Errors
@@ -56,12 +67,18 @@ impl Builder {
         let init = std::fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
         let machine = &self.0;
         machine.pattern.check().with_context(|| format!("the pattern of guest {}", machine.name))?;
+        ensure!(
+            machine.pattern.on_disk == machine.disk.is_some(),
+            "guest {}: a disk goes with a pattern that reads it",
+            machine.name
+        );
         if machine.backend == Backend::Hugetlb {
             let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
             qemu::check_huge_pages(&meminfo, machine.memory_mib)
                 .with_context(|| format!("guest {}", machine.name))?;
         }
-        let image = initramfs(&init, &machine.pattern).context("writing the guest's initramfs")?;
+        let modules = if machine.disk.is_some() { modules(&kernel)? } else { Vec::new() };
+        let image = initramfs(&init, &machine.pattern, &modules).context("writing the guest's initramfs")?;
         let mut command = machine.command(&kernel, image.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
@@ -74,9 +91,16 @@ impl Builder {
     }
 }
 
-/// Init, and the image if the pattern has one. The image comes first, right behind the folders: so its pages do not begin at
+/// The modules for a disk, in the order in which they are to be loaded.
+fn modules(kernel: &Path) -> Result<Vec<Vec<u8>>> {
+    let files = kernel::at(kernel)?.modules_for(&DISK_MODULES)?;
+    let read = |file: PathBuf| std::fs::read(&file).with_context(|| format!("reading {}", file.display()));
+    files.into_iter().map(read).collect()
+}
+
+/// Init, modules, and the image if the pattern has one in RAM. The image comes first, right behind the folders: so its pages do not begin at
 /// page boundaries in the archive, and the guest's copy of the archive is not taken for them by who looks from outside.
-fn initramfs(init: &[u8], pattern: &Pattern) -> Result<NamedTempFile> {
+fn initramfs(init: &[u8], pattern: &Pattern, modules: &[Vec<u8>]) -> Result<NamedTempFile> {
     let write_image = |out: &mut dyn Write| {
         pattern.image_seed.map_or(Ok(()), |seed| content::write_pages(out, seed, pattern.pages()))
     };
@@ -84,7 +108,14 @@ fn initramfs(init: &[u8], pattern: &Pattern) -> Result<NamedTempFile> {
     let image = initramfs::File { name: IMAGE_PATH, bytes, write: &write_image };
     let write_init = |out: &mut dyn Write| out.write_all(init);
     let init = initramfs::File { name: "init", bytes: init.len() as u64, write: &write_init };
-    let files = if pattern.image_seed.is_some() { vec![image, init] } else { vec![init] };
+    let in_ram = pattern.image_seed.is_some() && !pattern.on_disk;
+    let mut files = if in_ram { vec![image, init] } else { vec![init] };
+    let names: Vec<_> = (0..modules.len()).map(|number| format!("{MODULES_PATH}/{number:02}.ko")).collect();
+    let writers: Vec<_> =
+        modules.iter().map(|module| move |out: &mut dyn Write| out.write_all(module)).collect();
+    for ((name, module), write) in names.iter().zip(modules).zip(&writers) {
+        files.push(initramfs::File { name, bytes: module.len() as u64, write });
+    }
 
     let archive = NamedTempFile::with_prefix("tiering-guest-")?;
     let mut out = BufWriter::new(archive.as_file());

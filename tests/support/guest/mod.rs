@@ -53,6 +53,7 @@ impl Guest {
             pattern: Pattern::default(),
             backend: Backend::Anonymous,
             accel: Accel::Tcg,
+            disk: None,
         })
     }
 

@@ -21,6 +21,9 @@ impl Pattern {
         if let Some(image_seed) = self.image_seed {
             line += &format!(" tg.image_seed={image_seed}");
         }
+        if self.on_disk {
+            line += " tg.on_disk=1";
+        }
         if self.reorder {
             line += " tg.reorder=1";
         }
@@ -95,19 +98,16 @@ impl Pattern {
             _ => bail!("tg.access={name} is unknown"),
         };
         let image = words.0.contains_key("image_seed");
-        let on_command: u8 = words.number("rounds_on_command", 0)?;
-        ensure!(on_command <= 1, "tg.rounds_on_command={on_command}: neither 0 nor 1");
-        let reorder: u8 = words.number("reorder", 0)?;
-        ensure!(reorder <= 1, "tg.reorder={reorder}: neither 0 nor 1");
         let pattern = Self {
             seed: words.number("seed", default.seed)?,
             mem_mib,
             write_one_in: words.number("write_one_in", default.write_one_in)?,
             touches_per_s: words.number("touches_per_s", default.touches_per_s)?,
             round_touches: words.number("round_touches", default.round_touches)?,
-            rounds_on_command: on_command == 1,
+            rounds_on_command: words.flag("rounds_on_command")?,
             image_seed: image.then(|| words.number("image_seed", 0)).transpose()?,
-            reorder: reorder == 1,
+            on_disk: words.flag("on_disk")?,
+            reorder: words.flag("reorder")?,
             access,
         };
         if let Some(field) = words.0.keys().next() {
@@ -131,6 +131,12 @@ impl<'a> Words<'a> {
     fn number<T: std::str::FromStr>(&mut self, field: &str, default: T) -> Result<T> {
         let Some(value) = self.0.remove(field) else { return Ok(default) };
         value.parse().ok().with_context(|| format!("tg.{field}={value}: not a number, or too large"))
+    }
+
+    fn flag(&mut self, field: &str) -> Result<bool> {
+        let value: u8 = self.number(field, 0)?;
+        ensure!(value <= 1, "tg.{field}={value}: neither 0 nor 1");
+        Ok(value == 1)
     }
 }
 
@@ -166,7 +172,8 @@ mod tests {
                 ..plain.clone()
             };
             let image = plain.clone().on_image(64, 13);
-            for pattern in [plain, set, image] {
+            let disk = plain.clone().on_disk(64, 13);
+            for pattern in [plain, set, image, disk] {
                 let cmdline = format!("quiet console=ttyS0 {} panic=-1", pattern.to_cmdline());
                 assert_eq!(Pattern::from_cmdline(&cmdline).unwrap(), pattern);
             }
@@ -209,6 +216,7 @@ mod tests {
                 "tg.mem_mib has to be 12 or more",
             ),
             ("tg.image_seed=1", "set tg.write_one_in to 0"),
+            ("tg.on_disk=1", "set tg.image_seed"),
         ] {
             let error = format!("{:#}", Pattern::from_cmdline(cmdline).unwrap_err());
             assert!(error.contains(named), "{cmdline}: {error}");

@@ -3,7 +3,7 @@
 //!
 //! The host writes a [`Pattern`] on the guest's kernel command line; the guest's init reads it there. A guest
 //! 1. maps `mem_mib` of anonymous memory and fills every page with content that follows from seed, page and version (or maps
-//!    the file of an image, which holds such pages), and prints `tg: ready`;
+//!    the file of an image, which holds such pages, or opens a disk that does), and prints `tg: ready`;
 //! 2. does one round of [`Pattern::touches`] after another: freely, or one for each line `go` on its console. Each touch
 //!    compares the whole page, one in `write_one_in` writes a new version;
 //! 3. at a round's end prints `tg: phase ` and a [`PhaseResult`]. Running freely it prints at most one a second: rounds that
@@ -35,6 +35,10 @@ pub const RESULT: &str = "tg: result ";
 pub const PAGE_BYTES: usize = 4096;
 /// The file of an image in the guest.
 pub const IMAGE_PATH: &str = "image";
+/// The guest's disk.
+pub const DISK_PATH: &str = "/dev/vda";
+/// The folder of modules in the guest, named so that they sort in the order in which they are to be loaded.
+pub const MODULES_PATH: &str = "modules";
 
 const PAGES_A_MIB: usize = (1 << 20) / PAGE_BYTES;
 
@@ -55,6 +59,8 @@ pub struct Pattern {
     pub rounds_on_command: bool,
     /// The memory is a file of an image with this seed, read only: guests of one image seed have booted the same image.
     pub image_seed: Option<u64>,
+    /// That image is a disk of the guest, and each touch reads a page of it past the guest's own page cache.
+    pub on_disk: bool,
     /// A walk has another order each time, which follows from the one before: the same in leader and followers.
     pub reorder: bool,
     /// Which pages are touched in which order.
@@ -110,6 +116,7 @@ impl Default for Pattern {
             round_touches: 0,
             rounds_on_command: false,
             image_seed: None,
+            on_disk: false,
             reorder: false,
             access: Access::HotAndLoop { hot_mib: 16, loop_mib: 48, loop_every_ms: 12_000 },
         }
@@ -122,6 +129,12 @@ impl Pattern {
     #[must_use]
     pub fn on_image(self, mib: usize, image_seed: u64) -> Self {
         Self { mem_mib: mib, image_seed: Some(image_seed), write_one_in: 0, ..self }
+    }
+
+    /// The same on a disk of this size: a file with such pages, given to [`crate::guest::Builder::disk`]. It takes no RAM.
+    #[must_use]
+    pub fn on_disk(self, mib: usize, image_seed: u64) -> Self {
+        Self { on_disk: true, ..self.on_image(mib, image_seed) }
     }
 
     /// All pages of the pattern.
@@ -171,6 +184,10 @@ impl Pattern {
         ensure!(
             self.image_seed.is_none() || self.write_one_in == 0,
             "an image is only read: set tg.write_one_in to 0"
+        );
+        ensure!(
+            !self.on_disk || self.image_seed.is_some(),
+            "tg.on_disk: a disk holds an image, set tg.image_seed"
         );
         let set_mib = self.access.set_mib();
         match self.access {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
+use nix::sys::stat::{major, minor};
 use tiering_common::EXTENT_PAGES;
 
 use super::Error;
@@ -109,6 +110,7 @@ impl State {
     fn image_status(&self) -> Vec<ImageStatus> {
         let status = |(id, image): (&FileId, &Image)| ImageStatus {
             name: image.name().to_owned(),
+            device: format!("{}:{}", major(id.device), minor(id.device)),
             inode: id.inode,
             bytes: image.bytes(),
             vms: image.readers.iter().filter_map(|vm| Some(self.machines.get(vm)?.id.clone())).collect(),

@@ -38,6 +38,8 @@ pub struct Status {
 pub struct ImageStatus {
     /// The file's name, without its folder.
     pub name: String,
+    /// Major and minor number of the file system's device, and the inode number there.
+    pub device: String,
     pub inode: u64,
     pub bytes: u64,
     /// Ids of the VMs that have it open.
@@ -399,7 +401,7 @@ mod tests {
                 ..VmStatus::default()
             }],
             sources: vec![SourceStatus { state: SourceState::Active, ..SourceStatus::default() }],
-            images: vec![ImageStatus { name: "base".into(), confidence: 0.5, ..ImageStatus::default() }],
+            images: vec![ImageStatus { device: "8:1".to_owned(), confidence: 0.5, ..ImageStatus::default() }],
             ..Status::default()
         };
         let prefetch = serde_json::json!({
@@ -433,7 +435,7 @@ mod tests {
             "events": {"produced": 0, "consumed": 0, "dropped": 0},
             "sources": [{"name": "", "state": "active", "detail": ""}],
             "blocks": {"shown": 0, "left_out_total": 0},
-            "images": [{"name": "base", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
+            "images": [{"name": "", "device": "8:1", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
                 "read_ahead_bytes_total": 0, "confidence": 0.5, "window_bytes": 0}],
             "warnings": [],
             "state_saved_unix_s": null,

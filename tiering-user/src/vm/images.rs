@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_baseimage_file_is_a_large_file_that_is_open_for_reading_only() {
+    fn a_base_image_is_a_large_file_that_is_open_for_reading_only() {
         let folder = tempfile::tempdir().unwrap();
         let open = |name: &str, bytes: u64, write: bool| {
             let path = folder.path().join(name);

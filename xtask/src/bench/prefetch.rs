@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 6] = [
+pub const PARTS: [Part; 7] = [
     Part {
         name: "pair",
         about: "what a follower saves when a leader has walked the same pages",
@@ -23,6 +23,11 @@ pub const PARTS: [Part; 6] = [
     Part {
         name: "similar",
         about: "how fast, and how surely, machines that are alike find each other",
+        place: Place::Here,
+    },
+    Part {
+        name: "files",
+        about: "what a guest saves when another one has read the same base image before",
         place: Place::Here,
     },
 ];
