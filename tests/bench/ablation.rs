@@ -4,8 +4,8 @@
 //! past alone, which saw the walk before. The kernel's readahead at page-cluster 0, 3 and 5 is measured once in each repeat.
 
 use crate::host::Host;
-use crate::prefetch::{FOLLOWER, Pair};
-use crate::walk::{PAGE_CLUSTERS, Readahead, Round, Staged, follow, send_down, show};
+use crate::prefetch::Pair;
+use crate::walk::{Readahead, Round, follow, show};
 use anyhow::Result;
 use std::time::Duration;
 use tiering_tests::results::Results;
@@ -42,27 +42,9 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let in_dram = pair.walk(Duration::from_secs(1))?.phase;
     let mut rounds: [Vec<Round>; CASES.len()] = Default::default();
     for _ in 0..if quick { 2 } else { 5 } {
-        let agent = host.agent(false)?;
-        let mut kernel = Vec::new();
-        for cluster in PAGE_CLUSTERS {
-            readahead.set(cluster)?;
-            send_down(&agent, &pair.members())?;
-            kernel.push(pair.walk(LAG)?);
-        }
-        agent.interrupt()?;
-        readahead.set("3")?;
+        let kernel = pair.by_kernel(&host, &readahead, LAG)?;
         for (case, rounds) in CASES.iter().zip(&mut rounds) {
-            host.forget_state()?;
-            let agent = host.agent_that(case.rules)?;
-            for _ in 0..case.seen {
-                send_down(&agent, &pair.members())?;
-                pair.walk(LAG)?;
-            }
-            send_down(&agent, &pair.members())?;
-            let before = Staged::of(&agent, FOLLOWER)?;
-            let ours = pair.walk(LAG)?;
-            let staged = Staged::of(&agent, FOLLOWER)?.since(&before);
-            agent.interrupt()?;
+            let (ours, staged) = pair.by_agent(&host, case.rules, case.seen, LAG)?;
             rounds.push(Round { kernel: kernel.clone(), ours, staged });
         }
     }

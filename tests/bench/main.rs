@@ -5,6 +5,7 @@
 //! measured; a bad figure is a figure.
 
 mod ablation;
+mod clones;
 mod files;
 mod group;
 mod host;
@@ -46,10 +47,11 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "storm" => storm::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
+        "clones" => clones::measure(results, quick),
         "restart" => restart::measure(results, quick),
         "files" => files::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, restart, storm, mix, ablation, similar, files"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files"
         ),
     }
 }

@@ -9,9 +9,13 @@
 //! *Stall* is what the first accesses of the walk took beyond what they take in DRAM.
 
 use crate::host::Host;
-use crate::walk::{Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, Walk, follow, send_down, show};
+use crate::walk::{
+    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, Walk, follow, send_down,
+    show,
+};
 use anyhow::Result;
 use std::time::Duration;
+use tiering_tests::guest::Guest;
 use tiering_tests::pattern::Access;
 use tiering_tests::results::Results;
 
@@ -59,26 +63,8 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
             let lag = Duration::from_millis(*lag_ms);
             let mut rounds = Vec::new();
             for _ in 0..repeats {
-                let agent = host.agent(false)?;
-                let mut kernel = Vec::new();
-                for cluster in PAGE_CLUSTERS {
-                    readahead.set(cluster)?;
-                    send_down(&agent, &pair.members())?;
-                    kernel.push(pair.walk(lag)?);
-                }
-                agent.interrupt()?;
-                host.forget_state()?;
-                readahead.set("3")?;
-                let agent = host.agent(true)?;
-                for _ in 0..case.seen {
-                    send_down(&agent, &pair.members())?;
-                    pair.walk(KNOWN_LAG)?;
-                }
-                send_down(&agent, &pair.members())?;
-                let before = Staged::of(&agent, FOLLOWER)?;
-                let ours = pair.walk(lag)?;
-                let staged = Staged::of(&agent, FOLLOWER)?.since(&before);
-                agent.interrupt()?;
+                let kernel = pair.by_kernel(&host, &readahead, lag)?;
+                let (ours, staged) = pair.by_agent(&host, "", case.seen, lag)?;
                 rounds.push(Round { kernel, ours, staged });
             }
             show(results, &format!("{}, lag {lag_ms} ms", case.name), &in_dram, &rounds);
@@ -104,6 +90,11 @@ impl Pair {
         Ok(Self { leader, follower })
     }
 
+    /// Two guests that were started just now under these names.
+    pub fn of(leader: Guest, follower: Guest) -> Result<Self> {
+        Ok(Self { leader: Member::of(leader)?, follower: Member::of(follower)? })
+    }
+
     pub fn members(&self) -> [&Member; 2] {
         [&self.leader, &self.follower]
     }
@@ -115,6 +106,36 @@ impl Pair {
         let follower = self.follower.walk()?;
         self.leader.end()?;
         Ok(follower)
+    }
+
+    /// Its walks by an agent that stages nothing, at each page-cluster; afterwards it is the kernel's default again.
+    pub fn by_kernel(&mut self, host: &Host, readahead: &Readahead, lag: Duration) -> Result<Vec<Walk>> {
+        let agent = host.agent(false)?;
+        let mut walks = Vec::new();
+        for cluster in PAGE_CLUSTERS {
+            readahead.set(cluster)?;
+            send_down(&agent, &self.members())?;
+            walks.push(self.walk(lag)?);
+        }
+        agent.interrupt()?;
+        readahead.set(DEFAULT_PAGE_CLUSTER)?;
+        Ok(walks)
+    }
+
+    /// Its walk by an agent with these rules, which knows nothing but what it `seen`, so many walks before.
+    pub fn by_agent(&mut self, host: &Host, rules: &str, seen: u32, lag: Duration) -> Result<(Walk, Staged)> {
+        host.forget_state()?;
+        let agent = host.agent_that(rules)?;
+        for _ in 0..seen {
+            send_down(&agent, &self.members())?;
+            self.walk(KNOWN_LAG)?;
+        }
+        send_down(&agent, &self.members())?;
+        let before = Staged::of(&agent, FOLLOWER)?;
+        let ours = self.walk(lag)?;
+        let staged = Staged::of(&agent, FOLLOWER)?.since(&before);
+        agent.interrupt()?;
+        Ok((ours, staged))
     }
 
     pub fn finish(mut self, results: &mut Results) -> Result<()> {

@@ -8,7 +8,9 @@
 //! puts which page is not the same at each boot.
 
 use crate::host::{self, Host};
-use crate::walk::{Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, follow, send_down, show};
+use crate::walk::{
+    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, follow, send_down, show,
+};
 use anyhow::{Context, Result};
 use tiering_tests::pattern::{Access, PhaseResult};
 use tiering_tests::results::Results;
@@ -49,7 +51,7 @@ fn round(
 ) -> Result<(Round, PhaseResult)> {
     host.forget_state()?;
     // The kernel's default.
-    readahead.set("3")?;
+    readahead.set(DEFAULT_PAGE_CLUSTER)?;
     let agent = host.agent(true)?;
     let mut earlier = Member::start(name, 1, access, false)?;
     send_down(&agent, &[&earlier])?;

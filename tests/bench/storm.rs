@@ -5,7 +5,7 @@
 //! counts; an agent that knows each guest's own past alone; one that knows nothing yet, and has all; one that has all, and saw them wake once.
 
 use crate::host::Host;
-use crate::walk::{Member, PAGE_CLUSTERS, Readahead, follow, send_to};
+use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, follow, send_to};
 use anyhow::Result;
 use tiering_tests::agent::Agent;
 use tiering_tests::repeats::Repeats;
@@ -39,7 +39,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
         agent.interrupt()?;
         storms.sort_by(|a, b| total(a).total_cmp(&total(b)));
         kernel.push(storms.swap_remove(0));
-        readahead.set("3")?;
+        readahead.set(DEFAULT_PAGE_CLUSTER)?;
         for ((_, rules, seen), ours) in CASES.iter().zip(&mut ours) {
             host.forget_state()?;
             let agent = host.agent_that(rules)?;

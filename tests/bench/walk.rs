@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
+use tiering_tests::guest::{Backend, Builder, Guest};
 use tiering_tests::pattern::{Access, Pattern, PhaseResult};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
@@ -25,6 +25,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PUBLISHED: Duration = Duration::from_millis(1500);
 /// Settings of the kernel's readahead; the best of them is what the agent is compared with.
 pub const PAGE_CLUSTERS: [&str; 3] = ["0", "3", "5"];
+pub const DEFAULT_PAGE_CLUSTER: &str = "3";
 
 /// The pages of the set in random order, of which the walk shares so many.
 pub fn follow(overlap_percent: u64) -> Access {
@@ -103,6 +104,16 @@ impl Staged {
     }
 }
 
+/// A guest of the benchmarks to be.
+pub fn builder(name: &str) -> Builder {
+    Guest::builder(name).memory_mib(160).backend(Backend::AnonymousSmall)
+}
+
+/// The pattern with the memory that all of them have, which only reads, when it is told to.
+pub fn on_command(pattern: &Pattern) -> Pattern {
+    Pattern { mem_mib: MEM_MIB, write_one_in: 0, rounds_on_command: true, ..pattern.clone() }
+}
+
 /// A guest in a memory control group of its own, which counts its faults.
 pub struct Member {
     guest: Guest,
@@ -118,11 +129,12 @@ impl Member {
 
     /// The pattern's memory, writes and rounds are decided here.
     pub fn start_pattern(name: &str, pattern: &Pattern) -> Result<Self> {
-        let pattern =
-            Pattern { mem_mib: MEM_MIB, write_one_in: 0, rounds_on_command: true, ..pattern.clone() };
-        let builder = Guest::builder(name).memory_mib(160).backend(Backend::AnonymousSmall);
-        let mut guest = builder.pattern(pattern).start()?;
-        let group = Group::of(name, guest.pid())?;
+        Self::of(builder(name).pattern(on_command(pattern)).start()?)
+    }
+
+    /// A guest that has just been started.
+    pub fn of(mut guest: Guest) -> Result<Self> {
+        let group = Group::of(guest.name(), guest.pid())?;
         guest.wait_ready(LIMIT)?;
         Ok(Self { guest, group, walks: 0 })
     }

@@ -48,6 +48,7 @@ fn run() -> Result<()> {
         }
         match commands.recv_timeout(step.pause) {
             Ok(command) if command == "go" => walker.go(),
+            Ok(command) if command == "ready" => println!("{READY}"),
             Ok(command) if command == "poweroff" => return Ok(()),
             Ok(command) if command == "finish" => break,
             Ok(command) => println!("tg: unknown command {command}"),

@@ -33,6 +33,30 @@ fn a_guest_runs_its_pattern_verifies_its_memory_and_switches_off() {
 }
 
 #[test]
+fn clones_of_a_snapshot_go_on_where_it_was_each_with_memory_of_its_own() {
+    let Some(()) = skip_or_fail(need_guests()) else { return };
+    let pattern = Pattern { rounds_on_command: true, write_one_in: 2, ..small() };
+    let mut original =
+        Guest::builder("tt-original").memory_mib(128).pattern(pattern).savable().start().unwrap();
+    original.wait_ready(BOOT).unwrap();
+    let snapshot = original.save().unwrap();
+
+    let mut clones = ["tt-clone-1", "tt-clone-2"].map(|name| snapshot.start(name).unwrap());
+    for clone in &mut clones {
+        clone.go().unwrap();
+        let phase = clone.wait_phase(1, BOOT).unwrap();
+        assert_eq!((phase.touches, phase.ok), (16 * 256, true));
+        assert!(phase.writes > 0);
+    }
+    for mut clone in clones {
+        let result = clone.finish().unwrap();
+        assert!(result.checksum_ok, "{}", clone.console().text());
+        assert_eq!(result.pages_verified, 48 * 256);
+        clone.poweroff().unwrap();
+    }
+}
+
+#[test]
 fn a_guest_that_is_killed_is_reported_with_its_console() {
     let Some(()) = skip_or_fail(need_guests()) else { return };
     let mut guest = Guest::builder("db-1").memory_mib(128).pattern(small()).start().unwrap();

@@ -47,6 +47,10 @@ pub(crate) struct Machine {
     pub accel: Accel,
     /// A raw image, opened for reading only and through the host's page cache: the guest's first virtio disk.
     pub disk: Option<PathBuf>,
+    /// Where QEMU listens for commands (QMP), if it does.
+    pub monitor: Option<PathBuf>,
+    /// The state that it begins with, instead of a boot.
+    pub state: Option<PathBuf>,
 }
 
 impl Machine {
@@ -84,6 +88,12 @@ impl Machine {
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
         // panic=-1 with -no-reboot: a guest kernel that panics ends QEMU.
+        if let Some(monitor) = &self.monitor {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        }
+        if let Some(state) = &self.state {
+            command.arg("-incoming").arg(format!("exec:cat {}", state.display()));
+        }
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.pattern.to_cmdline())]);
         command
     }
@@ -135,6 +145,8 @@ mod tests {
             backend,
             accel,
             disk: Some("/d".into()),
+            monitor: None,
+            state: None,
         };
         let command = machine.command(Path::new("/k"), Path::new("/i"));
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();

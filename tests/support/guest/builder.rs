@@ -3,7 +3,7 @@
 //! In: machine and pattern, set one by one. Out: QEMU as a child process, with an initramfs of its own.
 //! What cannot work is refused before anything runs.
 
-use super::{Accel, Backend, Guest};
+use super::{Accel, Backend, Guest, snapshot};
 use crate::lines::Lines;
 use crate::pattern::{IMAGE_PATH, MODULES_PATH, PAGE_BYTES, Pattern};
 use crate::qemu::{self, Machine};
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 /// Of what a disk needs, whatever the guest's kernel has not built in.
@@ -57,6 +58,13 @@ impl Builder {
         self
     }
 
+    /// It can be [saved](Guest::save).
+    #[must_use]
+    pub fn savable(mut self) -> Self {
+        self.0.monitor = Some(snapshot::monitor_of(&self.0.name));
+        self
+    }
+
     /// Starts it, from a thread that must live as long as the guest; it is not booted yet when this returns.
     ///
     /// # Errors
@@ -79,16 +87,20 @@ impl Builder {
         }
         let modules = if machine.disk.is_some() { modules(&kernel)? } else { Vec::new() };
         let image = initramfs(&init, &machine.pattern, &modules).context("writing the guest's initramfs")?;
-        let mut command = machine.command(&kernel, image.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
-        let console = Lines::default();
-        console.read(child.stdout.take().context("the child has no standard output")?);
-        console.read(child.stderr.take().context("the child has no standard error")?);
-        let input = child.stdin.take().context("the child has no standard input")?;
-        let Machine { name, memory_mib, .. } = self.0;
-        Ok(Guest { name, memory_mib, child, input, console, _initramfs: image })
+        launch(self.0, &kernel, Arc::new(image))
     }
+}
+
+/// Starts QEMU for this machine.
+pub(super) fn launch(machine: Machine, kernel: &Path, initramfs: Arc<NamedTempFile>) -> Result<Guest> {
+    let mut command = machine.command(kernel, initramfs.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
+    let console = Lines::default();
+    console.read(child.stdout.take().context("the child has no standard output")?);
+    console.read(child.stderr.take().context("the child has no standard error")?);
+    let input = child.stdin.take().context("the child has no standard input")?;
+    Ok(Guest { machine, child, input, console, initramfs })
 }
 
 /// The modules for a disk, in the order in which they are to be loaded.

@@ -13,14 +13,16 @@ use nix::unistd::Pid;
 use std::io::Write;
 use std::ops::Range;
 use std::process::{Child, ChildStdin};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 mod builder;
+mod snapshot;
 
 pub use crate::qemu::{Accel, Backend};
 pub use builder::Builder;
+pub use snapshot::Snapshot;
 
 /// The final pass may have to read all memory back from a slow tier, on a busy machine.
 const FINISH_LIMIT: Duration = Duration::from_secs(180);
@@ -33,14 +35,13 @@ const POLL: Duration = Duration::from_millis(20);
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
-    name: String,
-    memory_mib: u32,
+    machine: Machine,
     child: Child,
     /// The guest's serial line, towards it.
     input: ChildStdin,
     console: Lines,
     /// Read by QEMU when it starts; removed with the guest.
-    _initramfs: NamedTempFile,
+    initramfs: Arc<NamedTempFile>,
 }
 
 impl Guest {
@@ -54,13 +55,15 @@ impl Guest {
             backend: Backend::Anonymous,
             accel: Accel::Tcg,
             disk: None,
+            monitor: None,
+            state: None,
         })
     }
 
     /// The name that QEMU was given.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.machine.name
     }
 
     /// QEMU's pid.
@@ -83,13 +86,13 @@ impl Guest {
         // After an internal error of KVM QEMU does not end but stands still.
         let fatal = |line: &str| line.contains("Kernel panic") || line.contains("KVM internal error");
         let panic = self.console.find(0, |line| fatal(line).then(|| line.to_owned()));
-        let exit = self.child.try_wait().with_context(|| format!("waiting for {}", self.name))?;
+        let exit = self.child.try_wait().with_context(|| format!("waiting for {}", self.name()))?;
         let what = match (panic, exit) {
             (Some(line), _) => line,
             (None, Some(status)) => format!("QEMU ended: {status}"),
             (None, None) => return Ok(()),
         };
-        bail!("guest {}: {what}; the end of its console:\n{}", self.name, self.console.tail())
+        bail!("guest {}: {what}; the end of its console:\n{}", self.name(), self.console.tail())
     }
 
     /// All pages are filled and the pattern runs. Does not wait.
@@ -114,7 +117,7 @@ impl Guest {
     /// # Errors
     /// Where that cannot be told: QEMU may not have made it yet, so wait until the guest is ready.
     pub fn ram(&self) -> Result<Range<u64>> {
-        locate::ram(self.pid(), self.memory_mib)
+        locate::ram(self.pid(), self.machine.memory_mib)
     }
 
     /// Tells a guest whose rounds are on command to do one. Does not wait.
@@ -215,7 +218,7 @@ impl Guest {
                 self.kill();
                 bail!(
                     "guest {} did not switch off; the end of its console:\n{}",
-                    self.name,
+                    self.name(),
                     self.console.tail()
                 );
             }
@@ -226,12 +229,12 @@ impl Guest {
 
     fn send(&mut self, command: &str) -> Result<()> {
         let sent = self.input.write_all(format!("{command}\n").as_bytes()).and_then(|()| self.input.flush());
-        sent.with_context(|| format!("sending {command} to guest {}", self.name))
+        sent.with_context(|| format!("sending {command} to guest {}", self.name()))
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
-        kill(pid, signal).with_context(|| format!("{signal} to guest {}", self.name))
+        kill(pid, signal).with_context(|| format!("{signal} to guest {}", self.name()))
     }
 
     fn wait<T>(
@@ -247,7 +250,7 @@ impl Guest {
             }
             if started.elapsed() > limit {
                 let tail = self.console.tail();
-                bail!("guest {} {what} after {limit:?}; the end of its console:\n{tail}", self.name);
+                bail!("guest {} {what} after {limit:?}; the end of its console:\n{tail}", self.name());
             }
             std::thread::sleep(POLL);
         }
@@ -257,6 +260,9 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
+        if let Some(monitor) = &self.machine.monitor {
+            std::fs::remove_file(monitor).ok();
+        }
     }
 }
 

@@ -68,6 +68,7 @@ impl State {
             tenant.likeness.touch(vm, machine.guest_page(page), tag);
         }
         let before = machine.tape.record(page, tag);
+        let tag = tag.filter(|_| self.config.prefetch.by_content);
         Some(Touched { vm, page, tag, time, before })
     }
 
@@ -199,7 +200,10 @@ impl State {
             }
         };
         let found = match self.tenants.of(machine) {
-            Some(tenant) => tenant.corresponding(tag, machine.target.id, same_page),
+            Some(tenant) => {
+                let tag = tag.filter(|_| self.config.prefetch.by_content);
+                tenant.corresponding(tag, machine.target.id, same_page)
+            }
             // What has no tenant has no tags.
             None => same_page.map(|page| (page, Match::Page)),
         };

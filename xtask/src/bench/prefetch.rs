@@ -2,10 +2,15 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 7] = [
+pub const PARTS: [Part; 8] = [
     Part {
         name: "pair",
         about: "what a follower saves when a leader has walked the same pages",
+        place: Place::Here,
+    },
+    Part {
+        name: "clones",
+        about: "what a follower saves that is a clone of the same snapshot as its leader",
         place: Place::Here,
     },
     Part {

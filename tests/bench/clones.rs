@@ -1,0 +1,45 @@
+//! What a follower saves that is a clone of the same memory snapshot as its leader: both have the same data at the same
+//! guest-physical addresses.
+//!
+//! As in `prefetch`, in random order, by all names of data, by content alone, and by address alone.
+
+use crate::host::Host;
+use crate::prefetch::{FOLLOWER, LEADER, Pair};
+use crate::walk::{Readahead, Round, builder, follow, on_command, show};
+use anyhow::Result;
+use std::time::Duration;
+use tiering_tests::pattern::Pattern;
+use tiering_tests::results::Results;
+
+const BOOT: Duration = Duration::from_secs(120);
+const LAG: Duration = Duration::from_millis(250);
+
+/// What is left of the names, in the words of the configuration.
+const CASES: [(&str, &str); 3] = [
+    ("clones", ""),
+    ("clones, by content alone", "own_past = false\nby_address = false"),
+    ("clones, by address alone", "own_past = false\nby_content = false"),
+];
+
+pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
+    let host = Host::new()?;
+    let readahead = Readahead::keep()?;
+    let pattern = on_command(&Pattern { seed: 1, access: follow(100), ..Pattern::default() });
+    let mut original = builder("tt-original").pattern(pattern).savable().start()?;
+    original.wait_ready(BOOT)?;
+    let snapshot = original.save()?;
+    let mut pair = Pair::of(snapshot.start(LEADER)?, snapshot.start(FOLLOWER)?)?;
+    let in_dram = pair.walk(Duration::from_secs(1))?.phase;
+    let mut rounds: [Vec<Round>; CASES.len()] = Default::default();
+    for _ in 0..if quick { 2 } else { 5 } {
+        let kernel = pair.by_kernel(&host, &readahead, LAG)?;
+        for ((_, rules), rounds) in CASES.iter().zip(&mut rounds) {
+            let (ours, staged) = pair.by_agent(&host, rules, 0, LAG)?;
+            rounds.push(Round { kernel: kernel.clone(), ours, staged });
+        }
+    }
+    for ((name, _), rounds) in CASES.iter().zip(&rounds) {
+        show(results, name, &in_dram, rounds);
+    }
+    pair.finish(results)
+}

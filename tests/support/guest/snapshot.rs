@@ -1,0 +1,121 @@
+//! A guest as a file, and clones of it: the same data at the same guest-physical addresses.
+//!
+//! In: a guest that was built to be [savable](super::Builder::savable) and is ready. Out: its state, from which any number of guests are started,
+//! each with memory of its own. QEMU's migration writes and reads it.
+
+use super::builder::launch;
+use super::{Guest, POLL};
+use crate::kernel;
+use crate::qemu::Machine;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_millis(500);
+const SAVE_LIMIT: Duration = Duration::from_secs(120);
+
+/// A guest that was stopped at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    machine: Machine,
+    state: NamedTempFile,
+    initramfs: Arc<NamedTempFile>,
+}
+
+/// Where the guest of this name listens, beside the files of all guests; removed when it is saved, or killed.
+pub(super) fn monitor_of(name: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("tiering-guest-{}-{count}-{name}.qmp", std::process::id()))
+}
+
+impl Guest {
+    /// Writes its state to a file, and ends it.
+    ///
+    /// # Errors
+    /// Where it was not built to be saved, or QEMU cannot.
+    pub fn save(mut self) -> Result<Snapshot> {
+        let monitor = self.machine.monitor.take().context("this guest was not built to be saved")?;
+        let state = NamedTempFile::with_prefix("tiering-snapshot-")?;
+        let saved = write_state(&monitor, state.path());
+        std::fs::remove_file(&monitor).ok();
+        saved.with_context(|| format!("saving guest {}", self.name()))?;
+        self.kill();
+        let initramfs = Arc::clone(&self.initramfs);
+        Ok(Snapshot { machine: self.machine.clone(), state, initramfs })
+    }
+}
+
+impl Snapshot {
+    /// Starts a guest from here, and waits until it goes on where the saved one was.
+    ///
+    /// # Errors
+    /// Where QEMU cannot be started, or the guest does not answer.
+    pub fn start(&self, name: &str) -> Result<Guest> {
+        let state = Some(self.state.path().to_owned());
+        let machine = Machine { name: name.to_owned(), state, ..self.machine.clone() };
+        let mut guest = launch(machine, &kernel::find()?, Arc::clone(&self.initramfs))?;
+        let began = Instant::now();
+        // It said in its former life that it is ready. What it is asked before its state is read is lost.
+        while !guest.is_ready()? {
+            ensure!(began.elapsed() < START_LIMIT, "clone {name} does not answer after {START_LIMIT:?}");
+            guest.send("ready")?;
+            std::thread::sleep(ASK_EVERY);
+        }
+        Ok(guest)
+    }
+}
+
+fn write_state(monitor: &Path, file: &Path) -> Result<()> {
+    let stream =
+        UnixStream::connect(monitor).with_context(|| format!("connecting to {}", monitor.display()))?;
+    stream.set_read_timeout(Some(SAVE_LIMIT))?;
+    let mut qmp = Qmp { lines: BufReader::new(stream.try_clone()?), stream };
+    qmp.answer().context("the greeting")?;
+    qmp.run(&json!({"execute": "qmp_capabilities"}))?;
+    // Not stopped before: its clones would be too.
+    qmp.run(&json!({"execute": "migrate", "arguments": {"uri": format!("exec:cat > {}", file.display())}}))?;
+    let began = Instant::now();
+    loop {
+        let migration = qmp.run(&json!({"execute": "query-migrate"}))?;
+        match migration["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") => bail!("QEMU says {migration}"),
+            _ => ensure!(began.elapsed() < SAVE_LIMIT, "not done after {SAVE_LIMIT:?}: {migration}"),
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// QEMU's monitor: a line of JSON each way.
+struct Qmp {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    fn run(&mut self, command: &Value) -> Result<Value> {
+        self.stream.write_all(format!("{command}\n").as_bytes())?;
+        loop {
+            let mut answer = self.answer().with_context(|| format!("after {command}"))?;
+            ensure!(answer.get("error").is_none(), "{command}: {answer}");
+            // All else is an event.
+            if let Some(returned) = answer.get_mut("return") {
+                return Ok(returned.take());
+            }
+        }
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        ensure!(self.lines.read_line(&mut line)? > 0, "QEMU hung up");
+        serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))
+    }
+}
