@@ -61,7 +61,8 @@ impl Machine {
     pub(crate) fn command(&self, kernel: &Path, initramfs: &Path) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", QEMU]).process_group(0);
-        command.args(["-name", &format!("guest={}", self.name)]);
+        // Threads have names, as libvirt and Proxmox have it.
+        command.args(["-name", &format!("guest={},debug-threads=on", self.name)]);
         let memory = format!("{}M", self.memory_mib);
         match self.backend {
             Backend::Anonymous | Backend::AnonymousSmall => command.args(["-machine", "q35"]),

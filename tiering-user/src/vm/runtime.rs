@@ -91,7 +91,9 @@ impl Runtime {
         }
         // SCHED_FIFO, SCHED_RR, SCHED_DEADLINE.
         self.realtime |= matches!(stat.policy, Some(1 | 2 | 6));
-        self.vcpus_ran |=
-            stat.comm.starts_with("CPU ") && stat.utime.saturating_add(stat.stime) >= VCPU_RAN_TICKS;
+        // QEMU names its threads only where it is told to (debug-threads=on); under KVM the kernel counts what a guest runs.
+        let named = stat.comm.starts_with("CPU ");
+        let ran = if named { stat.utime.saturating_add(stat.stime) } else { stat.guest_time.unwrap_or(0) };
+        self.vcpus_ran |= ran >= VCPU_RAN_TICKS;
     }
 }
