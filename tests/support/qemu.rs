@@ -152,7 +152,7 @@ mod tests {
         let command = machine.command(Path::new("/k"), Path::new("/i"));
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let after = |option: &str| words.iter().skip_while(|word| *word != option).nth(1).unwrap().clone();
-        assert_eq!(after("-name"), "guest=db-1");
+        assert_eq!(after("-name"), "guest=db-1,debug-threads=on");
         assert_eq!(after("-accel"), "kvm");
         assert_eq!(after("-object"), "memory-backend-memfd,id=ram,size=128M,share=on");
         assert!(after("-machine").contains("memory-backend=ram"));
