@@ -43,6 +43,7 @@ fn clones_of_a_snapshot_go_on_where_it_was_each_with_memory_of_its_own() {
 
     let mut clones = ["tt-clone-1", "tt-clone-2"].map(|name| snapshot.start(name).unwrap());
     for clone in &mut clones {
+        clone.wait_ready(BOOT).unwrap();
         clone.go().unwrap();
         let phase = clone.wait_phase(1, BOOT).unwrap();
         assert_eq!((phase.touches, phase.ok), (16 * 256, true));

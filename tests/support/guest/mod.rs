@@ -109,7 +109,14 @@ impl Guest {
     /// # Errors
     /// Where the guest ends, or is not ready in time.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
-        self.wait("is not ready", limit, |guest| Ok(guest.is_ready()?.then_some(())))
+        self.wait("is not ready", limit, |guest| {
+            let ready = guest.is_ready()?;
+            if !ready && guest.machine.state.is_some() {
+                // It said so in its former life. What it is asked before its state is read is lost.
+                guest.send("ready")?;
+            }
+            Ok(ready.then_some(()))
+        })
     }
 
     /// Where its RAM is in QEMU.

@@ -17,8 +17,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
-const START_LIMIT: Duration = Duration::from_secs(60);
-const ASK_EVERY: Duration = Duration::from_millis(500);
 const SAVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// A guest that was stopped at one moment.
@@ -54,22 +52,14 @@ impl Guest {
 }
 
 impl Snapshot {
-    /// Starts a guest from here, and waits until it goes on where the saved one was.
+    /// Starts a guest from here; it goes on where the saved one was, when it is [ready](Guest::wait_ready).
     ///
     /// # Errors
-    /// Where QEMU cannot be started, or the guest does not answer.
+    /// Where QEMU cannot be started.
     pub fn start(&self, name: &str) -> Result<Guest> {
         let state = Some(self.state.path().to_owned());
         let machine = Machine { name: name.to_owned(), state, ..self.machine.clone() };
-        let mut guest = launch(machine, &kernel::find()?, Arc::clone(&self.initramfs))?;
-        let began = Instant::now();
-        // It said in its former life that it is ready. What it is asked before its state is read is lost.
-        while !guest.is_ready()? {
-            ensure!(began.elapsed() < START_LIMIT, "clone {name} does not answer after {START_LIMIT:?}");
-            guest.send("ready")?;
-            std::thread::sleep(ASK_EVERY);
-        }
-        Ok(guest)
+        launch(machine, &kernel::find()?, Arc::clone(&self.initramfs))
     }
 }
 
