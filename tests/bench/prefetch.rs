@@ -15,7 +15,7 @@ use crate::walk::{
 };
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::guest::Guest;
+use tiering_tests::guest::Snapshot;
 use tiering_tests::pattern::Access;
 use tiering_tests::results::Results;
 
@@ -90,9 +90,11 @@ impl Pair {
         Ok(Self { leader, follower })
     }
 
-    /// Two guests that were started just now under these names.
-    pub fn of(leader: Guest, follower: Guest) -> Result<Self> {
-        Ok(Self { leader: Member::of(leader)?, follower: Member::of(follower)? })
+    /// Two clones.
+    pub fn of(snapshot: &Snapshot) -> Result<Self> {
+        // One by one: each is in its control group before it reads its memory.
+        let leader = Member::of(snapshot.start(LEADER)?)?;
+        Ok(Self { leader, follower: Member::of(snapshot.start(FOLLOWER)?)? })
     }
 
     pub fn members(&self) -> [&Member; 2] {
