@@ -1,7 +1,7 @@
 //! The agent: owns the state, and joins the parts.
 //!
 //! One task owns everything; what waits for a disk or walks page tables is done by others. Around it: the scanner and the sweeper (threads that read
-//! `/proc`), the three lanes of `actuate` (threads that move pages), and the control socket. All of them talk to it
+//! `/proc`), the lanes of `actuate` (threads that move pages), and the control socket. All of them talk to it
 //! by channels.
 //!
 //! | when | what |
