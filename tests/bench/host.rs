@@ -12,6 +12,7 @@ use tiering_tests::observe::{PAGE, meminfo};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{need_guests, need_root};
+use tiering_tests::stop::Stop;
 
 /// Of both tiers, and room to breathe.
 const ROOM_BYTES: u64 = 6 << 30;
@@ -22,6 +23,7 @@ const WRITEBACK_BYTES: u64 = 4 << 20;
 /// Gone with everything in it when dropped.
 pub struct Host {
     scratch: Scratch,
+    stop: Stop,
 }
 
 impl Host {
@@ -32,7 +34,8 @@ impl Host {
             swaps.lines().count() == 1,
             "swap areas are on, into which pages could go: switch them off with swapoff -a"
         );
-        Ok(Self { scratch: Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))? })
+        let stop = Stop::on_signals()?;
+        Ok(Self { stop, scratch: Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))? })
     }
 
     /// The folder of a swap tier's files.
@@ -58,6 +61,8 @@ impl Host {
 
     /// The same, with these lines about staging in its configuration.
     pub fn agent_that(&self, prefetch: &str) -> Result<Agent> {
+        // Here a part that was interrupted ends, and leaves nothing behind.
+        self.stop.check()?;
         let folder = self.scratch.path().display();
         let config = format!(
             r#"

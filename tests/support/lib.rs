@@ -23,3 +23,4 @@ pub mod repeats;
 pub mod results;
 pub mod scratch;
 pub mod skip;
+pub mod stop;

@@ -250,7 +250,7 @@ fn on_file_read(key: ImageKey, first_page: u64, order: impl FnOnce() -> u8) {
     let Some(reading) = READING.get_ptr_mut(0) else { return };
     let reading = unsafe { &mut *reading };
 
-    let pages = if entry.has_order == 0 { 1 } else { 1 << (order() & 31) };
+    let pages = if entry.has_order == 0 { 1 } else { 1 << (order() & 15) };
     let extent = (first_page / EXTENT_PAGES) as u32;
     let count = ((first_page + pages - 1) / EXTENT_PAGES) as u32 - extent + 1;
     if count == 1 && (reading.last_image, reading.last_extent) == (entry.image, extent) {

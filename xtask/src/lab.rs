@@ -4,7 +4,6 @@
 //! The lab itself is `tiering_tests::lab`, since tests use it too; docs/lab.md is its page.
 
 use crate::setup;
-use crate::stop::Stop;
 use anyhow::{Result, ensure};
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use tiering_tests::kernel::{self, Kernel};
 use tiering_tests::lab::{Disk, Job, Lab, Nodes};
 use tiering_tests::paths::target_dir;
+use tiering_tests::stop::Stop;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const INTERRUPTED: u8 = 130;

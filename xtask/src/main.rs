@@ -7,7 +7,6 @@ mod demo;
 mod lab;
 mod run;
 mod setup;
-mod stop;
 mod test;
 
 use clap::Parser;

@@ -24,7 +24,7 @@ use crate::vm::{GroupMemory, ProcessKey, psi_some_avg10};
 /// Over how many seconds the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 5.0;
 /// Threads whose CPU time is that of the moves: those have brakes of their own.
-const MOVING_THREADS: [&str; 3] = ["tiering-mover", "tiering-stager", "tiering-mapper"];
+const MOVING_THREADS: [&str; 4] = ["tiering-mover", "tiering-stager", "tiering-mapper", "tiering-reader"];
 /// Less room than this in a control group is none: it comes and goes.
 const ROOM_LEAST_PAGES: u64 = 256;
 /// How long a machine rests whose group was refused swap, seconds.

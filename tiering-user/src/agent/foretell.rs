@@ -19,6 +19,9 @@ use crate::track::VmId;
 /// Touches of one machine that are looked for on tapes, of those that are read in one go.
 const PULLS_A_BATCH: usize = 4;
 
+/// Who is no more than so many touches behind its leader gains nothing by following it: both wait for the same disk.
+const IN_STEP: u64 = 16;
+
 /// A page that was in swap until this touch, or had been staged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Touched {
@@ -120,20 +123,24 @@ impl State {
         }
         let mut places = Vec::new();
         places.extend(touched.before.map(|place| (Origin::OwnPast, place)));
-        let mut by_each = |origin: &dyn Fn(Match) -> Origin, tape: &Tape, same_page: Option<PageIndex>| {
-            let same_content = touched.tag.and_then(|tag| tape.find_tag(tag));
-            if let Some(place) = same_content.or_else(|| tape.find(same_page?)) {
-                places.extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
-            }
-        };
+        let mut by_each =
+            |origin: &dyn Fn(Match) -> Origin, tape: &Tape, same_page: Option<PageIndex>, least| {
+                let same_content = touched.tag.and_then(|tag| tape.find_tag(tag));
+                if let Some(place) = same_content.or_else(|| tape.find(same_page?))
+                    && tape.end().since(place) > least
+                {
+                    places
+                        .extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
+                }
+            };
         if let Some(Earlier { tape, same_shape }) = &machine.earlier {
-            by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page));
+            by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page), 0);
         }
         if let Some(tenant) = self.tenants.of(machine) {
             for leader in tenant.likeness.leaders(touched.vm) {
                 let Some(there) = self.machines.get(leader) else { continue };
                 let same_page = machine.same_page_in(there, touched.page);
-                by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page);
+                by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page, IN_STEP);
             }
         }
         for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {

@@ -31,7 +31,7 @@ use crate::actuate::Job;
 use crate::bpf::Faults;
 use crate::predict::{Extent, ImageTape, MOST_TOUCHES, decode, encode};
 use crate::store::Record;
-use crate::sys::{Monotonic, PAGE_BYTES, unix_seconds};
+use crate::sys::{self, Monotonic, PAGE_BYTES, unix_seconds};
 use crate::track::VmId;
 use crate::vm::{FileId, Vm};
 
@@ -174,13 +174,8 @@ impl Images {
         gone
     }
 
-    /// A machine had this read from the disk. Returns the file and its parts that are to be read ahead, bytes, if there may be such.
-    fn read(
-        &mut self,
-        read: FileRead,
-        threshold: f64,
-        staging: bool,
-    ) -> Option<(Arc<File>, Vec<Range<u64>>)> {
+    /// A machine had this read from the disk. Returns the file and its parts that are to be read ahead, bytes, at most `room` in all.
+    fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<(Arc<File>, Vec<Range<u64>>)> {
         let vm = VmId(read.vm);
         let owner = self.owners.get(&vm)?.clone();
         let id = self.numbers.iter().find(|(_, number)| **number == read.image)?.0;
@@ -189,8 +184,8 @@ impl Images {
         for extent in read.extent..read.extent.saturating_add(read.count) {
             ahead.extend(image.tape.read(vm, extent, threshold, Monotonic(read.time_ns)));
         }
-        let room = (MOST_IN_FLIGHT.saturating_sub(self.in_flight_bytes) / EXTENT_BYTES) as usize;
-        ahead.truncate(if staging { room } else { 0 });
+        let room = room.min(MOST_IN_FLIGHT.saturating_sub(self.in_flight_bytes));
+        ahead.truncate((room / EXTENT_BYTES) as usize);
         let bytes = ahead.len() as u64 * EXTENT_BYTES;
         self.in_flight_bytes += bytes;
         image.asked_bytes += bytes;
@@ -308,8 +303,10 @@ impl State {
         let staging = self.may_stage && !self.dry_run;
         let count = reads.len();
         for read in reads {
-            let ahead = self.images.read(read, self.config.prefetch.threshold, staging);
+            let room = if staging { self.read_budget.available(sys::now()) } else { 0 };
+            let ahead = self.images.read(read, self.config.prefetch.threshold, room);
             if let Some((file, parts)) = ahead {
+                self.read_budget.spend(parts.iter().map(|part| part.end - part.start).sum());
                 self.lanes.send(Job::ReadAhead(file, parts));
             }
         }
@@ -350,7 +347,7 @@ mod tests {
             let extent = number * 7 % 200;
             if !cached.contains(&extent) {
                 let read = FileRead { time_ns: 1, extent, count: 1, vm: vm.0, image: 0 };
-                for part in images.read(read, 0.5, true).into_iter().flat_map(|(_, parts)| parts) {
+                for part in images.read(read, 0.5, u64::MAX).into_iter().flat_map(|(_, parts)| parts) {
                     cached.extend((part.start / EXTENT_BYTES..part.end / EXTENT_BYTES).map(|e| e as u32));
                     images.done(part.end - part.start);
                 }
@@ -410,7 +407,7 @@ mod tests {
         let mut asked = 0;
         for number in 0..200u32 {
             let read = FileRead { time_ns: 1, extent: number * 7 % 200, count: 1, vm: VM.0, image: 0 };
-            let parts = images.read(read, 0.5, true).into_iter().flat_map(|(_, parts)| parts);
+            let parts = images.read(read, 0.5, u64::MAX).into_iter().flat_map(|(_, parts)| parts);
             asked += parts.map(|part| part.end - part.start).sum::<u64>();
         }
         assert_eq!(asked, 3 * EXTENT_BYTES);

@@ -14,7 +14,7 @@ use super::waiting::{Foretold, Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Match, Origin, Request, Stages, TagKey, Tape, Used, Votes};
+use crate::predict::{Ahead, Origin, Request, Stages, TagKey, Tape, Used, Votes};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -239,7 +239,7 @@ impl Machine {
         }
         let room = self.stages.reserve(origin, now);
         if room {
-            self.to_stage.push(reason(origin), Foretold { page, origin, at: now });
+            self.to_stage.push(Foretold { page, origin, at: now });
         }
         room
     }
@@ -282,12 +282,18 @@ impl Machine {
         other.target.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))
     }
 
-    /// The step that stages what waits to be, unless the stager is still at the one before.
-    pub(super) fn next_stage(&mut self, haste: Haste, tier0_threshold: f64, now: Monotonic) -> Option<Step> {
-        if self.staging.is_some() || !self.braking.may_stage() {
+    /// The step that stages what waits to be, at most so many pages, unless the stager is still at the one before.
+    pub(super) fn next_stage(
+        &mut self,
+        haste: Haste,
+        most: usize,
+        tier0_threshold: f64,
+        now: Monotonic,
+    ) -> Option<Step> {
+        if most == 0 || self.staging.is_some() || !self.braking.may_stage() {
             return None;
         }
-        let (reason, taken) = self.to_stage.next(haste, STAGE_PAGES)?;
+        let (reason, taken) = self.to_stage.next(haste, most.min(STAGE_PAGES))?;
         let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
         let tier = |stages: &Stages, foretold: &Foretold| {
             TierId(u8::from(lower && stages.confidence(foretold.origin) < tier0_threshold))
@@ -300,7 +306,7 @@ impl Machine {
             if now.since(at) >= STAGE_DEADLINE {
                 self.stages.dropped(origin);
             } else if tier(&self.stages, &foretold) != to {
-                self.to_stage.push(reason, foretold);
+                self.to_stage.push(foretold);
             } else if self.pages.in_swap(self.pages.get(page).place()) {
                 self.pages.update(page, |entry| entry.with_staged(true));
                 self.stages.requested(Request { page, origin, foretold: at, to }, now);
@@ -489,15 +495,5 @@ impl Machine {
                 }
             }
         }
-    }
-}
-
-/// Why a page that is staged for this is staged.
-fn reason(origin: Origin) -> Reason {
-    match origin {
-        Origin::OwnPast | Origin::Earlier(_) => Reason::FollowedLastTime,
-        Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
-        Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
-        Origin::Followed(..) => Reason::FollowedElsewhere,
     }
 }

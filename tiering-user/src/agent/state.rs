@@ -24,7 +24,7 @@ use crate::predict::Stages;
 use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
-use crate::tiers::{Ladder, TierId, TierKind, WriteBudget};
+use crate::tiers::{Budget, Ladder, TierId, TierKind};
 use crate::track::{Access, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
@@ -51,7 +51,9 @@ pub(super) struct State {
     pub read_bytes: Vec<u64>,
     /// How fast the tiers are; set once, at start.
     pub survey: Survey,
-    pub budgets: Vec<WriteBudget>,
+    pub budgets: Vec<Budget>,
+    /// Of what is read ahead of need.
+    pub read_budget: Budget,
     pub troubles: Troubles,
     /// Tiers that take nothing any more.
     pub drained: BTreeSet<TierId>,
@@ -88,13 +90,13 @@ impl State {
     ) -> Self {
         let now = sys::now();
         let budgets = ladder.tiers().iter().map(|tier| match &tier.kind {
-            TierKind::Node { .. } => WriteBudget::new(None, None, now),
-            TierKind::Swap { write_limit, daily_writes, .. } => {
-                WriteBudget::new(*write_limit, *daily_writes, now)
-            }
+            TierKind::Node { .. } => Budget::new(None, None, now),
+            TierKind::Swap { write_limit, daily_writes, .. } => Budget::new(*write_limit, *daily_writes, now),
         });
+        let read_limit = config.prefetch.read_limit.map(|rate| rate.0);
         Self {
             budgets: budgets.collect(),
+            read_budget: Budget::new(read_limit, None, now),
             written_bytes: vec![0; ladder.tiers().len()],
             read_bytes: vec![0; ladder.tiers().len()],
             survey: Survey::default(),
@@ -161,9 +163,12 @@ impl State {
             return;
         }
         let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, sys::now());
-        let send = |machine: &mut Machine, haste| {
-            if let Some(step) = machine.next_stage(haste, tier0_threshold, now) {
-                self.lanes.send(Job::Step(machine.target.clone(), step));
+        let (lanes, budget) = (&self.lanes, &mut self.read_budget);
+        let mut send = |machine: &mut Machine, haste| {
+            let most = usize::try_from(budget.available(now) / PAGE_BYTES).unwrap_or(usize::MAX);
+            if let Some(step) = machine.next_stage(haste, most, tier0_threshold, now) {
+                budget.spend(step.pages.len() as u64 * PAGE_BYTES);
+                lanes.send(Job::Step(machine.target.clone(), step));
             }
         };
         self.machines.values_mut().for_each(|machine| send(machine, Haste::Now));

@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::policy::Reason;
-use crate::predict::Origin;
+use crate::predict::{Match, Origin};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -59,7 +59,8 @@ impl Waiting {
     }
 
     /// A page waits for the first reason that it is foretold for.
-    pub(super) fn push(&mut self, reason: Reason, foretold: Foretold) {
+    pub(super) fn push(&mut self, foretold: Foretold) {
+        let reason = reason(foretold.origin);
         if let Entry::Vacant(place) = self.pages.entry(foretold.page) {
             place.insert((reason, foretold));
             self.queues.entry(reason).or_default().push_back(foretold.page);
@@ -112,10 +113,19 @@ impl Waiting {
     }
 }
 
+/// Why a page that is staged for this is staged.
+fn reason(origin: Origin) -> Reason {
+    match origin {
+        Origin::OwnPast | Origin::Earlier(_) => Reason::FollowedLastTime,
+        Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
+        Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
+        Origin::Followed(..) => Reason::FollowedElsewhere,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::predict::Match;
 
     fn foretold(page: PageIndex, origin: Origin) -> Foretold {
         Foretold { page, origin, at: Monotonic(0) }
@@ -129,14 +139,10 @@ mod tests {
     fn what_is_needed_first_goes_first_and_reasons_take_turns() {
         let other = Origin::Touched(VmId(2), Match::Content);
         let mut waiting = Waiting::default();
-        [9, 3, 7, 5]
-            .iter()
-            .for_each(|page| waiting.push(Reason::FollowedLastTime, foretold(*page, Origin::OwnPast)));
-        [4, 3, 8]
-            .iter()
-            .for_each(|page| waiting.push(Reason::ContentTouchedElsewhere, foretold(*page, other)));
+        [9, 3, 7, 5].iter().for_each(|page| waiting.push(foretold(*page, Origin::OwnPast)));
+        [4, 3, 8].iter().for_each(|page| waiting.push(foretold(*page, other)));
         assert!(waiting.contains(7));
-        waiting.push(Reason::FollowedElsewhere, foretold(6, Origin::Followed(VmId(2), Match::Content)));
+        waiting.push(foretold(6, Origin::Followed(VmId(2), Match::Content)));
         assert_eq!(pages(waiting.next(Haste::Now, 2)), [9, 3]);
         assert_eq!(pages(waiting.next(Haste::Now, 2)), [6]);
         assert_eq!(pages(waiting.next(Haste::Now, 2)), [7, 5]);
@@ -149,10 +155,10 @@ mod tests {
     #[test]
     fn what_was_touched_does_not_wait_and_may_be_foretold_anew_for_another_reason() {
         let mut waiting = Waiting::default();
-        waiting.push(Reason::ContentTouchedElsewhere, foretold(1, Origin::OwnPast));
+        waiting.push(foretold(1, Origin::Touched(VmId(2), Match::Content)));
         assert_eq!(waiting.remove(1).map(|foretold| foretold.page), Some(1));
         assert_eq!(waiting.remove(1), None);
-        waiting.push(Reason::FollowedLastTime, foretold(1, Origin::OwnPast));
+        waiting.push(foretold(1, Origin::OwnPast));
         assert!(pages(waiting.next(Haste::Later, 9)).is_empty());
         assert_eq!(pages(waiting.next(Haste::Now, 9)), [1]);
     }
@@ -161,11 +167,11 @@ mod tests {
     fn what_is_touched_while_it_waits_does_not_pile_up() {
         let mut waiting = Waiting::default();
         for page in 0..1000 {
-            waiting.push(Reason::FollowedLastTime, foretold(page, Origin::OwnPast));
+            waiting.push(foretold(page, Origin::OwnPast));
             waiting.remove(page);
         }
         assert!(waiting.queues.values().all(VecDeque::is_empty));
-        waiting.push(Reason::FollowedLastTime, foretold(1, Origin::OwnPast));
+        waiting.push(foretold(1, Origin::OwnPast));
         assert_eq!(waiting.since(Haste::Now), Some(Monotonic(0)));
     }
 
@@ -174,8 +180,8 @@ mod tests {
         let (gone, there) =
             (Origin::Touched(VmId(1), Match::Content), Origin::Touched(VmId(2), Match::Content));
         let mut waiting = Waiting::default();
-        waiting.push(Reason::ContentTouchedElsewhere, foretold(1, gone));
-        waiting.push(Reason::ContentTouchedElsewhere, foretold(2, there));
+        waiting.push(foretold(1, gone));
+        waiting.push(foretold(2, there));
         waiting.forget(VmId(1));
         assert_eq!(pages(waiting.next(Haste::Later, 9)), [2]);
     }

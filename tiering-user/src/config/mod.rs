@@ -138,6 +138,9 @@ pub struct Prefetch {
     pub by_file: bool,
     /// What goes to swap goes in the order in which it was touched, so that it comes back by sequential reads.
     pub in_tape_order: bool,
+    /// Most that is read ahead of need, from swap and from images together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_limit: Option<Rate>,
     /// Learn from what became of it. Off only to measure what that is worth.
     pub feedback: bool,
 }
@@ -266,6 +269,7 @@ impl Default for Prefetch {
             by_address: true,
             by_file: true,
             in_tape_order: true,
+            read_limit: None,
             feedback: true,
         }
     }

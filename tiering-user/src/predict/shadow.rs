@@ -46,9 +46,8 @@ pub(super) struct Shadows {
 }
 
 impl Shadows {
-    /// `origin` foretells `page`. Returns how many of the pages that it foretold earlier were wrong, as is known now.
-    pub(super) fn note(&mut self, origin: Origin, page: PageIndex, now: Monotonic) -> u64 {
-        let wrong = self.expire(origin, now);
+    /// `origin` foretells `page`.
+    pub(super) fn note(&mut self, origin: Origin, page: PageIndex, now: Monotonic) {
         let noted = self.noted.entry(origin).or_default();
         let by = self.by_page.entry(page).or_default();
         if noted.len() < SHADOW_PAGES as usize && !by.contains(&origin) {
@@ -57,7 +56,11 @@ impl Shadows {
         } else if by.is_empty() {
             self.by_page.remove(&page);
         }
-        wrong
+    }
+
+    /// Whether more of what this origin foretells can be noted.
+    pub(super) fn has_room(&self, origin: Origin) -> bool {
+        self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
     /// The machine touched `page`. Returns the origins that were right about it.
@@ -81,7 +84,8 @@ impl Shadows {
         });
     }
 
-    fn expire(&mut self, origin: Origin, now: Monotonic) -> u64 {
+    /// How many of the pages that this origin foretold were wrong, as is known since the last call.
+    pub(super) fn expire(&mut self, origin: Origin, now: Monotonic) -> u64 {
         let Some(noted) = self.noted.get_mut(&origin) else { return 0 };
         let on_a_tape = !matches!(origin, Origin::Touched(..));
         let is_over = |note: &Note| {
@@ -116,7 +120,7 @@ mod tests {
     #[test]
     fn all_that_foretold_a_page_were_right_once() {
         let mut shadows = Shadows::default();
-        [PULL, PUSH, PULL].iter().for_each(|origin| assert_eq!(shadows.note(*origin, 7, at(0)), 0));
+        [PULL, PUSH, PULL].iter().for_each(|origin| shadows.note(*origin, 7, at(0)));
         assert_eq!(shadows.touched(8), []);
         assert_eq!(shadows.touched(7), [PULL, PUSH]);
         assert_eq!(shadows.touched(7), []);
@@ -131,18 +135,22 @@ mod tests {
         }
         shadows.touched(1);
         (100..100 + TOUCHES).for_each(|page| drop(shadows.touched(page as PageIndex)));
-        assert_eq!((shadows.note(PULL, 9, at(1)), shadows.note(PUSH, 9, at(1))), (2, 0));
-        assert_eq!((shadows.note(PULL, 9, at(10)), shadows.note(PUSH, 9, at(10))), (0, 2));
+        let wrong =
+            |shadows: &mut Shadows, seconds| [PULL, PUSH].map(|origin| shadows.expire(origin, at(seconds)));
+        assert_eq!(wrong(&mut shadows, 1), [2, 0]);
+        assert_eq!(wrong(&mut shadows, 10), [0, 2]);
         assert_eq!(shadows.touched(0), [], "it was wrong: it is not right as well");
     }
 
     #[test]
     fn no_more_is_noted_than_there_is_room_and_nothing_is_left_of_it() {
         let mut shadows = Shadows::default();
-        (0..1000).for_each(|page| assert_eq!(shadows.note(PULL, page, at(0)), 0));
+        (0..1000).for_each(|page| shadows.note(PULL, page, at(0)));
+        assert!(!shadows.has_room(PULL) && shadows.has_room(PUSH));
         assert_eq!(shadows.by_page.len(), SHADOW_PAGES as usize);
-        assert_eq!(shadows.note(PULL, 5000, at(10)), u64::from(SHADOW_PAGES));
-        assert_eq!(shadows.by_page.len(), 1);
+        assert_eq!(shadows.expire(PULL, at(10)), u64::from(SHADOW_PAGES));
+        assert!(shadows.has_room(PULL) && shadows.by_page.is_empty());
+        shadows.note(PULL, 5000, at(10));
         shadows.forget(VmId(1));
         assert!(shadows.by_page.is_empty() && shadows.noted.is_empty());
     }

@@ -27,7 +27,7 @@ const UNPROVEN_MOST: u32 = 1024;
 pub enum Chance {
     /// Stage it: it is likely enough to be used.
     Taken,
-    /// Not for this reason alone: it is doubtful, or not known. Note it.
+    /// Not for this reason alone: it is doubtful, or not known. It is to be [`shadowed`](Stages::shadowed).
     Shadowed,
     /// Perhaps later: so much is open that there is no room for more.
     NoRoom,
@@ -130,11 +130,14 @@ impl Stages {
     pub fn chance(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> Chance {
         let crowded = self.pending() >= UNPROVEN_MOST;
         let misses = self.misses;
+        let wrong = self.shadows.expire(origin, now);
+        let shadow_has_room = self.shadows.has_room(origin);
         let record = self.record_mut(origin);
+        (0..wrong).for_each(|_| record.foresaw(false, misses));
         record.fade(now);
         record.look_for_silence(misses);
         if !record.is_trusted(threshold) {
-            Chance::Shadowed
+            if shadow_has_room { Chance::Shadowed } else { Chance::NoRoom }
         } else if record.has_room(now) && (record.is_proven() || !crowded) {
             Chance::Taken
         } else {
@@ -144,10 +147,8 @@ impl Stages {
 
     /// `origin`, which is not trusted, foretells `page`, which is in swap. Returns how sure it is, if that is known.
     pub fn shadowed(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> Option<f64> {
-        let wrong = self.shadows.note(origin, page, now);
-        let misses = self.misses;
-        let record = self.record_mut(origin);
-        (0..wrong).for_each(|_| record.foresaw(false, misses));
+        self.shadows.note(origin, page, now);
+        let record = self.record(origin);
         record.has_proof().then(|| record.confidence())
     }
 

@@ -1,4 +1,4 @@
-//! How much may be written to a tier: a rate and a daily allowance.
+//! How much may be written to a tier, or read ahead of need: a rate and a daily allowance.
 //!
 //! A token bucket that holds at most one second of the rate, so that a quiet minute does not become a burst.
 //! Pure: the time is an argument.
@@ -17,9 +17,9 @@ pub struct SpentToday {
     pub left: Duration,
 }
 
-/// The allowance of one tier.
+/// An allowance.
 #[derive(Clone, Debug)]
-pub struct WriteBudget {
+pub struct Budget {
     bytes_per_second: Option<u64>,
     bytes_per_day: Option<u64>,
     tokens: u64,
@@ -28,7 +28,7 @@ pub struct WriteBudget {
     written_today: u64,
 }
 
-impl WriteBudget {
+impl Budget {
     /// A full budget. `None` means no limit.
     pub fn new(bytes_per_second: Option<u64>, bytes_per_day: Option<u64>, now: Monotonic) -> Self {
         let tokens = bytes_per_second.unwrap_or(0);
@@ -42,7 +42,7 @@ impl WriteBudget {
         }
     }
 
-    /// Bytes that may be written now.
+    /// Bytes that may be written, or read, now.
     pub fn available(&mut self, now: Monotonic) -> u64 {
         if let Some(rate) = self.bytes_per_second {
             let elapsed = now.since(self.refilled).as_secs_f64();
@@ -114,14 +114,14 @@ mod tests {
 
     #[test]
     fn without_limits_all_may_be_written() {
-        let mut budget = WriteBudget::new(None, None, at(0));
+        let mut budget = Budget::new(None, None, at(0));
         budget.spend(u64::MAX);
         assert_eq!(budget.available(at(1)), u64::MAX);
     }
 
     #[test]
     fn a_rate_refills_and_never_holds_more_than_a_second() {
-        let mut budget = WriteBudget::new(Some(100), None, at(0));
+        let mut budget = Budget::new(Some(100), None, at(0));
         budget.spend(100);
         assert_eq!(budget.available(at(0)), 0);
         assert_eq!(budget.available(Monotonic(500_000_000)), 50);
@@ -130,12 +130,12 @@ mod tests {
 
     #[test]
     fn a_day_goes_on_in_the_next_agent() {
-        let mut budget = WriteBudget::new(None, Some(1000), at(0));
+        let mut budget = Budget::new(None, Some(1000), at(0));
         budget.spend(900);
         let spent = budget.spent_today(at(3600));
         assert_eq!(spent, SpentToday { bytes: 900, left: Duration::from_hours(23) });
         // The clock may have begun anew meanwhile.
-        let mut next = WriteBudget::new(None, Some(1000), at(10));
+        let mut next = Budget::new(None, Some(1000), at(10));
         next.restore(spent, at(10));
         assert_eq!(next.available(at(11)), 100);
         next.spend(100);
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_was_not_written_can_be_written_later() {
-        let mut budget = WriteBudget::new(Some(100), Some(1000), at(0));
+        let mut budget = Budget::new(Some(100), Some(1000), at(0));
         budget.spend(100);
         budget.refund(40);
         assert_eq!(budget.available(at(0)), 40);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_day_ends() {
-        let mut budget = WriteBudget::new(None, Some(1000), at(0));
+        let mut budget = Budget::new(None, Some(1000), at(0));
         budget.spend(900);
         assert_eq!(budget.available(at(10)), 100);
         budget.spend(100);

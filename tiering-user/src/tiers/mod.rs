@@ -23,7 +23,7 @@ mod propose;
 mod swap;
 mod verify;
 
-pub use budget::{SpentToday, WriteBudget};
+pub use budget::{Budget, SpentToday};
 pub use candidates::Candidate;
 pub use device_load::{DeviceLoad, DeviceLoads, DiskStat};
 pub use disk_facts::{Disk, DiskFacts};

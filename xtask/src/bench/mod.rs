@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tiering_tests::kernel;
 use tiering_tests::results::Results;
+use tiering_tests::stop::Stop;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -66,9 +67,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         setup::ensure(setup::Purpose::Lab(Some(kernel::LINES[0])))?;
     }
     let built = build::build(true)?;
+    // What is being measured is interrupted too, and cleans up.
+    let stop = Stop::on_signals()?;
     let mut failed = Vec::new();
     let mut all = Vec::new();
     for part in parts {
+        stop.check()?;
         println!("\n{} {}: {}", options.name.text(), part.name, part.about);
         Results::begin_run();
         let ran = part.run(&built, options.quick);

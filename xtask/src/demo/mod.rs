@@ -18,7 +18,6 @@ mod outcome;
 mod table;
 
 use crate::build::Built;
-use crate::stop::Stop;
 use anyhow::{Result, anyhow, ensure};
 use guests::Guests;
 use leftovers::Baseline;
@@ -29,6 +28,7 @@ use std::time::{Duration, Instant};
 use table::Table;
 use tiering_tests::agent::Agent;
 use tiering_tests::scratch::Scratch;
+use tiering_tests::stop::Stop;
 
 /// Swap files of 3 GiB, and room to breathe.
 const ROOM_BYTES: u64 = 4 << 30;

@@ -6,13 +6,18 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Whether one came.
+#[derive(Debug)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
     told: Cell<bool>,
 }
 
 impl Stop {
-    /// From now on these signals set the flag instead of ending us.
+    /// From now on SIGINT, SIGTERM and SIGHUP set the flag instead of ending us.
+    ///
+    /// # Errors
+    /// Where the signals cannot be caught.
     pub fn on_signals() -> Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -22,11 +27,15 @@ impl Stop {
     }
 
     /// A signal came.
+    #[must_use]
     pub fn asked(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// An error if a signal came; says so once.
+    /// Says so once.
+    ///
+    /// # Errors
+    /// If a signal came.
     pub fn check(&self) -> Result<()> {
         if self.asked() {
             if !self.told.replace(true) {
