@@ -156,9 +156,8 @@ impl Stages {
     pub fn came_up(&mut self, page: PageIndex, missed: bool) {
         self.misses += u64::from(missed);
         for origin in self.shadows.touched(page) {
-            if let Some(record) = self.records.get_mut(&origin) {
-                record.foresaw(true, self.misses);
-            }
+            let misses = self.misses;
+            self.record_mut(origin).foresaw(true, misses);
         }
     }
 
