@@ -86,10 +86,10 @@ impl Lanes {
     ) -> std::io::Result<Self> {
         let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
         let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
-        let mover = Lane::start("tiering-mover", false, settings.clone(), swap, done.clone())?;
-        let stager = Lane::start("tiering-stager", true, settings.clone(), None, done.clone())?;
-        let mapper = Lane::start("tiering-mapper", true, settings.clone(), None, done.clone())?;
-        let reader = Lane::start("tiering-reader", true, settings, None, done)?;
+        let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
+        let stager = Lane::start("tiering-stager", settings.clone(), None, done.clone())?;
+        let mapper = Lane::start("tiering-mapper", settings.clone(), None, done.clone())?;
+        let reader = Lane::start("tiering-reader", settings, None, done)?;
         Ok(Self { mover, stager, mapper, reader })
     }
 
@@ -114,7 +114,6 @@ impl Lanes {
 impl Lane {
     fn start(
         name: &str,
-        urgent: bool,
         settings: Settings,
         mut swap: Option<SwapTiers>,
         done: async_mpsc::UnboundedSender<Done>,
@@ -124,9 +123,6 @@ impl Lane {
         let stopping = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut memory = LaneMemory::default();
-            if urgent && let Err(error) = sys::run_soon() {
-                tracing::debug!(%error, "what is staged may come late while the processors are busy");
-            }
             loop {
                 match jobs.recv_timeout(SETTLE_EVERY) {
                     _ if stopping.load(Ordering::Relaxed) => break,

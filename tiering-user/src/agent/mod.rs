@@ -140,10 +140,6 @@ async fn serve(
         api_stopped.await.ok();
     }));
 
-    // After the other threads were started, which would inherit it.
-    if let Err(error) = sys::run_soon() {
-        tracing::info!(%error, "while the processors are busy, what is staged may come late");
-    }
     tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));

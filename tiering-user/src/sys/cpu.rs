@@ -1,10 +1,7 @@
-//! On which CPU a thread runs, since swap slots are handed out CPU by CPU, and how soon.
+//! One thread on one CPU, for as long as it matters: swap slots are handed out CPU by CPU.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-
-/// As a share of a processor about nine times that of a thread of nice 0.
-const URGENT_NICE: libc::c_int = -10;
 
 /// Bound from [`OneCpu::bind`] until it is dropped.
 #[derive(Debug)]
@@ -41,16 +38,6 @@ pub fn stay_on_cpus(cpus: &[usize]) -> std::io::Result<()> {
     if usable.is_empty() { Ok(()) } else { Ok(sched_setaffinity(this, &chosen)?) }
 }
 
-/// Has the calling thread run before most others where processors are scarce: its work is of use only if it is done soon.
-///
-/// # Errors
-/// As `setpriority(2)`: `EACCES` without CAP_SYS_NICE.
-pub fn run_soon() -> std::io::Result<()> {
-    // SAFETY: takes three integers; 0 is the calling thread.
-    let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, URGENT_NICE) };
-    if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-}
-
 impl Drop for OneCpu {
     fn drop(&mut self) {
         if let Some(all) = &self.0 {
@@ -62,19 +49,6 @@ impl Drop for OneCpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_thread_that_asks_runs_sooner() {
-        // SAFETY: takes two integers.
-        let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        let before = nice();
-        let asked = std::thread::spawn(move || run_soon().map(|()| nice())).join().unwrap();
-        match asked {
-            Ok(nice) => assert_eq!(nice, URGENT_NICE),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EACCES)),
-        }
-        assert_eq!(nice(), before);
-    }
 
     #[test]
     fn a_thread_stays_on_the_cpus_it_may_use() {

@@ -19,7 +19,7 @@ mod zero_pages;
 pub use boot::boot_id;
 pub use buffer::Buffer;
 pub use clock::{Monotonic, now, unix_seconds};
-pub use cpu::{OneCpu, run_soon, stay_on_cpus};
+pub use cpu::{OneCpu, stay_on_cpus};
 pub use frames::{FrameFacts, Frames};
 pub use numa::{MoveStatus, PreferNodes, move_pages, node_of, prefer_nodes_of_file};
 pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown};
