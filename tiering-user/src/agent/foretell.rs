@@ -104,7 +104,7 @@ impl State {
         }
         for (neighbour, page, origin) in foretold.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
             let Some(machine) = self.machines.get_mut(&neighbour) else { continue };
-            if machine.never_to_swap().is_some() {
+            if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
                 continue;
             }
             match machine.stages.chance(origin, rules.threshold, time) {
@@ -118,7 +118,7 @@ impl State {
     fn pull(&mut self, touched: Touched) {
         let rules = self.config.prefetch;
         let Some(machine) = self.machines.get(&touched.vm) else { return };
-        if machine.never_to_swap().is_some() {
+        if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
             return;
         }
         let mut places = Vec::new();

@@ -94,7 +94,7 @@ pub(super) struct Images {
     numbers: BTreeMap<FileId, u32>,
     next_number: u32,
     kept: BTreeMap<Identity, Kept<Header>>,
-    due: Vec<Record>,
+    due: BTreeMap<String, Option<Vec<u8>>>,
     in_flight_bytes: u64,
 }
 
@@ -107,7 +107,7 @@ impl Images {
                 Some(kept) if record_name(&kept.header.image) == *name => {
                     images.kept.insert(kept.header.image.clone(), kept);
                 }
-                _ => images.due.push((name.clone(), None)),
+                _ => drop(images.due.insert(name.clone(), None)),
             }
         }
         images.trim();
@@ -202,7 +202,7 @@ impl Images {
         let mut open = std::mem::take(&mut self.open);
         open.values_mut().for_each(|image| self.keep(image, unix_s, last));
         self.open = open;
-        std::mem::take(&mut self.due)
+        std::mem::take(&mut self.due).into_iter().collect()
     }
 
     fn keep(&mut self, image: &mut Image, unix_s: u64, last: bool) {
@@ -214,7 +214,7 @@ impl Images {
         let header = Header { saved_unix_s: unix_s, image: image.identity.clone() };
         let kept = Kept { header, bytes: encode(tape.latest(MOST_TOUCHES)) };
         image.tape.kept = tape.end();
-        self.due.push((record_name(&image.identity), Some(kept.record())));
+        self.due.insert(record_name(&image.identity), Some(kept.record()));
         self.kept.insert(image.identity.clone(), kept);
         self.trim();
     }
@@ -226,7 +226,7 @@ impl Images {
         {
             let oldest = oldest.clone();
             self.kept.remove(&oldest);
-            self.due.push((record_name(&oldest), None));
+            self.due.insert(record_name(&oldest), None);
         }
     }
 }

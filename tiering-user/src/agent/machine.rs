@@ -226,7 +226,7 @@ impl Machine {
         }
         let came_up = touch.was_lower || staged.is_some();
         if came_up {
-            self.stages.came_up(page, staged.is_none());
+            self.stages.came_up(page, staged.is_none(), access.time);
         }
         came_up.then_some(page)
     }
@@ -264,7 +264,7 @@ impl Machine {
 
     fn can_be_staged(&self, page: PageIndex) -> bool {
         let entry = self.pages.get(page);
-        !entry.staged() && self.pages.in_swap(entry.place()) && self.braking.may_stage()
+        !entry.staged() && self.pages.in_swap(entry.place())
     }
 
     /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole

@@ -169,6 +169,9 @@ impl State {
 
     fn expire_stages(&mut self, id: VmId) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        for foretold in machine.to_stage.expire(sys::now(), STAGE_DEADLINE) {
+            machine.stages.dropped(foretold.origin);
+        }
         let Wasted { unmapped, mapped } = machine.stages.expire(sys::now(), STAGE_DEADLINE);
         for (pages, mapped) in
             [(unmapped, false), (mapped, true)].into_iter().filter(|(pages, _)| !pages.is_empty())

@@ -1,6 +1,7 @@
 //! Everything the agent knows, and what it does with each thing that arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tiering_common::{SAMPLE_KVM, Sample};
 
@@ -30,6 +31,8 @@ use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
 /// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
 const ASTRAY_MOST: u64 = 512;
+/// What others have touched waits so long while anything is staged that is needed sooner.
+const LATER_WAITS: Duration = Duration::from_millis(50);
 
 pub(super) struct State {
     pub config: Config,
@@ -172,12 +175,17 @@ impl State {
             }
         };
         self.machines.values_mut().for_each(|machine| send(machine, Haste::Now));
-        if self.machines.values().any(|machine| machine.staging.is_some()) {
-            return;
-        }
-        let waits = |machine: &&mut Machine| machine.to_stage.since(Haste::Later).is_some();
-        let first = self.machines.values_mut().filter(waits);
-        if let Some(machine) = first.min_by_key(|machine| machine.to_stage.since(Haste::Later)) {
+        let busy = self.machines.values().any(|machine| machine.staging.is_some());
+        // Who stages for itself all the time must not keep all others waiting.
+        let least = if busy { LATER_WAITS } else { Duration::ZERO };
+        let since = |machine: &Machine| {
+            machine.to_stage.since(Haste::Later).filter(|since| now.since(*since) >= least)
+        };
+        let first = self
+            .machines
+            .values_mut()
+            .filter(|machine| machine.staging.is_none() && since(machine).is_some());
+        if let Some(machine) = first.min_by_key(|machine| since(machine)) {
             send(machine, Haste::Later);
         }
     }

@@ -93,7 +93,7 @@ impl Header {
 #[derive(Debug, Default)]
 pub(super) struct Tapes {
     kept: BTreeMap<String, Kept<Header>>,
-    due: Vec<Record>,
+    due: BTreeMap<String, Option<Vec<u8>>>,
 }
 
 impl Tapes {
@@ -108,7 +108,7 @@ impl Tapes {
             let Some(identity) = name.strip_prefix(TAPES) else { continue };
             match read(name).as_deref().and_then(Kept::parse).filter(|_| known(identity)) {
                 Some(kept) => drop(tapes.kept.insert(identity.to_owned(), kept)),
-                None => tapes.due.push((name.clone(), None)),
+                None => drop(tapes.due.insert(name.clone(), None)),
             }
         }
         tapes.trim();
@@ -118,7 +118,7 @@ impl Tapes {
             let key = read(name).as_deref().and_then(TagKey::from_bytes);
             match key.filter(|_| tapes.has_tenant(tenant)) {
                 Some(key) => drop(keys.insert(tenant.to_owned(), key)),
-                None => tapes.due.push((name.clone(), None)),
+                None => drop(tapes.due.insert(name.clone(), None)),
             }
         }
         (tapes, keys)
@@ -172,9 +172,9 @@ impl Tapes {
         let before = before.into_iter().flat_map(|earlier| earlier.tape.latest(most - header.own));
         let kept = Kept { bytes: encode(before.chain(machine.tape.latest(header.own))), header };
         if let (Some(tenant), Some(key)) = (&kept.header.tenant, &machine.target.tag_key) {
-            self.due.push((format!("{KEYS}{tenant}"), Some(key.as_bytes().to_vec())));
+            self.due.insert(format!("{KEYS}{tenant}"), Some(key.as_bytes().to_vec()));
         }
-        self.due.push((format!("{TAPES}{identity}"), Some(kept.record())));
+        self.due.insert(format!("{TAPES}{identity}"), Some(kept.record()));
         let former = self.kept.insert(identity.to_owned(), kept);
         self.forget_key(former);
         self.trim();
@@ -183,14 +183,14 @@ impl Tapes {
     /// Forgets the tape of a machine.
     pub(super) fn remove(&mut self, identity: &str) {
         if let Some(kept) = self.kept.remove(identity) {
-            self.due.push((format!("{TAPES}{identity}"), None));
+            self.due.insert(format!("{TAPES}{identity}"), None);
             self.forget_key(Some(kept));
         }
     }
 
-    /// What must be written down, in this order.
+    /// What must be written down.
     pub(super) fn take_due(&mut self) -> Vec<Record> {
-        std::mem::take(&mut self.due)
+        std::mem::take(&mut self.due).into_iter().collect()
     }
 
     /// Drops what was kept longest ago until the rest is small enough.
@@ -210,7 +210,7 @@ impl Tapes {
         if let Some(tenant) = kept.and_then(|kept| kept.header.tenant)
             && !self.has_tenant(&tenant)
         {
-            self.due.push((format!("{KEYS}{tenant}"), None));
+            self.due.insert(format!("{KEYS}{tenant}"), None);
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use crate::policy::Reason;
 use crate::predict::{Match, Origin};
@@ -67,6 +68,16 @@ impl Waiting {
         }
     }
 
+    /// Pages that were foretold so long ago, or longer, wait no more.
+    pub(super) fn expire(&mut self, now: Monotonic, after: Duration) -> Vec<Foretold> {
+        let old = |(_, foretold): &(Reason, Foretold)| now.since(foretold.at) >= after;
+        let expired: Vec<_> = self.pages.extract_if(|_, waiting| old(waiting)).map(|(_, (_, f))| f).collect();
+        if !expired.is_empty() {
+            self.clean();
+        }
+        expired
+    }
+
     /// A page need not be staged any more. Returns it if it waited.
     pub(super) fn remove(&mut self, page: PageIndex) -> Option<Foretold> {
         let (reason, foretold) = self.pages.remove(&page)?;
@@ -106,6 +117,11 @@ impl Waiting {
     /// Nothing is staged any more because of this machine.
     pub(super) fn forget(&mut self, leader: VmId) {
         self.pages.retain(|_, (_, foretold)| foretold.origin.leader() != Some(leader));
+        self.clean();
+    }
+
+    /// What does not wait is in no queue.
+    fn clean(&mut self) {
         let pages = &self.pages;
         for (reason, queue) in &mut self.queues {
             queue.retain(|page| pages.get(page).is_some_and(|(of, _)| of == reason));
@@ -173,6 +189,21 @@ mod tests {
         assert!(waiting.queues.values().all(VecDeque::is_empty));
         waiting.push(foretold(1, Origin::OwnPast));
         assert_eq!(waiting.since(Haste::Now), Some(Monotonic(0)));
+    }
+
+    #[test]
+    fn what_waits_too_long_waits_no_more() {
+        let mut waiting = Waiting::default();
+        let at = |page, seconds: u64| Foretold {
+            at: Monotonic(seconds * 1_000_000_000),
+            ..foretold(page, Origin::OwnPast)
+        };
+        [at(1, 1), at(2, 5), at(3, 1)].into_iter().for_each(|foretold| waiting.push(foretold));
+        let mut expired = waiting.expire(Monotonic(11_000_000_000), Duration::from_secs(10));
+        expired.sort_by_key(|foretold| foretold.page);
+        assert_eq!(expired, [at(1, 1), at(3, 1)]);
+        assert_eq!(pages(waiting.next(Haste::Now, 9)), [2]);
+        assert_eq!(waiting.since(Haste::Now), None);
     }
 
     #[test]

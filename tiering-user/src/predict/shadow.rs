@@ -63,16 +63,18 @@ impl Shadows {
         self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
-    /// The machine touched `page`. Returns the origins that were right about it.
-    pub(super) fn touched(&mut self, page: PageIndex) -> Vec<Origin> {
+    /// The machine touched `page`. Returns the origins that had foretold it, each with whether it was right: what comes too late was not.
+    pub(super) fn touched(&mut self, page: PageIndex, now: Monotonic) -> Vec<(Origin, bool)> {
         self.touches += 1;
-        let right = self.by_page.remove(&page).unwrap_or_default();
-        for origin in &right {
-            if let Some(noted) = self.noted.get_mut(origin) {
-                noted.retain(|note| note.page != page);
-            }
-        }
-        right
+        let touches = self.touches;
+        let by = self.by_page.remove(&page).unwrap_or_default();
+        let outcome = |origin: Origin| {
+            let noted = self.noted.get_mut(&origin)?;
+            let place = noted.iter().position(|note| note.page == page)?;
+            let note = noted.remove(place)?;
+            Some((origin, !is_over(origin, note, touches, now)))
+        };
+        by.into_iter().filter_map(outcome).collect()
     }
 
     /// Forgets what a machine that has gone foretold.
@@ -87,12 +89,9 @@ impl Shadows {
     /// How many of the pages that this origin foretold were wrong, as is known since the last call.
     pub(super) fn expire(&mut self, origin: Origin, now: Monotonic) -> u64 {
         let Some(noted) = self.noted.get_mut(&origin) else { return 0 };
-        let on_a_tape = !matches!(origin, Origin::Touched(..));
-        let is_over = |note: &Note| {
-            now.since(note.at) >= DEADLINE || on_a_tape && self.touches - note.touches >= TOUCHES
-        };
+        let touches = self.touches;
         let mut wrong = 0;
-        while let Some(note) = noted.pop_front_if(|note| is_over(note)) {
+        while let Some(note) = noted.pop_front_if(|note| is_over(origin, *note, touches, now)) {
             wrong += 1;
             if let Some(by) = self.by_page.get_mut(&note.page) {
                 by.retain(|other| *other != origin);
@@ -103,6 +102,12 @@ impl Shadows {
         }
         wrong
     }
+}
+
+/// Whether what was noted can be right no more, after so many touches of the machine.
+fn is_over(origin: Origin, note: Note, touches: u64, now: Monotonic) -> bool {
+    let on_a_tape = !matches!(origin, Origin::Touched(..));
+    now.since(note.at) >= DEADLINE || on_a_tape && touches - note.touches >= TOUCHES
 }
 
 #[cfg(test)]
@@ -121,9 +126,9 @@ mod tests {
     fn all_that_foretold_a_page_were_right_once() {
         let mut shadows = Shadows::default();
         [PULL, PUSH, PULL].iter().for_each(|origin| shadows.note(*origin, 7, at(0)));
-        assert_eq!(shadows.touched(8), []);
-        assert_eq!(shadows.touched(7), [PULL, PUSH]);
-        assert_eq!(shadows.touched(7), []);
+        assert_eq!(shadows.touched(8, at(1)), []);
+        assert_eq!(shadows.touched(7, at(1)), [(PULL, true), (PUSH, true)]);
+        assert_eq!(shadows.touched(7, at(1)), []);
     }
 
     #[test]
@@ -133,13 +138,21 @@ mod tests {
             shadows.note(PULL, page, at(0));
             shadows.note(PUSH, page, at(0));
         }
-        shadows.touched(1);
-        (100..100 + TOUCHES).for_each(|page| drop(shadows.touched(page as PageIndex)));
+        shadows.touched(1, at(0));
+        (100..100 + TOUCHES).for_each(|page| drop(shadows.touched(page as PageIndex, at(0))));
         let wrong =
             |shadows: &mut Shadows, seconds| [PULL, PUSH].map(|origin| shadows.expire(origin, at(seconds)));
         assert_eq!(wrong(&mut shadows, 1), [2, 0]);
         assert_eq!(wrong(&mut shadows, 10), [0, 2]);
-        assert_eq!(shadows.touched(0), [], "it was wrong: it is not right as well");
+        assert_eq!(shadows.touched(0, at(10)), [], "it was wrong: it is not right as well");
+    }
+
+    #[test]
+    fn what_is_touched_too_late_was_not_right() {
+        let mut shadows = Shadows::default();
+        shadows.note(PUSH, 7, at(0));
+        assert_eq!(shadows.touched(7, at(10)), [(PUSH, false)]);
+        assert_eq!(shadows.expire(PUSH, at(20)), 0, "told once");
     }
 
     #[test]

@@ -153,11 +153,11 @@ impl Stages {
     }
 
     /// `page` was touched, which was in swap or staged; `missed` if it had not been staged.
-    pub fn came_up(&mut self, page: PageIndex, missed: bool) {
+    pub fn came_up(&mut self, page: PageIndex, missed: bool, now: Monotonic) {
         self.misses += u64::from(missed);
-        for origin in self.shadows.touched(page) {
+        for (origin, right) in self.shadows.touched(page, now) {
             let misses = self.misses;
-            self.record_mut(origin).foresaw(true, misses);
+            self.record_mut(origin).foresaw(right, misses);
         }
     }
 

@@ -113,7 +113,7 @@ fn an_origin_is_trusted_when_it_was_right_in_the_shadow() {
     assert_eq!(stages.chance(OwnPast, 0.5, at(1)), Chance::Shadowed);
     for page in 0..16 {
         assert_eq!(stages.shadowed(page, OwnPast, at(1)), None);
-        stages.came_up(page, true);
+        stages.came_up(page, true, at(1));
     }
     assert_eq!(stages.chance(OwnPast, 0.5, at(1)), Chance::Taken);
     assert_eq!(stages.chance(OwnPast, 0.99, at(1)), Chance::Shadowed);
@@ -159,7 +159,7 @@ fn all_that_have_proved_nothing_share_one_room() {
 fn prove(stages: &mut Stages, origin: Origin) {
     for page in 1_000_000..1_000_016 {
         stages.shadowed(page, origin, at(1));
-        stages.came_up(page, true);
+        stages.came_up(page, true, at(1));
     }
 }
 
@@ -172,7 +172,7 @@ fn what_foretells_nothing_has_nothing_staged_and_what_is_not_right_any_more_is_g
             Chance::Shadowed => drop(stages.shadowed(page, stranger, at(1))),
             chance => assert_eq!(chance, Chance::NoRoom),
         }
-        stages.came_up(page + 1_000_000, true);
+        stages.came_up(page + 1_000_000, true, at(1));
     }
     assert_eq!(stages.counts(), StageCounts::default());
     let (_, told) = stages.origins().next().unwrap();
@@ -186,7 +186,7 @@ fn what_foretells_nothing_has_nothing_staged_and_what_is_not_right_any_more_is_g
             stages.requested(request(page, stranger), at(1));
             issued += 1;
         }
-        stages.came_up(page + 1_000_000, true);
+        stages.came_up(page + 1_000_000, true, at(1));
     }
     assert_eq!(issued, 64, "one window");
 }

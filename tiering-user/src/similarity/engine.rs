@@ -54,8 +54,10 @@ impl Machine {
         Seen { portrait: &self.portrait, seen: &self.seen }
     }
 
-    fn sort(&mut self) {
-        self.leaders.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.vm.cmp(&b.vm)));
+    /// Of those that are as good the next ones of higher number come first: so all lead about as many.
+    fn sort(&mut self, own: VmId) {
+        let distance = |leader: &Neighbour| leader.vm.0.wrapping_sub(own.0);
+        self.leaders.sort_by(|a, b| b.score.total_cmp(&a.score).then(distance(a).cmp(&distance(b))));
     }
 }
 
@@ -112,12 +114,12 @@ impl Similarity {
             counts = self.index(&stale);
         }
         if std::mem::take(&mut self.learned) {
-            for machine in self.machines.values_mut() {
+            for (vm, machine) in &mut self.machines {
                 machine
                     .leaders
                     .iter_mut()
                     .for_each(|leader| leader.score = self.weights.score(&leader.parts));
-                machine.sort();
+                machine.sort(*vm);
             }
         }
         counts
@@ -160,10 +162,10 @@ impl Similarity {
             found[other].push(neighbour(*first, forth));
             found[one].push(neighbour(*second, back));
         }
-        let found = self.machines.values_mut().zip(found);
-        for (machine, leaders) in found.filter(|(_, leaders)| !leaders.is_empty()) {
+        let found = self.machines.iter_mut().zip(found);
+        for ((vm, machine), leaders) in found.filter(|(_, leaders)| !leaders.is_empty()) {
             machine.leaders.extend(leaders);
-            machine.sort();
+            machine.sort(*vm);
         }
         RefreshCounts { machines, pairs: pairs.len(), crowded }
     }
