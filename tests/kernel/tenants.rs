@@ -81,3 +81,37 @@ fn equal_content_is_of_use_within_a_tenant_and_means_nothing_across_tenants() {
     assert_eq!(prefetch["origins"].as_array().unwrap().iter().filter(of_others).count(), 0, "{prefetch}");
     assert_eq!(stranger["tenant"], "others");
 }
+
+#[test]
+fn what_is_not_sure_enough_for_memory_is_lifted_to_the_faster_swap_tier() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    // Nothing is ever as sure as this wants it.
+    let config = format!("{}\n[prefetch]\npull = false\ntier0_threshold = 1.0\n", host.config("1h"));
+    let agent = Agent::start(&config, &[]).unwrap();
+    let (mut leader, mut follower) = (guest("tt-one"), guest("tt-two"));
+    for name in ["tt-one", "tt-two"] {
+        vm(&agent, name);
+        agent.tiering(&["move", name, "--to", "qlc"]).unwrap();
+    }
+    // It compares every two seconds.
+    std::thread::sleep(Duration::from_secs(4));
+    walk(&mut leader);
+    std::thread::sleep(Duration::from_secs(4));
+    let ahead = vm(&agent, "tt-two");
+    println!("{}", agent.tiering(&["vm", "show", "tt-two"]).unwrap());
+    // Its first window.
+    let lifted = ahead["prefetch"]["lifted_pages"].as_u64().unwrap();
+    assert!(lifted >= 64, "{ahead}");
+    let in_nvme = ahead["tier_bytes"]["nvme"].as_u64().unwrap() / 4096;
+    assert!(in_nvme * 10 >= lifted * 9, "{ahead}");
+    walk(&mut follower);
+    // The status is a second old at most.
+    std::thread::sleep(Duration::from_secs(2));
+    let after = vm(&agent, "tt-two");
+    let used = after["prefetch"]["used_pages"].as_u64().unwrap();
+    assert!(used * 10 >= lifted * 9, "{used} used of {lifted}: {after}");
+    for mut guest in [leader, follower] {
+        assert!(guest.finish().unwrap().checksum_ok, "{}", guest.console().text());
+    }
+    drain_and_end(agent, &host);
+}

@@ -125,7 +125,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn new(vm: VmId, action: Action, reason: Reason, asked: Vec<PageIndex>) -> Self {
+    pub(crate) fn new(vm: VmId, action: Action, reason: Reason, asked: Vec<PageIndex>) -> Self {
         let finished = Monotonic::default();
         Self {
             vm,

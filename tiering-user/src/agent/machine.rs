@@ -10,24 +10,19 @@ use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use super::tapes::Earlier;
-use super::waiting::{Foretold, Haste, Waiting};
+use super::waiting::{Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Origin, Request, Stages, TagKey, Tape, Used, Votes};
+use crate::predict::{Ahead, Stages, TagKey, Tape, Used, Votes};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
-use crate::vm::{Accel, GuestRange, Hva, Refusal, Scope, Vm};
+use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
-
-/// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by meanwhile.
-const STAGE_PAGES: usize = 64;
-/// A stage that is not used by then is dropped, and a page that waits so long to be staged is not.
-pub(super) const STAGE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A step that waits for the mover, or is with it.
 #[derive(Debug)]
@@ -68,7 +63,7 @@ pub(super) struct Machine {
     pub ahead: Ahead,
     pub stages: Stages,
     /// What is foretold by those that are not sure enough alone.
-    votes: Votes,
+    pub votes: Votes,
     /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
     /// a second.
     pub bands: Bands,
@@ -209,7 +204,9 @@ impl Machine {
             self.stages.withdrawn(foretold.origin, access.time);
         }
         let staged = self.stages.touched(page, access.time);
-        if let Some(Used { tier, .. }) = staged.filter(|_| touch.was_lower) {
+        let in_memory = |used: &Used| self.pages.node_tiers().contains(used.tier);
+        let ready = staged.filter(in_memory);
+        if let Some(Used { tier, .. }) = ready.filter(|_| touch.was_lower) {
             self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
         }
         // Where nobody waits, the first access since a page came there says that it came back into use.
@@ -221,50 +218,14 @@ impl Machine {
             self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
                 self.braking.left_behind.take(1);
-                self.braking.returned += u64::from(!staged.is_some_and(|used| used.in_time));
+                self.braking.returned += u64::from(!ready.is_some_and(|used| used.in_time));
             }
         }
         let came_up = touch.was_lower || staged.is_some();
         if came_up {
-            self.stages.came_up(page, staged.is_none(), access.time);
+            self.stages.came_up(page, ready.is_none(), access.time);
         }
         came_up.then_some(page)
-    }
-
-    /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
-    /// be and the window has no room.
-    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
-        if !self.can_be_staged(page) || self.to_stage.contains(page) {
-            return true;
-        }
-        let room = self.stages.reserve(origin, now);
-        if room {
-            self.to_stage.push(Foretold { page, origin, at: now });
-        }
-        room
-    }
-
-    /// `origin`, which is not trusted alone, says that this page will be touched.
-    pub(super) fn shadowed(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
-        if self.can_be_staged(page)
-            && let Some(confidence) = self.stages.shadowed(page, origin, now)
-            && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
-        {
-            self.foretold(page, surest, now);
-        }
-    }
-
-    /// Forgets what another machine, which has gone, foretells.
-    pub(super) fn forget_leader(&mut self, leader: VmId) {
-        self.to_stage.forget(leader);
-        self.stages.forget(leader);
-        self.votes.forget(leader);
-        self.ahead.forget(leader);
-    }
-
-    fn can_be_staged(&self, page: PageIndex) -> bool {
-        let entry = self.pages.get(page);
-        !entry.staged() && self.pages.in_swap(entry.place())
     }
 
     /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole
@@ -280,68 +241,6 @@ impl Machine {
         let (hva, _) = self.target.layout.locate(page).filter(|_| same_shape)?;
         let (from, to) = here.iter().zip(there).find(|(range, _)| range.contains(hva))?;
         other.target.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))
-    }
-
-    /// The step that stages what waits to be, at most so many pages, unless the stager is still at the one before.
-    pub(super) fn next_stage(
-        &mut self,
-        haste: Haste,
-        most: usize,
-        tier0_threshold: f64,
-        now: Monotonic,
-    ) -> Option<Step> {
-        if most == 0 || self.staging.is_some() || !self.braking.may_stage() {
-            return None;
-        }
-        let (reason, taken) = self.to_stage.next(haste, most.min(STAGE_PAGES))?;
-        let lower = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
-        let tier = |stages: &Stages, foretold: &Foretold| {
-            TierId(u8::from(lower && stages.confidence(foretold.origin) < tier0_threshold))
-        };
-        // A step has one tier: those for the other one wait.
-        let to = tier(&self.stages, taken.first()?);
-        let mut pages = Vec::with_capacity(taken.len());
-        for foretold in taken {
-            let Foretold { page, origin, at } = foretold;
-            if now.since(at) >= STAGE_DEADLINE {
-                self.stages.dropped(origin);
-            } else if tier(&self.stages, &foretold) != to {
-                self.to_stage.push(foretold);
-            } else if self.pages.in_swap(self.pages.get(page).place()) {
-                self.pages.update(page, |entry| entry.with_staged(true));
-                self.stages.requested(Request { page, origin, foretold: at, to }, now);
-                pages.push(page);
-            } else {
-                // A sweep found it in memory while it waited.
-                self.stages.dropped(origin);
-            }
-        }
-        pages.sort_unstable();
-        if pages.is_empty() {
-            return None;
-        }
-        self.staging = Some(haste);
-        Some(Step { vm: self.target.id, action: Action::Stage { to }, pages, reason })
-    }
-
-    /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be seen, none:
-    /// what is missing on the tapes cannot be foretold next time.
-    pub(super) fn next_mapping(&self, staged: &Outcome) -> Option<Step> {
-        if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped() {
-            return None;
-        }
-        let private = |page: &PageIndex| self.pages.layout().locate(*page).is_some_and(|(_, shared)| !shared);
-        let sure =
-            |page: &PageIndex| self.stages.origin_of(*page).is_some_and(|origin| self.stages.is_sure(origin));
-        let of_it = staged.asked.iter().filter(|page| sure(page) && private(page));
-        let pages: Vec<_> = of_it.copied().collect();
-        let action = Action::MapStaged;
-        (!pages.is_empty()).then_some(Step { vm: self.target.id, action, pages, reason: staged.reason })
-    }
-
-    /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
-    fn sees_mapped(&self) -> bool {
-        self.target.vm.accel == Accel::Kvm && self.layout.is_proved()
     }
 
     /// Queues a step for the mover, in batches.
@@ -452,10 +351,16 @@ impl Machine {
             Action::Place { .. } => {
                 let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
                 for page in down.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
-                    self.stages.failed(page);
+                    if outcome.reason != Reason::MayBeTouched {
+                        self.stages.failed(page);
+                    }
                     self.pages.update(page, |entry| entry.with_staged(false));
                 }
-                self.moved.promoted += outcome.raised_pages;
+                self.note_lift(outcome, now);
+                if outcome.reason != Reason::MayBeTouched {
+                    // Of those only what is used counts, as of all stages.
+                    self.moved.promoted += outcome.raised_pages;
+                }
                 self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
             }
             Action::Collapse => {

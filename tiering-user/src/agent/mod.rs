@@ -30,6 +30,7 @@ mod lookup;
 mod machine;
 mod planning;
 mod report;
+mod staging;
 mod state;
 mod survey;
 mod tapes;

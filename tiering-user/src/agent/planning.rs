@@ -6,7 +6,7 @@ use std::time::Duration;
 use procfs::Current as _;
 use tiering_common::VmMoves;
 
-use super::machine::STAGE_DEADLINE;
+use super::staging::STAGE_DEADLINE;
 use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
@@ -103,7 +103,17 @@ impl State {
             }
             *allowed = (*allowed).min(machine.braking.allowed(TierId(level), machine.pages.node_tiers()));
         }
-        let mut steps = demotions(id, &machine.pages, &rules, &allowance, clock);
+        let swap = usize::from(machine.pages.node_tiers().0);
+        let mut steps = Vec::new();
+        if let Some(allowed) = allowance.get_mut(swap)
+            && let Some(machine) = self.machines.get_mut(&id)
+            && let Some(lift) = machine.next_lift(*allowed, now)
+        {
+            *allowed -= lift.pages.len() as u64;
+            steps.push(lift);
+        }
+        let Some(machine) = self.machines.get(&id) else { return };
+        steps.extend(demotions(id, &machine.pages, &rules, &allowance, clock));
         let promotable = if machine.target.vm.numa_bound { 0 } else { promotable };
         let promotable = promotable.min(machine.braking.allowed(TierId(1), machine.pages.node_tiers()));
         steps.extend(promotions(id, &machine.pages, &rules, promotable, clock));

@@ -198,6 +198,7 @@ impl State {
                 wasted_pages: stages.wasted,
                 late_pages: stages.late,
                 mapped_pages: stages.mapped,
+                lifted_pages: stages.lifted,
                 delay_ns: delay(&machine.stages.delays),
                 mapping_delay_ns: delay(&machine.stages.mapping_delays),
                 from: PrefetchOrigins {

@@ -28,12 +28,15 @@ pub(super) enum Haste {
     Now,
     /// Another one was there.
     Later,
+    /// Another one was there, and that may mean little.
+    Doubtful,
 }
 
 impl Haste {
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
             Reason::FollowedLastTime | Reason::FollowedElsewhere => Self::Now,
+            Reason::MayBeTouched => Self::Doubtful,
             _ => Self::Later,
         }
     }
@@ -61,7 +64,15 @@ impl Waiting {
 
     /// A page waits for the first reason that it is foretold for.
     pub(super) fn push(&mut self, foretold: Foretold) {
-        let reason = reason(foretold.origin);
+        self.push_for(reason(foretold.origin), foretold);
+    }
+
+    /// A page that is not likely enough to be touched to take memory for.
+    pub(super) fn push_doubtful(&mut self, foretold: Foretold) {
+        self.push_for(Reason::MayBeTouched, foretold);
+    }
+
+    fn push_for(&mut self, reason: Reason, foretold: Foretold) {
         if let Entry::Vacant(place) = self.pages.entry(foretold.page) {
             place.insert((reason, foretold));
             self.queues.entry(reason).or_default().push_back(foretold.page);

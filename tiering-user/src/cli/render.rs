@@ -201,6 +201,9 @@ pub fn vm(vm: &VmStatus) -> String {
             prefetch.issued_pages, prefetch.used_pages, prefetch.wasted_pages, prefetch.late_pages
         ),
     );
+    if prefetch.lifted_pages > 0 {
+        row("  of these to a faster swap tier", format!("{} pages", prefetch.lifted_pages));
+    }
     let delay = |delay: Option<Latency>| {
         delay.map(|Latency { p50, p99 }| format!("p50 {}, p99 {}", nanoseconds(p50), nanoseconds(p99)))
     };

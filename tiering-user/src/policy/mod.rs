@@ -91,6 +91,8 @@ pub enum Reason {
     ContentTouchedElsewhere,
     /// Another machine of its tenant touched what corresponds to it, right after what this one touched now.
     FollowedElsewhere,
+    /// Another machine of its tenant touched what corresponds to it, which was not always right.
+    MayBeTouched,
     /// Brought up ahead of need and not touched before the deadline.
     NotUsedInTime,
     /// An operator asked for it.
@@ -112,6 +114,7 @@ impl fmt::Display for Reason {
             Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
             Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),
             Self::FollowedElsewhere => f.write_str("another machine touched it next"),
+            Self::MayBeTouched => f.write_str("another machine touched it, which may mean little"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
             Self::Operator => f.write_str("an operator asked for it"),
         }

@@ -14,8 +14,10 @@ pub struct Request {
     pub origin: Origin,
     /// When what foretold it happened.
     pub foretold: Monotonic,
-    /// Into this memory tier.
+    /// Into this tier.
     pub to: TierId,
+    /// Which is memory, not a faster swap tier.
+    pub in_memory: bool,
 }
 
 /// A page on its way, or up and not touched yet.
@@ -38,7 +40,7 @@ pub struct Used {
     pub tier: TierId,
 }
 
-/// Stages that ended without a touch.
+/// Pages in memory whose stages ended without a touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wasted {
     pub unmapped: Vec<PageIndex>,
@@ -55,6 +57,8 @@ pub struct StageCounts {
     pub late: u64,
     /// Mapped before they were touched.
     pub mapped: u64,
+    /// Brought to a faster swap tier only.
+    pub lifted: u64,
 }
 
 impl AddAssign for StageCounts {
@@ -64,6 +68,7 @@ impl AddAssign for StageCounts {
         self.wasted += other.wasted;
         self.late += other.late;
         self.mapped += other.mapped;
+        self.lifted += other.lifted;
     }
 }
 

@@ -236,9 +236,12 @@ impl Stages {
     pub fn done(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get_mut(&page) {
             stage.done = Some(now);
-            if let Origin::Touched(..) = stage.request.origin {
-                self.delays.note(now.since(stage.request.foretold));
+            let Request { origin, in_memory, .. } = stage.request;
+            match origin {
+                Origin::Touched(..) if in_memory => self.delays.note(now.since(stage.request.foretold)),
+                _ => {}
             }
+            self.tally(origin).lifted += u64::from(!in_memory);
         }
     }
 
@@ -296,7 +299,11 @@ impl Stages {
                 continue;
             };
             self.open.remove(&page);
-            if stage.mapped { &mut wasted.mapped } else { &mut wasted.unmapped }.push(page);
+            match (stage.request.in_memory, stage.mapped) {
+                (true, true) => wasted.mapped.push(page),
+                (true, false) => wasted.unmapped.push(page),
+                (false, _) => {}
+            }
             self.tally(stage.request.origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
             if let Some(record) = self.close(stage.request.origin) {

@@ -12,7 +12,7 @@ fn worth_it(stages: &mut Stages, origin: Origin, threshold: f64, now: Monotonic)
 }
 
 fn request(page: PageIndex, origin: Origin) -> Request {
-    Request { page, origin, foretold: at(0), to: TierId(0) }
+    Request { page, origin, foretold: at(0), to: TierId(0), in_memory: true }
 }
 
 fn at(seconds: u64) -> Monotonic {

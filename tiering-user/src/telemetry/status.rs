@@ -201,6 +201,8 @@ pub struct PrefetchCounts {
     pub late_pages: u64,
     /// Mapped before they were touched.
     pub mapped_pages: u64,
+    /// Brought to a faster swap tier only, being doubtful.
+    pub lifted_pages: u64,
     /// From another VM's touch until what is staged here was asked of the kernel.
     pub delay_ns: Option<Latency>,
     /// The same until it was mapped, where it was.
@@ -406,7 +408,7 @@ mod tests {
         };
         let prefetch = serde_json::json!({
             "issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-            "mapped_pages": 0, "delay_ns": null, "mapping_delay_ns": null,
+            "mapped_pages": 0, "lifted_pages": 0, "delay_ns": null, "mapping_delay_ns": null,
             "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
             "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
                 "used_pages": 0, "wasted_pages": 0, "late_pages": 0,

@@ -141,6 +141,12 @@ impl PageEntry {
         self.with_backoff(self.backoff() + 1).with_last(now)
     }
 
+    /// The same entry after a move into a faster tier: it may stay there as long as if it had been accessed just now.
+    #[must_use]
+    pub fn arrived(self, now: Seconds) -> Self {
+        self.with_last(now)
+    }
+
     /// The same entry, of whose accesses nothing is known.
     #[must_use]
     pub fn without_heat(self) -> Self {
