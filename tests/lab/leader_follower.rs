@@ -163,6 +163,7 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
     let mapped = number(&prefetch["mapped_pages"]);
     results.check("mapped before they were touched", mapped, "more than 0", mapped > 0);
     results.note("from a touch of the leader until it is asked for, ns", &prefetch["delay_ns"]);
+    results.note("until it is mapped, ns", &prefetch["mapping_delay_ns"]);
     let best = best.unwrap_or(0);
     let fewer = walk.major_faults < best;
     results.check(

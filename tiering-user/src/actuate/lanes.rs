@@ -60,7 +60,7 @@ struct Settings {
 pub struct Lanes {
     mover: Lane,
     stager: Lane,
-    /// Waits for what the stager has asked for.
+    /// Waits for what the stager has asked for, or sends it back.
     mapper: Lane,
     reader: Lane,
 }
@@ -97,10 +97,9 @@ impl Lanes {
     /// is done, so that few are waiting.
     pub fn send(&self, job: Job) {
         let lane = match &job {
-            Job::Step(_, step) if matches!(step.action, Action::Stage { .. } | Action::DropStage { .. }) => {
-                &self.stager
-            }
-            Job::Step(_, Step { action: Action::MapStaged, .. }) => &self.mapper,
+            Job::Step(_, Step { action: Action::Stage { .. }, .. }) => &self.stager,
+            // One after the other: what is dropped is not mapped again behind that.
+            Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
             Job::ReadAhead(..) => &self.reader,
             Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
         };

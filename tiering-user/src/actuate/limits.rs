@@ -23,13 +23,15 @@ pub(super) fn leave_out(
     places: &Places,
     outcome: &mut Outcome,
 ) -> Option<u64> {
+    // What was staged is charged already.
+    if matches!(outcome.action, Action::MapStaged | Action::DropStage { .. }) {
+        return None;
+    }
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
     let to_memory = matches!(outcome.action, Action::Place { to } if places.nodes.tiers().contains(to));
     let (down, up) = match outcome.action {
-        // What was staged is charged already.
-        Action::MapStaged | Action::DropStage { .. } => return memory.swap_fails,
         Action::Place { .. } if !to_memory => (Some(Room::to_swap(&memory)), Room::from_swap(&memory)),
-        Action::Place { .. } | Action::Stage { .. } | Action::Collapse => (None, Room::from_swap(&memory)),
+        _ => (None, Room::from_swap(&memory)),
     };
     // Whole blocks or nothing.
     if outcome.action == Action::Collapse {
