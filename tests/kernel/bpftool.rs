@@ -53,9 +53,9 @@ fn programs_and_maps_are_shown_with_their_fields() {
         let cpus = counted["values"].as_array().unwrap().iter();
         cpus.map(|cpu| cpu["value"][field].as_u64().unwrap()).sum()
     };
-    assert_eq!(sum("produced"), status["faults_total"].as_u64().unwrap(), "{counted}");
+    assert_eq!(sum("seen"), status["faults_total"].as_u64().unwrap(), "{counted}");
     assert_eq!(sum("writes"), status["writes_total"].as_u64().unwrap());
-    assert_eq!(sum("reads") + sum("writes"), sum("produced"));
+    assert_eq!(sum("reads") + sum("writes"), sum("seen"));
 
     let moves = dump("tier_moves");
     let moved = &moves.iter().find(|moves| moves["key"] == entry["vm"]).unwrap()["value"];

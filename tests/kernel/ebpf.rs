@@ -7,8 +7,8 @@ use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use aya::{Ebpf, util::nr_cpus};
 use tiering_common::{
-    LAYOUT_VERSION, MAX_BLOCKS, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_WRITE,
-    Sample, VmBlock, VmEntry, VmStats,
+    LAYOUT_VERSION, MAX_BLOCKS, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM,
+    SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmStats,
 };
 use tiering_tests::skip::{need_root, skip_or_fail};
 use tiering_user::bpf::{Faults, OBJECT, Road};
@@ -35,7 +35,7 @@ impl Loaded {
         }
         let mut ranges = [Range::default(); MAX_RANGES];
         ranges[0] = RAM;
-        let entry = VmEntry { vm: VM, layout: LAYOUT_VERSION, range_count: 1, _pad: 0, ranges };
+        let entry = VmEntry { vm: VM, layout: LAYOUT_VERSION, range_count: 1, one_in_log2: 0, ranges };
         let mut stats: PerCpuHashMap<_, u32, VmStats> =
             ebpf.map_mut("tier_stats").unwrap().try_into().unwrap();
         let zero = vec![VmStats::default(); nr_cpus().unwrap()];
@@ -74,6 +74,7 @@ impl Loaded {
         let stats: PerCpuHashMap<_, u32, VmStats> = self.0.map("tier_stats").unwrap().try_into().unwrap();
         let mut sum = VmStats::default();
         for cpu in stats.get(&VM, 0).unwrap().iter() {
+            sum.seen += cpu.seen;
             sum.produced += cpu.produced;
             sum.dropped += cpu.dropped;
             sum.reads += cpu.reads;
@@ -138,6 +139,25 @@ fn a_process_that_is_not_tracked_gives_no_sample() {
     loaded.fault("fault_user_raw", RAM.start, 0x4);
     assert_eq!(loaded.samples(), []);
     assert_eq!(loaded.stats(), VmStats::default());
+}
+
+#[test]
+fn of_a_machine_that_makes_too_many_one_of_eight_is_put_into_the_ring_and_stands_for_all() {
+    let Some(()) = skip_or_fail(need_root()) else { return };
+    const FAULTS: u64 = 16_000;
+    let mut loaded = Loaded::new();
+    let mut vms: HashMap<_, u32, VmEntry> = loaded.0.map_mut("tier_vms").unwrap().try_into().unwrap();
+    let entry = vms.get(&std::process::id(), 0).unwrap();
+    vms.insert(std::process::id(), VmEntry { one_in_log2: 3, ..entry }, 0).unwrap();
+    for fault in 0..FAULTS {
+        loaded.fault("fault_user_raw", RAM.start + fault % 256 * 4096, 0x6);
+    }
+    let samples = loaded.samples();
+    assert!(samples.iter().all(|sample| sample.flags == SAMPLE_WRITE | 3 << SAMPLE_WEIGHT_SHIFT));
+    let VmStats { seen, produced, dropped, writes, .. } = loaded.stats();
+    assert_eq!((seen, writes, dropped, produced), (FAULTS, FAULTS, 0, samples.len() as u64));
+    // Chosen at random: 2,000, and six standard deviations of it.
+    assert!((1750..=2250).contains(&produced), "{produced}");
 }
 
 #[test]

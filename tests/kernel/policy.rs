@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
+use tiering_tests::guest::{Backend, Guest};
+use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::skip_or_fail;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, guest, vm, wait_for};
@@ -31,6 +32,40 @@ fn idle_pages_go_down_and_what_follows_is_staged_before_it_is_asked_for() {
     let count = |name: &str| events[name].as_u64().unwrap();
     assert!(count("produced") > 1000, "{events}");
     assert_eq!(count("produced"), count("consumed") + count("dropped"), "{events}");
+}
+
+#[test]
+fn a_guest_that_faults_too_fast_is_sampled_and_its_neighbour_seen_in_full() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let report = host.scratch.path().join("report.json");
+    let config = format!("{}\n[tracking]\nvm_events = 10_000\n", host.config("1h"));
+    // Started before the agent, and of few pages: from swap they come back in hundreds.
+    let pattern = Pattern {
+        mem_mib: 4,
+        access: Access::HotAndLoop { hot_mib: 0, loop_mib: 1, loop_every_ms: 2000 },
+        ..Pattern::default()
+    };
+    let mut calm = Guest::builder("tt-calm").memory_mib(112).pattern(pattern).start().unwrap();
+    calm.wait_ready(Duration::from_secs(120)).unwrap();
+    let agent = Agent::start(&config, &["--report", report.to_str().unwrap()]).unwrap();
+    vm(&agent, "tt-calm");
+    agent.tiering(&["move", "tt-calm", "--to", "nvme"]).unwrap();
+    // Filling its memory alone makes tens of thousands of faults.
+    let mut fast = guest("tt-fast", Backend::AnonymousSmall);
+    std::thread::sleep(Duration::from_secs(3));
+    let (calm_seen, fast_seen) = (vm(&agent, "tt-calm"), vm(&agent, "tt-fast"));
+    let count = |status: &serde_json::Value, name: &str| status[name].as_u64().unwrap();
+    let (seen, sampled) = (count(&fast_seen, "faults_total"), count(&fast_seen, "sampled_total"));
+    assert!(seen > 10_000 && sampled < seen, "{sampled} of {seen}");
+    let (seen, sampled) = (count(&calm_seen, "faults_total"), count(&calm_seen, "sampled_total"));
+    assert!(seen > 200 && sampled == seen, "{sampled} of {seen}");
+    assert!(calm.finish().unwrap().checksum_ok, "{}", calm.console().text());
+    assert_memory_right(&mut fast);
+    drain_and_end(agent, &host);
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let events = &report["events"];
+    assert!(count(events, "seen") > count(events, "produced"), "{events}");
+    assert_eq!(count(events, "produced"), count(events, "consumed") + count(events, "dropped"), "{events}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in this crate.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
 pub const MAX_RANGES: usize = 16;
@@ -38,6 +38,11 @@ pub const SAMPLE_FETCH: u32 = 1 << 2;
 pub const SAMPLE_KERNEL: u32 = 1 << 3;
 /// The guest itself accessed it under KVM: the address was translated from a guest-physical one.
 pub const SAMPLE_KVM: u32 = 1 << 4;
+
+/// The bits of [`Sample::flags`] from this one on tell for how many accesses the sample stands: 2 to that power.
+pub const SAMPLE_WEIGHT_SHIFT: u32 = 8;
+/// Of so many accesses, 2 to this power, one at least is put into the ring.
+pub const MAX_ONE_IN_LOG2: u32 = 16;
 
 /// [`Range::gpa`] of RAM whose guest-physical address is not known.
 pub const NO_GPA: u64 = u64::MAX;
@@ -71,7 +76,7 @@ pub struct Sample {
     pub hva: u64,
     /// [`VmEntry::vm`] of the process that faulted.
     pub vm: u32,
-    /// `SAMPLE_*` bits.
+    /// `SAMPLE_*` bits, and from [`SAMPLE_WEIGHT_SHIFT`] on [`VmEntry::one_in_log2`] as it was then.
     pub flags: u32,
 }
 
@@ -143,7 +148,8 @@ pub struct VmEntry {
     pub layout: u32,
     /// How many of `ranges` are in use.
     pub range_count: u32,
-    pub _pad: u32,
+    /// Of 2 to this power accesses one is put into the ring, chosen at random; at most [`MAX_ONE_IN_LOG2`].
+    pub one_in_log2: u32,
     pub ranges: [Range; MAX_RANGES],
 }
 
@@ -154,15 +160,17 @@ pub struct VmEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmStats {
     /// Accesses seen in guest RAM.
+    pub seen: u64,
+    /// Of `seen`, those for the ring: all of them, or as many as [`VmEntry::one_in_log2`] says.
     pub produced: u64,
-    /// Of these, lost because the ring was full.
+    /// Of `produced`, lost because the ring was full.
     pub dropped: u64,
-    /// Of `produced`: reads, and writes.
+    /// Of `seen`: reads, and writes.
     pub reads: u64,
     pub writes: u64,
-    /// Of `produced`: faults of protection on a present page.
+    /// Of `seen`: faults of protection on a present page.
     pub present: u64,
-    /// Of `produced`: faults in kernel mode.
+    /// Of `seen`: faults in kernel mode.
     pub kernel: u64,
 }
 
@@ -232,7 +240,7 @@ const _: () = {
     assert!(size_of::<VmEntry>() == 16 + 24 * MAX_RANGES);
     assert!(size_of::<VmFrames>() == 8 + 16 * MAX_FRAMES);
     assert!(MAX_FRAMES.is_power_of_two());
-    assert!(size_of::<VmStats>() == 48);
+    assert!(size_of::<VmStats>() == 56);
     assert!(size_of::<VmMoves>() == 40);
     assert!(size_of::<BlockKey>() == 8);
     assert!(size_of::<VmBlock>() == 16 + 2 * MAX_TIERS);

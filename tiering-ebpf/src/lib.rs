@@ -4,7 +4,8 @@
 #![no_std]
 
 use tiering_common::{
-    NO_GPA, PC_GAP, Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_PRESENT, SAMPLE_WRITE, VmEntry,
+    MAX_ONE_IN_LOG2, NO_GPA, PC_GAP, Range, SAMPLE_FETCH, SAMPLE_KERNEL, SAMPLE_KVM, SAMPLE_PRESENT,
+    SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, VmEntry,
 };
 
 /// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). Of KVM's only
@@ -43,6 +44,23 @@ pub fn sample_flags(error_code: u64, mode: Mode) -> u32 {
         flags |= SAMPLE_KERNEL;
     }
     flags
+}
+
+/// Whether an access of `vm` is put into the ring, with a random number where only some are.
+#[inline(always)]
+pub fn is_chosen(vm: &VmEntry, random: impl FnOnce() -> u32) -> bool {
+    vm.one_in_log2 == 0 || random() & ((1 << one_in_log2(vm)) - 1) == 0
+}
+
+/// The flags of a sample of `vm`, with how many accesses it stands for.
+#[inline(always)]
+pub fn weighted(flags: u32, vm: &VmEntry) -> u32 {
+    flags | one_in_log2(vm) << SAMPLE_WEIGHT_SHIFT
+}
+
+#[inline(always)]
+fn one_in_log2(vm: &VmEntry) -> u32 {
+    if vm.one_in_log2 > MAX_ONE_IN_LOG2 { MAX_ONE_IN_LOG2 } else { vm.one_in_log2 }
 }
 
 /// Whether `hva` lies in the guest RAM of `vm`.
@@ -91,7 +109,7 @@ mod tests {
             *slot = Range { start: *start, end: *end, gpa: NO_GPA };
         }
         let range_count = u32::try_from(ranges.len()).unwrap();
-        VmEntry { vm: 1, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges: all }
+        VmEntry { vm: 1, layout: LAYOUT_VERSION, range_count, one_in_log2: 0, ranges: all }
     }
 
     #[test]
@@ -147,6 +165,20 @@ mod tests {
             (NO_GPA, None),
         ] {
             assert_eq!(guest_ram(&vm, gpa), hva, "{gpa:#x}");
+        }
+    }
+
+    #[test]
+    fn of_many_accesses_one_is_chosen_and_stands_for_all() {
+        let mut vm = vm(&[]);
+        assert!(is_chosen(&vm, || panic!("no need to choose")));
+        assert_eq!(weighted(SAMPLE_WRITE, &vm), SAMPLE_WRITE);
+        for (log2, one_in) in [(1, 2), (3, 8), (MAX_ONE_IN_LOG2, 65_536), (u32::MAX, 65_536)] {
+            vm.one_in_log2 = log2;
+            let chosen = (0..1 << 17).filter(|random| is_chosen(&vm, || *random)).count();
+            assert_eq!(chosen * one_in, 1 << 17);
+            let weight = weighted(SAMPLE_WRITE, &vm) >> SAMPLE_WEIGHT_SHIFT;
+            assert_eq!(1 << weight, one_in);
         }
     }
 

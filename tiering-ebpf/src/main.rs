@@ -11,7 +11,7 @@
 //! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
 //! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
-//! and put it into `tier_events`. Events of KVM are module tracepoints, which BTF-typed programs cannot be attached to
+//! and put it, or of a machine that floods the ring one of many, into `tier_events`. Events of KVM are module tracepoints, which BTF-typed programs cannot be attached to
 //! with this version of aya.
 //!
 //! Program and map names are at most 15 characters: the kernel cuts them there.
@@ -25,7 +25,10 @@
 use aya_ebpf::{
     EbpfContext as _,
     btf_maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_ringbuf_query},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        bpf_ringbuf_query,
+    },
     macros::{btf_map, btf_tracepoint, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
@@ -34,7 +37,7 @@ use tiering_common::{
     MAX_VMS, READS_RING_BYTES, REST_NS, RING_BYTES, RING_WAKE_BYTES, Reading, SAMPLE_KERNEL, SAMPLE_PRESENT,
     SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
 };
-use tiering_ebpf::{Mode, guest_ram, is_guest_ram, sample_flags};
+use tiering_ebpf::{Mode, guest_ram, is_chosen, is_guest_ram, sample_flags, weighted};
 
 /// linux/bpf.h
 const BPF_F_NO_PREALLOC: usize = 1;
@@ -107,7 +110,7 @@ fn put_sample(vm: &VmEntry, hva: u64, error_code: u64, mode: Mode) {
     let stats = unsafe { &mut *stats };
 
     let flags = sample_flags(error_code, mode);
-    stats.produced += 1;
+    stats.seen += 1;
     if flags & SAMPLE_WRITE != 0 {
         stats.writes += 1;
     } else {
@@ -120,12 +123,16 @@ fn put_sample(vm: &VmEntry, hva: u64, error_code: u64, mode: Mode) {
         stats.kernel += 1;
     }
 
+    if !is_chosen(vm, || unsafe { bpf_get_prandom_u32() }) {
+        return;
+    }
+    stats.produced += 1;
     let Some(mut record) = EVENTS.reserve(0) else {
         stats.dropped += 1;
         return;
     };
     let time_ns = unsafe { bpf_ktime_get_ns() };
-    record.write(Sample { time_ns, hva, vm: vm.vm, flags });
+    record.write(Sample { time_ns, hva, vm: vm.vm, flags: weighted(flags, vm) });
     let ring = core::ptr::from_ref(&EVENTS).cast_mut().cast();
     let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) };
     record.submit(if wakes(waiting, time_ns) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });

@@ -196,7 +196,7 @@ impl Machine {
     pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
         let block = self.pages.block_of(page);
-        let touch = self.pages.touch(page, now, access.write);
+        let touch = self.pages.touch_often(page, now, access.write, access.weight);
         if touch.was_lower {
             self.came_up.note(touch.before.place());
         }

@@ -29,6 +29,7 @@ mod lock;
 mod lookup;
 mod machine;
 mod planning;
+mod rates;
 mod report;
 mod staging;
 mod state;
@@ -185,7 +186,9 @@ async fn serve(
         if std::mem::take(&mut state.status_due) {
             status.send_replace(Arc::new(state.status(&faults)));
         }
-        if state.drain_reads(&mut faults) + state.drain(&mut faults, DRAIN_SAMPLES) > 0 {
+        let samples = state.drain(&mut faults, DRAIN_SAMPLES);
+        state.adapt_sampling(&mut faults, samples);
+        if state.drain_reads(&mut faults) + samples > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);
         }
     }

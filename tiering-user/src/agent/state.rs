@@ -26,7 +26,7 @@ use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
 use crate::tiers::{Budget, Ladder, TierId, TierKind};
-use crate::track::{Access, VmId};
+use crate::track::{Access, Budgets, Sampling, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
 /// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
@@ -79,6 +79,9 @@ pub(super) struct State {
     pub memory: Memory,
     /// When the state was last written to disk; written by the keeper.
     pub kept_unix_s: Option<u64>,
+    /// Of how many accesses of each machine one is sampled, and how many samples came since that was looked at.
+    pub sampling: Sampling,
+    pub samples_since_look: u64,
     batch: Vec<Sample>,
 }
 
@@ -96,6 +99,7 @@ impl State {
             TierKind::Node { .. } => Budget::new(None, None, now),
             TierKind::Swap { write_limit, daily_writes, .. } => Budget::new(*write_limit, *daily_writes, now),
         });
+        let tracking = Budgets { each: config.tracking.vm_events, all: config.tracking.events };
         let read_limit = config.prefetch.read_limit.map(|rate| rate.0);
         Self {
             budgets: budgets.collect(),
@@ -129,6 +133,8 @@ impl State {
             status_due: false,
             memory: Memory::default(),
             kept_unix_s: None,
+            sampling: Sampling::new(tracking, now),
+            samples_since_look: 0,
             batch: Vec::new(),
         }
     }

@@ -79,6 +79,7 @@ impl Road {
 /// Sums over CPUs and virtual machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
+    pub seen: u64,
     pub produced: u64,
     pub dropped: u64,
     pub reads: u64,
@@ -87,6 +88,7 @@ pub struct Counters {
 
 impl Counters {
     fn add(&mut self, stats: &VmStats) {
+        self.seen += stats.seen;
         self.produced += stats.produced;
         self.dropped += stats.dropped;
         self.reads += stats.reads;
@@ -97,6 +99,7 @@ impl Counters {
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
+            seen: self.seen + other.seen,
             produced: self.produced + other.produced,
             dropped: self.dropped + other.dropped,
             reads: self.reads + other.reads,
@@ -219,7 +222,7 @@ impl Faults {
             *range = Range { start: part.start.0, end: part.end().0, gpa };
         }
         let range_count = u32::try_from(vm.guest_ranges.len()).unwrap_or(0);
-        let entry = VmEntry { vm: id.0, layout: LAYOUT_VERSION, range_count, _pad: 0, ranges };
+        let entry = VmEntry { vm: id.0, layout: LAYOUT_VERSION, range_count, one_in_log2: 0, ranges };
         // Counters first: a fault that finds the process but no counters is not counted at all.
         let cpus =
             aya::util::nr_cpus().map_err(|(_, error)| map_error("tier_stats")(MapError::IoError(error)))?;
@@ -228,6 +231,16 @@ impl Faults {
         self.stats.insert(id.0, zero, 0).map_err(map_error("tier_stats"))?;
         self.moves.insert(id.0, VmMoves::default(), 0).map_err(map_error("tier_moves"))?;
         self.vms.insert(pid_key(vm), entry, 0).map_err(map_error("tier_vms"))
+    }
+
+    /// From now on, of 2 to this power accesses of `vm` one is put into the ring.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] where it is not tracked.
+    pub fn sample_one_in(&mut self, vm: &Vm, log2: u32) -> Result<(), BpfError> {
+        let key = pid_key(vm);
+        let entry = self.vms.get(&key, 0).map_err(map_error("tier_vms"))?;
+        self.vms.insert(key, VmEntry { one_in_log2: log2, ..entry }, 0).map_err(map_error("tier_vms"))
     }
 
     /// Begins to collect the frames that KVM maps into the machine `id`.

@@ -37,8 +37,14 @@ pub fn status(status: &Status) -> String {
     text += &images(status);
     let events = &status.events;
     text += &format!(
-        "\nevents: {} produced, {} consumed, {} dropped\n\n",
-        events.produced, events.consumed, events.dropped
+        "\nevents: {} produced, {} consumed, {} dropped{}\n\n",
+        events.produced,
+        events.consumed,
+        events.dropped,
+        match events.seen.saturating_sub(events.produced) {
+            0 => String::new(),
+            left => format!("; {left} more were seen and left out, as `tracking` allows"),
+        }
     );
     let mut sources = Table::new(["SOURCE", "STATE", "DETAIL"]);
     for source in &status.sources {
@@ -188,7 +194,11 @@ pub fn vm(vm: &VmStatus) -> String {
     );
     row("working set", size(vm.wss_bytes));
     row("accesses seen", format!("{} reads, {} writes", vm.reads_total, vm.writes_total));
-    row("faults", vm.faults_total.to_string());
+    let sampled = match vm.sampled_one_in {
+        0 | 1 => String::new(),
+        one_in => format!(" (one of {one_in} is looked at now)"),
+    };
+    row("faults", format!("{}{sampled}", vm.faults_total));
     row("stalled", vm.stall_ns_total.map_or_else(|| "no source can tell".to_owned(), nanoseconds));
     row("demoted", size(vm.demoted_bytes_total));
     row("promoted", size(vm.promoted_bytes_total));

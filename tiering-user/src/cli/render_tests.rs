@@ -26,7 +26,7 @@ fn example() -> Status {
         uptime_s: 12.5,
         tiers: vec![tier("qlc", 1, TierKind::Swap, &[]), tier("dram", 0, TierKind::Node, &[0, 2])],
         vms: vec![vm("web-1", "a", None), vm("web-2", "b", Some("locked memory"))],
-        events: EventCounts { produced: 10, consumed: 9, dropped: 1 },
+        events: EventCounts { seen: 10, produced: 10, consumed: 9, dropped: 1 },
         sources: vec![SourceStatus {
             name: "damon".to_owned(),
             state: SourceState::Unavailable,

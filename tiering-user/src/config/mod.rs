@@ -31,6 +31,7 @@ pub struct Config {
     #[serde(rename = "tier", skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
     pub discover: Discover,
+    pub tracking: Tracking,
     pub policy: Policy,
     pub prefetch: Prefetch,
     /// Rules for VMs; the first one that matches counts, see [`Config::vm_settings`].
@@ -90,6 +91,16 @@ pub struct Swap {
 pub struct Discover {
     /// QEMU processes, however they were started.
     pub qemu: bool,
+}
+
+/// How much is seen of the machines' accesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracking {
+    /// Most events a second of all machines together; who has few keeps all of them.
+    pub events: u64,
+    /// Most events a second of one machine.
+    pub vm_events: u64,
 }
 
 /// When pages go down.
@@ -238,6 +249,12 @@ impl Default for Agent {
 impl Default for Discover {
     fn default() -> Self {
         Self { qemu: true }
+    }
+}
+
+impl Default for Tracking {
+    fn default() -> Self {
+        Self { events: 200_000, vm_events: 100_000 }
     }
 }
 

@@ -24,6 +24,10 @@ swap = { path = "/mnt/qlc/tiering", size = "512GiB", write_limit = "50MB/s", dai
 [discover]
 qemu = true
 
+[tracking]
+events = 500_000
+vm_events = 50_000
+
 [policy]
 demote_after = "90s"
 free_target = "12.5%"
@@ -178,6 +182,7 @@ fn numbers_out_of_range_are_refused_where_they_stand() {
     assert_refused("[policy]\ndemote_after = \"500ms\"", "2:16", &["at least", "1s"]);
     assert_refused("[prefetch]\nthreshold = 1.5", "2:13", &["0 to 1", "1.5"]);
     assert_refused("[prefetch]\nthreshold = nan", "2:13", &["0 to 1"]);
+    assert_refused("[tracking]\nvm_events = 10", "2:13", &["events a second", "1000", "10"]);
     assert_refused("[prefetch]\nthreshold = 0.7\ntier0_threshold = 0.6", "3:19", &["0.6", "0.7"]);
     // The key at fault stands on its default: the table is shown.
     assert_refused("# x\n[prefetch]\nthreshold = 0.9", "2:1", &["0.8", "0.9"]);

@@ -18,6 +18,7 @@ const MIN_DEMOTE_AFTER: Duration = Duration::from_secs(1);
 /// Longest idle time that can be asked for: beyond about 14 hours the mapping table tells no difference.
 const MAX_DEMOTE_AFTER: Duration = Duration::from_secs(12 * 3600);
 const MAX_PRIORITY: u8 = 100;
+const MIN_EVENTS: u64 = 1000;
 /// What the mapping table calls pages that are in no known tier.
 const RESERVED_NAMES: [&str; 2] = ["swap", "untouched"];
 
@@ -48,6 +49,14 @@ impl Config {
             return Err(problem("agent.socket", "`socket` must be an absolute path"));
         }
         self.validate_ladder()?;
+        for (key, value) in [("events", self.tracking.events), ("vm_events", self.tracking.vm_events)] {
+            if value < MIN_EVENTS {
+                return Err(problem(
+                    format!("tracking.{key}"),
+                    format!("`{key}` is events a second: it must be at least {MIN_EVENTS}, not {value}"),
+                ));
+            }
+        }
         if self.policy.demote_after.0 < MIN_DEMOTE_AFTER {
             return Err(problem("policy.demote_after", "`demote_after` must be at least \"1s\""));
         }

@@ -165,6 +165,10 @@ pub struct VmStatus {
     pub reads_total: u64,
     pub writes_total: u64,
     pub faults_total: u64,
+    /// Of these, those that were looked at: all, but for machines that fault faster than `tracking` allows.
+    pub sampled_total: u64,
+    /// Of so many of its faults one is looked at now.
+    pub sampled_one_in: u32,
     /// Time the VM waited for pages; `None` where no source can tell.
     pub stall_ns_total: Option<u64>,
     pub demoted_bytes_total: u64,
@@ -307,6 +311,8 @@ pub struct PrefetchOrigins {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventCounts {
+    /// Accesses seen in guest RAM; of a machine that makes too many only some are put into the ring.
+    pub seen: u64,
     pub produced: u64,
     pub consumed: u64,
     pub dropped: u64,
@@ -421,7 +427,7 @@ mod tests {
             "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
             "ksm_bytes": null, "swap_cached_bytes": null,
             "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
-            "faults_total": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
+            "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
             "promoted_bytes_total": 0, "ping_pong_pages": 0,
             "prefetch": prefetch});
         let expected = serde_json::json!({
@@ -434,7 +440,7 @@ mod tests {
                 "bandwidth_bytes_per_s": null, "device": null,
                 "device_load": {"read_latency_ns": null, "write_latency_ns": null, "in_flight": 0}}],
             "vms": [vm],
-            "events": {"produced": 0, "consumed": 0, "dropped": 0},
+            "events": {"seen": 0, "produced": 0, "consumed": 0, "dropped": 0},
             "sources": [{"name": "", "state": "active", "detail": ""}],
             "blocks": {"shown": 0, "left_out_total": 0},
             "images": [{"name": "", "device": "8:1", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,

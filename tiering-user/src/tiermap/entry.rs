@@ -127,10 +127,11 @@ impl PageEntry {
         if idle > IDLE_MOST { 0 } else { idle }
     }
 
-    /// The same entry after an access.
+    /// The same entry after so many accesses.
     #[must_use]
-    pub fn accessed(self, now: Seconds, write: bool) -> Self {
-        let counted = self.with_counts(self.frequency(), self.recent() + 1);
+    pub fn accessed(self, now: Seconds, write: bool, accesses: u32) -> Self {
+        let accesses = accesses.min(COUNT_MAX) as u8;
+        let counted = self.with_counts(self.frequency(), self.recent() + accesses);
         let entry = counted.with_last(now).with_staged(false);
         if write { Self(entry.0 | WRITTEN) } else { entry }
     }
@@ -205,10 +206,10 @@ mod tests {
         ) {
             let mut entry = PageEntry::found(Place::Untouched, Seconds(0));
             for _ in 0..touches {
-                entry = entry.accessed(Seconds(last), false);
+                entry = entry.accessed(Seconds(last), false, 1);
             }
             if write {
-                entry = entry.accessed(Seconds(last), true);
+                entry = entry.accessed(Seconds(last), true, 1);
             }
             let seen = touches + u16::from(write);
             let last = if seen == 0 { 0 } else { last };
@@ -228,7 +229,7 @@ mod tests {
         let mut entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
         let mut epoch = |accesses: u16| {
             for _ in 0..accesses {
-                entry = entry.accessed(Seconds(1), true);
+                entry = entry.accessed(Seconds(1), true, 1);
             }
             let before = (entry.momentum(), entry.written());
             entry = entry.cooled();

@@ -2,7 +2,11 @@
 //!
 //! In: the ring's records. Out: [`Access`]es, in the order of the ring. Pure.
 
-use tiering_common::{SAMPLE_KVM, SAMPLE_WRITE, Sample};
+mod sampling;
+
+pub use sampling::{Budgets, Sampling};
+
+use tiering_common::{SAMPLE_KVM, SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample};
 
 use crate::sys::Monotonic;
 use crate::vm::Hva;
@@ -18,6 +22,8 @@ pub struct Access {
     pub vm: VmId,
     pub hva: Hva,
     pub write: bool,
+    /// For so many accesses it stands, most of which were not sampled.
+    pub weight: u32,
     /// The guest accessed it under KVM, so that `hva` is as right as the layout of its RAM.
     pub kvm: bool,
 }
@@ -29,6 +35,7 @@ impl From<Sample> for Access {
             vm: VmId(sample.vm),
             hva: Hva(sample.hva),
             write: sample.flags & SAMPLE_WRITE != 0,
+            weight: 1u32.checked_shl(sample.flags >> SAMPLE_WEIGHT_SHIFT).unwrap_or(1),
             kvm: sample.flags & SAMPLE_KVM != 0,
         }
     }
@@ -43,8 +50,8 @@ mod tests {
         let sample = |flags| Sample { time_ns: 7, hva: 0x1234, vm: 3, flags };
         let read = Access::from(sample(0));
         assert_eq!((read.vm, read.hva, read.time), (VmId(3), Hva(0x1234), Monotonic(7)));
-        assert!(!read.write && !read.kvm);
-        let write = Access::from(sample(SAMPLE_WRITE | SAMPLE_KVM));
-        assert!(write.write && write.kvm);
+        assert!(!read.write && !read.kvm && read.weight == 1);
+        let write = Access::from(sample(SAMPLE_WRITE | SAMPLE_KVM | 3 << SAMPLE_WEIGHT_SHIFT));
+        assert!(write.write && write.kvm && write.weight == 8);
     }
 }
