@@ -61,6 +61,11 @@ impl Host {
 
     /// The same, with these lines about staging in its configuration.
     pub fn agent_that(&self, prefetch: &str) -> Result<Agent> {
+        self.agent_with(&format!("[prefetch]\n{prefetch}\n"))
+    }
+
+    /// The same, with these sections in its configuration.
+    pub fn agent_with(&self, sections: &str) -> Result<Agent> {
         // Here a part that was interrupted ends, and leaves nothing behind.
         self.stop.check()?;
         let folder = self.scratch.path().display();
@@ -80,8 +85,7 @@ swap = {{ path = "{folder}/qlc", size = "3GiB" }}
 [policy]
 demote_after = "4h"
 psi_limit = "100%"
-[prefetch]
-{prefetch}
+{sections}
 [[vm]]
 match = {{ name = "tt-tagged-*" }}
 tenant = "bench"

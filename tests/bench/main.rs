@@ -1,11 +1,12 @@
 //! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! all of `cargo xtask bench prefetch`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! all of `cargo xtask bench prefetch` and `tracking`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
 
 mod ablation;
 mod clones;
+mod events;
 mod files;
 mod group;
 mod host;
@@ -20,9 +21,11 @@ mod walk;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
+use tiering_tests::faulter;
 use tiering_tests::results::Results;
 
 fn main() -> ExitCode {
+    faulter::be_one();
     let args: Vec<String> = std::env::args().skip(1).collect();
     // Cargo says so to every benchmark.
     let quick = args.iter().any(|arg| arg == "--quick");
@@ -50,8 +53,9 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "clones" => clones::measure(results, quick),
         "restart" => restart::measure(results, quick),
         "files" => files::measure(results, quick),
+        "events" => events::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, events"
         ),
     }
 }

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod content;
 pub mod disk_image;
+pub mod faulter;
 pub mod filled;
 pub mod guest;
 pub mod initramfs;

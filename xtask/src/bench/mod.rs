@@ -7,6 +7,7 @@
 mod part;
 mod prefetch;
 mod tiers;
+mod tracking;
 
 use crate::{build, setup};
 use anyhow::{Context, Result, ensure};
@@ -38,6 +39,8 @@ enum Name {
     Tiers,
     /// Staging ahead of need: what it saves
     Prefetch,
+    /// Seeing accesses: what it costs, and how many
+    Tracking,
 }
 
 impl Name {
@@ -45,6 +48,7 @@ impl Name {
         match self {
             Self::Tiers => &tiers::PARTS,
             Self::Prefetch => &prefetch::PARTS,
+            Self::Tracking => &tracking::PARTS,
         }
     }
 
@@ -52,6 +56,7 @@ impl Name {
         match self {
             Self::Tiers => "tiers",
             Self::Prefetch => "prefetch",
+            Self::Tracking => "tracking",
         }
     }
 }
