@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
@@ -77,6 +78,13 @@ fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
     assert!(swapped * PAGE as usize > MEMORY_BYTES / 2, "{swapped} pages reclaimed");
     assert!(nvme * 100 >= swapped * 99, "{nvme} of {swapped} to nvme, {qlc} to qlc");
 
+    // It was seen, and told from what the agent did.
+    std::thread::sleep(Duration::from_secs(2));
+    let status = agent.status().unwrap();
+    let bytes = |by: &str, what: &str| status[by][what].as_u64().unwrap();
+    let reclaimed = bytes("moved_by_others", "reclaimed_bytes_total");
+    assert!(reclaimed * 2 > swapped as u64 * PAGE, "{status}");
+    assert_eq!(bytes("moved_by_agent", "reclaimed_bytes_total"), 0, "{status}");
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
 }

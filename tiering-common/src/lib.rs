@@ -207,6 +207,19 @@ pub struct VmMoves {
     pub wasted: u64,
 }
 
+/// What was moved by others than the agent, the kernel above all, or by the agent: values 0 and 1 of the per-CPU array
+/// `tier_kernel`. Of the whole host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelMoves {
+    /// Anonymous and shared pages that reclaim took.
+    pub reclaimed: u64,
+    /// Pages that went to another place in memory.
+    pub migrated: u64,
+    /// Huge pages that were made.
+    pub collapsed: u64,
+}
+
 /// A block of 2 MiB of one virtual machine. Key of the map `tier_map`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -242,6 +255,7 @@ const _: () = {
     assert!(MAX_FRAMES.is_power_of_two());
     assert!(size_of::<VmStats>() == 56);
     assert!(size_of::<VmMoves>() == 40);
+    assert!(size_of::<KernelMoves>() == 24);
     assert!(size_of::<BlockKey>() == 8);
     assert!(size_of::<VmBlock>() == 16 + 2 * MAX_TIERS);
     assert!(size_of::<ImageKey>() == 16);
@@ -272,4 +286,6 @@ mod user {
     unsafe impl aya::Pod for super::ImageEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Reading {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::KernelMoves {}
 }

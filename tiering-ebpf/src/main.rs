@@ -8,6 +8,7 @@
 //! | `page_fault_user`, `page_fault_kernel` | QEMU itself, and guests that it emulates | host-virtual address |
 //! | `kvm_page_fault` | guests under KVM | guest-physical address, translated by the ranges in `tier_vms` |
 //! | `kvm_mmu_set_spte` | | which frame KVM mapped where, while the agent wants to know: into `tier_frames` |
+//! | `mm_vmscan_lru_shrink_inactive`, `mm_migrate_pages`, `mm_collapse_huge_page` | | what the kernel moved by itself, of the whole host: into `tier_kernel` |
 //! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
 //! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
@@ -33,12 +34,14 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    BlockKey, EXTENT_PAGES, FileRead, Frame, ImageEntry, ImageKey, MAX_BLOCKS, MAX_FRAMES, MAX_IMAGES,
-    MAX_VMS, READS_RING_BYTES, REST_NS, RING_BYTES, RING_WAKE_BYTES, Reading, SAMPLE_KERNEL, SAMPLE_PRESENT,
-    SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
+    BlockKey, EXTENT_PAGES, FileRead, Frame, ImageEntry, ImageKey, KernelMoves, MAX_BLOCKS, MAX_FRAMES,
+    MAX_IMAGES, MAX_VMS, READS_RING_BYTES, REST_NS, RING_BYTES, RING_WAKE_BYTES, Reading, SAMPLE_KERNEL,
+    SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, guest_ram, is_chosen, is_guest_ram, sample_flags, weighted};
 
+/// mm/khugepaged.c, Linux 6.1 to 6.18.
+const SCAN_SUCCEED: u32 = 1;
 /// linux/bpf.h
 const BPF_F_NO_PREALLOC: usize = 1;
 const BPF_RB_AVAIL_DATA: u64 = 0;
@@ -74,6 +77,13 @@ static READS: RingBuf<FileRead, READS_RING_BYTES> = RingBuf::new();
 
 #[btf_map(name = "tier_reading")]
 static READING: PerCpuArray<Reading, 1> = PerCpuArray::new();
+
+#[btf_map(name = "tier_kernel")]
+static KERNEL: PerCpuArray<KernelMoves, 2> = PerCpuArray::new();
+
+/// The agent's process; it writes it before the programs are loaded.
+#[unsafe(no_mangle)]
+static AGENT: u32 = 0;
 
 /// When a sample of this processor woke the agent last for having rested, in nanoseconds.
 #[btf_map(name = "tier_woken")]
@@ -286,6 +296,46 @@ fn file_read_tp(ctx: TracePointContext) -> u32 {
     // Not read directly: the kernel refuses a program that could read behind the end of the record.
     let order = || unsafe { bpf_probe_read_kernel(fields.cast::<u8>().add(36)) }.unwrap_or(0);
     on_file_read(ImageKey { inode, device, _pad: 0 }, first_page, order);
+    0
+}
+
+/// What the kernel moves: by itself, or since the agent has it do so.
+#[inline(always)]
+fn on_kernel_move(count: impl FnOnce(&mut KernelMoves)) {
+    let agent = unsafe { core::ptr::read_volatile(&AGENT) };
+    let own = (bpf_get_current_pid_tgid() >> 32) as u32 == agent;
+    if let Some(moves) = KERNEL.get_ptr_mut(own.into()) {
+        count(unsafe { &mut *moves });
+    }
+}
+
+// Arguments of vmscan:mm_vmscan_lru_shrink_inactive (include/trace/events/vmscan.h, Linux 6.1 to 6.18): node, pages scanned, pages
+// reclaimed, details, priority, and not 0 where they were of files; of migrate:mm_migrate_pages (include/trace/events/migrate.h): pages
+// that were moved, and more that differs; of huge_memory:mm_collapse_huge_page (include/trace/events/huge_memory.h):
+// address space, whether isolated, outcome.
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_lru_shrink_inactive")]
+fn kern_reclaim(ctx: RawTracePointContext) -> i32 {
+    let (pages, of_files): (u64, u64) = (ctx.arg(2), ctx.arg(5));
+    if of_files as u32 == 0 {
+        on_kernel_move(|moves| moves.reclaimed += pages);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_migrate_pages")]
+fn kern_migrate(ctx: RawTracePointContext) -> i32 {
+    let pages: u64 = ctx.arg(0);
+    on_kernel_move(|moves| moves.migrated += pages);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_collapse_huge_page")]
+fn kern_collapse(ctx: RawTracePointContext) -> i32 {
+    let outcome: u64 = ctx.arg(2);
+    if outcome as u32 == SCAN_SUCCEED {
+        on_kernel_move(|moves| moves.collapsed += 1);
+    }
     0
 }
 

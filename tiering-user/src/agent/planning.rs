@@ -15,7 +15,7 @@ use crate::policy::{
 };
 use crate::predict::Wasted;
 use crate::sys::{self, PAGE_BYTES};
-use crate::tiermap::Place;
+use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{TierId, TierKind, read_proc_swaps};
 use crate::track::VmId;
 
@@ -24,6 +24,8 @@ const PLAN_PAGES: u64 = 65_536;
 /// Least and longest time between two sweeps of one machine.
 const SWEEP_LEAST: Duration = Duration::from_secs(2);
 const SWEEP_MOST: Duration = Duration::from_secs(30);
+/// After the kernel has moved so many pages by itself they are looked for sooner.
+const MOVED_BY_KERNEL: u64 = 64;
 /// An epoch, over which accesses are counted: half of the least idle time, within these bounds.
 const EPOCH_LEAST: Duration = Duration::from_secs(1);
 const EPOCH_MOST: Duration = Duration::from_secs(60);
@@ -34,6 +36,7 @@ impl State {
     pub(super) fn every_second(&mut self, faults: &mut Faults) {
         let clock = self.clock.seconds();
         self.look_at_memory();
+        self.look_at_kernel_moves(faults);
         self.promotable_pages = self.promotable();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
@@ -75,13 +78,25 @@ impl State {
                     wasted: counts.wasted,
                 },
             );
-            if machine.swept_at.is_none_or(|at| sys::now().since(at) >= sweep_every) {
+            // Where the kernel has moved something since, at once.
+            let sweep_after = |at| if at < self.kernel_moved_at { SWEEP_LEAST } else { sweep_every };
+            if machine.swept_at.is_none_or(|at| sys::now().since(at) >= sweep_after(at)) {
                 self.start_sweep(id);
             }
             self.plan(id);
         }
         self.compare_machines();
         self.show_blocks(faults);
+    }
+
+    fn look_at_kernel_moves(&mut self, faults: &Faults) {
+        let [by_others, _] = faults.kernel_moves.totals();
+        let between_nodes = if self.ladder.node_tiers().0 > 1 { by_others.migrated } else { 0 };
+        let moved = by_others.reclaimed + between_nodes + by_others.collapsed * u64::from(BLOCK_PAGES);
+        if moved - self.kernel_moved >= MOVED_BY_KERNEL {
+            self.kernel_moved = moved;
+            self.kernel_moved_at = sys::now();
+        }
     }
 
     /// Plans demotions of a machine whose last plan is done.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 
 use nix::sys::stat::{major, minor};
-use tiering_common::EXTENT_PAGES;
+use tiering_common::{EXTENT_PAGES, KernelMoves};
 
 use super::Error;
 use super::images::Image;
@@ -16,9 +16,9 @@ use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
-    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, Latency, PrefetchCalibration,
-    PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay, SourceState, SourceStatus,
-    Status, TierStatus, VmStatus,
+    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
+    PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay,
+    SourceState, SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
@@ -67,6 +67,7 @@ impl State {
             self.survey.tell(tier.id, &mut status);
             status
         });
+        let [moved_by_others, moved_by_agent] = faults.kernel_moves.totals().map(kernel_moves);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.clock.uptime().as_secs_f64(),
@@ -84,6 +85,8 @@ impl State {
             images: self.image_status(),
             state_saved_unix_s: self.kept_unix_s,
             blocks: BlockCounts { shown: faults.blocks().0, left_out_total: faults.blocks().1 },
+            moved_by_others,
+            moved_by_agent,
             warnings: self.survey.warnings().to_vec(),
         }
     }
@@ -109,7 +112,14 @@ impl State {
             }
             ReadSource::Unavailable(why) => (SourceState::Unavailable, why.clone()),
         };
-        vec![page_fault, kvm, source(READ_EVENT, state, detail)]
+        let reads = source(READ_EVENT, state, detail);
+        let moves = &faults.kernel_moves;
+        let (state, detail) = match (moves.is_active(), moves.missing()) {
+            (true, []) => (SourceState::Active, Road::Raw.name().to_owned()),
+            (true, missing) => (SourceState::Active, format!("without {}", missing.join("; "))),
+            (false, missing) => (SourceState::Unavailable, missing.join("; ")),
+        };
+        vec![page_fault, kvm, reads, source("kernel_moves", state, detail)]
     }
 
     fn image_status(&self) -> Vec<ImageStatus> {
@@ -260,5 +270,13 @@ fn tier_status(tier: &Tier, swap_used_bytes: u64, memory: NodeMemory) -> TierSta
         capacity_bytes,
         used_bytes,
         ..TierStatus::default()
+    }
+}
+
+fn kernel_moves(moves: KernelMoves) -> KernelMovesStatus {
+    KernelMovesStatus {
+        reclaimed_bytes_total: moves.reclaimed * PAGE_BYTES,
+        migrated_bytes_total: moves.migrated * PAGE_BYTES,
+        collapsed_bytes_total: moves.collapsed * u64::from(BLOCK_PAGES) * PAGE_BYTES,
     }
 }

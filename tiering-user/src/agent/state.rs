@@ -22,7 +22,7 @@ use crate::bpf::{Counters, Faults, KVM_ROADS};
 use crate::config::Config;
 use crate::policy::{Action, FreeSpace, Reason};
 use crate::predict::Stages;
-use crate::sys::{self, PAGE_BYTES, Pagemap, Pidfd};
+use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
 use crate::tiers::{Budget, Ladder, TierId, TierKind};
@@ -82,6 +82,9 @@ pub(super) struct State {
     /// Of how many accesses of each machine one is sampled, and how many samples came since that was looked at.
     pub sampling: Sampling,
     pub samples_since_look: u64,
+    /// Pages that others than the agent had moved when that was looked at, and when there were many more.
+    pub kernel_moved: u64,
+    pub kernel_moved_at: Monotonic,
     batch: Vec<Sample>,
 }
 
@@ -135,6 +138,8 @@ impl State {
             kept_unix_s: None,
             sampling: Sampling::new(tracking, now),
             samples_since_look: 0,
+            kernel_moved: 0,
+            kernel_moved_at: Monotonic::default(),
             batch: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
-use aya::{Btf, Ebpf, EbpfError, include_bytes_aligned};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use thiserror::Error;
 use tiering_common::{
     Frame, ImageKey, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry,
@@ -14,6 +14,7 @@ use tiering_common::{
 use zerocopy::FromBytes as _;
 
 use super::blocks::BlockMap;
+use super::kernel_moves::KernelMoveSource;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
 use super::reads::{PROGRAM, ReadSource, Reads};
@@ -122,6 +123,7 @@ pub struct Faults {
     ring: RingBuf<MapData>,
     /// What machines read from images.
     pub reads: Reads,
+    pub kernel_moves: KernelMoveSource,
     /// Samples taken from the ring.
     consumed: u64,
     pins: Option<Pins>,
@@ -133,7 +135,9 @@ impl Faults {
     /// # Errors
     /// Any [`BpfError`]; nothing stays loaded or pinned.
     pub fn attach(roads: &[Road], pins: Option<Pins>) -> Result<Self, BpfError> {
-        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| match permission(&error) {
+        let own_pid = std::process::id();
+        let loaded = EbpfLoader::new().override_global("AGENT", &own_pid, true).load(OBJECT);
+        let mut ebpf = loaded.map_err(|error| match permission(&error) {
             true => BpfError::NotPermitted(error.to_string()),
             false => BpfError::Load(error),
         })?;
@@ -141,6 +145,10 @@ impl Faults {
         if let Some(pins) = &pins {
             pin_programs(&mut ebpf, road.programs().map(|(name, _)| name), pins)?;
             pin_maps(&mut ebpf, pins)?;
+        }
+        let kernel_moves = KernelMoveSource::attach(&mut ebpf)?;
+        if let Some(pins) = &pins {
+            pin_programs(&mut ebpf, kernel_moves.programs().iter().copied(), pins)?;
         }
         let mut faults = Self {
             vms: typed(&mut ebpf, "tier_vms")?,
@@ -150,6 +158,7 @@ impl Faults {
             blocks: BlockMap::new(typed(&mut ebpf, "tier_map")?),
             ring: typed(&mut ebpf, "tier_events")?,
             reads: Reads::new(&mut ebpf)?,
+            kernel_moves,
             kvm: KvmSource::Unavailable("not tried".to_owned()),
             ebpf: Some(ebpf),
             road,

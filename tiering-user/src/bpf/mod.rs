@@ -5,11 +5,13 @@
 
 mod blocks;
 mod faults;
+mod kernel_moves;
 mod kvm;
 mod pins;
 mod reads;
 
 pub use faults::{BpfError, Counters, Faults, OBJECT, PROBE_ROADS, Road};
+pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ROADS, KvmSource};
 pub use pins::{PIN_DIR, PinError, Pins};
 pub use reads::{READ_EVENT, ReadSource, Reads};

@@ -24,7 +24,14 @@ pub fn status(status: &Status) -> String {
     for warning in &status.warnings {
         text += &format!("warning: {}\n", printable(warning));
     }
-    text += &format!("in memory all the same, in the swap cache: {}\n\n", size(status.swap_cached_bytes));
+    text += &format!("in memory all the same, in the swap cache: {}\n", size(status.swap_cached_bytes));
+    let others = &status.moved_by_others;
+    text += &format!(
+        "moved by the kernel itself, of all of the host: {} reclaimed, {} migrated, {} made huge\n\n",
+        size(others.reclaimed_bytes_total),
+        size(others.migrated_bytes_total),
+        size(others.collapsed_bytes_total)
+    );
     text += &vms(status);
     for vm in &status.vms {
         if let Some(limit) = &vm.limited_by {

@@ -24,6 +24,7 @@ pub(super) fn checks() -> Vec<Check> {
         page_faults(),
         kvm_faults(),
         image_reads(),
+        kernel_moves(),
         frames(),
         pagemap_scan(),
         pressure(),
@@ -118,6 +119,19 @@ fn kvm_faults() -> Check {
     match faults.kvm() {
         KvmSource::Active(road) => Check::ok(NAME, road.name()),
         KvmSource::Unavailable(why) => Check::missing(NAME, why, consequence),
+    }
+}
+
+fn kernel_moves() -> Check {
+    const NAME: &str = "source kernel_moves";
+    let consequence =
+        "what the kernel reclaims or migrates by itself is noticed by the next sweep, 2 to 30 s later";
+    match Faults::attach(&PROBE_ROADS, None) {
+        Ok(faults) => match faults.kernel_moves.missing() {
+            [] => Check::ok(NAME, Road::Raw.name()),
+            missing => Check::degraded(NAME, missing.join("; "), consequence),
+        },
+        Err(error) => Check::degraded(NAME, error.to_string(), consequence),
     }
 }
 

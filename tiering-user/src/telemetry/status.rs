@@ -26,10 +26,26 @@ pub struct Status {
     /// What contradicts the order of the ladder or stands in its way, as found at start; each with what to do.
     pub warnings: Vec<String>,
     pub blocks: BlockCounts,
+    /// What the kernel, or anybody else but the agent, has moved on this host since the agent runs.
+    pub moved_by_others: KernelMovesStatus,
+    /// The same of the agent's own doing, where the kernel tells.
+    pub moved_by_agent: KernelMovesStatus,
     /// Base images that VMs have open, once for each tenant.
     pub images: Vec<ImageStatus>,
     /// When the agent's state was last written to disk, seconds since 1970; `None` if it was not yet.
     pub state_saved_unix_s: Option<u64>,
+}
+
+/// Memory that was moved, of whatever process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelMovesStatus {
+    /// Taken by reclaim, but for page cache. What was demoted on purpose is not in it.
+    pub reclaimed_bytes_total: u64,
+    /// Moved within memory: between nodes, or to make room for huge pages.
+    pub migrated_bytes_total: u64,
+    /// Made into huge pages.
+    pub collapsed_bytes_total: u64,
 }
 
 /// A file that VMs of one tenant read through the host's page cache.
@@ -443,6 +459,8 @@ mod tests {
             "events": {"seen": 0, "produced": 0, "consumed": 0, "dropped": 0},
             "sources": [{"name": "", "state": "active", "detail": ""}],
             "blocks": {"shown": 0, "left_out_total": 0},
+            "moved_by_others": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
+            "moved_by_agent": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
             "images": [{"name": "", "device": "8:1", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
                 "read_ahead_bytes_total": 0, "confidence": 0.5, "window_bytes": 0}],
             "warnings": [],

@@ -1,0 +1,81 @@
+//! What the kernel moves by itself.
+//!
+//! In: the loaded object. Out: totals of pages that its reclaim took, that it migrated between nodes, and of huge pages that it made; apart
+//! from these, the same of what the agent had it do. The events come once for a batch of pages, so they cost next to nothing.
+//!
+//! # Limits
+//! Whose pages they were is not told: these events come from the kernel's own threads. What is reclaimed on purpose (`MADV_PAGEOUT`) raises none
+//! of them. Compaction counts as migration. Splits of huge pages have no event.
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::{ProgramError, RawTracePoint};
+use tiering_common::KernelMoves;
+
+use super::faults::{BpfError, chain, typed};
+
+/// Program, and the event that it is for.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("kern_reclaim", "mm_vmscan_lru_shrink_inactive"),
+    ("kern_migrate", "mm_migrate_pages"),
+    ("kern_collapse", "mm_collapse_huge_page"),
+];
+
+/// The map, and what was attached.
+pub struct KernelMoveSource {
+    totals: PerCpuArray<MapData, KernelMoves>,
+    /// Programs that are attached.
+    attached: Vec<&'static str>,
+    /// Events that cannot be seen, and why.
+    missing: Vec<String>,
+}
+
+impl KernelMoveSource {
+    /// Attaches what can be.
+    pub(super) fn attach(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        let (mut attached, mut missing) = (Vec::new(), Vec::new());
+        for (program, event) in PROGRAMS {
+            match attach(ebpf, program, event) {
+                Ok(()) => attached.push(program),
+                Err(error) => missing.push(format!("{event}: {}", chain(&error))),
+            }
+        }
+        Ok(Self { totals: typed(ebpf, "tier_kernel")?, attached, missing })
+    }
+
+    pub(super) fn programs(&self) -> &[&'static str] {
+        &self.attached
+    }
+
+    /// The events that cannot be seen, each with why; none where all can.
+    pub fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// Whether any event is seen.
+    pub fn is_active(&self) -> bool {
+        !self.attached.is_empty()
+    }
+
+    /// So far: by the kernel or anybody else, and by the agent.
+    pub fn totals(&self) -> [KernelMoves; 2] {
+        [0, 1].map(|index| {
+            let mut sum = KernelMoves::default();
+            if let Ok(values) = self.totals.get(&index, 0) {
+                for value in values.iter() {
+                    sum.reclaimed += value.reclaimed;
+                    sum.migrated += value.migrated;
+                    sum.collapsed += value.collapsed;
+                }
+            }
+            sum
+        })
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, program: &str, event: &str) -> Result<(), ProgramError> {
+    let program: &mut RawTracePoint = ebpf.program_mut(program).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    program.load()?;
+    program.attach(event)?;
+    Ok(())
+}
