@@ -1,19 +1,20 @@
 //! What it costs to see faults, and how many can be seen: by processes that do nothing but fault, and look like machines.
 //!
-//! - a fault: without the agent and with it, by turns; and what the kernel says a run of the program takes
+//! - a fault: without the programs and with them, by turns. The kernel's own measurement (`kernel.bpf_stats_enabled`) would mostly measure itself.
 //! - as many as can be: produced = consumed + dropped to the last one
 //! - the agent's processor time at 50,000 faults a second, and with nothing to do
 //! - beside one that faults as fast as it can: whether the samples of another one are complete, and what that costs
 
 use crate::host::{Host, known_name};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tiering_tests::agent::Agent;
 use tiering_tests::faulter::Faulter;
-use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
+use tiering_user::bpf::{Faults, PROBE_ROADS};
+use tiering_user::track::VmId;
+use tiering_user::vm::{Scanner, Vm};
 
 /// No sampling: everything is to be seen.
 const ALL: &str = "[tracking]\nevents = 10_000_000\nvm_events = 10_000_000\n";
@@ -23,8 +24,6 @@ const CALM: u64 = 2000;
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let host = Host::new()?;
     let mut faulter = Faulter::start("tt-faulter", &host.folder("."))?;
-    a_fault(results, &host, &mut faulter, if quick { 3 } else { 9 })?;
-
     let agent = host.agent_with(ALL)?;
     known_name_of(&agent, &mut faulter)?;
     many(results, &agent, &mut faulter, if quick { 2_000_000 } else { 10_000_000 })?;
@@ -52,38 +51,63 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     flooded(results, &host, &mut faulter, seconds)
 }
 
-/// A fault without and with the agent, by turns.
-fn a_fault(results: &mut Results, host: &Host, faulter: &mut Faulter, repeats: u32) -> Result<()> {
-    const FAULTS: u64 = 200_000;
-    let stats = BpfStats::on()?;
-    let (mut without, mut with, mut runs) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..repeats {
+/// A fault that nobody sees, one of a process that is not watched, and one that becomes a sample, by turns.
+pub fn measure_one(results: &mut Results, quick: bool) -> Result<()> {
+    /// Fit into the ring.
+    const FAULTS: u64 = 20_000;
+    let host = Host::new()?;
+    let mut faulter = Faulter::start("tt-faulter", &host.folder("."))?;
+    let vm = found(&faulter)?;
+    let mut pass = || -> Result<f64> {
         faulter.order(FAULTS, None)?;
-        without.push(faulter.done()?.each_ns());
-        let agent = host.agent_with(ALL)?;
-        known_name_of(&agent, faulter)?;
-        faulter.order(FAULTS, None)?;
-        with.push(faulter.done()?.each_ns());
-        runs.extend(stats.ns_a_run("fault_user_btf")?);
-        agent.interrupt()?;
+        Ok(faulter.done()?.each_ns())
+    };
+    let (mut unseen, mut passed_over, mut sampled) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..if quick { 20 } else { 80 } {
+        let alone = pass()?;
+        let mut faults = Faults::attach(&PROBE_ROADS, None)?;
+        let not_watched = pass()?;
+        faults.track(VmId(1), &vm)?;
+        let watched = pass()?;
+        let counters = faults.counters(VmId(1));
+        ensure!((counters.produced, counters.dropped) == (FAULTS, 0), "{counters:?}");
+        unseen.push(alone);
+        passed_over.push(not_watched - alone);
+        sampled.push(watched - alone);
+        faults.detach();
     }
-    let more: Vec<f64> = with.iter().zip(&without).map(|(with, without)| with - without).collect();
-    let share: Vec<f64> = more.iter().zip(&without).map(|(more, without)| more / without * 100.0).collect();
     for (what, values) in [
-        ("a fault without the agent, ns", &without),
-        ("a fault with the agent, ns", &with),
-        ("what that adds, ns", &more),
-        ("what that adds, %", &share),
+        ("a fault that nobody sees, ns", &unseen),
+        ("what it adds to be passed over, ns", &passed_over),
+        ("what it adds to become a sample, ns", &sampled),
     ] {
-        if let Some(repeats) = Repeats::of(values) {
-            results.note(what, repeats);
-        }
+        let [first, median, third] = quarters(values);
+        results.note(what, format!("{median:.0} (half of them {first:.0} to {third:.0})"));
     }
-    if let Some(run) = Repeats::of(&runs) {
-        results.figure("a run of the program, ns", run, "100", run.median <= 100.0);
-        results.headline(format!("{:.0} ns a run", run.median));
-    }
+    let [_, added, _] = quarters(&sampled);
+    results.figure("the latter in the median", format!("{added:.0} ns"), "100 ns", added <= 100.0);
+    results.headline(format!("{added:.0} ns a sample"));
     Ok(())
+}
+
+/// First quartile, median, third quartile.
+fn quarters(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| sorted[(sorted.len() - 1) * quarter / 4])
+}
+
+/// The faulter as the agent would find it.
+fn found(faulter: &Faulter) -> Result<Vm> {
+    let mut scanner = Scanner::new("/proc", "/sys/fs/cgroup");
+    for _ in 0..100 {
+        let appeared = scanner.scan()?.appeared;
+        if let Some(vm) = appeared.into_iter().find(|vm| vm.name == faulter.name()) {
+            return Ok(vm);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("{} is not taken for a machine", faulter.name())
 }
 
 /// As many faults as can be, all of which should be seen.
@@ -177,35 +201,4 @@ fn cpu_percent(agent: &Agent, meanwhile: impl FnOnce() -> Result<()>) -> Result<
     meanwhile()?;
     let seconds = (ticks()? - before) as f64 / procfs::ticks_per_second() as f64;
     Ok(seconds / began.elapsed().as_secs_f64() * 100.0)
-}
-
-/// The kernel measures its programs meanwhile.
-struct BpfStats {
-    before: String,
-}
-
-const BPF_STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-impl BpfStats {
-    fn on() -> Result<Self> {
-        let before = std::fs::read_to_string(BPF_STATS)?;
-        std::fs::write(BPF_STATS, "1")?;
-        Ok(Self { before })
-    }
-
-    fn ns_a_run(&self, program: &str) -> Result<Option<f64>> {
-        let pin = format!("/sys/fs/bpf/tiering/{program}");
-        let output =
-            Command::new("/usr/sbin/bpftool").args(["-j", "prog", "show", "pinned", &pin]).output()?;
-        let shown: Value = serde_json::from_slice(&output.stdout).context("what bpftool shows")?;
-        let runs = number(&shown["run_cnt"]);
-        Ok((runs > 0).then(|| number(&shown["run_time_ns"]) as f64 / runs as f64))
-    }
-}
-
-impl Drop for BpfStats {
-    fn drop(&mut self) {
-        // What it was is what the kernel took before.
-        std::fs::write(BPF_STATS, &self.before).ok();
-    }
 }

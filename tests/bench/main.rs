@@ -53,9 +53,10 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "clones" => clones::measure(results, quick),
         "restart" => restart::measure(results, quick),
         "files" => files::measure(results, quick),
+        "fault" => events::measure_one(results, quick),
         "events" => events::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, events"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events"
         ),
     }
 }

@@ -2,8 +2,11 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 1] = [Part {
-    name: "events",
-    about: "what it costs to see a fault, how many can be seen, and what a machine that floods costs the others",
-    place: Place::Here,
-}];
+pub const PARTS: [Part; 2] = [
+    Part { name: "fault", about: "what it costs a machine that its faults are seen", place: Place::Here },
+    Part {
+        name: "events",
+        about: "how many faults can be seen, what that takes of the processors, and what a machine that floods costs the others",
+        place: Place::Here,
+    },
+];
