@@ -16,7 +16,7 @@ fn bpftool(args: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn dump(map: &str) -> Vec<Value> {
+pub fn dump(map: &str) -> Vec<Value> {
     let dumped = bpftool(&["map", "dump", "pinned", &format!("/sys/fs/bpf/tiering/{map}")]);
     dumped.as_array().unwrap().iter().map(|entry| entry["formatted"].clone()).collect()
 }
@@ -86,18 +86,6 @@ fn programs_and_maps_are_shown_with_their_fields() {
         assert_eq!(block["value"]["hva"], start + number * (2 << 20), "{block}");
         let others = ["other_swap", "untouched"].map(|field| block["value"][field].as_u64().unwrap());
         assert_eq!((0..8).map(|tier| pages_of(block, tier)).chain(others).sum::<u64>(), 512, "{block}");
-    }
-
-    // The kernel moves what it likes meanwhile: read before and after.
-    let status = |by: &str| agent.status().unwrap()[by]["collapsed_bytes_total"].as_u64().unwrap();
-    for (index, by) in ["moved_by_others", "moved_by_agent"].into_iter().enumerate() {
-        let same = wait_for("what the kernel moved to be that of the status", || {
-            let values = dump("tier_kernel")[index]["values"].clone();
-            let cpus = values.as_array()?.iter();
-            let huge: u64 = cpus.map(|cpu| cpu["value"]["collapsed"].as_u64().unwrap()).sum();
-            (huge * (2 << 20) == status(by)).then_some(())
-        });
-        assert!(same.is_some(), "{:?} {}", dump("tier_kernel"), status(by));
     }
 
     guest.cont().unwrap();

@@ -8,6 +8,7 @@ use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
 use tiering_tests::skip::{Skip, skip_or_fail};
 
+use crate::bpftool::dump;
 use crate::host::{
     At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, vm,
 };
@@ -84,6 +85,10 @@ fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
     let bytes = |by: &str, what: &str| status[by][what].as_u64().unwrap();
     let reclaimed = bytes("moved_by_others", "reclaimed_bytes_total");
     assert!(reclaimed * 2 > swapped as u64 * PAGE, "{status}");
+    let shown = dump("tier_kernel")[0]["values"].clone();
+    let cpus = shown.as_array().unwrap().iter();
+    let pages: u64 = cpus.map(|cpu| cpu["value"]["reclaimed"].as_u64().unwrap()).sum();
+    assert_eq!(pages * PAGE, reclaimed, "{shown}");
     assert_eq!(bytes("moved_by_agent", "reclaimed_bytes_total"), 0, "{status}");
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);

@@ -23,7 +23,7 @@ pub(super) fn leave_out(
     places: &Places,
     outcome: &mut Outcome,
 ) -> Option<u64> {
-    // What was staged is charged already.
+    // What was staged is charged already; what the kernel has let go of since comes up a few pages at a time.
     if matches!(outcome.action, Action::MapStaged | Action::DropStage { .. }) {
         return None;
     }

@@ -6,6 +6,9 @@ use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
 use crate::tiers::TierId;
 
+/// Pages that are mapped at a time to be paged out: 1 MiB.
+const DROP_PAGES: usize = 256;
+
 /// Starts to read the pages of `outcome` into memory. They stay unmapped, so that the first touch is still seen;
 /// pagemap shows them as swapped until then.
 pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
@@ -42,8 +45,11 @@ pub(super) fn drop_stage(target: &Target, mapped: bool, places: &Places, outcome
             // What is mapped by now was touched after all.
             false => swapped(&asked, &before),
         };
-        target.touch_read(&pages)?;
-        target.advise(&pages, Advice::PageOut)?;
+        // A few at a time: what the kernel has let go of already comes up once more.
+        for pages in pages.chunks(DROP_PAGES) {
+            target.touch_read(pages)?;
+            target.advise(pages, Advice::PageOut)?;
+        }
         let after = target.states(&asked)?;
         outcome.moved_pages = swapped(&asked, &after).len() as u64;
         outcome.skip(Skip::Stayed, asked.len() as u64 - outcome.moved_pages);

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
+use crate::policy::Reason;
 use crate::sys::{Advice, OneCpu, PAGE_BYTES, PageState};
 use crate::tiermap::{PageIndex, Place, Places};
 use crate::tiers::{SwapError, SwapTiers, TierId, read_proc_swaps};
@@ -61,8 +62,10 @@ fn place_private(
 ) -> Result<(), Skip> {
     let wanted = Place::In(to);
     let before = target.places(&outcome.asked, places).map_err(gone)?;
-    let mut pages: Vec<PageIndex> =
-        select(&outcome.asked, &before, |at| at != wanted && at != Place::Untouched);
+    // What may be touched soon is not taken from where it can be.
+    let only_from_swap = outcome.reason == Reason::MayBeTouched;
+    let can_go = |at| at != wanted && at != Place::Untouched && !(only_from_swap && places.in_memory(at));
+    let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, can_go);
     let room = swap.room(to).map_err(failed)?;
     keep(room, &mut pages, outcome);
     // What is in swap has its tag since it went there.
@@ -144,6 +147,11 @@ fn place_shared(
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
     let mut pages = outcome.asked.clone();
+    if outcome.reason == Reason::MayBeTouched {
+        let states = states(target, &pages)?;
+        let absent = pages.iter().zip(states).filter(|(_, state)| *state == PageState::Absent);
+        pages = absent.map(|(page, _)| *page).collect();
+    }
     let room = swap.room(to).map_err(failed)?;
     keep(room, &mut pages, outcome);
 

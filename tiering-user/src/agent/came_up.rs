@@ -18,12 +18,12 @@ pub(super) struct CameUp {
 }
 
 impl CameUp {
-    /// A page came up from there.
-    pub(super) fn note(&mut self, from: Place) {
+    /// So many pages came up from there.
+    pub(super) fn note(&mut self, from: Place, count: u64) {
         if let Place::In(TierId(level)) = from
             && let Some(pages) = self.pages.get_mut(usize::from(level))
         {
-            *pages += 1;
+            *pages += count;
         }
     }
 
@@ -33,7 +33,7 @@ impl CameUp {
         for page in run.pages() {
             let from = pages.get(page).place();
             if matches!(from, Place::In(from) if to < from) {
-                self.note(from);
+                self.note(from, 1);
             }
         }
     }
@@ -66,8 +66,8 @@ mod tests {
         came_up.note_raised(&pages, PageRun { first: 0, count: 16 }, at(0));
         came_up.note_raised(&pages, PageRun { first: 4, count: 8 }, at(2));
         came_up.note_raised(&pages, PageRun { first: 0, count: 4 }, Place::OtherSwap);
-        came_up.note(at(3));
-        came_up.note(Place::OtherSwap);
+        came_up.note(at(3), 1);
+        came_up.note(Place::OtherSwap, 1);
         let mut totals = [100, 0, 0, 0];
         came_up.add_to(&mut totals);
         assert_eq!(totals, [100, 4 << 12, 0, 5 << 12]);

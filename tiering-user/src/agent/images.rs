@@ -281,6 +281,13 @@ impl State {
         let vm = &machine.target.vm;
         let owner = match &machine.settings.tenant {
             Some(tenant) => format!("tenant/{tenant}"),
+            // Whoever starts a machine chooses its identity: it is not another one's that is there.
+            None if self.machines.values().any(|other| {
+                other.target.id != machine.target.id && identity(&other.target.vm) == identity(vm)
+            }) =>
+            {
+                format!("process/{}/{}", vm.key.pid, vm.key.start_time_ticks)
+            }
             None => identity(vm),
         };
         for (key, number) in self.images.join(owner, machine.target.id, vm, Path::new("/proc")) {

@@ -90,7 +90,9 @@ impl Knowledge {
                 }
                 let backoff = entry.backoff().max(habit.backoff.into());
                 let accesses = if entry.place() == Place::In(TierId(0)) { habit.heat } else { 0 };
-                pages.update(page, |entry| entry.with_backoff(backoff).accessed(now, false, accesses.into()));
+                pages.update(page, |entry| {
+                    (0..accesses).fold(entry.with_backoff(backoff), |entry, _| entry.accessed(now, false))
+                });
             }
         }
     }

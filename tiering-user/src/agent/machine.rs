@@ -1,6 +1,6 @@
 //! One virtual machine, as the agent keeps it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +90,12 @@ pub(super) struct Machine {
     pub to_stage: Waiting,
     /// The stager is at a step of this haste.
     pub staging: Option<Haste>,
+    /// Pages whose stage is being dropped: they are not staged anew before that is done.
+    pub dropping: HashSet<PageIndex>,
+    /// Until then touches may not have been seen: it is sampled, or the ring was full.
+    pub unseen_until: Monotonic,
+    /// Samples of it that were dropped when that was looked at.
+    pub dropped_samples: u64,
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
@@ -146,6 +152,9 @@ impl Machine {
             moved_at: Monotonic::default(),
             to_stage: Waiting::default(),
             staging: None,
+            dropping: HashSet::new(),
+            unseen_until: Monotonic::default(),
+            dropped_samples: 0,
             refused_now: None,
             braking: MachineBrakes::default(),
             sweep_running: false,
@@ -196,9 +205,11 @@ impl Machine {
     pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
         let block = self.pages.block_of(page);
-        let touch = self.pages.touch_often(page, now, access.write, access.weight);
+        let touch = self.pages.touch(page, now, access.write);
+        // Where only some accesses are looked at, each stands for others that were alike.
+        let weight = u64::from(access.weight);
         if touch.was_lower {
-            self.came_up.note(touch.before.place());
+            self.came_up.note(touch.before.place(), weight);
         }
         if let Some(foretold) = self.to_stage.remove(page) {
             self.stages.withdrawn(foretold.origin, access.time);
@@ -213,12 +224,12 @@ impl Machine {
         let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
         if touch.was_lower || in_use_again {
             let soon = came_back_soon(touch.before, block, rules, now);
-            self.moved.ping_pong += u64::from(soon);
+            self.moved.ping_pong += weight * u64::from(soon);
             let backoff = backoff_after_return(touch.before, soon);
             self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
-                self.braking.left_behind.take(1);
-                self.braking.returned += u64::from(!ready.is_some_and(|used| used.in_time));
+                self.braking.left_behind.take(weight);
+                self.braking.returned += weight * u64::from(!ready.is_some_and(|used| used.in_time));
             }
         }
         let came_up = touch.was_lower || staged.is_some();
@@ -301,7 +312,13 @@ impl Machine {
 
     /// Drops what was planned into a tier; what an operator asked for stays.
     pub(super) fn forget_plans_for(&mut self, to: TierId) {
-        self.queue.retain(|queued| queued.ticket.is_some() || queued.step.action != Action::Place { to });
+        let (stay, go): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(|queued| queued.ticket.is_some() || queued.step.action != Action::Place { to });
+        self.queue = stay;
+        for queued in go.iter().filter(|queued| queued.step.reason == Reason::MayBeTouched) {
+            queued.step.pages.iter().for_each(|page| self.stages.failed(*page));
+        }
     }
 
     /// Pages brought up: by a move, or by a stage that was used.
@@ -333,7 +350,8 @@ impl Machine {
         self.decisions.note(outcome);
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.
-            let missed = matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
+            let missed = outcome.reason != Reason::MayBeTouched
+                && matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
             self.came_up.note_raised(&self.pages, *run, *place);
             self.pages.place(*run, *place);
             if missed && *place != Place::Untouched {
@@ -357,11 +375,11 @@ impl Machine {
                     self.pages.update(page, |entry| entry.with_staged(false));
                 }
                 self.note_lift(outcome, now);
+                // Of those only what is used counts, as of all stages.
                 if outcome.reason != Reason::MayBeTouched {
-                    // Of those only what is used counts, as of all stages.
                     self.moved.promoted += outcome.raised_pages;
+                    self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
                 }
-                self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
             }
             Action::Collapse => {
                 self.moved.collapsed += outcome.moved_pages;
@@ -393,6 +411,9 @@ impl Machine {
                 }
             }
             Action::DropStage { .. } => {
+                for page in outcome.asked.iter().chain(&outcome.left_out) {
+                    self.dropping.remove(page);
+                }
                 // A page that was touched between the deadline and the drop is mapped, and accessed now.
                 let mapped = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
                 for page in mapped.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {

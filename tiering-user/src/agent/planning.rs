@@ -122,9 +122,13 @@ impl State {
         let mut steps = Vec::new();
         if let Some(allowed) = allowance.get_mut(swap)
             && let Some(machine) = self.machines.get_mut(&id)
-            && let Some(lift) = machine.next_lift(*allowed, now)
+            && self.may_stage
+            && machine.braking.may_stage()
+            && let most = (self.read_budget.available(now) / PAGE_BYTES).min(*allowed)
+            && let Some(lift) = machine.next_lift(most, now)
         {
             *allowed -= lift.pages.len() as u64;
+            self.read_budget.spend(lift.pages.len() as u64 * PAGE_BYTES);
             steps.push(lift);
         }
         let Some(machine) = self.machines.get(&id) else { return };
@@ -197,13 +201,20 @@ impl State {
         for foretold in machine.to_stage.expire(sys::now(), STAGE_DEADLINE) {
             machine.stages.dropped(foretold.origin);
         }
-        let Wasted { unmapped, mapped } = machine.stages.expire(sys::now(), STAGE_DEADLINE);
+        let now = sys::now();
+        let Wasted { unmapped, mapped, in_use } =
+            machine.stages.expire(now, STAGE_DEADLINE, now >= machine.unseen_until);
+        for page in in_use {
+            // Where it is the next sweep tells.
+            machine.pages.update(page, |entry| entry.with_staged(false));
+        }
         for (pages, mapped) in
             [(unmapped, false), (mapped, true)].into_iter().filter(|(pages, _)| !pages.is_empty())
         {
             for page in &pages {
                 machine.pages.update(*page, |entry| entry.with_staged(false));
             }
+            machine.dropping.extend(&pages);
             let step =
                 Step { vm: id, action: Action::DropStage { mapped }, pages, reason: Reason::NotUsedInTime };
             self.lanes.send(Job::Step(machine.target.clone(), step));

@@ -1,9 +1,15 @@
 //! Sampling rates, from the counters of the kernel side and back to it.
 
+use std::time::Duration;
+
+use super::staging::STAGE_DEADLINE;
 use super::state::State;
 use crate::bpf::Faults;
 use crate::sys;
-use crate::track::VmId;
+use crate::track::LOOK_AT_LEAST_EVERY;
+
+/// What is staged while not all touches are seen may be touched unseen until its deadline.
+const BLIND: Duration = STAGE_DEADLINE.saturating_add(LOOK_AT_LEAST_EVERY);
 
 impl State {
     /// `taken` samples came out of the ring just now: looks whether all machines keep within their budgets.
@@ -14,10 +20,18 @@ impl State {
             return;
         }
         self.samples_since_look = 0;
-        let seen: Vec<(VmId, u64)> =
-            self.machines.keys().map(|vm| (*vm, faults.counters(*vm).seen)).collect();
+        let mut seen = Vec::with_capacity(self.machines.len());
+        for (vm, machine) in &mut self.machines {
+            let counters = faults.counters(*vm);
+            seen.push((*vm, counters.seen));
+            let dropped = std::mem::replace(&mut machine.dropped_samples, counters.dropped);
+            if self.sampling.one_in(*vm) > 1 || counters.dropped > dropped {
+                machine.unseen_until = now.after(BLIND);
+            }
+        }
         for (id, log2) in self.sampling.look(&seen, now) {
-            let Some(machine) = self.machines.get(&id) else { continue };
+            let Some(machine) = self.machines.get_mut(&id) else { continue };
+            machine.unseen_until = now.after(BLIND);
             let vm = &machine.target.vm;
             // Its process may have ended.
             match faults.sample_one_in(vm, log2) {

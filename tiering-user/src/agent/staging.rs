@@ -32,12 +32,17 @@ impl Machine {
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
     /// be and the window has no room.
     pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
-        if !self.can_be_staged(page) || self.to_stage.contains(page) {
+        let foretold = Foretold { page, origin, at: now };
+        let waits_for_little = self.to_stage.is_doubtful(page) && foretold.haste() == Haste::Now;
+        if !self.can_be_staged(page) || self.to_stage.contains(page) && !waits_for_little {
             return true;
         }
         let room = self.stages.reserve(origin, now);
         if room {
-            self.to_stage.push(Foretold { page, origin, at: now });
+            if let Some(before) = self.to_stage.remove(page) {
+                self.stages.dropped(before.origin);
+            }
+            self.to_stage.push(foretold);
         }
         room
     }
@@ -62,7 +67,8 @@ impl Machine {
 
     fn can_be_staged(&self, page: PageIndex) -> bool {
         let entry = self.pages.get(page);
-        !entry.staged() && self.pages.in_swap(entry.place())
+        let on_its_way = || self.stages.is_lifted(page) || self.dropping.contains(&page);
+        !entry.staged() && self.pages.in_swap(entry.place()) && !on_its_way()
     }
 
     /// The step that stages what waits to be, at most so many pages, unless the stager is still at the one before.
@@ -134,12 +140,11 @@ impl Machine {
         }
         let there = Place::In(self.first_swap_tier());
         for page in outcome.asked.iter().chain(&outcome.left_out) {
-            if self.pages.get(*page).place() == there {
-                self.stages.done(*page, outcome.finished);
+            let arrived = self.pages.get(*page).place() == there;
+            self.stages.lifted(*page, arrived, outcome.finished);
+            if arrived {
                 // What was idle for long would go down again at once.
                 self.pages.update(*page, |entry| entry.arrived(now));
-            } else {
-                self.stages.failed(*page);
             }
         }
     }
@@ -170,8 +175,8 @@ impl Machine {
 
     /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be seen, none:
     /// what is missing on the tapes cannot be foretold next time.
-    pub(super) fn next_mapping(&self, staged: &Outcome) -> Option<Step> {
-        if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped() {
+    pub(super) fn next_mapping(&mut self, staged: &Outcome, now: Monotonic) -> Option<Step> {
+        if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped(now) {
             return None;
         }
         let private = |page: &PageIndex| self.pages.layout().locate(*page).is_some_and(|(_, shared)| !shared);
@@ -179,13 +184,14 @@ impl Machine {
             |page: &PageIndex| self.stages.origin_of(*page).is_some_and(|origin| self.stages.is_sure(origin));
         let of_it = staged.asked.iter().filter(|page| sure(page) && private(page));
         let pages: Vec<_> = of_it.copied().collect();
+        pages.iter().for_each(|page| self.stages.mapping(*page));
         let action = Action::MapStaged;
         (!pages.is_empty()).then_some(Step { vm: self.target.id, action, pages, reason: staged.reason })
     }
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
-    fn sees_mapped(&self) -> bool {
-        self.target.vm.accel == Accel::Kvm && self.layout.is_proved()
+    fn sees_mapped(&self, now: Monotonic) -> bool {
+        self.target.vm.accel == Accel::Kvm && self.layout.is_proved() && now >= self.unseen_until
     }
 }
 
@@ -234,8 +240,9 @@ mod tests {
 
     fn carried_out(machine: &mut Machine, step: Step, found: TierId) {
         let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
-        let run = PageRun { first: outcome.asked[0], count: u32::try_from(outcome.asked.len()).unwrap() };
-        outcome.found = vec![(run, Place::In(found))];
+        let run = |page: &PageIndex| (PageRun { first: *page, count: 1 }, Place::In(found));
+        outcome.found = outcome.asked.iter().map(run).collect();
+        outcome.moved_pages = outcome.asked.len() as u64;
         outcome.finished = at(2);
         machine.on_outcome(&outcome, Seconds(500));
     }
@@ -255,7 +262,7 @@ mod tests {
         assert_eq!(machine.pages.get(3).idle(Seconds(500)), 0, "it does not go down again at once");
         assert!(!machine.pages.get(3).staged() && machine.moved.demoted == 0);
 
-        let dropped = machine.stages.expire(at(20), STAGE_DEADLINE);
+        let dropped = machine.stages.expire(at(20), STAGE_DEADLINE, true);
         assert_eq!(dropped.unmapped, (5..10).collect::<Vec<_>>(), "what is in swap takes no memory");
         assert_eq!(machine.stages.counts().wasted, 10);
     }
@@ -266,6 +273,29 @@ mod tests {
         let step = machine.next_stage(Haste::Later, 100, 0.5, at(1)).unwrap();
         assert_eq!(step.pages, (0..10).collect::<Vec<_>>());
         assert_eq!(machine.next_lift(100, at(1)), None);
+    }
+
+    #[test]
+    fn what_waits_for_little_is_staged_at_once_where_the_machine_itself_is_on_its_way_there() {
+        let mut machine = foretold();
+        machine.next_stage(Haste::Later, 100, 0.99, at(1)).unwrap();
+        machine.staging = None;
+        assert!(machine.foretold(3, Origin::OwnPast, at(1)));
+        assert!(machine.foretold(4, PUSHED, at(1)), "for no other reason");
+        let step = machine.next_stage(Haste::Now, 100, 0.5, at(1)).unwrap();
+        assert_eq!((step.action, step.pages), (Action::Stage { to: TierId(0) }, vec![3]));
+        machine.staging = None;
+        let step = machine.next_lift(100, at(1)).unwrap();
+        assert_eq!(step.pages, [0, 1, 2, 4]);
+        // What is on its way to the faster tier is not staged beside that.
+        assert!(machine.foretold(0, Origin::OwnPast, at(1)));
+        assert_eq!(machine.next_stage(Haste::Now, 100, 0.5, at(1)), None);
+        carried_out(&mut machine, step, NVME);
+        assert!(machine.foretold(0, Origin::OwnPast, at(3)));
+        let step = machine.next_stage(Haste::Now, 100, 0.5, at(3)).unwrap();
+        assert_eq!(step.pages, [0]);
+        let StageCounts { issued, lifted, .. } = machine.stages.counts();
+        assert_eq!((issued, lifted), (10, 3), "each page once");
     }
 
     #[test]

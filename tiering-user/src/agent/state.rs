@@ -195,7 +195,8 @@ impl State {
         let first = self
             .machines
             .values_mut()
-            .filter(|machine| machine.staging.is_none() && since(machine).is_some());
+            .filter(|machine| machine.staging.is_none() && machine.braking.may_stage())
+            .filter(|machine| since(machine).is_some());
         if let Some(machine) = first.min_by_key(|machine| since(machine)) {
             send(machine, Haste::Later);
         }
@@ -400,7 +401,8 @@ impl State {
         if matches!(outcome.action, Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. }) {
             if matches!(outcome.action, Action::Stage { .. })
                 && self.may_map_stages
-                && let Some(step) = machine.next_mapping(outcome)
+                && machine.braking.may_stage()
+                && let Some(step) = machine.next_mapping(outcome, sys::now())
             {
                 self.lanes.send(Job::Step(machine.target.clone(), step));
             }

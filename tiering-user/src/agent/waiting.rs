@@ -32,6 +32,13 @@ pub(super) enum Haste {
     Doubtful,
 }
 
+impl Foretold {
+    /// How soon it is likely to be needed.
+    pub(super) fn haste(&self) -> Haste {
+        Haste::of(reason(self.origin))
+    }
+}
+
 impl Haste {
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
@@ -60,6 +67,11 @@ impl Waiting {
 
     pub(super) fn contains(&self, page: PageIndex) -> bool {
         self.pages.contains_key(&page)
+    }
+
+    /// Whether the page waits, and is not likely enough to be touched to take memory for.
+    pub(super) fn is_doubtful(&self, page: PageIndex) -> bool {
+        self.pages.get(&page).is_some_and(|(reason, _)| *reason == Reason::MayBeTouched)
     }
 
     /// A page waits for the first reason that it is foretold for.

@@ -28,7 +28,7 @@ pub(super) struct Stage {
     pub done: Option<Monotonic>,
     /// How likely it was thought to be used.
     pub confidence: f64,
-    /// Its first touch is no fault any more, and seen all the same.
+    /// It is mapped, or is to be: its first touch is no fault any more, and seen all the same.
     pub mapped: bool,
 }
 
@@ -45,6 +45,8 @@ pub struct Used {
 pub struct Wasted {
     pub unmapped: Vec<PageIndex>,
     pub mapped: Vec<PageIndex>,
+    /// Mapped, and perhaps in use: their touches would not have been seen.
+    pub in_use: Vec<PageIndex>,
 }
 
 /// Totals, pages.

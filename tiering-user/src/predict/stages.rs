@@ -245,6 +245,26 @@ impl Stages {
         }
     }
 
+    /// `page`, which was to go to a faster swap tier, is there; or it is not, and the stage came to nothing. A stage into memory that
+    /// began since is none of that.
+    pub fn lifted(&mut self, page: PageIndex, arrived: bool, now: Monotonic) {
+        if self.open.get(&page).is_some_and(|stage| !stage.request.in_memory) {
+            if arrived { self.done(page, now) } else { self.failed(page) }
+        }
+    }
+
+    /// Whether `page` is on its way to a faster swap tier.
+    pub fn is_lifted(&self, page: PageIndex) -> bool {
+        self.open.get(&page).is_some_and(|stage| !stage.request.in_memory && stage.done.is_none())
+    }
+
+    /// `page`, which is up, is to be mapped too.
+    pub fn mapping(&mut self, page: PageIndex) {
+        if let Some(stage) = self.open.get_mut(&page) {
+            stage.mapped = true;
+        }
+    }
+
     /// The origin of the stage of `page`, if one is open.
     pub fn origin_of(&self, page: PageIndex) -> Option<Origin> {
         self.open.get(&page).map(|stage| stage.request.origin)
@@ -252,8 +272,7 @@ impl Stages {
 
     /// `page`, which is up, was mapped too.
     pub fn mapped(&mut self, page: PageIndex, now: Monotonic) {
-        if let Some(stage) = self.open.get_mut(&page) {
-            stage.mapped = true;
+        if let Some(stage) = self.open.get(&page) {
             let Request { origin, foretold, .. } = stage.request;
             if let Origin::Touched(..) = origin {
                 self.mapping_delays.note(now.since(foretold));
@@ -265,7 +284,9 @@ impl Stages {
     /// The stage of `page` came to nothing, or it was sent down again: it counts neither way.
     pub fn failed(&mut self, page: PageIndex) {
         if let Some(stage) = self.open.remove(&page) {
-            self.tally(stage.request.origin).issued -= 1;
+            let counts = self.tally(stage.request.origin);
+            counts.issued -= 1;
+            counts.lifted -= u64::from(!stage.request.in_memory && stage.done.is_some());
             self.close(stage.request.origin);
         }
     }
@@ -286,8 +307,9 @@ impl Stages {
         Some(Used { in_time: !late, tier: stage.request.to })
     }
 
-    /// Stages older than `deadline` end; where their use would have been seen, as wasted.
-    pub fn expire(&mut self, now: Monotonic, deadline: Duration) -> Wasted {
+    /// Stages older than `deadline` end: as wasted where their use would have been `seen`, else they count neither way, and those that are
+    /// mapped are told of apart: they may be in use.
+    pub fn expire(&mut self, now: Monotonic, deadline: Duration, seen: bool) -> Wasted {
         let mut wasted = Wasted::default();
         while let Some((requested, page)) = self.order.front().copied()
             && now.since(requested) >= deadline
@@ -298,12 +320,17 @@ impl Stages {
             else {
                 continue;
             };
-            self.open.remove(&page);
             match (stage.request.in_memory, stage.mapped) {
+                (true, true) if !seen => wasted.in_use.push(page),
                 (true, true) => wasted.mapped.push(page),
                 (true, false) => wasted.unmapped.push(page),
                 (false, _) => {}
             }
+            if !seen {
+                self.failed(page);
+                continue;
+            }
+            self.open.remove(&page);
             self.tally(stage.request.origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
             if let Some(record) = self.close(stage.request.origin) {

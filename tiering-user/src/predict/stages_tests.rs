@@ -44,9 +44,9 @@ fn what_is_not_touched_in_time_is_wasted_once() {
     stages.touched(1, at(2));
     stages.requested(request(1, OwnPast), at(8));
     let deadline = Duration::from_secs(10);
-    assert_eq!(stages.expire(at(10), deadline), Wasted::default());
-    assert_eq!(stages.expire(at(11), deadline).unmapped, [2]);
-    assert_eq!(stages.expire(at(18), deadline).unmapped, [1]);
+    assert_eq!(stages.expire(at(10), deadline, true), Wasted::default());
+    assert_eq!(stages.expire(at(11), deadline, true).unmapped, [2]);
+    assert_eq!(stages.expire(at(18), deadline, true).unmapped, [1]);
     assert_eq!(stages.counts(), StageCounts { issued: 3, used: 1, wasted: 2, ..StageCounts::default() });
 }
 
@@ -57,12 +57,30 @@ fn pages_that_were_mapped_go_back_as_such() {
         stages.requested(request(page, OwnPast), at(1));
         stages.done(page, at(1));
     }
-    [3, 1, 4].iter().for_each(|page| stages.mapped(*page, at(1)));
+    for page in [3, 1, 4] {
+        stages.mapping(page);
+        stages.mapped(page, at(1));
+    }
     let used = stages.touched(1, at(2)).unwrap();
     assert_eq!((used.in_time, used.tier), (true, TierId(0)));
-    let wasted = stages.expire(at(20), Duration::from_secs(10));
-    assert_eq!(wasted, Wasted { unmapped: vec![2], mapped: vec![3] });
+    let wasted = stages.expire(at(20), Duration::from_secs(10), true);
+    assert_eq!(wasted, Wasted { unmapped: vec![2], mapped: vec![3], in_use: vec![] });
     assert_eq!(stages.counts().mapped, 2);
+}
+
+#[test]
+fn where_touches_may_not_have_been_seen_nothing_is_wasted_and_what_is_mapped_may_be_in_use() {
+    let mut stages = Stages::default();
+    for page in [1, 2] {
+        stages.requested(request(page, OwnPast), at(1));
+        stages.done(page, at(1));
+    }
+    stages.mapping(2);
+    let before = stages.confidence(OwnPast);
+    let ended = stages.expire(at(20), Duration::from_secs(10), false);
+    assert_eq!(ended, Wasted { unmapped: vec![1], mapped: vec![], in_use: vec![2] });
+    assert_eq!(stages.counts(), StageCounts::default());
+    assert!((stages.confidence(OwnPast) - before).abs() < 1e-9);
 }
 
 #[test]
@@ -102,7 +120,7 @@ fn the_window_follows_the_outcome() {
     for page in 1000..4000 {
         stages.requested(request(page, BY_PAGE), at(3));
     }
-    stages.expire(at(100), Duration::from_secs(1));
+    stages.expire(at(100), Duration::from_secs(1), true);
     assert_eq!(stages.window(BY_PAGE), 4);
     assert!(stages.record(BY_PAGE).confidence() < 0.1);
 }
@@ -198,8 +216,8 @@ fn a_page_staged_anew_while_its_stage_is_open_expires_and_counts_once() {
     stages.requested(request(1, OwnPast), at(5));
     assert_eq!(stages.counts(), StageCounts { issued: 1, ..StageCounts::default() });
     let deadline = Duration::from_secs(10);
-    assert_eq!(stages.expire(at(14), deadline), Wasted::default());
-    assert_eq!(stages.expire(at(15), deadline).unmapped, [1]);
+    assert_eq!(stages.expire(at(14), deadline, true), Wasted::default());
+    assert_eq!(stages.expire(at(15), deadline, true).unmapped, [1]);
     stages.failed(1);
     assert_eq!(stages.counts(), StageCounts { issued: 1, wasted: 1, ..StageCounts::default() });
 }
@@ -214,7 +232,7 @@ fn a_neighbour_that_foretells_nothing_costs_the_others_nothing() {
         stages.done(page, at(1));
         stages.touched(page, at(2));
     }
-    stages.expire(at(100), Duration::from_secs(1));
+    stages.expire(at(100), Duration::from_secs(1), true);
     let StageCounts { used, wasted, .. } = stages.counts();
     let issued_by = |stages: &Stages, by| stages.counts_by(Some(by)).issued;
     let (issued_by_page, issued_by_content) =

@@ -127,11 +127,10 @@ impl PageEntry {
         if idle > IDLE_MOST { 0 } else { idle }
     }
 
-    /// The same entry after so many accesses.
+    /// The same entry after an access.
     #[must_use]
-    pub fn accessed(self, now: Seconds, write: bool, accesses: u32) -> Self {
-        let accesses = accesses.min(COUNT_MAX) as u8;
-        let counted = self.with_counts(self.frequency(), self.recent() + accesses);
+    pub fn accessed(self, now: Seconds, write: bool) -> Self {
+        let counted = self.with_counts(self.frequency(), self.recent() + 1);
         let entry = counted.with_last(now).with_staged(false);
         if write { Self(entry.0 | WRITTEN) } else { entry }
     }
@@ -206,10 +205,10 @@ mod tests {
         ) {
             let mut entry = PageEntry::found(Place::Untouched, Seconds(0));
             for _ in 0..touches {
-                entry = entry.accessed(Seconds(last), false, 1);
+                entry = entry.accessed(Seconds(last), false);
             }
             if write {
-                entry = entry.accessed(Seconds(last), true, 1);
+                entry = entry.accessed(Seconds(last), true);
             }
             let seen = touches + u16::from(write);
             let last = if seen == 0 { 0 } else { last };
@@ -229,7 +228,7 @@ mod tests {
         let mut entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
         let mut epoch = |accesses: u16| {
             for _ in 0..accesses {
-                entry = entry.accessed(Seconds(1), true, 1);
+                entry = entry.accessed(Seconds(1), true);
             }
             let before = (entry.momentum(), entry.written());
             entry = entry.cooled();

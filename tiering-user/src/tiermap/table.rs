@@ -144,14 +144,9 @@ impl VmPages {
     /// Notes an access: what was in swap is in the first tier now (a sweep tells where it came up if not there), what is
     /// in memory stays where it is.
     pub fn touch(&mut self, page: PageIndex, now: Seconds, write: bool) -> Touch {
-        self.touch_often(page, now, write, 1)
-    }
-
-    /// The same for a sample that stands for so many accesses, of this page or of others.
-    pub fn touch_often(&mut self, page: PageIndex, now: Seconds, write: bool, accesses: u32) -> Touch {
         let before = self.get(page);
         let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
-        self.update(page, |entry| entry.accessed(now, write, accesses).with_place(place));
+        self.update(page, |entry| entry.accessed(now, write).with_place(place));
         let was_lower = self.in_swap(before.place());
         let first_use = self.in_lower_memory(before.place()) && before.heat() == 0;
         if (was_lower || first_use)

@@ -4,7 +4,7 @@
 
 mod sampling;
 
-pub use sampling::{Budgets, Sampling};
+pub use sampling::{Budgets, LOOK_AT_LEAST_EVERY, Sampling};
 
 use tiering_common::{SAMPLE_KVM, SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample};
 

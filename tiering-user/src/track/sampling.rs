@@ -5,8 +5,9 @@
 //! share gets what it needs, and the others share the rest (max-min fairness). Pure: time is an argument.
 //!
 //! # Limits
-//! Machines are looked at every [`LOOK_EVERY`]: who begins to flood puts everything into the ring until then. 4 MiB of ring hold what
-//! 1.3 million accesses a second produce in that time.
+//! Machines are looked at every [`LOOK_EVERY`] while much comes, and once a second in any case: who begins to flood puts everything into the
+//! ring until then. 4 MiB of ring hold what 1.3 million accesses a second produce in [`LOOK_EVERY`]. A machine that makes more than
+//! 65,536 times its share goes beyond it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::sys::Monotonic;
 
 /// How often rates are looked at while there is much to take from the ring.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often they are looked at in any case: what came in a long rest says nothing about now.
+pub const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// Below this share of its budget a machine is given a finer sampling again, so that it does not change back at once: 3 / 4.
 const SETTLED: f64 = 0.75;
 
@@ -47,14 +50,14 @@ impl Sampling {
         Self { budgets, machines: BTreeMap::new(), looked: now }
     }
 
-    /// Whether it is time to [`look`](Self::look), so many samples having come since the last time: an idle host costs nothing.
+    /// Whether it is time to [`look`](Self::look), so many samples having come since the last time.
     pub fn is_due(&self, samples: u64, now: Monotonic) -> bool {
         let since = now.since(self.looked);
         let reduced = || self.machines.values().any(|rate| rate.one_in_log2 > 0);
         // A quarter of the least that matters.
         let many =
             || samples as f64 * 4.0 >= self.budgets.each.min(self.budgets.all) as f64 * since.as_secs_f64();
-        since >= LOOK_EVERY && (reduced() || many())
+        since >= LOOK_AT_LEAST_EVERY || since >= LOOK_EVERY && (reduced() || many())
     }
 
     /// Of these machines so many accesses were seen so far, those of all machines that are tracked. Returns those whose sampling
@@ -167,7 +170,7 @@ mod tests {
             steps.extend(sampling.look(&[(VmId(1), seen)], at(second * 1000)));
         }
         assert_eq!(steps.last(), Some(&(VmId(1), 0)), "{steps:?}");
-        assert!(!sampling.is_due(0, at(40_000)), "nothing to do any more");
+        assert!(!sampling.is_due(0, at(29_500)), "nothing to do any more");
     }
 
     #[test]
@@ -187,6 +190,17 @@ mod tests {
         assert!(!sampling.is_due(1_000_000, at(50)));
         assert!(sampling.is_due(50, at(100)));
         assert!(!sampling.is_due(10, at(100)));
+    }
+
+    #[test]
+    fn a_flood_after_a_long_rest_is_seen_as_soon_as_any() {
+        let mut sampling = Sampling::new(BUDGETS, at(0));
+        const HOUR: u64 = 3_600_000;
+        sampling.look(&[(VmId(1), 0)], at(1));
+        assert!(sampling.is_due(0, at(HOUR)), "the rest ends the look before");
+        sampling.look(&[(VmId(1), 100)], at(HOUR));
+        assert!(sampling.is_due(40_000, at(HOUR + 100)));
+        assert_eq!(sampling.look(&[(VmId(1), 40_100)], at(HOUR + 100)), [(VmId(1), 9)]);
     }
 
     proptest! {
