@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::Of::{Agent, Image, Source, Tier, Vm};
 use super::{Kind, Metric, Number, Of, Samples};
 use crate::telemetry::status::{
-    Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, VmStatus,
+    KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
 };
 
 const BYTES: Option<&str> = Some("bytes");
@@ -50,6 +50,13 @@ pub(super) const METRICS: &[Metric] = &[
         Agent(|s| one(s.image_reads_lost_total))),
     gauge("source_state", None, "1 for the state that a way to see accesses is in: active, idle or unavailable",
         Source(|source| source_state(source.state))),
+
+    counter("moved_reclaimed", BYTES, "Memory of the host that reclaim took, but for page cache",
+        Agent(|s| by_mover(s, |moves| moves.reclaimed_bytes_total))),
+    counter("moved_migrated", BYTES, "Memory of the host that was moved within memory",
+        Agent(|s| by_mover(s, |moves| moves.migrated_bytes_total))),
+    counter("moved_collapsed", BYTES, "Memory of the host that was made into huge pages",
+        Agent(|s| by_mover(s, |moves| moves.collapsed_bytes_total))),
 
     gauge("tier_size", BYTES, "Capacity of the tier",
         Tier(|tier| one(tier.capacity_bytes))),
@@ -208,6 +215,11 @@ fn percentiles<'a>(latency: Option<Latency>) -> Samples<'a> {
 
 fn count<T>(items: &[T]) -> u64 {
     items.len() as u64
+}
+
+/// Whether the agent itself had it moved.
+fn by_mover(status: &Status, bytes: fn(&KernelMovesStatus) -> u64) -> Samples<'_> {
+    by("mover", [("agent", bytes(&status.moved_by_agent)), ("others", bytes(&status.moved_by_others))])
 }
 
 fn vm_info(vm: &VmStatus) -> Samples<'_> {

@@ -2,8 +2,8 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::telemetry::status::{
-    ClassStatus, DeviceLoad, EventCounts, Latency, PrefetchByMatch, PrefetchCalibration, PrefetchCounts,
-    PrefetchMatch, PrefetchOrigin, SourceState,
+    ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
+    PrefetchCounts, PrefetchMatch, PrefetchOrigin, SourceState,
 };
 
 /// A host with one VM, in which everything is known.
@@ -49,6 +49,7 @@ fn status() -> Status {
             ..vm(Some("prod"), "web-1", "id-1", "acme")
         }],
         events: EventCounts { seen: 5, produced: 4, consumed: 3, dropped: 1 },
+        moved_by_others: KernelMovesStatus { reclaimed_bytes_total: 4096, ..KernelMovesStatus::default() },
         sources: vec![SourceStatus {
             name: "page_fault".to_owned(),
             state: SourceState::Active,
@@ -118,6 +119,7 @@ fn a_scrape_tells_of_the_agent_its_tiers_vms_images_and_sources() {
         "tiering_events_produced_total 4",
         "tiering_events_consumed_total 3",
         "tiering_events_dropped_total 1",
+        r#"tiering_moved_reclaimed_bytes_total{mover="others"} 4096"#,
         r#"tiering_tier_size_bytes{tier="nvme"} 1099511627776"#,
         r#"tiering_tier_free_bytes{tier="nvme"} 1098437885952"#,
         r#"tiering_tier_read_latency_seconds{tier="nvme",percentile="99"} 0.002"#,
