@@ -43,7 +43,7 @@ pub(super) struct Gauge {
 pub(super) struct HostBrakes {
     pub pace: Pace,
     /// CPU time of the agent's last window, percent of one core.
-    cpu_percent: f64,
+    pub cpu_percent: f64,
     /// CPU time so far, and when it was read.
     cpu_read: Option<(f64, Monotonic)>,
     /// Of the first tier, percent; written by the look at memory.

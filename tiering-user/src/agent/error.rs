@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::bpf::{BpfError, PinError};
 use crate::telemetry::socket::SocketError;
+use crate::telemetry::tcp::ListenError;
 use crate::tiers::{NodeError, SwapError};
 use crate::vm::VmError;
 
@@ -36,6 +37,8 @@ pub enum Error {
     Discover(#[from] VmError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error("cannot start: {0}")]
     Start(io::Error),
     #[error("{}: cannot write the report: {source}", path.display())]
@@ -48,7 +51,7 @@ impl Error {
         match self {
             Self::NotRoot | Self::Bpf(BpfError::NotPermitted(_)) => EX_NOPERM,
             Self::Pin(error) if error.is_permission() => EX_NOPERM,
-            Self::Nodes(_) => EX_CONFIG,
+            Self::Nodes(_) | Self::Listen(ListenError::NotLocal(_)) => EX_CONFIG,
             _ => EX_UNAVAILABLE,
         }
     }

@@ -1,8 +1,8 @@
 //! The agent: owns the state, and joins the parts.
 //!
 //! One task owns everything; what waits for a disk or walks page tables is done by others. Around it: the scanner and the sweeper (threads that read
-//! `/proc`), the lanes of `actuate` (threads that move pages), and the control socket. All of them talk to it
-//! by channels.
+//! `/proc`), the lanes of `actuate` (threads that move pages), and what answers on the control socket and, if
+//! asked for, on a TCP address. All of them talk to it by channels.
 //!
 //! | when | what |
 //! |---|---|
@@ -60,7 +60,7 @@ use crate::config::Config;
 use crate::store::Store;
 use crate::sys;
 use crate::telemetry::status::Status;
-use crate::telemetry::{RunOptions, api, socket};
+use crate::telemetry::{RunOptions, api, socket, tcp};
 use crate::tiermap::Places;
 use crate::tiers::{Ladder, Nodes, SwapTiers};
 
@@ -105,6 +105,10 @@ async fn serve(
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::Start)?;
+    let public = match config.telemetry.listen {
+        Some(address) => Some(tcp::listen(address.0).await?),
+        None => None,
+    };
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
@@ -138,6 +142,7 @@ async fn serve(
     let (request_sender, mut requests) = mpsc::channel(16);
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
     let handle = api::Handle { status: status_reader, requests: request_sender };
+    let public = public.map(|listener| tokio::spawn(tcp::serve(listener, handle.clone())));
     let api = tokio::spawn(api::serve(listener, handle, async move {
         api_stopped.await.ok();
     }));
@@ -202,6 +207,9 @@ async fn serve(
     status.send_replace(Arc::new(last));
     stop_api.send(()).ok();
     api.await.ok();
+    if let Some(public) = public {
+        public.abort();
+    }
     drop(socket_file);
     let kept = state.records(true);
     // The mover finishes the batch it has begun, and switches off what is empty.

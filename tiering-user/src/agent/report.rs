@@ -12,13 +12,13 @@ use super::images::Image;
 use super::machine::Machine;
 use super::state::State;
 use crate::bpf::{Counters, Faults, KvmSource, READ_EVENT, ReadSource, Road};
-use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts};
+use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
     self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
-    PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay,
-    SourceState, SourceStatus, Status, TierStatus, VmStatus,
+    PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins,
+    PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierKind};
@@ -88,6 +88,8 @@ impl State {
             moved_by_others,
             moved_by_agent,
             warnings: self.survey.warnings().to_vec(),
+            cpu_percent: self.braking.cpu_percent,
+            image_reads_lost_total: faults.reads.dropped(),
         }
     }
 
@@ -125,16 +127,21 @@ impl State {
     fn image_status(&self) -> Vec<ImageStatus> {
         let status = |(id, image): (&FileId, &Image)| ImageStatus {
             name: image.name().to_owned(),
+            tenant: self.readers(image).map(tenant).next().unwrap_or_default(),
             device: format!("{}:{}", major(id.device), minor(id.device)),
             inode: id.inode,
             bytes: image.bytes(),
-            vms: image.readers.iter().filter_map(|vm| Some(self.machines.get(vm)?.id.clone())).collect(),
+            vms: self.readers(image).map(|machine| machine.id.clone()).collect(),
             known_bytes: image.tape.tape().len() as u64 * EXTENT_PAGES * PAGE_BYTES,
             read_ahead_bytes_total: image.asked_bytes,
             confidence: image.tape.confidence(),
             window_bytes: u64::from(image.tape.window()) * EXTENT_PAGES * PAGE_BYTES,
         };
         self.images.iter().map(status).collect()
+    }
+
+    fn readers(&self, image: &Image) -> impl Iterator<Item = &Machine> {
+        image.readers.iter().filter_map(|vm| self.machines.get(vm))
     }
 
     fn origins(&self, machine: &Machine) -> Vec<PrefetchOrigin> {
@@ -152,12 +159,7 @@ impl State {
             Some(PrefetchOrigin {
                 leader,
                 way,
-                by: match by {
-                    None => PrefetchMatch::Own,
-                    Some(Match::Page) => PrefetchMatch::Gfn,
-                    Some(Match::Address) => PrefetchMatch::GfnOnly,
-                    Some(Match::Content) => PrefetchMatch::Tag,
-                },
+                by: kind(by),
                 issued_pages: known.counts.issued,
                 used_pages: known.counts.used,
                 wasted_pages: known.counts.wasted,
@@ -184,7 +186,7 @@ impl State {
             name: vm.name.clone(),
             namespace: vm.namespace.clone(),
             pid: vm.key.pid.cast_unsigned(),
-            tenant: machine.settings.tenant.clone().unwrap_or_else(|| machine.id.clone()),
+            tenant: tenant(machine),
             priority: machine.settings.priority,
             class,
             movable: blocked.is_none(),
@@ -227,11 +229,43 @@ impl State {
                     tag: machine.stages.counts_by(Some(Match::Content)).issued,
                     ..PrefetchOrigins::default()
                 },
+                by_match: by_match(&machine.stages),
                 origins: self.origins(machine),
                 calibration: calibration(machine.stages.calibration()),
             },
         }
     }
+}
+
+fn tenant(machine: &Machine) -> String {
+    machine.settings.tenant.clone().unwrap_or_else(|| machine.id.clone())
+}
+
+fn kind(by: Option<Match>) -> PrefetchMatch {
+    match by {
+        None => PrefetchMatch::Own,
+        Some(Match::Page) => PrefetchMatch::Gfn,
+        Some(Match::Address) => PrefetchMatch::GfnOnly,
+        Some(Match::Content) => PrefetchMatch::Tag,
+    }
+}
+
+fn by_match(stages: &Stages) -> Vec<PrefetchByMatch> {
+    let status = |by| {
+        let (counts, foreseen) = (stages.counts_by(by), stages.foreseen_by(by));
+        PrefetchByMatch {
+            by: kind(by),
+            issued_pages: counts.issued,
+            used_pages: counts.used,
+            wasted_pages: counts.wasted,
+            late_pages: counts.late,
+            mapped_pages: counts.mapped,
+            lifted_pages: counts.lifted,
+            shadow_right_pages: foreseen.right,
+            shadow_wrong_pages: foreseen.wrong,
+        }
+    };
+    [None, Some(Match::Page), Some(Match::Address), Some(Match::Content)].map(status).to_vec()
 }
 
 fn delay(delays: &Delays) -> Option<Latency> {

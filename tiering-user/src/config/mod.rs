@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use glob::Glob;
 pub use load::Error;
 pub use validate::{MAX_TIERS, MIN_SWAP_BYTES, Problem};
-pub use values::{Percent, Period, Rate, Size, ValueError};
+pub use values::{Listen, Percent, Period, Rate, Size, ValueError};
 
 /// Priority of a VM that no rule names.
 pub const DEFAULT_PRIORITY: u8 = 50;
@@ -30,6 +30,7 @@ pub struct Config {
     /// The ladder, fastest first; none where it is to be proposed from what the host has (`tiers::propose_here`).
     #[serde(rename = "tier", skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
+    pub telemetry: Telemetry,
     pub discover: Discover,
     pub tracking: Tracking,
     pub policy: Policy,
@@ -49,6 +50,15 @@ pub struct Agent {
     pub dry_run: bool,
     /// The control socket.
     pub socket: PathBuf,
+}
+
+/// What is told beside the control socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where `/metrics` and `/healthz` are served over TCP; none: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Listen>,
 }
 
 /// One rung of the ladder. Its level is its place in [`Config::tiers`].

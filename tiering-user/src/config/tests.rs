@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Backing, Class, Percent, Period, Rate, Size};
+use crate::config::{Backing, Class, Listen, Percent, Period, Rate, Size};
 use std::time::Duration;
 
 /// The example that users are shown.
@@ -20,6 +20,9 @@ swap = { path = "/var/lib/tiering/nvme", size = "64GiB", write_limit = "500MB/s"
 [[tier]]
 name = "qlc"
 swap = { path = "/mnt/qlc/tiering", size = "512GiB", write_limit = "50MB/s", daily_writes = "1TB" }
+
+[telemetry]
+listen = "[::1]:9469"
 
 [discover]
 qemu = true
@@ -95,6 +98,8 @@ fn the_example_is_read_as_written() {
     assert_eq!(config.policy.demote_after, Period(Duration::from_secs(90)));
     assert_eq!(config.policy.free_target, Percent(12.5));
     assert_eq!(config.policy.slow_read, Period(Duration::from_millis(20)));
+    assert_eq!(config.telemetry.listen, Some(Listen("[::1]:9469".parse().unwrap())));
+    assert_eq!(parse("").telemetry.listen, None, "no port is opened unasked");
     assert_eq!(parse("").policy.slow_read, Period(Duration::from_millis(1)));
     assert_eq!(config.policy.refault_limit, Percent(1.0));
     assert_eq!(parse("").policy.refault_limit, Percent(0.2));
@@ -140,6 +145,11 @@ fn unknown_keys_are_refused_with_those_that_exist() {
 fn wrong_values_are_refused_with_what_is_allowed() {
     assert_refused("[policy]\n  demote_after = 120", "2:18", &["integer", "in quotes", "2m"]);
     assert_refused("[policy]\nfree_target = \"ten\"", "2:15", &["ten", "10%"]);
+    for address in ["9469", "localhost:9469", "127.0.0.1", "127.0.0.1:0", ":9469"] {
+        let text = format!("[telemetry]\nlisten = \"{address}\"");
+        assert_refused(&text, "2:10", &[address, "127.0.0.1:9469"]);
+    }
+    assert_refused("[telemetry]\nlisten = 9469", "2:10", &["in quotes", "127.0.0.1:9469"]);
     assert_refused("[policy]\ncpu_limit = 5", "2:13", &["10%"]);
     assert_refused("[[vm]]\nmatch = { name = \"*\" }\nclass = \"databse\"", "3:9", &["databse", "database"]);
     assert_refused("[agent]\ndry_run = \"no\"", "2:11", &["boolean"]);

@@ -1,9 +1,10 @@
-//! Values with a unit, written as text in the file: `"2m"`, `"64GiB"`, `"500MB/s"`, `"10%"`.
+//! Values with a unit, written as text in the file: `"2m"`, `"64GiB"`, `"500MB/s"`, `"10%"`; and addresses: `"127.0.0.1:9469"`.
 //!
-//! In: text. Out: newtypes over plain numbers; `Display` writes text that parses back to the same value.
+//! In: text. Out: newtypes over plain values; `Display` writes text that parses back to the same value.
 //! Not here: bare numbers (a number without a unit is an error that names the units) and negative ones.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ pub struct Percent(pub f64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Period(pub Duration);
 
+/// An IP address and a port, above zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub SocketAddr);
+
 /// The text is no such value; the message shows what one looks like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -38,6 +43,8 @@ pub enum ValueError {
     Percent(String),
     #[error("`{0}` is not a duration: write a number and one of ms, s, m, h, d, such as \"2m\"")]
     Period(String),
+    #[error("`{0}` is not an address: write an IP address and a port, such as \"127.0.0.1:9469\"")]
+    Listen(String),
 }
 
 /// Single letters such as `G` are left out: programs disagree on whether they mean 1000 or 1024.
@@ -141,6 +148,23 @@ impl fmt::Display for Period {
     }
 }
 
+impl FromStr for Listen {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.trim().parse::<SocketAddr>() {
+            Ok(address) if address.port() > 0 => Ok(Self(address)),
+            _ => Err(ValueError::Listen(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Reads and writes each type as its text. A visitor rather than `String`, so that a bare number in the file
 /// is answered with what to write instead.
 macro_rules! serde_as_text {
@@ -176,6 +200,7 @@ serde_as_text! {
     Rate: "a rate in quotes, such as \"500MB/s\"",
     Percent: "a share in quotes, such as \"10%\"",
     Period: "a duration in quotes, such as \"2m\"",
+    Listen: "an address in quotes, such as \"127.0.0.1:9469\"",
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! What is staged for another origin is not noted: who foretells the same as one that is trusted stays unknown.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::Origin;
@@ -26,6 +27,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct Foreseen {
     pub right: u64,
     pub wrong: u64,
+}
+
+impl AddAssign for Foreseen {
+    fn add_assign(&mut self, other: Self) {
+        self.right += other.right;
+        self.wrong += other.wrong;
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -49,6 +49,7 @@ pub struct Stages {
     waiting: u32,
     /// Counts of machines that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
+    gone_foreseen: BTreeMap<Option<Match>, Foreseen>,
     calibration: Calibration,
     without_feedback: bool,
     /// From a touch of another machine until what is staged for it was asked of the kernel; until it was mapped.
@@ -71,6 +72,16 @@ impl Stages {
     pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))
+    }
+
+    /// What became of what was foretold in the shadow by this kind of match.
+    pub fn foreseen_by(&self, by: Option<Match>) -> Foreseen {
+        let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
+        let all = records.map(|(_, record)| record.foreseen).chain(self.gone_foreseen.get(&by).copied());
+        all.fold(Foreseen::default(), |mut sum, foreseen| {
+            sum += foreseen;
+            sum
+        })
     }
 
     /// Of all that another machine foretold.
@@ -349,6 +360,7 @@ impl Stages {
         for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
             self.waiting = self.waiting.saturating_sub(record.waiting);
             *self.gone.entry(origin.by()).or_default() += record.counts;
+            *self.gone_foreseen.entry(origin.by()).or_default() += record.foreseen;
         }
     }
 

@@ -195,6 +195,10 @@ fn what_foretells_nothing_has_nothing_staged_and_what_is_not_right_any_more_is_g
     assert_eq!(stages.counts(), StageCounts::default());
     let (_, told) = stages.origins().next().unwrap();
     assert!(told.foreseen.wrong > 1000 && told.confidence < 0.1, "{told:?}");
+    let before = stages.foreseen_by(Some(Match::Content));
+    stages.forget(VmId(1));
+    assert_eq!(stages.foreseen_by(Some(Match::Content)), before, "what it foretold still counts");
+    assert_eq!(stages.foreseen_by(None), Foreseen::default());
 
     let mut stages = Stages::default();
     prove(&mut stages, stranger);

@@ -1,4 +1,4 @@
-//! HTTP with JSON on the control socket.
+//! HTTP with JSON on the control socket; of it, metrics and health are for others too.
 //!
 //! In: the latest [`Status`], a channel that takes [`Request`]s, a listening socket. Out: answers, and for an
 //! error the fitting HTTP status with `{"error": "what is wrong: what to do"}`. Status routes answer from the
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -20,6 +20,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::explain::{Address, Explanation};
+use super::metrics;
 use super::request::{
     ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, Reply, Request, VmMap, parse_number, parse_range,
 };
@@ -69,10 +70,9 @@ pub async fn serve(
     }
 }
 
-/// The routes.
+/// The routes of the control socket.
 pub fn router(handle: Handle) -> Router {
-    Router::new()
-        .route("/healthz", get(healthz))
+    public_routes()
         .route("/v1/status", get(status))
         .route("/v1/vms", get(vms))
         .route("/v1/vms/{vm}", get(vm))
@@ -85,6 +85,28 @@ pub fn router(handle: Handle) -> Router {
         .fallback(no_such_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(handle)
+}
+
+/// Those that whoever reaches a TCP address may ask for.
+pub fn public_router(handle: Handle) -> Router {
+    let not_here = |uri: Uri| async move {
+        ApiError::NotFound(format!("no such path {}: here are /metrics and /healthz", uri.path()))
+    };
+    public_routes().fallback(not_here).method_not_allowed_fallback(wrong_method).with_state(handle)
+}
+
+fn public_routes() -> Router<Handle> {
+    Router::new().route("/healthz", get(healthz)).route("/metrics", get(scrape))
+}
+
+async fn scrape(State(handle): State<Handle>) -> Result<Response, ApiError> {
+    // Figures of an agent that has died would look like those of one that lives.
+    handle.status.has_changed().map_err(|_| gone())?;
+    let status = handle.latest();
+    // Not on the agent's own thread: with many VMs the text is long.
+    let text = tokio::task::spawn_blocking(|| metrics::render(status)).await.map_err(|_| gone())?;
+    let text = text.map_err(|error| ApiError::Unavailable(format!("no metrics: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn healthz(State(handle): State<Handle>) -> Result<&'static str, ApiError> {
@@ -199,7 +221,7 @@ async fn drain(
 }
 
 async fn no_such_route(uri: Uri) -> ApiError {
-    ApiError::NotFound(format!("no such path {}: see /v1/status and /v1/vms", uri.path()))
+    ApiError::NotFound(format!("no such path {}: see /v1/status, /v1/vms and /metrics", uri.path()))
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Response {

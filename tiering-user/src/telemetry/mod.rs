@@ -1,16 +1,18 @@
-//! What the agent tells, and takes as an order: the status, the control socket, and its client.
+//! What the agent tells, and takes as an order: the status, the control socket and its client, and metrics.
 //!
 //! In: the agent's [`status::Status`], published whenever it changes. Out: HTTP with JSON on a unix socket
-//! ([`api`]), requests for the agent ([`request`]), and typed answers for the command line ([`client`]).
+//! ([`api`]), metrics there and on a TCP address ([`metrics`], [`tcp`]), requests for the agent ([`request`]), and typed answers for the command line ([`client`]).
 //! Not here: deciding or doing anything; the agent's task answers each request.
 
 pub mod api;
 pub mod client;
 pub mod explain;
+pub mod metrics;
 pub mod request;
 pub mod similar;
 pub mod socket;
 pub mod status;
+pub mod tcp;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -34,6 +34,10 @@ pub struct Status {
     pub images: Vec<ImageStatus>,
     /// When the agent's state was last written to disk, seconds since 1970; `None` if it was not yet.
     pub state_saved_unix_s: Option<u64>,
+    /// CPU time that watching and planning took in the last seconds, percent of one core.
+    pub cpu_percent: f64,
+    /// Reads of base images that were not seen, since there was no room for them on the way to the agent.
+    pub image_reads_lost_total: u64,
 }
 
 /// Memory that was moved, of whatever process.
@@ -54,6 +58,8 @@ pub struct KernelMovesStatus {
 pub struct ImageStatus {
     /// The file's name, without its folder.
     pub name: String,
+    /// Trust domain of those VMs.
+    pub tenant: String,
     /// Major and minor number of the file system's device, and the inode number there.
     pub device: String,
     pub inode: u64,
@@ -229,6 +235,8 @@ pub struct PrefetchCounts {
     pub mapping_delay_ns: Option<Latency>,
     /// Issued pages by what foretold them.
     pub from: PrefetchOrigins,
+    /// What became of it by kind of match, of VMs that have gone too.
+    pub by_match: Vec<PrefetchByMatch>,
     /// What was staged for each reason, and how sure the agent is of it now.
     pub origins: Vec<PrefetchOrigin>,
     /// Whether it was as sure as it should be.
@@ -254,6 +262,22 @@ pub struct CalibrationBin {
     pub confidence: f64,
     /// Share that was used, 0 to 1.
     pub used: f64,
+}
+
+/// What was staged for a VM by one kind of match, since it was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PrefetchByMatch {
+    #[serde(rename = "match")]
+    pub by: PrefetchMatch,
+    pub issued_pages: u64,
+    pub used_pages: u64,
+    pub wasted_pages: u64,
+    pub late_pages: u64,
+    pub mapped_pages: u64,
+    pub lifted_pages: u64,
+    pub shadow_right_pages: u64,
+    pub shadow_wrong_pages: u64,
 }
 
 /// One reason to stage pages of a VM.
@@ -381,130 +405,5 @@ impl Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> VmStatus {
-        VmStatus {
-            id: id.to_owned(),
-            namespace: namespace.map(str::to_owned),
-            name: name.to_owned(),
-            pid,
-            tenant: tenant.to_owned(),
-            ..VmStatus::default()
-        }
-    }
-
-    #[test]
-    fn the_json_has_the_documented_fields() {
-        let status = Status {
-            version: "0.1.0".to_owned(),
-            uptime_s: 12.5,
-            tiers: vec![TierStatus {
-                read_latency_ns: Some(Latency::default()),
-                latency_histogram: vec![(127, 3)],
-                device_load: Some(DeviceLoad::default()),
-                ..TierStatus::default()
-            }],
-            vms: vec![VmStatus {
-                tier_bytes: [("dram".to_owned(), 4096)].into(),
-                stall_ns_total: Some(0),
-                prefetch: PrefetchCounts {
-                    origins: vec![PrefetchOrigin {
-                        leader: "a".to_owned(),
-                        confidence: 0.5,
-                        window_pages: 32,
-                        ..PrefetchOrigin::default()
-                    }],
-                    calibration: PrefetchCalibration {
-                        brier: Some(0.25),
-                        bins: vec![CalibrationBin { pages: 4, confidence: 0.5, used: 0.75 }],
-                    },
-                    ..PrefetchCounts::default()
-                },
-                ..VmStatus::default()
-            }],
-            sources: vec![SourceStatus { state: SourceState::Active, ..SourceStatus::default() }],
-            images: vec![ImageStatus { device: "8:1".to_owned(), confidence: 0.5, ..ImageStatus::default() }],
-            ..Status::default()
-        };
-        let prefetch = serde_json::json!({
-            "issued_pages": 0, "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-            "mapped_pages": 0, "lifted_pages": 0, "delay_ns": null, "mapping_delay_ns": null,
-            "from": {"self": 0, "gfn": 0, "file": 0, "tag": 0},
-            "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
-                "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
-                "shadow_right_pages": 0, "shadow_wrong_pages": 0, "confidence": 0.5, "window_pages": 32}],
-            "calibration": {"brier": 0.25, "bins": [{"pages": 4, "confidence": 0.5, "used": 0.75}]}});
-        let vm = serde_json::json!({
-            "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
-            "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
-            "limited_by": null, "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
-            "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
-            "ksm_bytes": null, "swap_cached_bytes": null,
-            "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
-            "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
-            "promoted_bytes_total": 0, "ping_pong_pages": 0,
-            "prefetch": prefetch});
-        let expected = serde_json::json!({
-            "version": "0.1.0", "uptime_s": 12.5, "dry_run": false,
-            "swap_cached_bytes": 0,
-            "tiers": [{"name": "", "level": 0, "kind": "node", "nodes": [], "capacity_bytes": 0,
-                "used_bytes": 0, "vm_bytes": 0, "read_latency_ns": {"p50": 0, "p99": 0},
-                "written_bytes_total": 0, "read_bytes_total": 0, "latency_histogram": [[127, 3]],
-                "write_latency_ns": null, "trouble": null,
-                "bandwidth_bytes_per_s": null, "device": null,
-                "device_load": {"read_latency_ns": null, "write_latency_ns": null, "in_flight": 0}}],
-            "vms": [vm],
-            "events": {"seen": 0, "produced": 0, "consumed": 0, "dropped": 0},
-            "sources": [{"name": "", "state": "active", "detail": ""}],
-            "blocks": {"shown": 0, "left_out_total": 0},
-            "moved_by_others": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
-            "moved_by_agent": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
-            "images": [{"name": "", "device": "8:1", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
-                "read_ahead_bytes_total": 0, "confidence": 0.5, "window_bytes": 0}],
-            "warnings": [],
-            "state_saved_unix_s": null,
-        });
-        assert_eq!(serde_json::to_value(&status).unwrap(), expected);
-        assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);
-    }
-
-    #[test]
-    fn a_reader_bears_missing_and_new_fields() {
-        let status: Status =
-            serde_json::from_str(r#"{"version":"9.9.9","vms":[{"name":"a","mood":"fine"}]}"#).unwrap();
-        assert_eq!(status.vms[0].name, "a");
-        assert_eq!(status.vms[0].stall_ns_total, None);
-    }
-
-    #[test]
-    fn a_vm_is_found_by_name_uuid_pid_and_namespace() {
-        let status = Status {
-            vms: vec![
-                vm("u-1", None, "web", 11, "a"),
-                vm("u-2", Some("prod"), "db", 12, "b"),
-                vm("u-3", Some("test"), "db", 13, "c"),
-            ],
-            ..Status::default()
-        };
-        let ids = |vm: &str| status.find_vms(vm).iter().map(|vm| vm.id.as_str()).collect::<Vec<_>>();
-        assert_eq!(ids("web"), ["u-1"]);
-        assert_eq!(ids("u-2"), ["u-2"]);
-        assert_eq!(ids("13"), ["u-3"]);
-        assert_eq!(ids("test/db"), ["u-3"]);
-        assert_eq!(ids("db"), ["u-2", "u-3"]);
-        assert_eq!(ids("cache"), [""; 0]);
-    }
-
-    #[test]
-    fn sharing_is_off_until_two_vms_have_one_tenant() {
-        let with = |tenants: &[&str]| Status {
-            vms: tenants.iter().map(|tenant| vm("", None, "", 0, tenant)).collect(),
-            ..Status::default()
-        };
-        assert!(with(&["a", "b"]).sharing_is_off());
-        assert!(!with(&["a", "b", "a"]).sharing_is_off());
-        assert!(!with(&["a"]).sharing_is_off(), "one VM has nobody to learn from");
-    }
-}
+#[path = "status_tests.rs"]
+mod tests;

@@ -246,6 +246,8 @@ async fn scripts_get_json_errors_with_the_right_http_status() {
     }
     let healthy = raw(&agent.path, "GET", "/healthz", "").await;
     assert!(healthy.starts_with("HTTP/1.1 200 ") && healthy.ends_with("ok\n"), "{healthy}");
+    let metrics = raw(&agent.path, "GET", "/metrics", "").await;
+    assert!(metrics.contains("\ntiering_vm_ram_bytes{vm=\"web-1\",id=\"id-web\"} 0\n"), "{metrics}");
     let moved = raw(&agent.path, "POST", "/v1/vms/web-1/move", r#"{"to":"qlc","hva":null}"#).await;
     assert!(moved.starts_with("HTTP/1.1 200 ") && moved.contains(r#""asked_pages":100"#), "{moved}");
 }

@@ -1,0 +1,258 @@
+//! All metrics: each is declared here and nowhere else.
+//!
+//! In: parts of the status. Out: their samples. Units are base units: bytes, seconds, ratios from 0 to 1; and pages, of 4 KiB.
+//! A counter never falls while the agent runs and what it is about is there.
+
+use std::collections::BTreeMap;
+
+use super::Of::{Agent, Image, Source, Tier, Vm};
+use super::{Kind, Metric, Number, Of, Samples};
+use crate::telemetry::status::{
+    KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
+};
+
+const BYTES: Option<&str> = Some("bytes");
+const PAGES: Option<&str> = Some("pages");
+const SECONDS: Option<&str> = Some("seconds");
+const RATIO: Option<&str> = Some("ratio");
+
+// Two lines each, so that it reads as the table that it is.
+#[rustfmt::skip]
+pub(super) const METRICS: &[Metric] = &[
+    gauge("build_info", None, "Version of the agent; always 1",
+        Agent(|s| by("version", [(s.version.as_str(), 1_u64)]))),
+    gauge("uptime", SECONDS, "Time since the agent's start",
+        Agent(|s| one(s.uptime_s))),
+    gauge("dry_run", None, "1 if plans are only reported",
+        Agent(|s| one(s.dry_run))),
+    gauge("warnings", None, "What stands in the ladder's way, found at start: see the status",
+        Agent(|s| one(count(&s.warnings)))),
+    gauge("agent_cpu", RATIO, "CPU time of watching and planning in the last seconds, of one core",
+        Agent(|s| one(s.cpu_percent / 100.0))),
+    gauge("state_saved_timestamp", SECONDS, "When the agent's state was last written to disk, since 1970",
+        Agent(|s| maybe(s.state_saved_unix_s))),
+    gauge("swap_cached", BYTES, "In the swap cache of the host: in swap, and still in memory",
+        Agent(|s| one(s.swap_cached_bytes))),
+    gauge("blocks_shown", None, "Blocks of 2 MiB in the BPF map tier_map",
+        Agent(|s| one(s.blocks.shown))),
+    counter("blocks_left_out", None, "Times that a block did not fit into the BPF map tier_map",
+        Agent(|s| one(s.blocks.left_out_total))),
+
+    counter("events_seen", None, "Accesses seen in guest RAM, looked at or not",
+        Agent(|s| one(s.events.seen))),
+    counter("events_produced", None, "Accesses that were to be told to the agent",
+        Agent(|s| one(s.events.produced))),
+    counter("events_consumed", None, "Accesses that reached the agent",
+        Agent(|s| one(s.events.consumed))),
+    counter("events_dropped", None, "Accesses that were lost since the ring was full",
+        Agent(|s| one(s.events.dropped))),
+    counter("image_reads_lost", None, "Reads of base images that were lost since the ring was full",
+        Agent(|s| one(s.image_reads_lost_total))),
+    gauge("source_state", None, "1 for the state that a way to see accesses is in: active, idle or unavailable",
+        Source(|source| source_state(source.state))),
+
+    counter("moved_reclaimed", BYTES, "Memory of the host that reclaim took, but for page cache",
+        Agent(|s| by_mover(s, |moves| moves.reclaimed_bytes_total))),
+    counter("moved_migrated", BYTES, "Memory of the host that was moved within memory",
+        Agent(|s| by_mover(s, |moves| moves.migrated_bytes_total))),
+    counter("moved_collapsed", BYTES, "Memory of the host that was made into huge pages",
+        Agent(|s| by_mover(s, |moves| moves.collapsed_bytes_total))),
+
+    gauge("tier_size", BYTES, "Capacity of the tier",
+        Tier(|tier| one(tier.capacity_bytes))),
+    gauge("tier_used", BYTES, "In use in the tier, by anybody",
+        Tier(|tier| one(tier.used_bytes))),
+    gauge("tier_free", BYTES, "Not in use in the tier",
+        Tier(|tier| one(tier.capacity_bytes.saturating_sub(tier.used_bytes)))),
+    gauge("tier_vm", BYTES, "Guest RAM in the tier",
+        Tier(|tier| one(tier.vm_bytes))),
+    gauge("tier_in_trouble", None, "1 while nothing is sent to the tier: the status says why",
+        Tier(|tier| one(tier.trouble.is_some()))),
+    counter("tier_written", BYTES, "Written to the tier by the agent's moves",
+        Tier(|tier| one(tier.written_bytes_total))),
+    counter("tier_read", BYTES, "Guest RAM that came up from the tier, as far as it was seen",
+        Tier(|tier| one(tier.read_bytes_total))),
+    gauge("tier_read_latency", SECONDS, "Reading a page of the tier: of swap in the last minutes, of memory at start",
+        Tier(|tier| percentiles(tier.read_latency_ns))),
+    gauge("tier_write_latency", SECONDS, "Writing a page to a swap tier, at start",
+        Tier(|tier| percentiles(tier.write_latency_ns))),
+    gauge("tier_bandwidth", Some("bytes_per_second"), "Reading the tier in sequence, at start",
+        Tier(|tier| maybe(tier.bandwidth_bytes_per_s))),
+    gauge("tier_device_read_latency", SECONDS, "Mean of the last second's reads of the tier's disk, whoever asked",
+        Tier(|tier| maybe_ns(tier.device_load.and_then(|load| load.read_latency_ns)))),
+    gauge("tier_device_write_latency", SECONDS, "Mean of the last second's writes to the tier's disk, whoever asked",
+        Tier(|tier| maybe_ns(tier.device_load.and_then(|load| load.write_latency_ns)))),
+    gauge("tier_device_requests", None, "Requests that the tier's disk has not answered yet",
+        Tier(|tier| maybe(tier.device_load.map(|load| load.in_flight)))),
+
+    gauge("vm_info", None, "Tenant and class of the VM; always 1",
+        Vm(vm_info)),
+    gauge("vm_priority", None, "Priority of the VM, 0 to 100",
+        Vm(|vm| one(u64::from(vm.priority)))),
+    gauge("vm_movable", None, "1 if the VM's pages may be moved: the status says why not",
+        Vm(|vm| one(vm.movable))),
+    gauge("vm_held_back", None, "1 while a brake holds back the VM's demotion: limited_by in the status says which",
+        Vm(|vm| one(vm.limited_by.is_some()))),
+    gauge("vm_ram", BYTES, "Guest RAM of the VM",
+        Vm(|vm| one(vm.ram_bytes))),
+    gauge("vm_tier", BYTES, "Guest RAM by tier; swap where the device is not known",
+        Vm(|vm| by("tier", pairs(&vm.tier_bytes)))),
+    gauge("vm_tier_peak", BYTES, "Highest amount of guest RAM in the tier so far",
+        Vm(|vm| by("tier", pairs(&vm.tier_bytes_peak)))),
+    gauge("vm_untouched", BYTES, "Guest RAM that was never touched and is in no tier",
+        Vm(|vm| one(vm.untouched_bytes))),
+    gauge("vm_working_set", BYTES, "Guest RAM that was used lately, as far as that was seen",
+        Vm(|vm| one(vm.wss_bytes))),
+    gauge("vm_huge", BYTES, "Guest RAM in huge pages",
+        Vm(|vm| one(vm.huge_bytes))),
+    gauge("vm_huge_lost", BYTES, "Guest RAM that was in huge pages and is not now",
+        Vm(|vm| one(vm.huge_lost_bytes))),
+    counter("vm_collapsed", BYTES, "Made into huge pages again by the agent",
+        Vm(|vm| one(vm.collapsed_bytes_total))),
+    gauge("vm_ksm", BYTES, "Memory of the VM's process that KSM merged with equal pages",
+        Vm(|vm| maybe(vm.ksm_bytes))),
+    gauge("vm_swap_cached", BYTES, "Copies that page-outs left in the swap cache",
+        Vm(|vm| maybe(vm.swap_cached_bytes))),
+    counter("vm_reads", None, "Accesses of the VM that read, of those that were looked at",
+        Vm(|vm| one(vm.reads_total))),
+    counter("vm_writes", None, "Accesses of the VM that wrote, of those that were looked at",
+        Vm(|vm| one(vm.writes_total))),
+    counter("vm_faults", None, "Accesses of the VM that were seen",
+        Vm(|vm| one(vm.faults_total))),
+    counter("vm_faults_sampled", None, "Of the accesses that were seen, those that were looked at",
+        Vm(|vm| one(vm.sampled_total))),
+    counter("vm_stall", SECONDS, "Time that the VM waited for pages",
+        Vm(|vm| maybe_ns(vm.stall_ns_total))),
+    counter("vm_demoted", BYTES, "Moved to a slower tier",
+        Vm(|vm| one(vm.demoted_bytes_total))),
+    counter("vm_promoted", BYTES, "Moved to a faster tier",
+        Vm(|vm| one(vm.promoted_bytes_total))),
+    counter("vm_ping_pong", PAGES, "Pages that came back soon after they went down",
+        Vm(|vm| one(vm.ping_pong_pages))),
+
+    counter("vm_prefetch_issued", PAGES, "Pages that were staged ahead of need",
+        Vm(|vm| by_match(vm, |of| of.issued_pages))),
+    counter("vm_prefetch_used", PAGES, "Staged pages that were touched then",
+        Vm(|vm| by_match(vm, |of| of.used_pages))),
+    counter("vm_prefetch_wasted", PAGES, "Staged pages that were not touched and given up",
+        Vm(|vm| by_match(vm, |of| of.wasted_pages))),
+    counter("vm_prefetch_late", PAGES, "Of the used pages, those that were touched before the staging was done",
+        Vm(|vm| by_match(vm, |of| of.late_pages))),
+    counter("vm_prefetch_mapped", PAGES, "Staged pages that were mapped before they were touched",
+        Vm(|vm| by_match(vm, |of| of.mapped_pages))),
+    counter("vm_prefetch_lifted", PAGES, "Staged pages that went to a faster swap tier only, being doubtful",
+        Vm(|vm| by_match(vm, |of| of.lifted_pages))),
+    counter("vm_prefetch_shadow_right", PAGES, "Foretold while that was not trusted, and touched",
+        Vm(|vm| by_match(vm, |of| of.shadow_right_pages))),
+    counter("vm_prefetch_shadow_wrong", PAGES, "Foretold while that was not trusted, and not touched",
+        Vm(|vm| by_match(vm, |of| of.shadow_wrong_pages))),
+    gauge("vm_prefetch_reasons", None, "Reasons to stage that are known: a leader, a way and a kind of match each",
+        Vm(|vm| by_reasons(vm, |_| 1))),
+    gauge("vm_prefetch_window", PAGES, "Most pages that may be staged and not yet used, of all reasons",
+        Vm(|vm| by_reasons(vm, |of| of.window_pages.into()))),
+    gauge("vm_prefetch_delay", SECONDS, "From another VM's touch until the kernel was asked for what was staged for it",
+        Vm(|vm| percentiles(vm.prefetch.delay_ns))),
+    gauge("vm_prefetch_mapping_delay", SECONDS, "From another VM's touch until what was staged for it was mapped",
+        Vm(|vm| percentiles(vm.prefetch.mapping_delay_ns))),
+    gauge("vm_prefetch_brier", RATIO, "Mean square of what confidence was wrong by: 0 is best",
+        Vm(|vm| maybe(vm.prefetch.calibration.brier))),
+
+    gauge("image_size", BYTES, "Length of a base image that VMs of the tenant have open",
+        Image(|image| one(image.bytes))),
+    gauge("image_vms", None, "VMs of the tenant that have the image open",
+        Image(|image| one(count(&image.vms)))),
+    gauge("image_known", BYTES, "Of the image, what is known to be read in which order",
+        Image(|image| one(image.known_bytes))),
+    gauge("image_confidence", RATIO, "Probability that what comes next in that order is read",
+        Image(|image| one(image.confidence))),
+    gauge("image_window", BYTES, "How far ahead the image is read",
+        Image(|image| one(image.window_bytes))),
+    counter("image_read_ahead", BYTES, "Read into the page cache ahead of need",
+        Image(|image| one(image.read_ahead_bytes_total))),
+];
+
+const fn counter(name: &'static str, unit: Option<&'static str>, help: &'static str, of: Of) -> Metric {
+    Metric { name, unit, kind: Kind::Counter, help, of }
+}
+
+const fn gauge(name: &'static str, unit: Option<&'static str>, help: &'static str, of: Of) -> Metric {
+    Metric { name, unit, kind: Kind::Gauge, help, of }
+}
+
+fn one<'a>(number: impl Into<Number>) -> Samples<'a> {
+    vec![(Vec::new(), number.into())]
+}
+
+/// No sample where it is not known.
+fn maybe<'a>(number: Option<impl Into<Number>>) -> Samples<'a> {
+    number.into_iter().flat_map(one).collect()
+}
+
+fn maybe_ns<'a>(ns: Option<u64>) -> Samples<'a> {
+    maybe(ns.map(seconds))
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// One sample for each value of a label.
+fn by<'a, T: Into<Number>>(
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'a str, T)>,
+) -> Samples<'a> {
+    values.into_iter().map(|(value, number)| (vec![(label, value.into())], number.into())).collect()
+}
+
+fn pairs(by_name: &BTreeMap<String, u64>) -> impl Iterator<Item = (&str, u64)> {
+    by_name.iter().map(|(name, bytes)| (name.as_str(), *bytes))
+}
+
+fn percentiles<'a>(latency: Option<Latency>) -> Samples<'a> {
+    let values = latency.map(|Latency { p50, p99 }| [("50", seconds(p50)), ("99", seconds(p99))]);
+    by("percentile", values.into_iter().flatten())
+}
+
+fn count<T>(items: &[T]) -> u64 {
+    items.len() as u64
+}
+
+/// Whether the agent itself had it moved.
+fn by_mover(status: &Status, bytes: fn(&KernelMovesStatus) -> u64) -> Samples<'_> {
+    by("mover", [("agent", bytes(&status.moved_by_agent)), ("others", bytes(&status.moved_by_others))])
+}
+
+fn vm_info(vm: &VmStatus) -> Samples<'_> {
+    let labels = vec![("tenant", vm.tenant.as_str().into()), ("class", vm.class.name.as_str().into())];
+    vec![(labels, Number::Whole(1))]
+}
+
+fn source_state<'a>(now: SourceState) -> Samples<'a> {
+    let states = [
+        ("active", SourceState::Active),
+        ("idle", SourceState::Idle),
+        ("unavailable", SourceState::Unavailable),
+    ];
+    by("state", states.map(|(name, state)| (name, state == now)))
+}
+
+/// As the status writes it.
+fn word(kind: PrefetchMatch) -> &'static str {
+    match kind {
+        PrefetchMatch::Own => "self",
+        PrefetchMatch::Gfn => "gfn",
+        PrefetchMatch::GfnOnly => "gfn_only",
+        PrefetchMatch::Tag => "tag",
+    }
+}
+
+/// What became of stages, in all since the VM was found.
+fn by_match(vm: &VmStatus, pages: fn(&PrefetchByMatch) -> u64) -> Samples<'_> {
+    by("match", vm.prefetch.by_match.iter().map(|of| (word(of.by), pages(of))))
+}
+
+/// The sum over the reasons of each kind of match that are known now.
+fn by_reasons(vm: &VmStatus, number: fn(&PrefetchOrigin) -> u64) -> Samples<'_> {
+    let sum = |kind| vm.prefetch.origins.iter().filter(|of| of.by == kind).map(number).sum::<u64>();
+    by("match", vm.prefetch.by_match.iter().map(|of| (word(of.by), sum(of.by))))
+}
