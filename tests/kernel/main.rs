@@ -13,6 +13,7 @@ mod guest_boots;
 mod host;
 mod images;
 mod map;
+mod metrics;
 mod moves;
 mod policy;
 mod reclaim;
