@@ -17,7 +17,6 @@ use tiering_user::track::VmId;
 use tiering_user::vm::{Accel, Backing, GuestRange, Hva, ProcessKey, RamRegion, Vm};
 use zerocopy::FromBytes as _;
 
-use crate::host::Mounted;
 
 const VM: u32 = 42;
 const RAM: Range = Range { start: 0x7000_0000_0000, end: 0x7000_0010_0000, gpa: GPA };
@@ -207,8 +206,6 @@ fn this_process(memory: &ZeroPages) -> Vm {
 fn every_road_sees_every_real_fault() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     const PAGES: usize = 500;
-    // The classic road needs it.
-    let _tracefs = Mounted::at("/sys/kernel/tracing", "tracefs");
     for road in [Road::TpBtf, Road::Raw, Road::Classic] {
         let mut memory = ZeroPages::map(PAGES).unwrap();
         let vm = this_process(&memory);

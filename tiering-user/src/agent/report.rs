@@ -11,7 +11,7 @@ use super::Error;
 use super::images::Image;
 use super::machine::Machine;
 use super::state::State;
-use crate::bpf::{Counters, Faults, KvmSource, READ_EVENT, ReadSource, Road};
+use crate::bpf::{Counters, Delivery, Faults, Source};
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
@@ -94,34 +94,20 @@ impl State {
     }
 
     fn sources(&self, faults: &Faults) -> Vec<SourceStatus> {
-        let source = |name: &str, state, detail| SourceStatus { name: name.to_owned(), state, detail };
-        let page_fault = source("page_fault", SourceState::Active, faults.road().name().to_owned());
-        let kvm = match faults.kvm() {
-            KvmSource::Active(road) => {
+        let status = |source: &dyn Source| {
+            let (state, mut detail) = match source.delivery() {
+                Delivery::Active(how) | Delivery::Partly(how) => (SourceState::Active, how),
+                Delivery::Idle(why) => (SourceState::Idle, why),
+                Delivery::Unavailable(why) => (SourceState::Unavailable, why),
+            };
+            if source.name() == faults.kvm().name() && state == SourceState::Active {
                 let guests = || self.machines.values().filter(|m| m.target.vm.accel == Accel::Kvm);
                 let proved = guests().filter(|machine| machine.layout.is_proved()).count();
-                let detail =
-                    format!("{}; layout proved for {proved} of {} guests", road.name(), guests().count());
-                source("kvm_page_fault", SourceState::Active, detail)
+                detail += &format!("; layout proved for {proved} of {} guests", guests().count());
             }
-            KvmSource::Unavailable(why) => source("kvm_page_fault", SourceState::Unavailable, why.clone()),
+            SourceStatus { name: source.name().to_owned(), state, detail }
         };
-        let (state, detail) = match faults.reads.source() {
-            ReadSource::Idle => (SourceState::Idle, "no machine has a base image open".to_owned()),
-            ReadSource::Active => {
-                let lost = faults.reads.dropped();
-                (SourceState::Active, format!("{}; {lost} reads lost", Road::Classic.name()))
-            }
-            ReadSource::Unavailable(why) => (SourceState::Unavailable, why.clone()),
-        };
-        let reads = source(READ_EVENT, state, detail);
-        let moves = &faults.kernel_moves;
-        let (state, detail) = match (moves.is_active(), moves.missing()) {
-            (true, []) => (SourceState::Active, Road::Raw.name().to_owned()),
-            (true, missing) => (SourceState::Active, format!("without {}", missing.join("; "))),
-            (false, missing) => (SourceState::Unavailable, missing.join("; ")),
-        };
-        vec![page_fault, kvm, reads, source("kernel_moves", state, detail)]
+        faults.sources().map(status).into()
     }
 
     fn image_status(&self) -> Vec<ImageStatus> {

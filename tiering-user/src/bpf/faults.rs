@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use thiserror::Error;
 use tiering_common::{
     Frame, ImageKey, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry,
@@ -17,7 +16,9 @@ use super::blocks::BlockMap;
 use super::kernel_moves::KernelMoveSource;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
-use super::reads::{PROGRAM, ReadSource, Reads};
+use super::reads::{PROGRAM, Reads};
+use super::road::{Road, chain};
+use super::source::{Delivery, Source};
 use crate::track::VmId;
 use crate::vm::Vm;
 
@@ -41,40 +42,6 @@ pub enum BpfError {
     TooManyRanges(String),
     #[error(transparent)]
     Pin(#[from] PinError),
-}
-
-/// How the programs are attached; the first that works is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Road {
-    /// BTF-typed tracepoint.
-    TpBtf,
-    /// Raw tracepoint: needs no BTF.
-    Raw,
-    /// Classic tracepoint: needs tracefs.
-    Classic,
-}
-
-/// The roads in order of preference.
-pub const PROBE_ROADS: [Road; 3] = [Road::TpBtf, Road::Raw, Road::Classic];
-
-impl Road {
-    /// As `status` and `doctor` name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TpBtf => "tp_btf",
-            Self::Raw => "raw tracepoint",
-            Self::Classic => "classic tracepoint",
-        }
-    }
-
-    fn programs(self) -> [(&'static str, &'static str); 2] {
-        let [user, kernel] = match self {
-            Self::TpBtf => ["fault_user_btf", "fault_kern_btf"],
-            Self::Raw => ["fault_user_raw", "fault_kern_raw"],
-            Self::Classic => ["fault_user_tp", "fault_kern_tp"],
-        };
-        [(user, "page_fault_user"), (kernel, "page_fault_kernel")]
-    }
 }
 
 /// Sums over CPUs and virtual machines.
@@ -143,7 +110,7 @@ impl Faults {
         })?;
         let road = attach_first(&mut ebpf, roads)?;
         if let Some(pins) = &pins {
-            pin_programs(&mut ebpf, road.programs().map(|(name, _)| name), pins)?;
+            pin_programs(&mut ebpf, programs(road).map(|(name, _)| name), pins)?;
             pin_maps(&mut ebpf, pins)?;
         }
         let kernel_moves = KernelMoveSource::attach(&mut ebpf)?;
@@ -184,12 +151,16 @@ impl Faults {
         }
     }
 
-    /// Whether reads of images can be seen: tries it.
-    pub fn probe_reads(&mut self) -> &ReadSource {
+    /// Tries whether reads of images can be seen.
+    pub fn probe_reads(&mut self) {
         if let Some(ebpf) = &mut self.ebpf {
             self.reads.attach(ebpf);
         }
-        self.reads.source()
+    }
+
+    /// All ways to see something, page faults first.
+    pub fn sources(&self) -> [&dyn Source; 4] {
+        [self, &self.kvm, &self.reads, &self.kernel_moves]
     }
 
     /// Begins to tell of what machines read from an image, under this number.
@@ -351,6 +322,20 @@ impl Faults {
     }
 }
 
+impl Source for Faults {
+    fn name(&self) -> &'static str {
+        "page_fault"
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Active(self.road.name().to_owned())
+    }
+
+    fn lost_without(&self) -> &'static str {
+        "no access is seen: the agent does not start"
+    }
+}
+
 fn pid_key(vm: &Vm) -> u32 {
     vm.key.pid.cast_unsigned()
 }
@@ -367,40 +352,26 @@ where
     T::try_from(map).map_err(map_error(name))
 }
 
+/// The program for each of the two events, by road.
+fn programs(road: Road) -> [(&'static str, &'static str); 2] {
+    let [user, kernel] = match road {
+        Road::TpBtf => ["fault_user_btf", "fault_kern_btf"],
+        Road::Raw => ["fault_user_raw", "fault_kern_raw"],
+        Road::Classic => ["fault_user_tp", "fault_kern_tp"],
+    };
+    [(user, "page_fault_user"), (kernel, "page_fault_kernel")]
+}
+
 fn attach_first(ebpf: &mut Ebpf, roads: &[Road]) -> Result<Road, BpfError> {
     let mut reasons = Vec::new();
     for road in roads {
-        match road.programs().into_iter().try_for_each(|(name, event)| attach(ebpf, *road, name, event)) {
+        let mut programs = programs(*road).into_iter();
+        match programs.try_for_each(|(name, event)| road.attach(ebpf, name, "exceptions", event)) {
             Ok(()) => return Ok(*road),
             Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
         }
     }
     Err(BpfError::NoRoad(reasons.join("; ")))
-}
-
-fn attach(ebpf: &mut Ebpf, road: Road, name: &'static str, event: &str) -> Result<(), String> {
-    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no `{name}`"))?;
-    let attached = (|| -> Result<(), ProgramError> {
-        match road {
-            Road::TpBtf => {
-                let program: &mut BtfTracePoint = program.try_into()?;
-                program.load(event, &Btf::from_sys_fs()?)?;
-                program.attach()?;
-            }
-            Road::Raw => {
-                let program: &mut RawTracePoint = program.try_into()?;
-                program.load()?;
-                program.attach(event)?;
-            }
-            Road::Classic => {
-                let program: &mut TracePoint = program.try_into()?;
-                program.load()?;
-                program.attach("exceptions", event)?;
-            }
-        }
-        Ok(())
-    })();
-    attached.map_err(|error| chain(&error))
 }
 
 fn pin_programs(
@@ -425,16 +396,6 @@ fn pin_maps(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), BpfError> {
 }
 
 /// An error with what caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 fn permission(error: &EbpfError) -> bool {
     chain(error).contains("Operation not permitted")
 }

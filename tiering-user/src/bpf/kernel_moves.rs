@@ -9,10 +9,11 @@
 
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
-use aya::programs::{ProgramError, RawTracePoint};
 use tiering_common::KernelMoves;
 
-use super::faults::{BpfError, chain, typed};
+use super::faults::{BpfError, typed};
+use super::road::Road;
+use super::source::{Delivery, Source};
 
 /// Program, and the event that it is for.
 const PROGRAMS: [(&str, &str); 3] = [
@@ -35,9 +36,9 @@ impl KernelMoveSource {
     pub(super) fn attach(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let (mut attached, mut missing) = (Vec::new(), Vec::new());
         for (program, event) in PROGRAMS {
-            match attach(ebpf, program, event) {
+            match Road::Raw.attach(ebpf, program, "", event) {
                 Ok(()) => attached.push(program),
-                Err(error) => missing.push(format!("{event}: {}", chain(&error))),
+                Err(reason) => missing.push(format!("{event}: {reason}")),
             }
         }
         Ok(Self { totals: typed(ebpf, "tier_kernel")?, attached, missing })
@@ -45,16 +46,6 @@ impl KernelMoveSource {
 
     pub(super) fn programs(&self) -> &[&'static str] {
         &self.attached
-    }
-
-    /// The events that cannot be seen, each with why; none where all can.
-    pub fn missing(&self) -> &[String] {
-        &self.missing
-    }
-
-    /// Whether any event is seen.
-    pub fn is_active(&self) -> bool {
-        !self.attached.is_empty()
     }
 
     /// So far: by the kernel or anybody else, and by the agent.
@@ -73,9 +64,20 @@ impl KernelMoveSource {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, program: &str, event: &str) -> Result<(), ProgramError> {
-    let program: &mut RawTracePoint = ebpf.program_mut(program).ok_or(ProgramError::NotLoaded)?.try_into()?;
-    program.load()?;
-    program.attach(event)?;
-    Ok(())
+impl Source for KernelMoveSource {
+    fn name(&self) -> &'static str {
+        "kernel_moves"
+    }
+
+    fn delivery(&self) -> Delivery {
+        match (self.attached.is_empty(), self.missing.is_empty()) {
+            (_, true) => Delivery::Active(Road::Raw.name().to_owned()),
+            (false, false) => Delivery::Partly(format!("without {}", self.missing.join("; "))),
+            (true, false) => Delivery::Unavailable(self.missing.join("; ")),
+        }
+    }
+
+    fn lost_without(&self) -> &'static str {
+        "what the kernel reclaims or migrates by itself is noticed by the next sweep, 2 to 30 s later"
+    }
 }

@@ -7,9 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::{ProgramError, RawTracePoint, TracePoint};
+use aya::programs::{RawTracePoint, TracePoint};
 
-use super::faults::{Road, chain};
+use super::road::Road;
+use super::source::{Delivery, Source};
 
 /// Whether accesses of KVM guests are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,24 @@ impl KvmSource {
     }
 }
 
+impl Source for KvmSource {
+    fn name(&self) -> &'static str {
+        "kvm_page_fault"
+    }
+
+    fn delivery(&self) -> Delivery {
+        match self {
+            Self::Active(road) => Delivery::Active(road.name().to_owned()),
+            Self::Unavailable(why) => Delivery::Unavailable(why.clone()),
+        }
+    }
+
+    fn lost_without(&self) -> &'static str {
+        "accesses of KVM guests are seen only where QEMU itself faults: their pages are placed by idle time alone and nothing is \
+         staged for them"
+    }
+}
+
 /// A parameter of a module that is a yes.
 fn is_on(text: &str) -> bool {
     matches!(text.trim(), "Y" | "1")
@@ -78,39 +97,23 @@ fn is_on(text: &str) -> bool {
 
 impl Event {
     fn unload(&self, ebpf: &mut Ebpf, road: Road) {
-        let unloaded = (|| -> Result<(), ProgramError> {
-            match road {
-                Road::Classic => <&mut TracePoint>::try_from(program(ebpf, self.classic)?)?.unload(),
-                Road::Raw | Road::TpBtf => <&mut RawTracePoint>::try_from(program(ebpf, self.raw)?)?.unload(),
-            }
-        })();
+        let program = ebpf.program_mut(self.program(road));
+        let unloaded = program.map(|program| match road {
+            Road::Classic => <&mut TracePoint>::try_from(program)?.unload(),
+            Road::Raw | Road::TpBtf => <&mut RawTracePoint>::try_from(program)?.unload(),
+        });
         // An error means that it is not loaded: what we want.
-        unloaded.ok();
+        drop(unloaded);
     }
 
     fn attach(&self, ebpf: &mut Ebpf, road: Road) -> Result<(), String> {
-        let attached = (|| -> Result<(), ProgramError> {
-            match road {
-                Road::Classic => {
-                    let program: &mut TracePoint = program(ebpf, self.classic)?.try_into()?;
-                    program.load()?;
-                    program.attach(self.category, self.name)?;
-                }
-                Road::Raw | Road::TpBtf => {
-                    let program: &mut RawTracePoint = program(ebpf, self.raw)?.try_into()?;
-                    program.load()?;
-                    program.attach(self.name)?;
-                }
-            }
-            Ok(())
-        })();
-        attached.map_err(|error| chain(&error))
+        road.attach(ebpf, self.program(road), self.category, self.name)
     }
-}
 
-fn program<'a>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut aya::programs::Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
+    fn program(&self, road: Road) -> &'static str {
+        match road {
+            Road::Classic => self.classic,
+            Road::Raw | Road::TpBtf => self.raw,
+        }
+    }
 }

@@ -9,9 +9,13 @@ mod kernel_moves;
 mod kvm;
 mod pins;
 mod reads;
+mod road;
+mod source;
 
-pub use faults::{BpfError, Counters, Faults, OBJECT, PROBE_ROADS, Road};
+pub use faults::{BpfError, Counters, Faults, OBJECT};
 pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ROADS, KvmSource};
 pub use pins::{PIN_DIR, PinError, Pins};
-pub use reads::{READ_EVENT, ReadSource, Reads};
+pub use reads::Reads;
+pub use road::{PROBE_ROADS, Road};
+pub use source::{Delivery, Source};

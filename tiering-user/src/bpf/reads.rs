@@ -4,29 +4,24 @@
 //! is to be watched: it runs for every page that comes into the host's page cache.
 //!
 //! # Limits
-//! Only a classic tracepoint says which file it is about without knowledge of the kernel's structures: it needs tracefs, which is mounted for
-//! as long as attaching takes where it is not.
+//! Only a classic tracepoint says which file it is about without knowledge of the kernel's structures.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{ProgramError, TracePoint};
-use nix::mount::{MsFlags, mount, umount};
-use nix::sys::statfs::{TRACEFS_MAGIC, statfs};
 use tiering_common::{FileRead, ImageEntry, ImageKey, Reading};
 use zerocopy::FromBytes as _;
 
-use super::faults::{BpfError, chain, map_error, typed};
+use super::faults::{BpfError, map_error, typed};
+use super::road::{self, Road};
+use super::source::{Delivery, Source};
 
 pub(super) const PROGRAM: &str = "file_read_tp";
-const TRACEFS: &str = "/sys/kernel/tracing";
 const CATEGORY: &str = "filemap";
 /// The event that tells of reads.
-pub const READ_EVENT: &str = "mm_filemap_add_to_page_cache";
+const READ_EVENT: &str = "mm_filemap_add_to_page_cache";
 /// Where the program finds what it needs in a record.
 const FIELDS: [&str; 3] = [
     "unsigned long i_ino;\toffset:16;\tsize:8;",
@@ -37,7 +32,7 @@ const ORDER: &str = "unsigned char order;\toffset:36;\tsize:1;";
 
 /// Whether reads of images are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReadSource {
+enum ReadSource {
     /// No machine has an image.
     Idle,
     Active,
@@ -63,10 +58,6 @@ impl Reads {
             source: ReadSource::Idle,
             has_order: false,
         })
-    }
-
-    pub fn source(&self) -> &ReadSource {
-        &self.source
     }
 
     /// Attaches the program if that was not tried yet. Returns whether it was attached just now.
@@ -125,45 +116,33 @@ impl Reads {
     }
 }
 
+impl Source for Reads {
+    fn name(&self) -> &'static str {
+        READ_EVENT
+    }
+
+    fn delivery(&self) -> Delivery {
+        match &self.source {
+            ReadSource::Idle => Delivery::Idle("no machine has a base image open".to_owned()),
+            ReadSource::Active => match self.dropped() {
+                0 => Delivery::Active(Road::Classic.name().to_owned()),
+                lost => Delivery::Active(format!("{}; {lost} reads lost", Road::Classic.name())),
+            },
+            ReadSource::Unavailable(why) => Delivery::Unavailable(why.clone()),
+        }
+    }
+
+    fn lost_without(&self) -> &'static str {
+        "what machines read from base images is not foretold"
+    }
+}
+
 /// Returns whether records say how large a folio is.
 fn attach(ebpf: &mut Ebpf) -> Result<bool, String> {
-    let _tracefs = Mounted::tracefs()?;
-    let described = Path::new(TRACEFS).join("events").join(CATEGORY).join(READ_EVENT).join("format");
-    let described =
-        fs::read_to_string(&described).map_err(|error| format!("{}: {error}", described.display()))?;
+    let described = road::format(CATEGORY, READ_EVENT)?;
     if let Some(field) = FIELDS.iter().find(|field| !described.contains(**field)) {
         return Err(format!("{READ_EVENT} has no `{}`", field.replace('\t', " ")));
     }
-    let attached = (|| -> Result<(), ProgramError> {
-        let program: &mut TracePoint =
-            ebpf.program_mut(PROGRAM).ok_or(ProgramError::NotLoaded)?.try_into()?;
-        program.load()?;
-        program.attach(CATEGORY, READ_EVENT)?;
-        Ok(())
-    })();
-    attached.map_err(|error| chain(&error))?;
+    Road::Classic.attach(ebpf, PROGRAM, CATEGORY, READ_EVENT)?;
     Ok(described.contains(ORDER))
-}
-
-/// Unmounts when dropped what it has mounted.
-struct Mounted(bool);
-
-impl Mounted {
-    fn tracefs() -> Result<Self, String> {
-        if statfs(TRACEFS).is_ok_and(|fs| fs.filesystem_type() == TRACEFS_MAGIC) {
-            return Ok(Self(false));
-        }
-        let mounted = mount(Some("tracefs"), TRACEFS, Some("tracefs"), MsFlags::empty(), None::<&str>);
-        mounted.map_err(|error| format!("cannot mount tracefs at {TRACEFS}: {error}"))?;
-        Ok(Self(true))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if self.0 {
-            // Busy means that somebody else uses it by now.
-            umount(TRACEFS).ok();
-        }
-    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
-use crate::bpf::{Faults, KvmSource, PROBE_ROADS, READ_EVENT, ReadSource, Road};
+use crate::bpf::{Delivery, Faults, PROBE_ROADS, Source};
 use crate::sys::{PageState, Pagemap, ZeroPages};
 
 /// Oldest kernel that the agent is meant for.
@@ -15,22 +15,9 @@ const OLDEST: (u32, u32) = (6, 1);
 const ZERO_SWAP: (u32, u32) = (6, 12);
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![
-        root(),
-        release(),
-        lockdown(),
-        btf(),
-        bpffs(),
-        page_faults(),
-        kvm_faults(),
-        image_reads(),
-        kernel_moves(),
-        frames(),
-        pagemap_scan(),
-        pressure(),
-        cgroup(),
-        damon(),
-    ]
+    let before = [root(), release(), lockdown(), btf(), bpffs(), page_faults()];
+    let after = [frames(), pagemap_scan(), pressure(), cgroup(), damon()];
+    before.into_iter().chain(other_sources()).chain(after).collect()
 }
 
 fn root() -> Check {
@@ -108,41 +95,20 @@ fn page_faults() -> Check {
     }
 }
 
-fn kvm_faults() -> Check {
-    const NAME: &str = "source kvm_page_fault";
-    let consequence = "accesses of KVM guests are seen only where QEMU itself faults: their pages are placed by idle \
-                       time alone and nothing is staged for them";
-    let faults = match Faults::attach(&PROBE_ROADS, None) {
-        Ok(faults) => faults,
-        Err(error) => return Check::missing(NAME, error.to_string(), consequence),
+/// All sources but page faults.
+fn other_sources() -> Vec<Check> {
+    // Without page faults there is nothing to try the others with; that is told already.
+    let Ok(mut faults) = Faults::attach(&PROBE_ROADS, None) else { return Vec::new() };
+    faults.probe_reads();
+    let check = |source: &&dyn Source| {
+        let name = format!("source {}", source.name());
+        match source.delivery() {
+            Delivery::Active(how) | Delivery::Idle(how) => Check::ok(&name, how),
+            Delivery::Partly(how) => Check::degraded(&name, how, source.lost_without()),
+            Delivery::Unavailable(why) => Check::missing(&name, why, source.lost_without()),
+        }
     };
-    match faults.kvm() {
-        KvmSource::Active(road) => Check::ok(NAME, road.name()),
-        KvmSource::Unavailable(why) => Check::missing(NAME, why, consequence),
-    }
-}
-
-fn kernel_moves() -> Check {
-    const NAME: &str = "source kernel_moves";
-    let consequence =
-        "what the kernel reclaims or migrates by itself is noticed by the next sweep, 2 to 30 s later";
-    match Faults::attach(&PROBE_ROADS, None) {
-        Ok(faults) => match faults.kernel_moves.missing() {
-            [] => Check::ok(NAME, Road::Raw.name()),
-            missing => Check::degraded(NAME, missing.join("; "), consequence),
-        },
-        Err(error) => Check::degraded(NAME, error.to_string(), consequence),
-    }
-}
-
-fn image_reads() -> Check {
-    let name = format!("source {READ_EVENT}");
-    let consequence = "what machines read from base images is not foretold";
-    match Faults::attach(&PROBE_ROADS, None).as_mut().map(Faults::probe_reads) {
-        Ok(ReadSource::Active | ReadSource::Idle) => Check::ok(&name, Road::Classic.name()),
-        Ok(ReadSource::Unavailable(why)) => Check::degraded(&name, why.clone(), consequence),
-        Err(error) => Check::degraded(&name, error.to_string(), consequence),
-    }
+    faults.sources().iter().skip(1).map(check).collect()
 }
 
 fn frames() -> Check {

@@ -1,0 +1,113 @@
+//! The ways to attach a program to an event of the kernel.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
+use aya::{Btf, Ebpf};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sys::statfs::{TRACEFS_MAGIC, statfs};
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    /// BTF-typed tracepoint.
+    TpBtf,
+    /// Raw tracepoint: needs no BTF.
+    Raw,
+    /// Classic tracepoint: needs tracefs.
+    Classic,
+}
+
+/// The roads in order of preference.
+pub const PROBE_ROADS: [Road; 3] = [Road::TpBtf, Road::Raw, Road::Classic];
+
+impl Road {
+    /// As `status` and `doctor` name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::Raw => "raw tracepoint",
+            Self::Classic => "classic tracepoint",
+        }
+    }
+
+    /// Loads `program` and attaches it to `event`. Only classic tracepoints have a category.
+    pub(super) fn attach(
+        self,
+        ebpf: &mut Ebpf,
+        program: &str,
+        category: &str,
+        event: &str,
+    ) -> Result<(), String> {
+        // aya remembers for the life of the process that it found no tracefs: it must never look without it.
+        let _tracefs = (self == Self::Classic).then(Tracefs::mounted).transpose()?;
+        let attached = (|| -> Result<(), ProgramError> {
+            let program = ebpf.program_mut(program).ok_or(ProgramError::NotLoaded)?;
+            match self {
+                Self::TpBtf => {
+                    let program: &mut BtfTracePoint = program.try_into()?;
+                    program.load(event, &Btf::from_sys_fs()?)?;
+                    program.attach()?;
+                }
+                Self::Raw => {
+                    let program: &mut RawTracePoint = program.try_into()?;
+                    program.load()?;
+                    program.attach(event)?;
+                }
+                Self::Classic => {
+                    let program: &mut TracePoint = program.try_into()?;
+                    program.load()?;
+                    program.attach(category, event)?;
+                }
+            }
+            Ok(())
+        })();
+        attached.map_err(|error| chain(&error))
+    }
+}
+
+/// What the kernel says of the fields of an event.
+pub(super) fn format(category: &str, event: &str) -> Result<String, String> {
+    let _tracefs = Tracefs::mounted()?;
+    let path = Path::new(Tracefs::PATH).join("events").join(category).join(event).join("format");
+    fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// tracefs, mounted. What this value has mounted is unmounted when it is dropped; what is attached stays so.
+struct Tracefs {
+    is_ours: bool,
+}
+
+impl Tracefs {
+    const PATH: &str = "/sys/kernel/tracing";
+
+    fn mounted() -> Result<Self, String> {
+        if statfs(Self::PATH).is_ok_and(|fs| fs.filesystem_type() == TRACEFS_MAGIC) {
+            return Ok(Self { is_ours: false });
+        }
+        let mounted = mount(Some("tracefs"), Self::PATH, Some("tracefs"), MsFlags::empty(), None::<&str>);
+        mounted.map_err(|error| format!("cannot mount tracefs at {}: {error}", Self::PATH))?;
+        Ok(Self { is_ours: true })
+    }
+}
+
+impl Drop for Tracefs {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // Busy means that somebody else uses it by now.
+            umount(Self::PATH).ok();
+        }
+    }
+}
+
+/// The first line of an error and of all its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
