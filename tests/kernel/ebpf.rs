@@ -17,7 +17,6 @@ use tiering_user::track::VmId;
 use tiering_user::vm::{Accel, Backing, GuestRange, Hva, ProcessKey, RamRegion, Vm};
 use zerocopy::FromBytes as _;
 
-
 const VM: u32 = 42;
 const RAM: Range = Range { start: 0x7000_0000_0000, end: 0x7000_0010_0000, gpa: GPA };
 const GPA: u64 = 0x1_0000_0000;
