@@ -17,6 +17,7 @@ mod leader_follower;
 mod limits;
 mod map;
 mod memory_tiers;
+mod rearming;
 mod samples;
 mod scenario;
 mod spread;

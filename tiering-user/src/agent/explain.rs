@@ -14,7 +14,9 @@ use super::machine::Machine;
 use super::state::State;
 use crate::policy::{Action, Rules};
 use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap};
-use crate::telemetry::explain::{Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo};
+use crate::telemetry::explain::{
+    AccessesSeen, Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo,
+};
 use crate::telemetry::request::{ApiError, Pages};
 use crate::tiermap::{PageEntry, PageIndex, Place, Seconds};
 use crate::tiers::TierId;
@@ -50,6 +52,12 @@ impl State {
                 demoted_bytes: machine.knowledge.before.demoted * PAGE_BYTES,
                 promoted_bytes: machine.knowledge.before.promoted * PAGE_BYTES,
             },
+            seen_by: AccessesSeen {
+                page_fault: machine.seen_by.faults,
+                kvm_page_fault: machine.seen_by.kvm,
+                rearming: machine.seen_by.armed,
+                sweeps: machine.seen_by.sweeps,
+            },
         })
     }
 
@@ -82,7 +90,9 @@ impl State {
             tier: self.place_name(entry.place()),
             frame_or_slot: pagemap.and_then(|pagemap| location(&pagemap, hva.0)),
             idle_ms: touched.then(|| u64::from(entry.idle(seconds)) * 1000),
+            surely_idle_ms: touched.then(|| u64::from(machine.surely_idle(entry, seconds)) * 1000),
             heat: entry.heat().into(),
+            frequency: entry.frequency().into(),
             backoff: entry.backoff(),
             staged: entry.staged(),
             written: entry.written(),
@@ -208,6 +218,7 @@ mod tests {
             priority: 50,
             excess_pages: 0,
             bands: Bands::ROOMY,
+            armed_at: None,
         };
         let entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
         let wait = |entry, now| Wait::of(entry, &rules, TierId(0), Seconds(now)).in_words("nvme");

@@ -9,6 +9,7 @@ use super::came_up::CameUp;
 use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
+use super::rearming::SeenBy;
 use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
@@ -18,7 +19,7 @@ use crate::predict::{Ahead, Stages, TagKey, Tape, Used, Votes};
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
-use crate::track::{Access, VmId};
+use crate::track::{Access, Rounds, VmId};
 use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
@@ -99,6 +100,11 @@ pub(super) struct Machine {
     /// Why the last look before a move refused it, if it did.
     pub refused_now: Option<String>,
     pub braking: MachineBrakes,
+    /// When its mapped pages are armed anew, and since when they are.
+    pub rounds: Rounds,
+    pub armed_at: Option<Seconds>,
+    pub rearm_running: bool,
+    pub seen_by: SeenBy,
     pub sweep_running: bool,
     pub swept_at: Option<Monotonic>,
     /// Planning pauses until then.
@@ -157,6 +163,10 @@ impl Machine {
             dropped_samples: 0,
             refused_now: None,
             braking: MachineBrakes::default(),
+            rounds: Rounds::default(),
+            armed_at: None,
+            rearm_running: false,
+            seen_by: SeenBy::default(),
             sweep_running: false,
             swept_at: None,
             rest_until: Monotonic::default(),
@@ -166,7 +176,13 @@ impl Machine {
     /// What the policy goes by for it now.
     pub(super) fn rules(&self, demote_after: Duration) -> Rules {
         let priority = self.settings.priority;
-        Rules { demote_after, priority, excess_pages: self.excess_pages, bands: self.bands }
+        Rules {
+            demote_after,
+            priority,
+            excess_pages: self.excess_pages,
+            bands: self.bands,
+            armed_at: self.armed_at,
+        }
     }
 
     /// Why none of its pages is moved to the tier `to`, if so.
@@ -206,6 +222,11 @@ impl Machine {
         let page = self.pages.layout().page(access.hva)?;
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
+        let mapped = self.pages.in_memory(touch.before.place());
+        self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
+        if access.kvm && mapped {
+            self.note_shown(touch.before, now);
+        }
         // Where only some accesses are looked at, each stands for others that were alike.
         let weight = u64::from(access.weight);
         if touch.was_lower {

@@ -30,10 +30,12 @@ mod lookup;
 mod machine;
 mod planning;
 mod rates;
+mod rearming;
 mod report;
 mod staging;
 mod state;
 mod survey;
+mod sweeping;
 mod tapes;
 mod tenants;
 mod troubles;
@@ -128,9 +130,9 @@ async fn serve(
     let lanes = Lanes::start(swap, places.nodes.clone(), roots.clone(), done).map_err(Error::Start)?;
     let (found, mut scanned) = mpsc::channel(16);
     let (gauged, mut gauges) = mpsc::channel(2);
-    let (swept, mut sweep_done) = mpsc::unbounded_channel();
+    let (looked, mut looks) = mpsc::unbounded_channel();
     let scanner = watch::Scanning::start(roots, found, gauged).map_err(Error::Start)?;
-    let sweeper = watch::Sweeping::start(places.clone(), swept).map_err(Error::Start)?;
+    let sweeper = watch::Sweeping::start(places.clone(), looked).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
@@ -163,7 +165,7 @@ async fn serve(
             Some(done) = lane_done.recv() => state.on_done(done),
             Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
             Some(gauges) = gauges.recv() => state.on_gauges(gauges),
-            Some(sweep) = sweep_done.recv() => state.on_sweep(sweep),
+            Some(looked) = looks.recv() => state.on_looked(looked),
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
                 state.every_second(&mut faults);

@@ -37,6 +37,7 @@ impl State {
         let clock = self.clock.seconds();
         self.look_at_memory();
         self.look_at_kernel_moves(faults);
+        self.look_whether_to_rearm(faults);
         self.promotable_pages = self.promotable();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
@@ -50,8 +51,13 @@ impl State {
             if !pace.is_turn(id.0, clock.0) {
                 continue;
             }
+            self.rearm(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
-            let cool = Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into()) >= epoch;
+            // Between two rounds nothing shows that would keep a page warm.
+            let cool = match machine.armed_at {
+                Some(_) => machine.rounds.take_epoch(),
+                None => Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into()) >= epoch,
+            };
             if cool {
                 machine.cooled_at = clock;
             }

@@ -193,6 +193,7 @@ impl State {
             faults_total: counters.seen,
             sampled_total: counters.produced,
             sampled_one_in: self.sampling.one_in(machine.target.id),
+            rearm: self.rearm_status(machine),
             stall_ns_total: None,
             demoted_bytes_total: machine.moved.demoted * PAGE_BYTES,
             promoted_bytes_total: machine.promoted_pages() * PAGE_BYTES,

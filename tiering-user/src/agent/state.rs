@@ -16,7 +16,7 @@ use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
 use super::waiting::Haste;
-use super::watch::{Sweeping, Swept};
+use super::watch::Sweeping;
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS};
 use crate::config::Config;
@@ -71,6 +71,8 @@ pub(super) struct State {
     pub may_stage: bool,
     /// What is staged may be mapped at once.
     pub may_map_stages: bool,
+    /// Pages can be made to show their accesses anew.
+    pub may_rearm: bool,
     /// What may still come up to the first tier in this second.
     pub promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
@@ -132,6 +134,7 @@ impl State {
             braking: HostBrakes::default(),
             may_stage: true,
             may_map_stages: false,
+            may_rearm: false,
             promotable_pages: 0,
             status_due: false,
             memory: Memory::default(),
@@ -326,40 +329,6 @@ impl State {
                 ticket.fail(ApiError::NotFound("the virtual machine has ended".into()));
             }
         }
-    }
-
-    /// Sends a machine to the sweeper, unless it is there already.
-    pub(super) fn start_sweep(&mut self, id: VmId) {
-        if let Some(machine) = self.machines.get_mut(&id)
-            && !machine.sweep_running
-        {
-            machine.sweep_running = true;
-            machine.swept_at = Some(sys::now());
-            self.sweeper.send(machine.target.clone());
-        }
-    }
-
-    /// A sweep is back.
-    pub(super) fn on_sweep(&mut self, swept: Swept) {
-        let now = self.clock.seconds();
-        let began = self.clock.seconds_at(swept.began);
-        let Some(machine) = self.machines.get_mut(&swept.vm) else { return };
-        machine.sweep_running = false;
-        machine.huge_bytes = swept.huge_bytes;
-        let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
-        match swept.sweep {
-            Ok(sweep) if fresh => {
-                machine.pages.apply(&sweep, began, now);
-                machine.pages.set_huge(&sweep.huge);
-                machine.knowledge.recall(&mut machine.pages, now);
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed");
-                self.fail_maps(swept.vm);
-            }
-        }
-        self.answer_maps(swept.vm, swept.began, fresh);
     }
 
     /// A lane has finished something.

@@ -86,22 +86,45 @@ pub(super) struct Swept {
     pub huge_bytes: u64,
 }
 
-/// Sweeps the machines it is sent.
+/// A machine's pages were armed anew.
+#[derive(Debug)]
+pub(super) struct Rearmed {
+    pub vm: VmId,
+    pub began: Monotonic,
+    /// How long it took.
+    pub took: io::Result<Duration>,
+}
+
+/// What the sweeper can do with a machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look {
+    Sweep,
+    Rearm,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Looked {
+    Swept(Swept),
+    Rearmed(Rearmed),
+}
+
+/// Goes through the page tables of the machines it is sent.
 #[derive(Debug)]
 pub(super) struct Sweeping {
-    targets: std_mpsc::Sender<Target>,
+    targets: std_mpsc::Sender<(Target, Look)>,
 }
 
 impl Sweeping {
-    pub(super) fn start(places: Places, swept: mpsc::UnboundedSender<Swept>) -> io::Result<Self> {
-        let (targets, queue) = std_mpsc::channel::<Target>();
+    pub(super) fn start(places: Places, looked: mpsc::UnboundedSender<Looked>) -> io::Result<Self> {
+        let (targets, queue) = std_mpsc::channel::<(Target, Look)>();
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
-            for target in queue {
-                let began = sys::now();
-                let pid = target.process.pid();
-                let sweep = tiermap::sweep(pid, &target.layout, &places);
-                let huge_bytes = huge_bytes(pid, &target.layout);
-                if swept.send(Swept { vm: target.id, began, sweep, huge_bytes }).is_err() {
+            for (target, look) in queue {
+                let result = match look {
+                    Look::Sweep => Looked::Swept(sweep(&target, &places)),
+                    Look::Rearm => Looked::Rearmed(rearm(&target)),
+                };
+                if looked.send(result).is_err() {
                     return;
                 }
             }
@@ -109,10 +132,23 @@ impl Sweeping {
         Ok(Self { targets })
     }
 
-    pub(super) fn send(&self, target: Target) {
+    pub(super) fn send(&self, target: Target, look: Look) {
         // The thread lives as long as this value.
-        self.targets.send(target).ok();
+        self.targets.send((target, look)).ok();
     }
+}
+
+fn sweep(target: &Target, places: &Places) -> Swept {
+    let began = sys::now();
+    let pid = target.process.pid();
+    let sweep = tiermap::sweep(pid, &target.layout, places);
+    Swept { vm: target.id, began, sweep, huge_bytes: huge_bytes(pid, &target.layout) }
+}
+
+fn rearm(target: &Target) -> Rearmed {
+    let began = sys::now();
+    let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
+    Rearmed { vm: target.id, began, took }
 }
 
 /// Anonymous huge pages of guest RAM; 0 where it cannot be told. A process has others: QEMU's buffer for emulation.

@@ -17,6 +17,7 @@ use super::kernel_moves::KernelMoveSource;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
 use super::reads::{PROGRAM, Reads};
+use super::rearming::Rearming;
 use super::road::{Road, chain};
 use super::source::{Delivery, Source};
 use crate::track::VmId;
@@ -87,6 +88,7 @@ pub struct Faults {
     frames: HashMap<MapData, u32, VmFrames>,
     blocks: BlockMap,
     kvm: KvmSource,
+    rearming: Rearming,
     ring: RingBuf<MapData>,
     /// What machines read from images.
     pub reads: Reads,
@@ -117,6 +119,7 @@ impl Faults {
         if let Some(pins) = &pins {
             pin_programs(&mut ebpf, kernel_moves.programs().iter().copied(), pins)?;
         }
+        let not_tried = KvmSource::Unavailable("not tried".to_owned());
         let mut faults = Self {
             vms: typed(&mut ebpf, "tier_vms")?,
             stats: typed(&mut ebpf, "tier_stats")?,
@@ -126,7 +129,8 @@ impl Faults {
             ring: typed(&mut ebpf, "tier_events")?,
             reads: Reads::new(&mut ebpf)?,
             kernel_moves,
-            kvm: KvmSource::Unavailable("not tried".to_owned()),
+            rearming: Rearming::of(&not_tried),
+            kvm: not_tried,
             ebpf: Some(ebpf),
             road,
             consumed: 0,
@@ -144,6 +148,7 @@ impl Faults {
             return;
         }
         self.kvm = KvmSource::attach(ebpf, roads);
+        self.rearming = Rearming::of(&self.kvm);
         if let Some(pins) = &self.pins
             && let Err(error) = pin_programs(ebpf, self.kvm.programs(), pins)
         {
@@ -159,8 +164,8 @@ impl Faults {
     }
 
     /// All ways to see something, page faults first.
-    pub fn sources(&self) -> [&dyn Source; 4] {
-        [self, &self.kvm, &self.reads, &self.kernel_moves]
+    pub fn sources(&self) -> [&dyn Source; 5] {
+        [self, &self.kvm, &self.rearming, &self.reads, &self.kernel_moves]
     }
 
     /// Begins to tell of what machines read from an image, under this number.
@@ -181,6 +186,11 @@ impl Faults {
     /// Whether faults of KVM guests are seen.
     pub fn kvm(&self) -> &KvmSource {
         &self.kvm
+    }
+
+    /// Whether mapped pages of KVM guests can be made to show their accesses anew.
+    pub fn rearming(&self) -> &Rearming {
+        &self.rearming
     }
 
     /// How the programs are attached.

@@ -9,6 +9,7 @@ mod kernel_moves;
 mod kvm;
 mod pins;
 mod reads;
+mod rearming;
 mod road;
 mod source;
 
@@ -17,5 +18,6 @@ pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ROADS, KvmSource};
 pub use pins::{PIN_DIR, PinError, Pins};
 pub use reads::Reads;
+pub use rearming::Rearming;
 pub use road::{PROBE_ROADS, Road};
 pub use source::{Delivery, Source};

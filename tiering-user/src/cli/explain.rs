@@ -1,5 +1,7 @@
 //! An explanation as text: the verdict, the page if one was asked about, the last steps.
 
+use std::cmp::Ordering;
+
 use super::render::{NONE, location, nanoseconds, or_none, size};
 use super::table::Table;
 use crate::telemetry::explain::{DecisionInfo, Explanation, PageInfo};
@@ -32,6 +34,16 @@ pub fn explanation(answer: &Explanation) -> String {
             ),
         },
     );
+    let seen = &answer.seen_by;
+    let by = [
+        (seen.page_fault, "by page_fault"),
+        (seen.kvm_page_fault, "by kvm_page_fault"),
+        (seen.rearming, "by re-arming"),
+        (seen.sweeps, "by sweeps"),
+    ];
+    let by: Vec<_> =
+        by.iter().filter(|(count, _)| *count > 0).map(|(count, by)| format!("{count} {by}")).collect();
+    row("accesses seen", if by.is_empty() { NONE.to_owned() } else { by.join(", ") });
     let mut text = table.to_string();
     text.push('\n');
     let about = match &answer.page {
@@ -52,14 +64,33 @@ fn page(page: &PageInfo) -> String {
     row("in the guest", or_none(page.gpa.map(|gpa| format!("{gpa:#x}"))));
     row("in", page.tier.clone());
     row("frame or slot", or_none(page.frame_or_slot.map(location)));
-    row("idle", or_none(page.idle_ms.map(time)));
-    row("heat", page.heat.to_string());
+    row("idle", idle(page));
+    row(
+        "heat",
+        match page.heat.cmp(&page.frequency) {
+            Ordering::Greater => format!("{}, {} before", page.heat, page.frequency),
+            _ => page.heat.to_string(),
+        },
+    );
     row("back-off", page.backoff.to_string());
     let marks = [(page.staged, "staged"), (page.written, "written")];
     let marks: Vec<_> = marks.iter().filter(|(set, _)| *set).map(|(_, mark)| *mark).collect();
     row("state", if marks.is_empty() { NONE.to_owned() } else { marks.join(", ") });
     row("next", page.next.when.clone());
     table.to_string()
+}
+
+/// What is sure, and what may be.
+fn idle(page: &PageInfo) -> String {
+    match (page.idle_ms, page.surely_idle_ms) {
+        (None, _) => NONE.to_owned(),
+        (Some(0), _) => time(0),
+        (Some(idle), Some(sure)) if sure >= idle => time(idle),
+        (Some(idle), None | Some(0)) => {
+            format!("{} at most: it is mapped, and may be in use unseen", time(idle))
+        }
+        (Some(idle), Some(sure)) => format!("{} to {}", time(sure), time(idle)),
+    }
 }
 
 fn decisions(decisions: &[DecisionInfo]) -> String {

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::host::{Check, State};
 use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
 use crate::telemetry::status::{
-    Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, SourceState, Status, TierKind, VmStatus,
+    Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, RearmStatus, SourceState, Status, TierKind, VmStatus,
 };
 
 const SHARING_OFF: &str =
@@ -206,6 +206,7 @@ pub fn vm(vm: &VmStatus) -> String {
         one_in => format!(" (one of {one_in} is looked at now)"),
     };
     row("faults", format!("{}{sampled}", vm.faults_total));
+    row("watched in rounds", rounds(&vm.rearm));
     row("stalled", vm.stall_ns_total.map_or_else(|| "no source can tell".to_owned(), nanoseconds));
     row("demoted", size(vm.demoted_bytes_total));
     row("promoted", size(vm.promoted_bytes_total));
@@ -370,6 +371,23 @@ pub(super) fn location(location: Location) -> String {
     match location {
         Location::Frame { pfn } => format!("frame {pfn:#x}"),
         Location::Slot { area, slot } => format!("area {area} slot {slot}"),
+    }
+}
+
+/// How often mapped pages show their accesses anew, or why they do not.
+fn rounds(rearm: &RearmStatus) -> String {
+    if let Some(why_not) = &rearm.why_not {
+        return format!("no: {why_not}");
+    }
+    let every = nanoseconds(rearm.every_ns);
+    match rearm.pause_ns {
+        None => format!("every {every}; none yet"),
+        Some(pause) => format!(
+            "every {every}; {} so far, the last held up its faults for {} and showed {} in use",
+            rearm.rounds_total,
+            nanoseconds(pause),
+            size(rearm.used_bytes)
+        ),
     }
 }
 

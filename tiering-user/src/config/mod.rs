@@ -104,13 +104,19 @@ pub struct Discover {
 }
 
 /// How much is seen of the machines' accesses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracking {
     /// Most events a second of all machines together; who has few keeps all of them.
     pub events: u64,
     /// Most events a second of one machine.
     pub vm_events: u64,
+    /// Have the mapped pages of KVM guests show their accesses anew, now and then.
+    pub rearm: bool,
+    /// Longest that this may hold up a machine's page faults.
+    pub rearm_pause: Period,
+    /// Share of its time that a machine may lose by it.
+    pub rearm_cost: Percent,
 }
 
 /// When pages go down.
@@ -264,7 +270,13 @@ impl Default for Discover {
 
 impl Default for Tracking {
     fn default() -> Self {
-        Self { events: 200_000, vm_events: 100_000 }
+        Self {
+            events: 200_000,
+            vm_events: 100_000,
+            rearm: true,
+            rearm_pause: Period(Duration::from_millis(10)),
+            rearm_cost: Percent(0.5),
+        }
     }
 }
 

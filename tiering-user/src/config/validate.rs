@@ -57,6 +57,12 @@ impl Config {
                 ));
             }
         }
+        if self.tracking.rearm_cost.0 <= 0.0 {
+            return Err(problem(
+                "tracking.rearm_cost",
+                "`rearm_cost` must be more than 0%; to switch re-arming off say `rearm = false`",
+            ));
+        }
         if self.policy.demote_after.0 < MIN_DEMOTE_AFTER {
             return Err(problem("policy.demote_after", "`demote_after` must be at least \"1s\""));
         }

@@ -47,8 +47,13 @@ mod tests {
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
 
-    const RULES: Rules =
-        Rules { demote_after: Duration::from_secs(60), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
+    const RULES: Rules = Rules {
+        demote_after: Duration::from_secs(60),
+        priority: 50,
+        excess_pages: 0,
+        bands: Bands::ROOMY,
+        armed_at: None,
+    };
 
     #[test]
     fn a_block_that_was_huge_and_is_back_becomes_huge_again() {

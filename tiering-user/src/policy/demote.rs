@@ -1,9 +1,10 @@
 //! Who goes down.
 //!
-//! Nothing tells whether a page that stays mapped is used. So the first tier is left by trial: a few pages of a block go first,
+//! Where nothing tells whether a page that stays mapped is used, the first tier is left by trial: a few pages of a block go first,
 //! and only if they do not come back within a while the next, eight times as many, follow. A block whose pages come back is
 //! left alone, longer each time. A huge page would be split by that: there the block goes as a whole, and the trial
-//! is one of a few blocks of the machine.
+//! is one of a few blocks of the machine. Of a machine whose pages are armed anew in rounds it is known: all pages that no round
+//! showed go at once, and what showed in the round under way stays, however long ago, as it may be in use since.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -46,6 +47,8 @@ pub struct Rules {
     /// Pages of the first tier beyond the machine's share of it, while the tier has less free than it should.
     pub excess_pages: u64,
     pub bands: Bands,
+    /// Since when the first access to each mapped page shows; none where it does not.
+    pub armed_at: Option<Seconds>,
 }
 
 /// Why a page that is idle for long enough stays in the first tier.
@@ -53,6 +56,8 @@ pub struct Rules {
 pub enum Held {
     /// Its heat says that it is used now and then.
     Warm,
+    /// It was accessed since its machine's pages were armed, and would show no access after that.
+    MayBeInUse,
     /// Others of its block went down, and it is not known yet whether they come back.
     TrialRuns,
     /// Others of its block went down and came back.
@@ -63,6 +68,7 @@ impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Warm => "it is warm",
+            Self::MayBeInUse => "it may be in use: it was accessed in the present round of watching, which shows first accesses only",
             Self::TrialRuns => "others of its block went down on trial, which is not over",
             Self::TrialFailed => "others of its block went down on trial and came back",
         })
@@ -87,6 +93,7 @@ impl Rules {
         let trial = block.probe;
         match self.trial(trial, 1, now) {
             _ if self.is_warm(entry) => Some(Held::Warm),
+            _ if self.may_be_in_use(entry, now) => Some(Held::MayBeInUse),
             0 if trial.is_open(now) => Some(Held::TrialRuns),
             0 => Some(Held::TrialFailed),
             _ => None,
@@ -108,6 +115,21 @@ impl Rules {
     fn is_warm(&self, entry: PageEntry) -> bool {
         let from = if self.excess_pages > 0 { self.bands.hot_from } else { self.bands.warm_from };
         entry.heat() >= from
+    }
+
+    /// Whether a page in memory may have been accessed since its last access that showed.
+    fn may_be_in_use(&self, entry: PageEntry, now: Seconds) -> bool {
+        self.armed_at.is_some_and(|at| entry.idle(now) <= now.0.wrapping_sub(at.0))
+    }
+
+    /// Pages of a block that go first where nothing is known of it.
+    fn first_pages(&self) -> u32 {
+        if self.armed_at.is_some() { BLOCK_PAGES } else { FIRST_PAGES }
+    }
+
+    /// The same of huge blocks, of so many that could go.
+    fn first_huge_blocks(&self, old: u32) -> u32 {
+        if self.armed_at.is_some() { old } else { old.div_ceil(FIRST_HUGE_SHARE) }
     }
 
     /// How many more units may follow this trial now; `first` are tried where nothing is known.
@@ -153,9 +175,11 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
 }
 
 /// Whether the page may leave the tier at `level`.
-pub(super) fn is_old(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
+pub(super) fn is_old(pages: &VmPages, entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
     let least = rules.least_idle_under_pressure(level, entry.backoff());
-    Duration::from_secs(entry.idle(now).into()) >= least && !(level == 0 && rules.is_warm(entry))
+    Duration::from_secs(entry.idle(now).into()) >= least
+        && !(level == 0 && rules.is_warm(entry))
+        && !(pages.in_memory(entry.place()) && rules.may_be_in_use(entry, now))
 }
 
 /// What goes together: a page, or the pages of a huge block. Longest idle first.
@@ -196,7 +220,7 @@ impl Units {
 fn old_in_tier(pages: &VmPages, rules: &Rules, level: u8, now: Seconds) -> Units {
     let mut old = Units::default();
     pages.for_each(|page, entry| {
-        if may_leave(entry, rules, level, now) {
+        if may_leave(pages, entry, rules, level, now) {
             old.push(page, 1, entry.idle(now));
         }
     });
@@ -208,14 +232,14 @@ fn old_in_tier(pages: &VmPages, rules: &Rules, level: u8, now: Seconds) -> Units
 fn old_in_first_tier(pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Units {
     let (mut singles, mut huge) = (Units::default(), Units::default());
     pages.for_each_block(|first, info, entries| {
-        let old = (first..).zip(entries).filter(|(_, entry)| may_leave(**entry, rules, 0, now));
+        let old = (first..).zip(entries).filter(|(_, entry)| may_leave(pages, **entry, rules, 0, now));
         if info.huge {
             let youngest = old.clone().map(|(_, entry)| entry.idle(now)).min();
             let whole = old.count() == BLOCK_PAGES as usize && rules.trial(info.probe, 1, now) > 0;
             youngest.filter(|_| whole).into_iter().for_each(|idle| huge.push(first, BLOCK_PAGES, idle));
             return;
         }
-        let most = rules.trial(info.probe, FIRST_PAGES, now) as usize;
+        let most = rules.trial(info.probe, rules.first_pages(), now) as usize;
         let count = if most == 0 { 0 } else { old.clone().count() };
         // Spread over the block: neighbours are used together.
         let step = count.div_ceil(most.max(1)).max(1);
@@ -223,7 +247,7 @@ fn old_in_first_tier(pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds)
             singles.push(page, 1, entry.idle(now));
         }
     });
-    let first = u32::try_from(huge.0.len()).unwrap_or(u32::MAX).div_ceil(FIRST_HUGE_SHARE);
+    let first = rules.first_huge_blocks(u32::try_from(huge.0.len()).unwrap_or(u32::MAX));
     let blocks = rules.trial(pages.huge_probe(), first, now);
     huge.keep_longest_idle(u64::from(blocks) * u64::from(BLOCK_PAGES));
     singles.0.append(&mut huge.0);
@@ -236,8 +260,8 @@ fn old_in_first_tier(pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds)
     singles
 }
 
-fn may_leave(entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
-    entry.place() == Place::In(TierId(level)) && !entry.staged() && is_old(entry, rules, level, now)
+fn may_leave(pages: &VmPages, entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
+    entry.place() == Place::In(TierId(level)) && !entry.staged() && is_old(pages, entry, rules, level, now)
 }
 
 /// Whether a page that has just come back went down a short while ago: `before` is its entry before that access, `block` what
@@ -263,8 +287,13 @@ mod tests {
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 
-    const RULES: Rules =
-        Rules { demote_after: Duration::from_secs(10), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
+    const RULES: Rules = Rules {
+        demote_after: Duration::from_secs(10),
+        priority: 50,
+        excess_pages: 0,
+        bands: Bands::ROOMY,
+        armed_at: None,
+    };
     const DRAM: Place = Place::In(TierId(0));
     const NVME: Place = Place::In(TierId(1));
     const WINDOW: u16 = 2;
@@ -317,6 +346,22 @@ mod tests {
     fn the_longest_idle_go_first() {
         let steps = plan(&pages(), &RULES, &[0, 4], 99);
         assert_eq!(steps[0].pages, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_no_round_showed_goes_at_once_and_what_the_present_one_showed_stays() {
+        let mut pages = table(1024);
+        touch(&mut pages, 0..1024, Seconds(0));
+        touch(&mut pages, 100..300, Seconds(14));
+        cool(&mut pages);
+        let armed = Rules { armed_at: Some(Seconds(13)), ..RULES };
+        let chosen =
+            |rules, now| plan(&pages, rules, &[0, 100_000], now).pop().map_or(vec![], |step| step.pages);
+        assert_eq!(chosen(&armed, 30), (0..100).chain(300..1024).collect::<Vec<_>>());
+        assert_eq!(armed.held(pages.get(100), pages.block_of(100), Seconds(30)), Some(Held::MayBeInUse));
+        // The next round showed nothing of them.
+        let later = Rules { armed_at: Some(Seconds(20)), ..RULES };
+        assert_eq!(chosen(&later, 30).len(), 1024);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! is warm: not worth a promotion, and not yet one to demote. After MEMTIS (Lee et al., SOSP 2023).
 //!
 //! # Limits
-//! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is.
+//! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is, unless its machine's
+//! pages are armed anew in rounds.
 
 use crate::tiermap::VmPages;
 

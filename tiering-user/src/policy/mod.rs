@@ -16,9 +16,9 @@
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
 //! # Limits
-//! A page that stays mapped shows no accesses to this policy: of each block a few are demoted to find out, and what comes back
-//! soon is left alone for longer and longer. In a lower memory tier no page comes back by itself: there the third rule
-//! needs a source that sees accesses to mapped pages.
+//! A page that stays mapped shows no accesses to this policy, but for machines whose pages are armed anew in rounds: of each block a few are
+//! demoted to find out, and what comes back soon is left alone for longer and longer. In a lower memory tier no page comes back by itself:
+//! there the third rule needs a source that sees accesses to mapped pages.
 
 mod brakes;
 mod collapse;

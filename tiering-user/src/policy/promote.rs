@@ -18,7 +18,7 @@ pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: S
     let mut used = Vec::new();
     pages.for_each(|page, entry| {
         // What is old enough to go further down does not come up at the same time.
-        let old = matches!(entry.place(), Place::In(tier) if is_old(entry, rules, tier.0, now));
+        let old = matches!(entry.place(), Place::In(tier) if is_old(pages, entry, rules, tier.0, now));
         let deserved = rules.bands.deserves_promotion(entry.heat(), entry.momentum());
         if pages.in_lower_memory(entry.place()) && deserved && !old {
             used.push((entry.idle(now), Reverse(entry.heat()), page));
@@ -43,8 +43,13 @@ mod tests {
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
 
-    const RULES: Rules =
-        Rules { demote_after: Duration::from_secs(60), priority: 50, excess_pages: 0, bands: Bands::ROOMY };
+    const RULES: Rules = Rules {
+        demote_after: Duration::from_secs(60),
+        priority: 50,
+        excess_pages: 0,
+        bands: Bands::ROOMY,
+        armed_at: None,
+    };
 
     /// 100 pages, accessed at second 1; 0 to 49 are in the second memory tier since then, 50 to 59 in swap.
     fn pages(node_tiers: u8) -> VmPages {

@@ -12,6 +12,7 @@ mod mapping;
 mod numa;
 mod pagemap;
 mod process_memory;
+mod rearm;
 mod swap;
 mod wake;
 mod zero_pages;
@@ -26,6 +27,7 @@ pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown
 pub use process_memory::{
     Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,
 };
+pub use rearm::{can_rearm, rearm};
 pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};
 pub use wake::wake_on;
 pub use zero_pages::ZeroPages;

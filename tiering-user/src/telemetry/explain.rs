@@ -37,6 +37,21 @@ pub struct Explanation {
     pub decisions: Vec<DecisionInfo>,
     pub page: Option<PageInfo>,
     pub known_before: KnownBefore,
+    pub seen_by: AccessesSeen,
+}
+
+/// Accesses that the agent knows of, by what told of them; a sample counts for those that it stands for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccessesSeen {
+    /// Faults of QEMU itself, or of a guest that it emulates.
+    pub page_fault: u64,
+    /// Faults of a KVM guest.
+    pub kvm_page_fault: u64,
+    /// The same, of pages in memory that were armed for it.
+    pub rearming: u64,
+    /// Pages that a sweep found back in memory.
+    pub sweeps: u64,
 }
 
 /// What earlier agents knew of the VM.
@@ -81,7 +96,11 @@ pub struct PageInfo {
     pub frame_or_slot: Option<Location>,
     /// Time since the last access seen, or since the page was found; `None` if it was never touched.
     pub idle_ms: Option<u64>,
+    /// Of that, the time in which an access would have been seen: it was certainly not accessed for so long.
+    pub surely_idle_ms: Option<u64>,
     pub heat: u32,
+    /// Accesses an epoch, over the epochs that have ended: what `heat` was before the running one.
+    pub frequency: u32,
     /// How often it came back soon: the idle time it must reach is doubled so often.
     pub backoff: u32,
     pub staged: bool,

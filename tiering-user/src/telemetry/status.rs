@@ -191,6 +191,7 @@ pub struct VmStatus {
     pub sampled_total: u64,
     /// Of so many of its faults one is looked at now.
     pub sampled_one_in: u32,
+    pub rearm: RearmStatus,
     /// Time the VM waited for pages; `None` where no source can tell.
     pub stall_ns_total: Option<u64>,
     pub demoted_bytes_total: u64,
@@ -198,6 +199,21 @@ pub struct VmStatus {
     /// Pages that came back soon after they went down: within half of `demote_after`, a minute at most.
     pub ping_pong_pages: u64,
     pub prefetch: PrefetchCounts,
+}
+
+/// Rounds in which a VM's mapped pages show their accesses anew.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RearmStatus {
+    /// Why there are none now.
+    pub why_not: Option<String>,
+    pub rounds_total: u64,
+    /// Time between two of them, as things are.
+    pub every_ns: u64,
+    /// How long the last one held up the VM's page faults at most.
+    pub pause_ns: Option<u64>,
+    /// What the last one that is over showed to be in use.
+    pub used_bytes: u64,
 }
 
 /// The class of a VM.

@@ -62,7 +62,9 @@ fn the_json_has_the_documented_fields() {
         "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
         "ksm_bytes": null, "swap_cached_bytes": null,
         "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
-        "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0, "stall_ns_total": 0, "demoted_bytes_total": 0,
+        "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0,
+        "rearm": {"why_not": null, "rounds_total": 0, "every_ns": 0, "pause_ns": null, "used_bytes": 0},
+        "stall_ns_total": 0, "demoted_bytes_total": 0,
         "promoted_bytes_total": 0, "ping_pong_pages": 0,
         "prefetch": prefetch});
     let expected = serde_json::json!({

@@ -147,6 +147,12 @@ impl PageEntry {
         self.with_last(now)
     }
 
+    /// The same entry, of a page that may have been in use until then without an access that was seen.
+    #[must_use]
+    pub fn used_until(self, time: Seconds) -> Self {
+        self.with_last(time)
+    }
+
     /// The same entry, of whose accesses nothing is known.
     #[must_use]
     pub fn without_heat(self) -> Self {

@@ -6,6 +6,7 @@ use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
 use super::sweep::Sweep;
 use crate::tiers::{NodeTiers, TierId};
+use crate::track::Shown;
 
 /// Pages of a block, the unit of allocation: 2 MiB.
 pub const BLOCK_PAGES: u32 = 512;
@@ -292,6 +293,31 @@ impl VmPages {
                 }
             }
         }
+    }
+
+    /// Ends a round that began at `began` as all pages are armed anew at `again`. What was accessed in it may have been in use up to then:
+    /// it counts as accessed a second before that.
+    pub fn end_round(&mut self, began: Seconds, again: Seconds, now: Seconds) -> Shown {
+        let mut shown = Shown::default();
+        let (new_age, age) = (now.0.wrapping_sub(again.0), now.0.wrapping_sub(began.0));
+        let last = Seconds(again.0.wrapping_sub(1));
+        let node_tiers = self.node_tiers;
+        for entry in self.blocks.iter_mut().flatten().flat_map(|block| block.iter_mut()) {
+            if !matches!(entry.place(), Place::In(tier) if node_tiers.contains(tier)) {
+                continue;
+            }
+            match entry.idle(now) {
+                idle if idle <= new_age => shown.used += 1,
+                idle if idle <= age => {
+                    shown.used += 1;
+                    *entry = entry.used_until(last);
+                }
+                // That is where the round before this one ended.
+                idle if idle == age + 1 => shown.ended += 1,
+                _ => {}
+            }
+        }
+        shown
     }
 
     /// Lets time pass: keeps idle ages from wrapping around and, if `cool`, halves the heat of every page.

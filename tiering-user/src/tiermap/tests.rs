@@ -137,3 +137,21 @@ fn an_access_does_not_say_on_which_node_the_page_is() {
     assert!(!touch.was_lower, "nobody waited");
     assert_eq!((table.get(3).place(), table.get(3).heat()), (CXL, 1));
 }
+
+#[test]
+fn a_round_ends_for_what_it_showed_and_for_what_it_showed_no_more() {
+    let mut table = table();
+    // Found in memory long ago; the round before this one ended at second 100.
+    for (pages, at) in [(0..40, 50), (0..30, 99), (0..10, 101)] {
+        for page in pages {
+            table.touch(page, Seconds(at), false);
+        }
+    }
+    // Since it was armed again, but before the agent heard that it was.
+    table.touch(0, Seconds(111), false);
+    let shown = table.end_round(Seconds(100), Seconds(110), Seconds(112));
+    assert_eq!((shown.used, shown.ended), (10, 20));
+    let idle = |page| table.get(page).idle(Seconds(112));
+    assert_eq!((idle(0), idle(1)), (1, 3), "in use until a second before it was armed again");
+    assert_eq!((idle(20), idle(35)), (13, 62), "nothing was seen of them");
+}

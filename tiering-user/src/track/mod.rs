@@ -2,8 +2,10 @@
 //!
 //! In: the ring's records. Out: [`Access`]es, in the order of the ring. Pure.
 
+mod rearm;
 mod sampling;
 
+pub use rearm::{Limits, Rounds, Shown, Turn};
 pub use sampling::{Budgets, LOOK_AT_LEAST_EVERY, Sampling};
 
 use tiering_common::{SAMPLE_KVM, SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample};

@@ -2,11 +2,16 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 2] = [
+pub const PARTS: [Part; 3] = [
     Part { name: "fault", about: "what it costs a machine that its faults are seen", place: Place::Here },
     Part {
         name: "events",
         about: "how many faults can be seen, what that takes of the processors, and what a machine that floods costs the others",
         place: Place::Here,
+    },
+    Part {
+        name: "hot",
+        about: "how well the hottest pages of KVM guests are known, also after a jump",
+        place: Place::Lab { test: "bench::hot::bench_hot_pages" },
     },
 ];

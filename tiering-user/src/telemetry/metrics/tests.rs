@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::telemetry::status::{
     ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
-    PrefetchCounts, PrefetchMatch, PrefetchOrigin, SourceState,
+    PrefetchCounts, PrefetchMatch, PrefetchOrigin, RearmStatus, SourceState,
 };
 
 /// A host with one VM, in which everything is known.
@@ -36,6 +36,7 @@ fn status() -> Status {
             limited_by: Some("stalls".to_owned()),
             ksm_bytes: Some(0),
             swap_cached_bytes: Some(0),
+            rearm: RearmStatus { pause_ns: Some(2_000_000), ..RearmStatus::default() },
             stall_ns_total: Some(2_500_000_000),
             demoted_bytes_total: 8192,
             prefetch: PrefetchCounts {

@@ -1,0 +1,36 @@
+//! Re-arming as a source: it makes `kvm_page_fault` show the accesses to what is mapped already.
+
+use super::kvm::KvmSource;
+use super::source::{Delivery, Source};
+use crate::sys;
+
+/// Whether mapped pages of KVM guests can be made to show their accesses anew.
+#[derive(Debug)]
+pub struct Rearming(Result<(), &'static str>);
+
+impl Rearming {
+    pub(super) fn of(kvm: &KvmSource) -> Self {
+        Self(match kvm {
+            KvmSource::Unavailable(_) => Err("it needs kvm_page_fault"),
+            KvmSource::Active(_) if !sys::can_rearm() => Err("this kernel has no /proc/PID/clear_refs"),
+            KvmSource::Active(_) => Ok(()),
+        })
+    }
+}
+
+impl Source for Rearming {
+    fn name(&self) -> &'static str {
+        "rearming"
+    }
+
+    fn delivery(&self) -> Delivery {
+        match self.0 {
+            Ok(()) => Delivery::Active("clear_refs".to_owned()),
+            Err(why) => Delivery::Unavailable(why.to_owned()),
+        }
+    }
+
+    fn lost_without(&self) -> &'static str {
+        "a page that stays mapped shows no accesses: a few of each block are demoted to find out"
+    }
+}
