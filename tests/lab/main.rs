@@ -7,6 +7,7 @@
 mod agent_dies;
 mod bench;
 mod boots;
+mod damon;
 mod failing;
 mod host;
 mod kernel_6_1;

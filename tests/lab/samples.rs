@@ -13,7 +13,7 @@ use tiering_tests::observe::{At, PAGE, pagemap};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 use tiering_user::bpf::{Faults, KvmSource, PROBE_ROADS};
-use tiering_user::sys::{Advice, Pidfd, Span, advise};
+use tiering_user::sys::{Advice, Pidfd, Span, advise, rearm};
 use tiering_user::track::VmId;
 use tiering_user::vm::{Gpa, Scanner, Vm};
 
@@ -119,23 +119,23 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         let samples = drain(&mut faults);
         let after = faults.counters(VmId(id));
 
-        let page_at = set.iter().map(|(page, hva)| (*hva, *page)).collect();
-        let seen = seen(&samples, id, &page_at);
+        let page_at: HashMap<u64, usize> = set.iter().map(|(page, hva)| (*hva, *page)).collect();
+        let walked = seen(&samples, id, &page_at);
         let truth: Vec<_> = phase.truth(&pattern).map(|touch| (touch.page, touch.write)).collect();
-        let (pages, order) = (order(&seen), order(&truth));
+        let (pages, order) = (in_order(&walked), in_order(&truth));
         results.check(
             &format!("{name}: swapped pages touched, and seen"),
             pages.len(),
             &swapped.to_string(),
             pages.len() >= swapped,
         );
-        let in_order = pages.iter().filter(|page| order.contains(page)).count();
-        results.check(&format!("{name}: of these in the walk"), in_order, "all", in_order == pages.len());
+        let of_walk = pages.iter().filter(|page| order.contains(page)).count();
+        results.check(&format!("{name}: of these in the walk"), of_walk, "all", of_walk == pages.len());
         let same_order = order.iter().filter(|page| pages.contains(page)).eq(pages.iter());
         results.check(&format!("{name}: in the order of the seed"), same_order, "true", same_order);
         let writes: HashMap<usize, bool> = truth.iter().copied().collect();
-        let right = seen.iter().filter(|(page, write)| writes.get(page) == Some(write)).count();
-        results.check(&format!("{name}: write bits right"), right, "all", right == seen.len());
+        let right = walked.iter().filter(|(page, write)| writes.get(page) == Some(write)).count();
+        results.check(&format!("{name}: write bits right"), right, "all", right == walked.len());
         let by_kvm = samples.iter().filter(|s| s.vm == id && s.flags & SAMPLE_KVM != 0).count();
         results.check(
             &format!("{name}: samples by KVM"),
@@ -145,6 +145,16 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         );
         let produced = after.produced - before.produced;
         results.note(&format!("{name}: produced"), produced);
+
+        // All of it is mapped now, and a walk would show nothing.
+        rearm(&Pidfd::open(guest.pid().cast_signed())?)?;
+        drain(&mut faults);
+        guest.go()?;
+        let phase = guest.wait_phase(2, BOOT)?;
+        let shown = in_order(&seen(&drain(&mut faults), id, &page_at));
+        let again: Vec<_> = phase.truth(&pattern).map(|touch| touch.page).collect();
+        let found = format!("{} of {}, in their order: {}", shown.len(), again.len(), shown == again);
+        results.check(&format!("{name}: re-armed pages touched, and seen"), found, "all", shown == again);
 
         let (agreed, compared) = frames_at_their_place(&mut faults, VmId(id), vm)?;
         // One may have moved since.
@@ -163,7 +173,7 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-fn order(touches: &[(usize, bool)]) -> Vec<usize> {
+fn in_order(touches: &[(usize, bool)]) -> Vec<usize> {
     touches.iter().map(|(page, _)| *page).collect()
 }
 

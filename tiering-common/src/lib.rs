@@ -6,7 +6,7 @@
 #![no_std]
 
 /// Version of everything in this crate.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Most RAM ranges of one virtual machine that the kernel side looks at.
 pub const MAX_RANGES: usize = 16;
@@ -59,6 +59,8 @@ pub const MAX_BLOCKS: usize = 65_536;
 /// Images that are watched at a time.
 pub const MAX_IMAGES: usize = 256;
 
+/// Bytes of the ring buffer `tier_regions`: 32,768 records, more than DAMON is allowed regions.
+pub const REGIONS_RING_BYTES: usize = 1 << 20;
 /// Bytes of the ring buffer `tier_reads`.
 pub const READS_RING_BYTES: usize = 256 << 10;
 
@@ -115,6 +117,34 @@ pub struct FileRead {
     pub vm: u32,
     /// [`ImageEntry::image`].
     pub image: u32,
+}
+
+/// A range of a process's addresses, and how often DAMON found it accessed. A record of the ring `tier_regions`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
+pub struct Region {
+    /// First byte, host-virtual.
+    pub start: u64,
+    /// Behind the last byte.
+    pub end: u64,
+    /// Which of the processes that DAMON was told to watch, from 0.
+    pub target: u32,
+    /// Of the looks at some page of the range, so many found that it had been accessed since the one before.
+    pub accesses: u32,
+}
+
+/// What the agent has DAMON do. The one value of the array `tier_damon`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damon {
+    /// The thread that watches for the agent; 0 where there is none. What others have theirs watch is not told of.
+    pub kdamond: u32,
+    pub _pad: u32,
+    /// Regions that it told of.
+    pub regions: u64,
+    /// Of these, those that did not fit into the ring.
+    pub dropped: u64,
 }
 
 /// Of the reads of images on one CPU. Value of the per-CPU array `tier_reading`.
@@ -262,7 +292,10 @@ const _: () = {
     assert!(size_of::<ImageEntry>() == 8);
     assert!(size_of::<FileRead>() == 24);
     assert!(size_of::<Reading>() == 16);
+    assert!(size_of::<Region>() == 24);
+    assert!(size_of::<Damon>() == 24);
     assert!(RING_BYTES.is_power_of_two() && READS_RING_BYTES.is_power_of_two());
+    assert!(REGIONS_RING_BYTES.is_power_of_two());
 };
 
 #[cfg(feature = "user")]
@@ -274,6 +307,8 @@ mod user {
     unsafe impl aya::Pod for super::VmStats {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VmMoves {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Damon {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::VmFrames {}
     // SAFETY: as above.

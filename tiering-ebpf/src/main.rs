@@ -9,6 +9,7 @@
 //! | `kvm_page_fault` | guests under KVM | guest-physical address, translated by the ranges in `tier_vms` |
 //! | `kvm_mmu_set_spte` | | which frame KVM mapped where, while the agent wants to know: into `tier_frames` |
 //! | `mm_vmscan_lru_shrink_inactive`, `mm_migrate_pages`, `mm_collapse_huge_page` | | what the kernel moved by itself, of the whole host: into `tier_kernel` |
+//! | `damon_aggregated` | | what DAMON found, where it watches for the agent: into `tier_regions` |
 //! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
 //! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
@@ -25,7 +26,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    btf_maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_probe_read_kernel,
         bpf_ringbuf_query,
@@ -34,9 +35,10 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 use tiering_common::{
-    BlockKey, EXTENT_PAGES, FileRead, Frame, ImageEntry, ImageKey, KernelMoves, MAX_BLOCKS, MAX_FRAMES,
-    MAX_IMAGES, MAX_VMS, READS_RING_BYTES, REST_NS, RING_BYTES, RING_WAKE_BYTES, Reading, SAMPLE_KERNEL,
-    SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmFrames, VmMoves, VmStats,
+    BlockKey, Damon, EXTENT_PAGES, FileRead, Frame, ImageEntry, ImageKey, KernelMoves, MAX_BLOCKS,
+    MAX_FRAMES, MAX_IMAGES, MAX_VMS, READS_RING_BYTES, REGIONS_RING_BYTES, REST_NS, RING_BYTES,
+    RING_WAKE_BYTES, Reading, Region, SAMPLE_KERNEL, SAMPLE_PRESENT, SAMPLE_WRITE, Sample, VmBlock, VmEntry,
+    VmFrames, VmMoves, VmStats,
 };
 use tiering_ebpf::{Mode, guest_ram, is_chosen, is_guest_ram, sample_flags, weighted};
 
@@ -80,6 +82,12 @@ static READING: PerCpuArray<Reading, 1> = PerCpuArray::new();
 
 #[btf_map(name = "tier_kernel")]
 static KERNEL: PerCpuArray<KernelMoves, 2> = PerCpuArray::new();
+
+#[btf_map(name = "tier_damon")]
+static DAMON: Array<Damon, 1> = Array::new();
+
+#[btf_map(name = "tier_regions")]
+static REGIONS: RingBuf<Region, REGIONS_RING_BYTES> = RingBuf::new();
 
 /// The agent's process; it writes it before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -296,6 +304,35 @@ fn file_read_tp(ctx: TracePointContext) -> u32 {
     // Not read directly: the kernel refuses a program that could read behind the end of the record.
     let order = || unsafe { bpf_probe_read_kernel(fields.cast::<u8>().add(36)) }.unwrap_or(0);
     on_file_read(ImageKey { inode, device, _pad: 0 }, first_page, order);
+    0
+}
+
+// The classic record of damon:damon_aggregated (include/trace/events/damon.h, Linux 6.12 to 6.18): 8 bytes of common fields, then
+// number of the target, how many regions it has, start, end, accesses, age. It comes in the thread that watches.
+#[tracepoint(category = "damon", name = "damon_aggregated")]
+fn damon_region(ctx: TracePointContext) -> u32 {
+    let Some(damon) = DAMON.get_ptr_mut(0) else { return 0 };
+    let damon = unsafe { &mut *damon };
+    if bpf_get_current_pid_tgid() as u32 != damon.kdamond {
+        return 0;
+    }
+    let fields: *const u64 = ctx.as_ptr().cast();
+    let region = unsafe {
+        Region {
+            start: *fields.add(3),
+            end: *fields.add(4),
+            target: *fields.add(1) as u32,
+            accesses: *fields.add(5).cast::<u32>(),
+        }
+    };
+    damon.regions += 1;
+    match REGIONS.reserve(0) {
+        Some(mut record) => {
+            record.write(region);
+            record.submit(BPF_RB_NO_WAKEUP);
+        }
+        None => damon.dropped += 1,
+    }
     0
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A KVM guest touches pages by a pattern, and says what it did. The agent only watches (`--dry-run`). Asked for its map, its hottest pages are
 //! compared with those that the guest touched most. One guest after the other: skewed (zipf), one that jumps to another part of its
-//! memory, and one whose hot set is polluted by a walk through much more. Each with re-arming, and without.
+//! memory, and one whose hot set is polluted by a walk through much more. Each with re-arming, and with DAMON
+//! alone.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -167,6 +168,12 @@ fn watch(results: &mut Results, case: &Case, what: &str, config: &str) -> Result
     results.figure(&format!("{name}: hottest {} pages", case.hot), median, "0.90, 0.90, 0.97", met);
     let status = known_vm(&agent, guest.name())?;
     results.note(&format!("{name}: rounds"), rounds(&status["rearm"]));
+    let sources = agent.status()?["sources"].clone();
+    let damon = sources.as_array().into_iter().flatten().find(|source| source["name"] == "damon");
+    results.note(
+        &format!("{name}: DAMON"),
+        damon.map_or("no such source", |source| source["detail"].as_str().unwrap_or("")),
+    );
     agent.interrupt()?;
     let right = guest.finish()?.checksum_ok;
     results.check(&format!("{name}: memory right"), right, "true", right);
@@ -230,20 +237,23 @@ fn hot_pages(results: &mut Results) -> Result<()> {
     // The lab's processors are emulated: what a round costs there says nothing.
     let with = |rearm: bool| {
         let config = host.config("10s");
-        format!("{config}\n[tracking]\nrearm = {rearm}\nrearm_pause = \"5s\"\nrearm_cost = \"100%\"\n")
+        format!(
+            "{config}\n[tracking]\nrearm = {rearm}\ndamon = {}\nrearm_pause = \"5s\"\nrearm_cost = \"100%\"\n",
+            !rearm
+        )
     };
     for case in &cases() {
         let armed = watch(results, case, "re-armed", &with(true))?;
-        let plain = watch(results, case, "not re-armed", &with(false))?;
+        let damon = watch(results, case, "DAMON alone", &with(false))?;
         results.headline(format!(
-            "{} {:.2}/{:.2}/{:.2} (not re-armed {:.2}/{:.2}/{:.2})",
+            "{} {:.2}/{:.2}/{:.2} (DAMON alone {:.2}/{:.2}/{:.2})",
             case.name,
             armed.precision,
             armed.recall,
             armed.weighted,
-            plain.precision,
-            plain.recall,
-            plain.weighted
+            damon.precision,
+            damon.recall,
+            damon.weighted
         ));
     }
     Ok(())

@@ -31,6 +31,7 @@ mod machine;
 mod planning;
 mod rates;
 mod rearming;
+mod regions;
 mod report;
 mod staging;
 mod state;
@@ -57,7 +58,7 @@ use state::State;
 use survey::Survey;
 
 use crate::actuate::{Lanes, Roots};
-use crate::bpf::{Faults, PROBE_ROADS, Pins};
+use crate::bpf::{Faults, PROBE_ROADS, Pins, Worker, host_admin};
 use crate::config::Config;
 use crate::store::Store;
 use crate::sys;
@@ -132,11 +133,14 @@ async fn serve(
     let (gauged, mut gauges) = mpsc::channel(2);
     let (looked, mut looks) = mpsc::unbounded_channel();
     let scanner = watch::Scanning::start(roots, found, gauged).map_err(Error::Start)?;
+    let (watching, mut regions_watched) = mpsc::unbounded_channel();
+    let mark = Path::new(RUN_DIR).join("damon");
+    let damon = Worker::start(host_admin(), mark, watching).map_err(Error::Start)?;
     let sweeper = watch::Sweeping::start(places.clone(), looked).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
-    let mut state = State::new(config, ladder, places, lanes, sweeper, options.dry_run);
+    let mut state = State::new(config, ladder, places, lanes, sweeper, damon, options.dry_run);
     state.survey = survey;
     state.begin_with(&store);
     let mut keeper = Keeper::start(store).map_err(Error::Start)?;
@@ -165,6 +169,7 @@ async fn serve(
             Some(done) = lane_done.recv() => state.on_done(done),
             Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
             Some(gauges) = gauges.recv() => state.on_gauges(gauges),
+            Some(watching) = regions_watched.recv() => state.on_watching(watching, &mut faults),
             Some(looked) = looks.recv() => state.on_looked(looked),
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
@@ -195,6 +200,7 @@ async fn serve(
         }
         let samples = state.drain(&mut faults, DRAIN_SAMPLES);
         state.adapt_sampling(&mut faults, samples);
+        state.drain_regions(&mut faults);
         if state.drain_reads(&mut faults) + samples > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);
         }

@@ -38,6 +38,7 @@ impl State {
         self.look_at_memory();
         self.look_at_kernel_moves(faults);
         self.look_whether_to_rearm(faults);
+        self.watch_regions(faults);
         self.promotable_pages = self.promotable();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;

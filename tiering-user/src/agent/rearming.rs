@@ -72,27 +72,29 @@ impl State {
         self.may_rearm = matches!(faults.rearming().delivery(), Delivery::Active(_));
     }
 
-    /// What `status` says of a machine's rounds.
-    pub(super) fn rearm_status(&self, machine: &Machine) -> RearmStatus {
-        let (entries, limits) = (machine.entries(), self.rearm_limits());
+    /// Why a machine's mapped pages do not show their accesses in rounds.
+    pub(super) fn why_not_rearmed(&self, machine: &Machine) -> Option<String> {
         let too_long = |pause: Duration| {
-            format!(
-                "it would hold up page faults for {:.0} ms (tracking.rearm_pause)",
-                pause.as_secs_f64() * 1e3
-            )
+            let ms = pause.as_secs_f64() * 1e3;
+            format!("it would hold up page faults for {ms:.0} ms (tracking.rearm_pause)")
         };
-        let why_not = match machine.rounds.turn(entries, &limits, sys::now()) {
+        match machine.rounds.turn(machine.entries(), &self.rearm_limits(), sys::now()) {
             _ if !self.config.tracking.rearm => Some("switched off (tracking.rearm)".to_owned()),
             _ if !self.may_rearm => Some("see the source `rearming`".to_owned()),
             _ if machine.why_not_armed().is_some() => machine.why_not_armed().map(str::to_owned),
             Turn::TooLong(pause) => Some(too_long(pause)),
             Turn::Due | Turn::NotYet => None,
-        };
+        }
+    }
+
+    /// What `status` says of a machine's rounds.
+    pub(super) fn rearm_status(&self, machine: &Machine) -> RearmStatus {
+        let every = machine.rounds.every(machine.entries(), &self.rearm_limits());
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         RearmStatus {
-            why_not,
+            why_not: self.why_not_rearmed(machine),
             rounds_total: machine.rounds.count(),
-            every_ns: nanos(machine.rounds.every(entries, &limits)),
+            every_ns: nanos(every),
             pause_ns: machine.rounds.took().map(nanos),
             used_bytes: machine.rounds.last().used * PAGE_BYTES,
         }
@@ -118,6 +120,8 @@ pub(super) struct SeenBy {
     pub kvm: u64,
     /// The same, of pages in memory that were armed for it.
     pub armed: u64,
+    /// Pages of regions that DAMON found accessed.
+    pub damon: u64,
     /// Pages that a sweep found back in memory.
     pub sweeps: u64,
 }

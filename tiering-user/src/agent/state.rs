@@ -12,13 +12,14 @@ use super::images::Images;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
 use super::machine::Machine;
+use super::regions::RegionWatch;
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
 use super::waiting::Haste;
 use super::watch::Sweeping;
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
-use crate::bpf::{Counters, Faults, KVM_ROADS};
+use crate::bpf::{Counters, Faults, KVM_ROADS, Worker};
 use crate::config::Config;
 use crate::policy::{Action, FreeSpace, Reason};
 use crate::predict::Stages;
@@ -71,6 +72,9 @@ pub(super) struct State {
     pub may_stage: bool,
     /// What is staged may be mapped at once.
     pub may_map_stages: bool,
+    /// Has DAMON watch machines, and what it watches now.
+    pub damon: Worker,
+    pub region_watch: RegionWatch,
     /// Pages can be made to show their accesses anew.
     pub may_rearm: bool,
     /// What may still come up to the first tier in this second.
@@ -97,6 +101,7 @@ impl State {
         places: Places,
         lanes: Lanes,
         sweeper: Sweeping,
+        damon: Worker,
         dry_run: bool,
     ) -> Self {
         let now = sys::now();
@@ -134,6 +139,8 @@ impl State {
             braking: HostBrakes::default(),
             may_stage: true,
             may_map_stages: false,
+            damon,
+            region_watch: RegionWatch::default(),
             may_rearm: false,
             promotable_pages: 0,
             status_due: false,

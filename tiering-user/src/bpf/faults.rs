@@ -13,6 +13,7 @@ use tiering_common::{
 use zerocopy::FromBytes as _;
 
 use super::blocks::BlockMap;
+use super::damon::{self, Regions};
 use super::kernel_moves::KernelMoveSource;
 use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
@@ -93,6 +94,8 @@ pub struct Faults {
     /// What machines read from images.
     pub reads: Reads,
     pub kernel_moves: KernelMoveSource,
+    /// What DAMON finds.
+    pub regions: Regions,
     /// Samples taken from the ring.
     consumed: u64,
     pins: Option<Pins>,
@@ -129,6 +132,7 @@ impl Faults {
             ring: typed(&mut ebpf, "tier_events")?,
             reads: Reads::new(&mut ebpf)?,
             kernel_moves,
+            regions: Regions::new(&mut ebpf)?,
             rearming: Rearming::of(&not_tried),
             kvm: not_tried,
             ebpf: Some(ebpf),
@@ -163,9 +167,28 @@ impl Faults {
         }
     }
 
+    /// Tries whether DAMON may be used, and what it finds can be seen.
+    pub fn probe_regions(&mut self) {
+        if self.attach_regions() {
+            self.regions.probe(&damon::host_admin());
+        }
+    }
+
+    /// Begins to tell of what a kdamond of ours finds. Returns whether it can be.
+    pub fn attach_regions(&mut self) -> bool {
+        if let Some(ebpf) = &mut self.ebpf
+            && self.regions.attach(ebpf)
+            && let Some(pins) = &self.pins
+            && let Err(error) = pin_programs(ebpf, [damon::PROGRAM], pins)
+        {
+            tracing::warn!(%error, "bpftool will not show the program for DAMON");
+        }
+        self.regions.is_attached()
+    }
+
     /// All ways to see something, page faults first.
-    pub fn sources(&self) -> [&dyn Source; 5] {
-        [self, &self.kvm, &self.rearming, &self.reads, &self.kernel_moves]
+    pub fn sources(&self) -> [&dyn Source; 6] {
+        [self, &self.kvm, &self.rearming, &self.regions, &self.reads, &self.kernel_moves]
     }
 
     /// Begins to tell of what machines read from an image, under this number.

@@ -4,6 +4,7 @@
 //! are pinned for `bpftool`; links are not, so that the programs of an agent that died detach by themselves.
 
 mod blocks;
+mod damon;
 mod faults;
 mod kernel_moves;
 mod kvm;
@@ -13,6 +14,7 @@ mod rearming;
 mod road;
 mod source;
 
+pub use damon::{Admin, Availability, Setup, Watched, Watching, Worker, host_admin};
 pub use faults::{BpfError, Counters, Faults, OBJECT};
 pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ROADS, KvmSource};

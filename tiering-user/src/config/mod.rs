@@ -117,6 +117,8 @@ pub struct Tracking {
     pub rearm_pause: Period,
     /// Share of its time that a machine may lose by it.
     pub rearm_cost: Percent,
+    /// Have DAMON watch the other machines, where nobody else uses it.
+    pub damon: bool,
 }
 
 /// When pages go down.
@@ -276,6 +278,7 @@ impl Default for Tracking {
             rearm: true,
             rearm_pause: Period(Duration::from_millis(10)),
             rearm_cost: Percent(0.5),
+            damon: true,
         }
     }
 }

@@ -16,7 +16,7 @@ const ZERO_SWAP: (u32, u32) = (6, 12);
 
 pub(super) fn checks() -> Vec<Check> {
     let before = [root(), release(), lockdown(), btf(), bpffs(), page_faults()];
-    let after = [frames(), pagemap_scan(), pressure(), cgroup(), damon()];
+    let after = [frames(), pagemap_scan(), pressure(), cgroup()];
     before.into_iter().chain(other_sources()).chain(after).collect()
 }
 
@@ -100,6 +100,7 @@ fn other_sources() -> Vec<Check> {
     // Without page faults there is nothing to try the others with; that is told already.
     let Ok(mut faults) = Faults::attach(&PROBE_ROADS, None) else { return Vec::new() };
     faults.probe_reads();
+    faults.probe_regions();
     let check = |source: &&dyn Source| {
         let name = format!("source {}", source.name());
         match source.delivery() {
@@ -173,17 +174,6 @@ fn cgroup() -> Check {
         }
         None => Check::degraded(NAME, "not mounted", lost),
     }
-}
-
-fn damon() -> Check {
-    const NAME: &str = "source damon";
-    let state = read("/sys/kernel/mm/damon/admin/kdamonds/0/state");
-    let detail = match (state.as_str(), Path::new("/sys/kernel/mm/damon/admin").exists()) {
-        ("on", _) => "in use by somebody else, left alone",
-        (_, true) => "the kernel has it; not used by this version of the agent",
-        (_, false) => "not in this kernel, nor used by this version of the agent",
-    };
-    Check::missing(NAME, detail, "a page that stays mapped shows no accesses: it is demoted once to find out")
 }
 
 fn read(path: &str) -> String {

@@ -147,6 +147,12 @@ impl PageEntry {
         self.with_last(now)
     }
 
+    /// The same entry, of a page in a region that is accessed: as if it had been accessed so many `times`.
+    #[must_use]
+    pub fn probably_accessed(self, now: Seconds, times: u8) -> Self {
+        self.with_counts(self.frequency(), self.recent().saturating_add(times)).with_last(now)
+    }
+
     /// The same entry, of a page that may have been in use until then without an access that was seen.
     #[must_use]
     pub fn used_until(self, time: Seconds) -> Self {

@@ -295,6 +295,17 @@ impl VmPages {
         }
     }
 
+    /// Notes that a range is accessed, of which it is not known which pages: all that are in memory count as accessed so many `times`. Returns how
+    /// many there are.
+    pub fn touch_region(&mut self, run: PageRun, now: Seconds, times: u8) -> u64 {
+        let mut pages = 0;
+        for page in run.pages().filter(|page| self.in_memory(self.get(*page).place())).collect::<Vec<_>>() {
+            pages += 1;
+            self.update(page, |entry| entry.probably_accessed(now, times));
+        }
+        pages
+    }
+
     /// Ends a round that began at `began` as all pages are armed anew at `again`. What was accessed in it may have been in use up to then:
     /// it counts as accessed a second before that.
     pub fn end_round(&mut self, began: Seconds, again: Seconds, now: Seconds) -> Shown {
