@@ -1,5 +1,4 @@
-//! Mapped pages show their accesses: what a guest keeps using stays in memory though it never faults by itself, and all the rest goes down at
-//! once, with no trial.
+//! Mapped pages show their accesses: what a guest keeps using stays in memory though it never faults by itself, and all the rest goes down.
 
 use std::collections::HashMap;
 
@@ -94,7 +93,7 @@ fn what_is_used_stays(results: &mut Results) -> Result<()> {
 
 #[test]
 #[ignore = "long: 90 MiB go down in an emulated host"]
-fn what_is_used_stays_and_the_rest_goes_at_once() {
+fn what_is_used_stays_and_the_rest_goes() {
     let host = Scenario { nodes: "dram:1G", ..Scenario::default() };
-    host.run("rearming::what_is_used_stays_and_the_rest_goes_at_once", what_is_used_stays);
+    host.run("rearming::what_is_used_stays_and_the_rest_goes", what_is_used_stays);
 }

@@ -200,8 +200,7 @@ async fn serve(
         }
         let samples = state.drain(&mut faults, DRAIN_SAMPLES);
         state.adapt_sampling(&mut faults, samples);
-        state.drain_regions(&mut faults);
-        if state.drain_reads(&mut faults) + samples > 0 {
+        if state.drain_reads(&mut faults) + state.drain_regions(&mut faults) + samples > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);
         }
     }

@@ -24,20 +24,16 @@ const EVERY_MOST: Duration = Duration::from_mins(1);
 impl State {
     /// Has a machine armed anew where that is due.
     pub(super) fn rearm(&mut self, id: VmId) {
-        let limits = self.rearm_limits();
-        if !self.config.tracking.rearm || !self.may_rearm {
-            return;
-        }
+        let (limits, now) = (self.rearm_limits(), sys::now());
+        let ends = self.machines.get(&id).is_some_and(|machine| self.why_not_rearmed(machine).is_some());
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        if machine.why_not_armed().is_some() || machine.rearm_running {
-            return;
-        }
-        let now = sys::now();
-        if machine.rounds.began().is_some_and(|began| began < machine.unseen_until) {
+        let missed = machine.rounds.began().is_some_and(|began| began < machine.unseen_until);
+        if ends || missed {
             machine.disarmed();
         }
-        // What comes now would not be seen.
-        if now < machine.unseen_until || machine.rounds.turn(machine.entries(), &limits, now) != Turn::Due {
+        // What comes while accesses are missed would not be seen.
+        let waits = ends || machine.rearm_running || now < machine.unseen_until;
+        if waits || machine.rounds.turn(machine.entries(), &limits, now) != Turn::Due {
             return;
         }
         machine.rearm_running = true;

@@ -28,8 +28,8 @@ const TRY_EVERY: Duration = Duration::from_mins(1);
 const REGION_BYTES: u64 = 4 << 20;
 const REGIONS_LEAST: u32 = 10;
 const REGIONS: std::ops::RangeInclusive<u64> = 1_000..=10_000;
-/// Regions taken out of the ring at a time.
-const DRAIN: usize = 4096;
+/// Regions taken out of the ring at a time: each may be of some thousand pages.
+const DRAIN: usize = 256;
 /// A page in a region of which every look found an access counts as accessed so often.
 const TIMES_MOST: u32 = 4;
 
@@ -111,19 +111,21 @@ impl State {
         self.region_watch.watching = watching;
     }
 
-    /// Follows up what DAMON found.
-    pub(super) fn drain_regions(&mut self, faults: &mut Faults) {
-        let Watching::Machines { ids, samples, .. } = &self.region_watch.watching else { return };
+    /// Follows up what DAMON found. Returns how many regions there were.
+    pub(super) fn drain_regions(&mut self, faults: &mut Faults) -> usize {
+        let Watching::Machines { ids, samples, .. } = &self.region_watch.watching else { return 0 };
         let now = self.clock.seconds();
-        for region in faults.regions.drain(DRAIN) {
+        let regions = faults.regions.drain(DRAIN);
+        for region in &regions {
             let id = ids.get(region.target as usize);
             let Some(machine) = id.and_then(|id| self.machines.get_mut(id)) else { continue };
             let Some(first) = machine.pages.layout().page(Hva(region.start)) else { continue };
-            if let Some(times) = times(&region, *samples) {
+            if let Some(times) = times(region, *samples) {
                 let count = u32::try_from((region.end - region.start) / PAGE_BYTES).unwrap_or(0);
                 machine.seen_by.damon += machine.pages.touch_region(PageRun { first, count }, now, times);
             }
         }
+        regions.len()
     }
 }
 

@@ -299,9 +299,11 @@ impl VmPages {
     /// many there are.
     pub fn touch_region(&mut self, run: PageRun, now: Seconds, times: u8) -> u64 {
         let mut pages = 0;
-        for page in run.pages().filter(|page| self.in_memory(self.get(*page).place())).collect::<Vec<_>>() {
-            pages += 1;
-            self.update(page, |entry| entry.probably_accessed(now, times));
+        for page in run.pages() {
+            if self.in_memory(self.get(page).place()) {
+                pages += 1;
+                self.update(page, |entry| entry.probably_accessed(now, times));
+            }
         }
         pages
     }
