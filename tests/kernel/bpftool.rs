@@ -21,6 +21,15 @@ pub fn dump(map: &str) -> Vec<Value> {
     dumped.as_array().unwrap().iter().map(|entry| entry["formatted"].clone()).collect()
 }
 
+/// All that are pinned.
+fn maps() -> Vec<String> {
+    let pinned = std::fs::read_dir("/sys/fs/bpf/tiering").unwrap();
+    let names = pinned.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let maps: Vec<_> = names.filter(|name| name.starts_with("tier_")).collect();
+    assert!(maps.len() >= 13, "{maps:?}");
+    maps
+}
+
 #[test]
 fn programs_and_maps_are_shown_with_their_fields() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
@@ -37,6 +46,16 @@ fn programs_and_maps_are_shown_with_their_fields() {
         let shown = bpftool(&["prog", "show", "pinned", &format!("/sys/fs/bpf/tiering/{program}")]);
         assert_eq!(shown["name"], program, "{shown}");
         assert_eq!(shown["type"], "tracing", "{shown}");
+    }
+
+    for map in maps() {
+        let shown = bpftool(&["map", "show", "pinned", &format!("/sys/fs/bpf/tiering/{map}")]);
+        // Of a ring there is nothing to dump.
+        if shown["type"] != "ringbuf" {
+            let entries = dump(&map);
+            let named = |entry: &Value| !entry["value"].is_null() || !entry["values"].is_null();
+            assert!(entries.iter().all(named), "{map} has no names: {entries:?}");
+        }
     }
 
     let vms = dump("tier_vms");

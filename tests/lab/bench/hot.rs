@@ -241,9 +241,9 @@ fn after_a_jump(
         }
     }
     let met = again.is_some_and(|time| time <= TARGET_AGAIN);
-    let told = again.map_or("not at all".to_owned(), |time| format!("{:.0}", time.as_secs_f64()));
-    results.figure(&format!("{name}: again good so many s after a jump"), &told, "10", met);
-    results.headline(format!("{name}: again good after {told} s"));
+    let told = again.map_or("not at all".to_owned(), |time| format!("after {:.0} s", time.as_secs_f64()));
+    results.figure(&format!("{name}: again good when it has jumped"), &told, "10 s", met);
+    results.headline(format!("{name}: again good {told}"));
     Ok(last)
 }
 
