@@ -66,10 +66,12 @@ impl State {
             if cool {
                 machine.pages.all_changed();
             }
+            let rules = machine.rules(demote_after);
             let mut recent = 0;
             machine.pages.for_each(|_, entry| {
+                let idle = Duration::from_secs(entry.idle(clock).into());
                 let used = machine.pages.in_memory(entry.place())
-                    && Duration::from_secs(entry.idle(clock).into()) < demote_after;
+                    && (idle < demote_after || rules.may_be_in_use(entry, clock));
                 recent += u64::from(used);
             });
             machine.working_set_pages = recent;

@@ -31,6 +31,9 @@ impl State {
         if ends || missed {
             machine.disarmed();
         }
+        if machine.excess_pages > 0 {
+            machine.rounds.hurry();
+        }
         // What comes while accesses are missed would not be seen.
         let waits = ends || machine.rearm_running || now < machine.unseen_until;
         if waits || machine.rounds.turn(machine.entries(), &limits, now) != Turn::Due {
@@ -160,6 +163,9 @@ impl Machine {
     fn why_not_armed(&self) -> Option<&'static str> {
         if self.target.vm.accel != Accel::Kvm {
             return Some("it does not run under KVM");
+        }
+        if self.unmovable().is_some() {
+            return Some("nothing of it is moved anyway");
         }
         self.layout.is_wrong().then_some("its RAM is not where its machine type puts it")
     }

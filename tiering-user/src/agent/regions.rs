@@ -53,7 +53,7 @@ impl State {
         let now = sys::now();
         let wanted: Vec<VmId> = if self.config.tracking.damon {
             let needs = |machine: &&super::machine::Machine| {
-                machine.settings.managed && self.why_not_rearmed(machine).is_some()
+                machine.unmovable().is_none() && self.why_not_rearmed(machine).is_some()
             };
             self.machines.values().filter(needs).map(|machine| machine.target.id).collect()
         } else {

@@ -118,7 +118,7 @@ impl Rules {
     }
 
     /// Whether a page in memory may have been accessed since its last access that showed.
-    fn may_be_in_use(&self, entry: PageEntry, now: Seconds) -> bool {
+    pub fn may_be_in_use(&self, entry: PageEntry, now: Seconds) -> bool {
         self.armed_at.is_some_and(|at| entry.idle(now) <= now.0.wrapping_sub(at.0))
     }
 

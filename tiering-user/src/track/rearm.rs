@@ -138,6 +138,11 @@ impl Rounds {
         self.began = None;
     }
 
+    /// It matters now what is in use: the round under way ends as soon as it may.
+    pub fn hurry(&mut self) {
+        self.stretch = 1;
+    }
+
     /// Whether as many rounds have passed as accesses are counted over. Says so once.
     pub fn take_epoch(&mut self) -> bool {
         let over = self.count >= self.cooled + u64::from(EPOCH_ROUNDS);
@@ -211,6 +216,10 @@ mod tests {
         assert_eq!(next(&rounds, now + 10), now + 20, "the pattern has changed");
         begin(&mut rounds, now + 20, Shown { used: 900, ended: 100 });
         assert_eq!(next(&rounds, now + 20), now + 30, "and goes on to");
+        begin(&mut rounds, now + 30, STEADY);
+        assert_eq!(next(&rounds, now + 30), now + 50);
+        rounds.hurry();
+        assert_eq!(next(&rounds, now + 30), now + 40);
     }
 
     #[test]
