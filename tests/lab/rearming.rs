@@ -62,8 +62,14 @@ fn what_is_used_stays(results: &mut Results) -> Result<()> {
         std::thread::sleep(std::time::Duration::from_secs(3));
         hot_least = hot_least.min(in_dram(&agent, &page_at)?.0);
     }
-    let wanted = HOT_PAGES - HOT_PAGES / 50;
-    results.check("pages in use that were in memory all the time", hot_least, ">= 98 %", hot_least >= wanted);
+    // Trials alone would have eight of each of their blocks out at a time.
+    let wanted = HOT_PAGES - 4;
+    results.check(
+        "pages in use that were in memory all the time",
+        hot_least,
+        "all but 4",
+        hot_least >= wanted,
+    );
 
     let vm = known_vm(&agent, NAME)?;
     let rounds = number(&vm["rearm"]["rounds_total"]);
@@ -79,8 +85,8 @@ fn what_is_used_stays(results: &mut Results) -> Result<()> {
     results.check(
         "a page in use was accessed, ms ago",
         format!("{idle:?}"),
-        "<= 16000",
-        idle.is_some_and(|ms| ms <= 16_000),
+        "<= 40000",
+        idle.is_some_and(|ms| ms <= 40_000),
     );
     println!("{}", agent.tiering(&["vm", "show", NAME])?);
     println!("{}", agent.tiering(&["explain", NAME, "--hva", &format!("{:#x}", pages[&0])])?);

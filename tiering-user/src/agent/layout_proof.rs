@@ -16,6 +16,8 @@ const FRAME_BITS: u64 = (1 << 35) - 1;
 #[derive(Debug)]
 pub(super) struct LayoutProof {
     ranges: Vec<(GuestRange, Proof)>,
+    /// There is RAM of which nothing says where the guest sees it.
+    has_unknown: bool,
     /// When frames were last compared, or thrown away.
     looked_at: Monotonic,
 }
@@ -25,12 +27,27 @@ impl LayoutProof {
     pub(super) fn new(vm: &Vm) -> Self {
         let by_kvm = |range: &&GuestRange| vm.accel == Accel::Kvm && range.gpa.is_some();
         let ranges = vm.guest_ranges.iter().filter(by_kvm);
-        Self { ranges: ranges.map(|range| (*range, Proof::default())).collect(), looked_at: sys::now() }
+        Self {
+            ranges: ranges.map(|range| (*range, Proof::default())).collect(),
+            has_unknown: vm.guest_ranges.iter().any(|range| range.gpa.is_none()),
+            looked_at: sys::now(),
+        }
     }
 
     /// More frames would tell more.
     pub(super) fn is_open(&self) -> bool {
         !self.is_wrong() && self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Open)
+    }
+
+    /// There is RAM of which nothing says where the guest sees it.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.has_unknown
+    }
+
+    /// Every access of the guest counts, wherever it goes.
+    pub(super) fn is_complete(&self) -> bool {
+        let proved = |(_, proof): &(GuestRange, Proof)| proof.verdict() == Verdict::Proved;
+        !self.has_unknown && !self.ranges.is_empty() && self.ranges.iter().all(proved)
     }
 
     /// The machine's RAM does not lie where its machine type says.

@@ -105,6 +105,10 @@ pub(super) struct Machine {
     pub armed_at: Option<Seconds>,
     pub rearm_running: bool,
     pub seen_by: SeenBy,
+    /// Its page tables were looked at once.
+    pub is_swept: bool,
+    /// Shared guest RAM in huge pages.
+    pub shared_huge_bytes: u64,
     pub sweep_running: bool,
     pub swept_at: Option<Monotonic>,
     /// Planning pauses until then.
@@ -167,6 +171,8 @@ impl Machine {
             armed_at: None,
             rearm_running: false,
             seen_by: SeenBy::default(),
+            is_swept: false,
+            shared_huge_bytes: 0,
             sweep_running: false,
             swept_at: None,
             rest_until: Monotonic::default(),
@@ -225,7 +231,7 @@ impl Machine {
         let mapped = self.pages.in_memory(touch.before.place());
         self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
         if access.kvm && mapped {
-            self.note_shown(touch.before, now);
+            self.note_shown(page, touch.before, now);
         }
         // Where only some accesses are looked at, each stands for others that were alike.
         let weight = u64::from(access.weight);

@@ -52,7 +52,7 @@ impl State {
             if !pace.is_turn(id.0, clock.0) {
                 continue;
             }
-            self.rearm(id);
+            self.look_at_round(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
             // Between two rounds nothing shows that would keep a page warm.
             let cool = match machine.armed_at {
@@ -94,6 +94,7 @@ impl State {
             }
             self.plan(id);
         }
+        self.rearm_one();
         self.compare_machines();
         self.show_blocks(faults);
     }

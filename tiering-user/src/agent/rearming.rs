@@ -11,8 +11,7 @@ use super::watch::{Look, Rearmed};
 use crate::bpf::{Delivery, Faults, Source};
 use crate::sys::{self, PAGE_BYTES};
 use crate::telemetry::status::RearmStatus;
-use crate::tiermap::{BLOCK_PAGES, PageEntry, Place, Seconds};
-use crate::tiers::TierId;
+use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, PageRun, Place, Seconds};
 use crate::track::{Limits, Turn, VmId};
 use crate::vm::Accel;
 
@@ -20,27 +19,48 @@ use crate::vm::Accel;
 const ROUNDS_PER_IDLE_TIME: u32 = 8;
 const EVERY_LEAST: Duration = Duration::from_secs(1);
 const EVERY_MOST: Duration = Duration::from_mins(1);
+/// Rounds after which KVM has mapped anew what could prove where a machine's RAM lies.
+const ROUNDS_TO_PROVE: u64 = 8;
 
 impl State {
-    /// Has a machine armed anew where that is due.
-    pub(super) fn rearm(&mut self, id: VmId) {
-        let (limits, now) = (self.rearm_limits(), sys::now());
+    /// Ends the round of a machine of which accesses were missed, or that is not watched in rounds any more.
+    pub(super) fn look_at_round(&mut self, id: VmId) {
+        let (now, clock) = (sys::now(), self.clock.seconds());
         let ends = self.machines.get(&id).is_some_and(|machine| self.why_not_rearmed(machine).is_some());
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let missed = machine.rounds.began().is_some_and(|began| began < machine.unseen_until);
-        if ends || missed {
-            machine.disarmed();
+        if machine.rounds.began().is_some_and(|began| began < machine.unseen_until) {
+            machine.rounds.missed(now);
+            machine.disarmed(clock);
+        } else if ends && machine.armed_at.is_some() {
+            machine.rounds.forget();
+            machine.disarmed(clock);
         }
         if machine.excess_pages > 0 {
             machine.rounds.hurry();
         }
-        // What comes while accesses are missed would not be seen.
-        let waits = ends || machine.rearm_running || now < machine.unseen_until;
-        if waits || machine.rounds.turn(machine.entries(), &limits, now) != Turn::Due {
+    }
+
+    /// Has a machine armed anew, if that is due for any: the one that waits longest. All at once would show more accesses than are looked at.
+    pub(super) fn rearm_one(&mut self) {
+        let (limits, now) = (self.rearm_limits(), sys::now());
+        let is_due = |machine: &&Machine| {
+            // Its page tables are locked while it is moved. What comes while accesses are missed would not be seen.
+            let busy = machine.in_flight.is_some() || machine.staging.is_some() || now < machine.unseen_until;
+            !busy
+                && self.why_not_rearmed(machine).is_none()
+                && machine
+                    .entries()
+                    .is_some_and(|entries| machine.rounds.turn(entries, &limits, now) == Turn::Due)
+        };
+        if self.machines.values().any(|machine| machine.rearm_running) {
             return;
         }
-        machine.rearm_running = true;
-        self.sweeper.send(machine.target.clone(), Look::Rearm);
+        let longest = self.machines.values().filter(is_due).min_by_key(|machine| machine.rounds.last_began());
+        let Some(id) = longest.map(|machine| machine.target.id) else { return };
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.rearm_running = true;
+            self.sweeper.send(machine.target.clone(), Look::Rearm);
+        }
     }
 
     pub(super) fn on_rearmed(&mut self, rearmed: Rearmed) {
@@ -52,16 +72,16 @@ impl State {
             Ok(took) => {
                 let again = clock.seconds_at(rearmed.began);
                 let ended = machine.armed_at.map(|began| machine.pages.end_round(began, again, now));
-                let entries = machine.entries();
+                let entries = machine.entries().unwrap_or(0);
                 machine.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
-                machine.armed_at = (!machine.layout.is_open()).then_some(again);
+                machine.armed_at = machine.layout.is_complete().then_some(again);
             }
             Err(error) => {
                 let vm = machine.target.vm.name.as_str();
                 tracing::debug!(vm, %error, "its pages cannot be armed anew");
                 machine.rounds.failed(sys::now());
-                machine.armed_at = None;
+                machine.disarmed(now);
             }
         }
     }
@@ -77,18 +97,28 @@ impl State {
             let ms = pause.as_secs_f64() * 1e3;
             format!("it would hold up page faults for {ms:.0} ms (tracking.rearm_pause)")
         };
-        match machine.rounds.turn(machine.entries(), &self.rearm_limits(), sys::now()) {
-            _ if !self.config.tracking.rearm => Some("switched off (tracking.rearm)".to_owned()),
-            _ if !self.may_rearm => Some("see the source `rearming`".to_owned()),
-            _ if machine.why_not_armed().is_some() => machine.why_not_armed().map(str::to_owned),
+        if !self.config.tracking.rearm {
+            return Some("switched off (tracking.rearm)".to_owned());
+        }
+        if !self.may_rearm {
+            return Some("see the source `rearming`".to_owned());
+        }
+        if let Some(why_not) = machine.why_not_armed() {
+            return Some(why_not.to_owned());
+        }
+        match machine.rounds.turn(machine.entries()?, &self.rearm_limits(), sys::now()) {
             Turn::TooLong(pause) => Some(too_long(pause)),
+            Turn::Resting => {
+                Some("it rests: accesses of the last rounds were missed, or arming took too long".to_owned())
+            }
             Turn::Due | Turn::NotYet => None,
         }
     }
 
     /// What `status` says of a machine's rounds.
     pub(super) fn rearm_status(&self, machine: &Machine) -> RearmStatus {
-        let every = machine.rounds.every(machine.entries(), &self.rearm_limits());
+        let entries = machine.entries().unwrap_or(0);
+        let every = machine.rounds.every(entries, &self.rearm_limits(), sys::now());
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         RearmStatus {
             why_not: self.why_not_rearmed(machine),
@@ -150,12 +180,18 @@ impl Machine {
     }
 
     /// A mapped page was accessed, of which `before` was known.
-    pub(super) fn note_shown(&mut self, before: PageEntry, now: Seconds) {
+    pub(super) fn note_shown(&mut self, page: PageIndex, before: PageEntry, now: Seconds) {
         let Some(armed_at) = self.armed_at else { return };
         let round = now.0.wrapping_sub(armed_at.0);
         // What the last round showed was said to be in use until a second before it ended.
-        if before.idle(now) > round.saturating_add(1) {
-            self.rounds.note_new();
+        self.rounds.note(before.idle(now) > round.saturating_add(1));
+        // KVM maps a huge page as one: the others show no access of their own.
+        if self.pages.block_of(page).huge {
+            let first = page - page % BLOCK_PAGES;
+            for run in [first..page, page + 1..first + BLOCK_PAGES] {
+                let count = run.end - run.start;
+                self.pages.touch_region(PageRun { first: run.start, count }, now, 1);
+            }
         }
     }
 
@@ -167,20 +203,29 @@ impl Machine {
         if self.unmovable().is_some() {
             return Some("nothing of it is moved anyway");
         }
-        self.layout.is_wrong().then_some("its RAM is not where its machine type puts it")
+        if self.layout.is_wrong() {
+            return Some("its RAM is not where its machine type puts it");
+        }
+        if self.shared_huge_bytes > 0 {
+            return Some("it has shared memory in huge pages, of which KVM shows one access each");
+        }
+        let given_up = self.rounds.count() >= ROUNDS_TO_PROVE && self.layout.is_open();
+        (given_up || self.layout.has_unknown())
+            .then_some("of some of its RAM it is not proved where the guest sees it")
     }
 
-    /// Accesses were missed: what it has mapped may be in use.
-    fn disarmed(&mut self) {
-        self.rounds.forget();
-        self.armed_at = None;
+    /// What it has mapped shows no accesses any more, and may be in use up to now.
+    fn disarmed(&mut self, now: Seconds) {
+        if let Some(armed_at) = self.armed_at.take() {
+            self.pages.end_round(armed_at, now, now);
+        }
     }
 
-    /// Entries of its page tables that map guest RAM.
-    fn entries(&self) -> u64 {
-        let levels = 0..self.pages.node_tiers().0;
-        let mapped: u64 = levels.map(|level| self.pages.counts().get(Place::In(TierId(level)))).sum();
+    /// Entries of its page tables for guest RAM, in memory or in swap; none before they were looked at.
+    fn entries(&self) -> Option<u64> {
+        let counts = self.pages.counts();
+        let pages = u64::from(self.pages.layout().pages()) - counts.get(Place::Untouched);
         let huge_pages = self.huge_bytes / PAGE_BYTES;
-        mapped.saturating_sub(huge_pages) + huge_pages / u64::from(BLOCK_PAGES)
+        self.is_swept.then(|| pages.saturating_sub(huge_pages) + huge_pages / u64::from(BLOCK_PAGES))
     }
 }

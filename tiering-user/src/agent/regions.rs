@@ -20,16 +20,18 @@ const SAMPLES: u32 = 8;
 const SAMPLES_PER_IDLE_TIME: u32 = 32;
 const SAMPLE_EVERY_LEAST: Duration = Duration::from_millis(50);
 const SAMPLE_EVERY_MOST: Duration = Duration::from_secs(5);
-/// Which machines are watched is changed at most so often: all regions are found anew then.
-const CHANGE_EVERY: Duration = Duration::from_secs(5);
+/// Which machines are watched is changed at most once in so many counts: all regions are found anew then.
+const COUNTS_PER_CHANGE: u32 = 2;
 /// After DAMON could not be used it is tried again.
 const TRY_EVERY: Duration = Duration::from_mins(1);
 /// Regions: so much of RAM in each, in the mean, within bounds.
 const REGION_BYTES: u64 = 4 << 20;
-const REGIONS_LEAST: u32 = 10;
 const REGIONS: std::ops::RangeInclusive<u64> = 1_000..=10_000;
-/// Regions taken out of the ring at a time: each may be of some thousand pages.
-const DRAIN: usize = 256;
+/// Pages followed up at a time, and regions thrown away.
+const DRAIN_PAGES: u64 = 65_536;
+const DRAIN: usize = 4096;
+/// Looks, one in so many, that must have found an access for a region to count as accessed: fewer say that little of it is.
+const FOUND_SHARE: u32 = 4;
 /// A page in a region of which every look found an access counts as accessed so often.
 const TIMES_MOST: u32 = 4;
 
@@ -59,15 +61,16 @@ impl State {
         } else {
             Vec::new()
         };
+        let setup = self.region_setup(&wanted);
         let wait = match self.region_watch.watching {
-            Watching::Failed(_) if !wanted.is_empty() => TRY_EVERY,
+            Watching::Failed(_) if !wanted.is_empty() && wanted == self.region_watch.asked => TRY_EVERY,
             _ if wanted == self.region_watch.asked => return,
-            _ => CHANGE_EVERY,
+            Watching::Machines { .. } => setup.sample_every * SAMPLES * COUNTS_PER_CHANGE,
+            Watching::Failed(_) | Watching::Nothing => Duration::from_secs(1),
         };
         if self.region_watch.asked_at.is_some_and(|at| now.since(at) < wait) || !faults.attach_regions() {
             return;
         }
-        let setup = self.region_setup(&wanted);
         self.region_watch.asked.clone_from(&wanted);
         self.region_watch.asked_at = Some(now);
         self.damon.watch(wanted, setup);
@@ -91,7 +94,7 @@ impl State {
             targets: watched.collect(),
             sample_every: sample_every.clamp(SAMPLE_EVERY_LEAST, SAMPLE_EVERY_MOST),
             samples: SAMPLES,
-            least_regions: REGIONS_LEAST,
+            least_regions: u32::try_from(regions / 4).unwrap_or(u32::MAX),
             most_regions: u32::try_from(regions).unwrap_or(u32::MAX),
         }
     }
@@ -115,24 +118,29 @@ impl State {
     pub(super) fn drain_regions(&mut self, faults: &mut Faults) -> usize {
         let Watching::Machines { ids, samples, .. } = &self.region_watch.watching else { return 0 };
         let now = self.clock.seconds();
-        let regions = faults.regions.drain(DRAIN);
-        for region in &regions {
+        let (mut regions, mut pages) = (0, 0);
+        while pages < DRAIN_PAGES
+            && let Some(region) = faults.regions.drain(1).pop()
+        {
+            regions += 1;
             let id = ids.get(region.target as usize);
             let Some(machine) = id.and_then(|id| self.machines.get_mut(id)) else { continue };
             let Some(first) = machine.pages.layout().page(Hva(region.start)) else { continue };
-            if let Some(times) = times(region, *samples) {
+            if let Some(times) = times(&region, *samples) {
                 let count = u32::try_from((region.end - region.start) / PAGE_BYTES).unwrap_or(0);
                 machine.seen_by.damon += machine.pages.touch_region(PageRun { first, count }, now, times);
+                pages += u64::from(count);
             }
         }
-        regions.len()
+        regions
     }
 }
 
-/// For how many accesses of each of its pages a region's count stands; none where no access was found.
+/// For how many accesses of each of its pages a region's count stands; none where too few accesses were found to say that of all.
 fn times(region: &Region, samples: u32) -> Option<u8> {
     let found = region.accesses.min(samples);
-    (found > 0).then(|| u8::try_from((found * TIMES_MOST).div_ceil(samples.max(1))).unwrap_or(u8::MAX))
+    (found * FOUND_SHARE >= samples)
+        .then(|| u8::try_from((found * TIMES_MOST).div_ceil(samples.max(1))).unwrap_or(u8::MAX))
 }
 
 #[cfg(test)]
@@ -142,7 +150,7 @@ mod tests {
     #[test]
     fn a_region_counts_by_the_share_of_looks_that_found_an_access() {
         let times = |accesses| times(&Region { start: 0, end: 4096, target: 0, accesses }, SAMPLES);
-        assert_eq!(times(0), None);
-        assert_eq!([1, 2, 3, 4, 8, 9].map(|accesses| times(accesses).unwrap()), [1, 1, 2, 2, 4, 4]);
+        assert_eq!((times(0), times(1)), (None, None));
+        assert_eq!([2, 3, 4, 8, 9].map(|accesses| times(accesses).unwrap()), [1, 2, 2, 4, 4]);
     }
 }

@@ -31,11 +31,13 @@ impl State {
         let Some(machine) = self.machines.get_mut(&swept.vm) else { return };
         machine.sweep_running = false;
         machine.huge_bytes = swept.huge_bytes;
+        machine.shared_huge_bytes = swept.shared_huge_bytes;
         let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
         match swept.sweep {
             Ok(sweep) if fresh => {
                 machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
                 machine.pages.set_huge(&sweep.huge);
+                machine.is_swept = true;
                 machine.knowledge.recall(&mut machine.pages, now);
             }
             Ok(_) => {}

@@ -82,8 +82,9 @@ pub(super) struct Swept {
     pub vm: VmId,
     pub began: Monotonic,
     pub sweep: io::Result<Sweep>,
-    /// Guest RAM in anonymous huge pages.
+    /// Guest RAM in anonymous huge pages, and in those of shared memory.
     pub huge_bytes: u64,
+    pub shared_huge_bytes: u64,
 }
 
 /// A machine's pages were armed anew.
@@ -142,7 +143,10 @@ fn sweep(target: &Target, places: &Places) -> Swept {
     let began = sys::now();
     let pid = target.process.pid();
     let sweep = tiermap::sweep(pid, &target.layout, places);
-    Swept { vm: target.id, began, sweep, huge_bytes: huge_bytes(pid, &target.layout) }
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let bytes = |fields: &[&str]| huge_bytes_in(&smaps, &target.layout, fields);
+    let (huge_bytes, shared_huge_bytes) = (bytes(&ANONYMOUS), bytes(&SHARED));
+    Swept { vm: target.id, began, sweep, huge_bytes, shared_huge_bytes }
 }
 
 fn rearm(target: &Target) -> Rearmed {
@@ -151,19 +155,21 @@ fn rearm(target: &Target) -> Rearmed {
     Rearmed { vm: target.id, began, took }
 }
 
-/// Anonymous huge pages of guest RAM; 0 where it cannot be told. A process has others: QEMU's buffer for emulation.
-fn huge_bytes(pid: i32, ram: &Layout) -> u64 {
-    huge_bytes_in(&std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default(), ram)
-}
+/// Lines of smaps that tell of huge pages.
+const ANONYMOUS: [&str; 1] = ["AnonHugePages:"];
+const SHARED: [&str; 4] = ["ShmemPmdMapped:", "FilePmdMapped:", "Shared_Hugetlb:", "Private_Hugetlb:"];
 
-fn huge_bytes_in(smaps: &str, ram: &Layout) -> u64 {
+/// Guest RAM in huge pages of some kind; 0 where it cannot be told. A process has others: QEMU's buffer for emulation.
+fn huge_bytes_in(smaps: &str, ram: &Layout, fields: &[&str]) -> u64 {
     let mut in_ram = false;
     let mut kib = 0;
     for line in smaps.lines() {
         let start = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
         if let Some(start) = start {
             in_ram = ram.page(Hva(start)).is_some();
-        } else if let Some(value) = line.strip_prefix("AnonHugePages:").filter(|_| in_ram) {
+        } else if let Some(value) =
+            fields.iter().find_map(|field| line.strip_prefix(field)).filter(|_| in_ram)
+        {
             kib += value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
         }
     }
@@ -182,9 +188,10 @@ mod tests {
             bytes: 4 << 20,
             backing: Backing::Anonymous,
         }]);
-        let smaps = "7f0000200000-7f0000600000 rw-p 00000000 00:00 0\nAnonHugePages:      4096 kB\n\
+        let smaps = "7f0000200000-7f0000600000 rw-p 00000000 00:00 0\nAnonHugePages:      4096 kB\nShmemPmdMapped:     2048 kB\n\
                      7f1000000000-7f1001000000 rwxp 00000000 00:00 0\nAnonHugePages:     16384 kB\n";
-        assert_eq!(huge_bytes_in(smaps, &ram), 4 << 20);
-        assert_eq!(huge_bytes_in("", &ram), 0);
+        assert_eq!(huge_bytes_in(smaps, &ram, &ANONYMOUS), 4 << 20);
+        assert_eq!(huge_bytes_in(smaps, &ram, &SHARED), 2 << 20);
+        assert_eq!(huge_bytes_in("", &ram, &SHARED), 0);
     }
 }

@@ -91,7 +91,7 @@ impl Source for KvmSource {
 }
 
 /// A parameter of a module that is a yes.
-fn is_on(text: &str) -> bool {
+pub(super) fn is_on(text: &str) -> bool {
     matches!(text.trim(), "Y" | "1")
 }
 

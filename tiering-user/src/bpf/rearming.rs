@@ -1,6 +1,8 @@
 //! Re-arming as a source: it makes `kvm_page_fault` show the accesses to what is mapped already.
 
-use super::kvm::KvmSource;
+use std::fs;
+
+use super::kvm::{KvmSource, is_on};
 use super::source::{Delivery, Source};
 use crate::sys;
 
@@ -13,9 +15,15 @@ impl Rearming {
         Self(match kvm {
             KvmSource::Unavailable(_) => Err("it needs kvm_page_fault"),
             KvmSource::Active(_) if !sys::can_rearm() => Err("this kernel has no /proc/PID/clear_refs"),
+            // The older way of KVM maps the neighbours of a page as well, which then show no access of their own.
+            KvmSource::Active(_) if !has_tdp_mmu() => Err("KVM runs without its TDP MMU (kvm.tdp_mmu)"),
             KvmSource::Active(_) => Ok(()),
         })
     }
+}
+
+fn has_tdp_mmu() -> bool {
+    fs::read_to_string("/sys/module/kvm/parameters/tdp_mmu").is_ok_and(|text| is_on(&text))
 }
 
 impl Source for Rearming {

@@ -17,6 +17,8 @@ const FAULT: Duration = Duration::from_micros(2);
 const ENTRY: Duration = Duration::from_nanos(265);
 /// After re-arming that took longer than it may it is not tried again for so long.
 const REST: Duration = Duration::from_mins(10);
+/// After so many rounds in a row of which accesses were missed it rests as well.
+const MISSED_MOST: u32 = 2;
 /// Most that rounds of a machine that does not change come further apart.
 const STRETCH_MOST: u32 = 16;
 /// A round in which less than one page of so many is another than in the one before shows nothing new; nor do as few as so many pages.
@@ -54,16 +56,24 @@ pub enum Turn {
     NotYet,
     /// It would hold up the machine's page faults for so long.
     TooLong(Duration),
+    /// The last rounds ended early, or could not begin: it rests.
+    Resting,
 }
 
 /// The rounds of one machine.
 #[derive(Debug, Default)]
 pub struct Rounds {
     began: Option<Monotonic>,
+    /// When the last one began, whatever became of it.
+    last_began: Option<Monotonic>,
     /// How long re-arming took the last time, and for how many entries.
     took: Option<(Duration, u64)>,
     rest_until: Monotonic,
-    /// What the last round showed, which is about what this one costs.
+    /// Rounds in a row of which accesses were missed.
+    missed: u32,
+    /// Accesses that this round has shown, and that the last one had: about what one costs.
+    faults: u64,
+    last_faults: u64,
     last: Shown,
     /// Pages that this round has shown and the one before had not.
     new: u64,
@@ -76,6 +86,11 @@ impl Rounds {
     /// When the round under way began; none before the first one, or when knowledge was lost since.
     pub fn began(&self) -> Option<Monotonic> {
         self.began
+    }
+
+    /// When the last round began, whatever became of it.
+    pub fn last_began(&self) -> Option<Monotonic> {
+        self.last_began
     }
 
     /// Rounds so far.
@@ -93,49 +108,75 @@ impl Rounds {
         self.last
     }
 
-    /// A page showed up that had not in the round before.
-    pub fn note_new(&mut self) {
-        self.new += 1;
+    /// A mapped page showed an access; `new` where it had not in the round before.
+    pub fn note(&mut self, new: bool) {
+        self.faults += 1;
+        self.new += u64::from(new);
     }
 
     /// Whether a round may begin `now`, in a machine with so many entries in its page tables.
     pub fn turn(&self, entries: u64, limits: &Limits, now: Monotonic) -> Turn {
-        let pause = self.estimate(entries);
-        if pause > limits.pause || now < self.rest_until {
+        let pause = self.estimate(entries, limits, now);
+        if pause > limits.pause {
             return Turn::TooLong(pause);
         }
-        let Some(began) = self.began else { return Turn::Due };
+        if now < self.rest_until {
+            return Turn::Resting;
+        }
+        let Some(last) = self.last_began else { return Turn::Due };
         let least = limits.every.max(self.affordable(pause, limits.overhead));
-        let wanted = if self.has_changed() { least } else { least.max(limits.every * self.stretch.max(1)) };
-        if now.since(began) + LOOK_EVERY / 2 >= wanted { Turn::Due } else { Turn::NotYet }
+        let hurries = self.began.is_none() || self.has_changed();
+        let wanted = if hurries { least } else { least.max(limits.every * self.stretch.max(1)) };
+        if now.since(last) + LOOK_EVERY / 2 >= wanted { Turn::Due } else { Turn::NotYet }
     }
 
     /// How long from one round to the next, as things are.
-    pub fn every(&self, entries: u64, limits: &Limits) -> Duration {
-        let least = limits.every.max(self.affordable(self.estimate(entries), limits.overhead));
+    pub fn every(&self, entries: u64, limits: &Limits, now: Monotonic) -> Duration {
+        let least = limits.every.max(self.affordable(self.estimate(entries, limits, now), limits.overhead));
         least.max(limits.every * self.stretch.max(1))
     }
 
     /// A round began, and with it the one before ended, which showed `shown`.
     pub fn begin(&mut self, at: Monotonic, took: Duration, entries: u64, shown: Shown, limits: &Limits) {
-        let first = self.began.is_none();
+        let whole = self.began.is_some();
         let changed = self.new + shown.ended;
-        let same = !first && !many(changed, shown.used + shown.ended);
+        let same = whole && !many(changed, shown.used + shown.ended);
         self.stretch = if same { (self.stretch.max(1) * 2).min(STRETCH_MOST) } else { 1 };
-        self.rest_until = if took > limits.pause { at.after(REST) } else { Monotonic::default() };
-        // After a rest the first guess is as good as any.
-        self.took = (took <= limits.pause).then_some((took, entries));
-        *self = Self { began: Some(at), last: shown, new: 0, count: self.count + 1, ..*self };
+        if took > limits.pause {
+            self.rest_until = at.after(REST);
+        }
+        *self = Self {
+            began: Some(at),
+            last_began: Some(at),
+            took: Some((took, entries)),
+            missed: if whole { 0 } else { self.missed },
+            faults: 0,
+            last_faults: self.faults,
+            last: shown,
+            new: 0,
+            count: self.count + 1,
+            ..*self
+        };
     }
 
     /// Re-arming did not work: nothing is known of what is mapped, and it is not tried again for a while.
     pub fn failed(&mut self, now: Monotonic) {
-        *self = Self { began: None, rest_until: now.after(REST), ..*self };
+        *self = Self { began: None, took: None, rest_until: now.after(REST), ..*self };
     }
 
-    /// Accesses were missed: until the next round nothing is known of what is mapped.
+    /// Nothing is known of what is mapped until the next round.
     pub fn forget(&mut self) {
         self.began = None;
+    }
+
+    /// Accesses were missed: until the next round nothing is known of what is mapped, and if that happens in each there is none for a while.
+    pub fn missed(&mut self, now: Monotonic) {
+        self.began = None;
+        self.missed += 1;
+        if self.missed >= MISSED_MOST {
+            self.missed = 0;
+            self.rest_until = now.after(REST);
+        }
     }
 
     /// It matters now what is in use: the round under way ends as soon as it may.
@@ -156,14 +197,21 @@ impl Rounds {
         many(self.new, self.last.used)
     }
 
-    fn estimate(&self, entries: u64) -> Duration {
-        let (took, of) = self.took.unwrap_or((ENTRY, 1));
-        took.mul_f64(entries as f64 / of.max(1) as f64)
+    /// How long re-arming so many entries will take: as the last time, but for those that came or went since.
+    fn estimate(&self, entries: u64, limits: &Limits, now: Monotonic) -> Duration {
+        let guess = |entries: u64| ENTRY.mul_f64(entries as f64);
+        match self.took {
+            // It may have waited for something else: after the rest the guess is tried once more.
+            Some((took, _)) if took > limits.pause && now >= self.rest_until => guess(entries),
+            Some((took, of)) if entries >= of => took + guess(entries - of),
+            Some((took, of)) => took.saturating_sub(guess(of - entries)),
+            None => guess(entries),
+        }
     }
 
     /// Rounds that take a machine this long, and cost it what the last one did, leave it its share of the time.
     fn affordable(&self, pause: Duration, overhead: f64) -> Duration {
-        let faults = FAULT.mul_f64(self.last.used as f64);
+        let faults = FAULT.mul_f64(self.last_faults as f64);
         Duration::try_from_secs_f64((pause + faults).as_secs_f64() / overhead).unwrap_or(Duration::MAX)
     }
 }
@@ -210,7 +258,7 @@ mod tests {
         }
         assert_eq!(gaps, [10, 20, 40, 80, 160, 160, 160]);
         // Pages that had not been there: no wait for the end of the round, but for the least time between two.
-        (0..60).for_each(|_| rounds.note_new());
+        (0..60).for_each(|_| rounds.note(true));
         assert_eq!(next(&rounds, now), now + 10);
         begin(&mut rounds, now + 10, STEADY);
         assert_eq!(next(&rounds, now + 10), now + 20, "the pattern has changed");
@@ -227,10 +275,14 @@ mod tests {
         let mut rounds = Rounds::default();
         begin(&mut rounds, 0, Shown::default());
         // 2 ms to re-arm and 98 ms of shown accesses, of which 0.5 % of the time may be lost.
+        (0..49_000).for_each(|_| rounds.note(true));
         begin(&mut rounds, 10, Shown { used: 49_000, ended: 40_000 });
         assert_eq!(next(&rounds, 10), 10 + 20);
-        assert_eq!(rounds.every(ENTRIES, &LIMITS), Duration::from_secs(20));
-        assert_eq!(rounds.turn(ENTRIES * 6, &LIMITS, at(100)), Turn::TooLong(Duration::from_millis(12)));
+        assert_eq!(rounds.every(ENTRIES, &LIMITS, at(11)), Duration::from_secs(20));
+        // 2 ms, and 265 ns for each entry more.
+        let more = ENTRIES * 5;
+        assert_eq!(rounds.turn(more, &LIMITS, at(100)), Turn::TooLong(Duration::from_micros(12_600)));
+        assert_eq!(rounds.turn(ENTRIES / 100, &LIMITS, at(100)), Turn::Due);
     }
 
     #[test]
@@ -241,7 +293,7 @@ mod tests {
         assert_eq!(rounds.turn(ENTRIES, &LIMITS, at(600)), Turn::Due);
         rounds.failed(at(600));
         assert_eq!(rounds.began(), None);
-        assert!(matches!(rounds.turn(ENTRIES, &LIMITS, at(601)), Turn::TooLong(_)));
+        assert_eq!(rounds.turn(ENTRIES, &LIMITS, at(601)), Turn::Resting);
     }
 
     #[test]
@@ -258,11 +310,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_ends_the_round() {
+    fn what_was_missed_ends_the_round_and_rounds_that_miss_something_each_time_rest() {
         let mut rounds = Rounds::default();
         begin(&mut rounds, 0, Shown::default());
-        rounds.forget();
+        rounds.missed(at(1));
         assert_eq!(rounds.began(), None);
-        assert_eq!(rounds.turn(ENTRIES, &LIMITS, at(1)), Turn::Due);
+        assert_eq!(next(&rounds, 1), 10, "no sooner than without");
+        begin(&mut rounds, 10, Shown::default());
+        rounds.missed(at(11));
+        assert_eq!(rounds.turn(ENTRIES, &LIMITS, at(100)), Turn::Resting);
+        assert_eq!(next(&rounds, 100), 11 + 600);
     }
 }

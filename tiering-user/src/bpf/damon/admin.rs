@@ -63,6 +63,13 @@ impl Admin {
         }
     }
 
+    /// The thread of the one kdamond there is; none where it does not run, or there is not exactly one.
+    pub fn kdamond(&self) -> Option<u32> {
+        let is_on =
+            self.read("kdamonds/nr_kdamonds").ok()? == "1" && self.read("kdamonds/0/state").ok()? == "on";
+        if is_on { self.read("kdamonds/0/pid").ok()?.parse().ok() } else { None }
+    }
+
     /// The processes that the one kdamond there is was told to watch; none where there is not exactly one.
     pub fn watched(&self) -> Vec<i32> {
         if self.read("kdamonds/nr_kdamonds").ok().as_deref() != Some("1") {
@@ -156,11 +163,11 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Files as the kernel has them once all numbers are written: unlike the kernel's they are all there from the start.
-    fn files(kdamonds: &str) -> (tempfile::TempDir, Admin) {
+    pub(in super::super) fn files(kdamonds: &str) -> (tempfile::TempDir, Admin) {
         let folder = tempfile::tempdir().unwrap();
         let context = "kdamonds/0/contexts/0";
         let mut files = vec![("kdamonds/nr_kdamonds".to_owned(), kdamonds)];
@@ -187,7 +194,7 @@ mod tests {
         (folder, admin)
     }
 
-    fn setup() -> Setup {
+    pub(in super::super) fn setup() -> Setup {
         let watched = |pid, start| Watched { pid, ranges: vec![Span { start, bytes: 0x1000 }] };
         Setup {
             targets: vec![watched(10, 0x7000_0000), watched(20, 0x8000_0000)],
@@ -209,8 +216,9 @@ mod tests {
         assert_eq!(read("contexts/0/operations"), "fvaddr");
         assert_eq!(read("contexts/0/monitoring_attrs/intervals/aggr_us"), "1000000");
         assert_eq!(read("contexts/0/targets/1/regions/0/end"), (0x8000_1000u64).to_string());
-        assert_eq!(admin.watched(), [10, 20]);
+        assert_eq!((admin.watched(), admin.kdamond()), (vec![10, 20], Some(4711)));
         admin.stop().unwrap();
+        assert_eq!(admin.kdamond(), None);
         assert_eq!((read("state").as_str(), admin.availability()), ("off", Availability::Free));
     }
 
