@@ -114,6 +114,7 @@ fn damon_is_shared(results: &mut Results) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: three agents start in an emulated host"]
 fn damon_is_used_where_it_is_free_and_given_back() {
     let host = Scenario { nodes: "dram:1G", ..Scenario::default() };
     host.run("damon::damon_is_used_where_it_is_free_and_given_back", damon_is_shared);

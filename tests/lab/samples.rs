@@ -3,7 +3,7 @@
 //! Without an agent: the programs are attached by the library, the guest's memory is paged out from here, and each round the
 //! addresses that arrive are compared with the touches recomputed from the guest's pattern.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use tiering_common::{SAMPLE_KVM, SAMPLE_WRITE, Sample};
@@ -14,6 +14,7 @@ use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 use tiering_user::bpf::{Faults, KvmSource, PROBE_ROADS};
 use tiering_user::sys::{Advice, Pidfd, Span, advise, rearm};
+use tiering_user::tiermap::{Layout, PageRun, written};
 use tiering_user::track::VmId;
 use tiering_user::vm::{Gpa, Scanner, Vm};
 
@@ -73,7 +74,7 @@ fn drain(faults: &mut Faults) -> Vec<Sample> {
 /// The pages of the pattern in the order in which they were first seen, and whether that was a write.
 fn seen(samples: &[Sample], id: u32, page_at: &HashMap<u64, usize>) -> Vec<(usize, bool)> {
     let mut seen = Vec::new();
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     for sample in samples.iter().filter(|sample| sample.vm == id) {
         if let Some(page) = page_at.get(&(sample.hva & !(PAGE - 1)))
             && known.insert(*page)
@@ -156,6 +157,16 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         let found = format!("{} of {}, in their order: {}", shown.len(), again.len(), shown == again);
         results.check(&format!("{name}: re-armed pages touched, and seen"), found, "all", shown == again);
 
+        let written: HashSet<_> =
+            phase.truth(&pattern).filter(|touch| touch.write).map(|touch| touch.page).collect();
+        let marked = marked_as_written(vm, &page_at)?;
+        results.check(
+            &format!("{name}: pages that soft-dirty bits say were written"),
+            format!("{}, of {} that were", marked.len(), written.len()),
+            "the same",
+            marked == written,
+        );
+
         let (agreed, compared) = frames_at_their_place(&mut faults, VmId(id), vm)?;
         // One may have moved since.
         let proved = compared > 4 && agreed + 1 >= compared;
@@ -175,6 +186,14 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
 
 fn in_order(touches: &[(usize, bool)]) -> Vec<usize> {
     touches.iter().map(|(page, _)| *page).collect()
+}
+
+/// The pages of the pattern that were written since the guest was armed.
+fn marked_as_written(vm: &Vm, page_at: &HashMap<u64, usize>) -> Result<HashSet<usize>> {
+    let layout = Layout::new(&vm.ram);
+    let pages: Vec<PageRun> = written(vm.key.pid, &layout)?;
+    let hvas = pages.iter().flat_map(|run| run.pages()).filter_map(|page| layout.locate(page));
+    Ok(hvas.filter_map(|(hva, _)| page_at.get(&hva.0).copied()).collect())
 }
 
 /// Of the frames that KVM mapped lately, how many are where the layout says, and how many could be compared.

@@ -56,6 +56,7 @@ impl State {
                 page_fault: machine.seen_by.faults,
                 kvm_page_fault: machine.seen_by.kvm,
                 rearming: machine.seen_by.armed,
+                soft_dirty: machine.seen_by.written,
                 damon: machine.seen_by.damon,
                 sweeps: machine.seen_by.sweeps,
             },

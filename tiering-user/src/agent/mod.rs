@@ -161,6 +161,7 @@ async fn serve(
     let mut busy_until = Instant::now();
     loop {
         let tick = if Instant::now() < busy_until { BUSY_TICK } else { QUIET_TICK };
+        let mut samples = 0;
         tokio::select! {
             biased;
             _ = interrupted.recv() => break,
@@ -170,7 +171,11 @@ async fn serve(
             Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
             Some(gauges) = gauges.recv() => state.on_gauges(gauges),
             Some(watching) = regions_watched.recv() => state.on_watching(watching, &mut faults),
-            Some(looked) = looks.recv() => state.on_looked(looked),
+            Some(looked) = looks.recv() => {
+                // What was accessed before that look comes first.
+                samples = state.drain(&mut faults, DRAIN_SAMPLES);
+                state.on_looked(looked);
+            }
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
                 state.every_second(&mut faults);
@@ -198,7 +203,7 @@ async fn serve(
         if std::mem::take(&mut state.status_due) {
             status.send_replace(Arc::new(state.status(&faults)));
         }
-        let samples = state.drain(&mut faults, DRAIN_SAMPLES);
+        samples += state.drain(&mut faults, DRAIN_SAMPLES);
         state.adapt_sampling(&mut faults, samples);
         if state.drain_reads(&mut faults) + state.drain_regions(&mut faults) + samples > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);

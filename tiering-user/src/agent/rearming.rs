@@ -71,7 +71,11 @@ impl State {
         match rearmed.took {
             Ok(took) => {
                 let again = clock.seconds_at(rearmed.began);
-                let ended = machine.armed_at.map(|began| machine.pages.end_round(began, again, now));
+                let written = rearmed.written.unwrap_or_default();
+                let ended = machine.armed_at.map(|began| {
+                    machine.seen_by.written += machine.pages.written(&written, began, again);
+                    machine.pages.end_round(began, again, now)
+                });
                 let entries = machine.entries().unwrap_or(0);
                 machine.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
@@ -149,6 +153,8 @@ pub(super) struct SeenBy {
     pub kvm: u64,
     /// The same, of pages in memory that were armed for it.
     pub armed: u64,
+    /// Pages that were written in a round in which they had shown no access.
+    pub written: u64,
     /// Pages of regions that DAMON found accessed.
     pub damon: u64,
     /// Pages that a sweep found back in memory.

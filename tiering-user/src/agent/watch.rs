@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::braking::Gauge;
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
-use crate::tiermap::{self, Layout, Places, Sweep};
+use crate::tiermap::{self, Layout, PageRun, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, ksm_bytes};
 
@@ -94,6 +94,8 @@ pub(super) struct Rearmed {
     pub began: Monotonic,
     /// How long it took.
     pub took: io::Result<Duration>,
+    /// What was written since it was armed before.
+    pub written: io::Result<Vec<PageRun>>,
 }
 
 /// What the sweeper can do with a machine.
@@ -150,9 +152,10 @@ fn sweep(target: &Target, places: &Places) -> Swept {
 }
 
 fn rearm(target: &Target) -> Rearmed {
+    let written = tiermap::written(target.process.pid(), &target.layout);
     let began = sys::now();
     let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
-    Rearmed { vm: target.id, began, took }
+    Rearmed { vm: target.id, began, took, written }
 }
 
 /// Lines of smaps that tell of huge pages.

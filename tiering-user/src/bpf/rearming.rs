@@ -8,7 +8,7 @@ use crate::sys;
 
 /// Whether mapped pages of KVM guests can be made to show their accesses anew.
 #[derive(Debug)]
-pub struct Rearming(Result<(), &'static str>);
+pub struct Rearming(Result<&'static str, &'static str>);
 
 impl Rearming {
     pub(super) fn of(kvm: &KvmSource) -> Self {
@@ -17,7 +17,10 @@ impl Rearming {
             KvmSource::Active(_) if !sys::can_rearm() => Err("this kernel has no /proc/PID/clear_refs"),
             // The older way of KVM maps the neighbours of a page as well, which then show no access of their own.
             KvmSource::Active(_) if !has_tdp_mmu() => Err("KVM runs without its TDP MMU (kvm.tdp_mmu)"),
-            KvmSource::Active(_) => Ok(()),
+            KvmSource::Active(_) if sys::keeps_soft_dirty().unwrap_or(false) => {
+                Ok("clear_refs, soft-dirty bits")
+            }
+            KvmSource::Active(_) => Ok("clear_refs; no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)"),
         })
     }
 }
@@ -33,7 +36,7 @@ impl Source for Rearming {
 
     fn delivery(&self) -> Delivery {
         match self.0 {
-            Ok(()) => Delivery::Active("clear_refs".to_owned()),
+            Ok(how) => Delivery::Active(how.to_owned()),
             Err(why) => Delivery::Unavailable(why.to_owned()),
         }
     }

@@ -39,6 +39,7 @@ pub fn explanation(answer: &Explanation) -> String {
         (seen.page_fault, "by page_fault"),
         (seen.kvm_page_fault, "by kvm_page_fault"),
         (seen.rearming, "by re-arming"),
+        (seen.soft_dirty, "by soft-dirty bits alone"),
         (seen.damon, "guessed from DAMON's regions"),
         (seen.sweeps, "by sweeps"),
     ];

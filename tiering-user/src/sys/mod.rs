@@ -23,7 +23,7 @@ pub use clock::{Monotonic, now, unix_seconds};
 pub use cpu::{OneCpu, stay_on_cpus};
 pub use frames::{FrameFacts, Frames};
 pub use numa::{MoveStatus, PreferNodes, move_pages, node_of, prefer_nodes_of_file};
-pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown};
+pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown, keeps_soft_dirty};
 pub use process_memory::{
     Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,
 };

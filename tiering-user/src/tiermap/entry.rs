@@ -132,7 +132,13 @@ impl PageEntry {
     pub fn accessed(self, now: Seconds, write: bool) -> Self {
         let counted = self.with_counts(self.frequency(), self.recent() + 1);
         let entry = counted.with_last(now).with_staged(false);
-        if write { Self(entry.0 | WRITTEN) } else { entry }
+        if write { entry.with_written() } else { entry }
+    }
+
+    /// The same entry, one of whose accesses was a write.
+    #[must_use]
+    pub fn with_written(self) -> Self {
+        Self(self.0 | WRITTEN)
     }
 
     /// The same entry after a demotion that the kernel did not carry out: as if it had come back just now.

@@ -26,5 +26,5 @@ pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;
 pub use shared_file::SharedFile;
 pub use summary::{BlockSummary, Habit};
-pub use sweep::{Sweep, is_huge, sweep};
+pub use sweep::{Sweep, is_huge, sweep, written};
 pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

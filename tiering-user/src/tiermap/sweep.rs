@@ -59,6 +59,27 @@ pub fn sweep(pid: i32, layout: &Layout, places: &Places) -> io::Result<Sweep> {
     Ok(found)
 }
 
+/// The small pages of process `pid`'s guest RAM that were written since they were armed, ascending.
+///
+/// # Errors
+/// As [`sweep`].
+pub fn written(pid: i32, layout: &Layout) -> io::Result<Vec<PageRun>> {
+    let pagemap = Pagemap::open(pid)?;
+    let mut runs: Vec<PageRun> = Vec::new();
+    for (region, start, _) in layout.regions() {
+        let end = start.0 + u64::from(region.count) * PAGE_BYTES;
+        pagemap.written(start.0, end, |range| {
+            let first = region.first + pages_between(start.0, range.start);
+            let count = pages_between(range.start, range.end);
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == first => run.count += count,
+                _ => runs.push(PageRun { first, count }),
+            }
+        })?;
+    }
+    Ok(runs)
+}
+
 fn sweep_private(
     pagemap: &Pagemap,
     region: PageRun,

@@ -308,6 +308,23 @@ impl VmPages {
         pages
     }
 
+    /// Pages that were written at some time since `began`. Returns how many of them had shown no access since. Of a huge page it is
+    /// known which of it only where it showed.
+    pub fn written(&mut self, runs: &[PageRun], began: Seconds, now: Seconds) -> u64 {
+        let age = now.0.wrapping_sub(began.0);
+        let mut unseen = 0;
+        for page in runs.iter().flat_map(|run| run.pages()) {
+            let before = self.get(page);
+            if !self.in_memory(before.place()) || self.block_of(page).huge {
+                continue;
+            }
+            let seen = before.idle(now) <= age;
+            unseen += u64::from(!seen);
+            self.update(page, |entry| if seen { entry.with_written() } else { entry.accessed(now, true) });
+        }
+        unseen
+    }
+
     /// Ends a round that began at `began` as all pages are armed anew at `again`. What was accessed in it may have been in use up to then:
     /// it counts as accessed a second before that.
     pub fn end_round(&mut self, began: Seconds, again: Seconds, now: Seconds) -> Shown {

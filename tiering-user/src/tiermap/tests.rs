@@ -155,3 +155,24 @@ fn a_round_ends_for_what_it_showed_and_for_what_it_showed_no_more() {
     assert_eq!((idle(0), idle(1)), (1, 3), "in use until a second before it was armed again");
     assert_eq!((idle(20), idle(35)), (13, 62), "nothing was seen of them");
 }
+
+#[test]
+fn what_was_written_in_a_round_counts_as_accessed_and_tells_what_was_not_seen() {
+    let mut table = table();
+    for page in 0..30 {
+        table.touch(page, Seconds(50), false);
+    }
+    table.touch(3, Seconds(105), false);
+    let runs = [PageRun { first: 2, count: 4 }, PageRun { first: 5000, count: 2 }];
+    assert_eq!(
+        table.written(&runs, Seconds(100), Seconds(110)),
+        3,
+        "all but one, and but what is not in memory"
+    );
+    for page in 2..6 {
+        assert!(table.get(page).written());
+        assert!(table.get(page).idle(Seconds(110)) <= 5);
+    }
+    assert_eq!((table.get(3).heat(), table.get(4).heat(), table.get(6).heat()), (2, 2, 1));
+    assert!(!table.get(6).written());
+}
