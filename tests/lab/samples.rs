@@ -18,7 +18,7 @@ use tiering_user::tiermap::{Layout, PageRun, written};
 use tiering_user::track::VmId;
 use tiering_user::vm::{Gpa, Scanner, Vm};
 
-use crate::host::{BOOT, Host, kvm_guest, ready};
+use crate::host::{BOOT, Host, kvm_guest, ready, shell};
 use crate::scenario::Scenario;
 
 const NAMES: [&str; 2] = ["tt-reads", "tt-mixed"];
@@ -184,6 +184,12 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// With the kernel locked down as far as it can be, and without its BTF: the classic tracepoints are left.
+fn every_sample_in_lockdown_without_btf(results: &mut Results) -> Result<()> {
+    shell("echo confidentiality > /sys/kernel/security/lockdown && mount -t tmpfs none /sys/kernel/btf")?;
+    every_sample_is_what_the_seed_says(results)
+}
+
 fn in_order(touches: &[(usize, bool)]) -> Vec<usize> {
     touches.iter().map(|(page, _)| *page).collect()
 }
@@ -216,4 +222,11 @@ fn every_sample_of_a_kvm_guest_is_what_its_seed_says() {
         "samples::every_sample_of_a_kvm_guest_is_what_its_seed_says",
         every_sample_is_what_the_seed_says,
     );
+}
+
+#[test]
+#[ignore = "long: the same by other tracepoints"]
+fn every_sample_is_seen_in_lockdown_without_btf() {
+    Scenario::default()
+        .run("samples::every_sample_is_seen_in_lockdown_without_btf", every_sample_in_lockdown_without_btf);
 }

@@ -8,6 +8,7 @@ mod hot;
 mod huge;
 mod priority;
 mod skew;
+mod slowdown;
 mod window;
 
 /// Whether fewer and shorter measurements will do.

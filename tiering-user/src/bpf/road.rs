@@ -1,6 +1,7 @@
 //! The ways to attach a program to an event of the kernel.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use aya::programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint};
@@ -63,7 +64,12 @@ impl Road {
             }
             Ok(())
         })();
-        attached.map_err(|error| chain(&error))
+        attached.map_err(|error| match &error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                refusal(io_error, &verifier_log.to_string())
+            }
+            _ => chain(&error),
+        })
     }
 }
 
@@ -101,6 +107,18 @@ impl Drop for Tracefs {
     }
 }
 
+/// Why the kernel does not load a program: the last line of the verifier's log that is not one of its statistics.
+fn refusal(error: &io::Error, log: &str) -> String {
+    let told = |line: &&str| {
+        let statistics = ["processed ", "verification time ", "stack depth "];
+        !line.trim().is_empty() && !statistics.iter().any(|start| line.starts_with(start))
+    };
+    match log.lines().rfind(told) {
+        Some(line) => format!("the kernel refuses it: {}", line.trim()),
+        None => format!("the kernel refuses it: {error}"),
+    }
+}
+
 /// The first line of an error and of all its causes.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -110,4 +128,19 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_by_what_the_verifier_said_last() {
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let log = "0: R1=ctx() R10=fp0\n0: (85) call bpf_probe_read_kernel#113\n\
+                   unknown func bpf_probe_read_kernel#113\n\
+                   processed 1 insns (limit 1000000) max_states_per_insn 0\n";
+        assert_eq!(refusal(&error, log), "the kernel refuses it: unknown func bpf_probe_read_kernel#113");
+        assert_eq!(refusal(&error, ""), "the kernel refuses it: Invalid argument (os error 22)");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 3] = [
+pub const PARTS: [Part; 4] = [
     Part { name: "fault", about: "what it costs a machine that its faults are seen", place: Place::Here },
     Part {
         name: "events",
@@ -13,5 +13,10 @@ pub const PARTS: [Part; 3] = [
         name: "hot",
         about: "how well the hottest pages of KVM guests are known, also after a jump",
         place: Place::Lab { test: "bench::hot::bench_hot_pages" },
+    },
+    Part {
+        name: "slowdown",
+        about: "what it costs KVM guests to be watched, for eight patterns",
+        place: Place::Lab { test: "bench::slowdown::bench_slowdown" },
     },
 ];
