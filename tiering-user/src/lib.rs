@@ -2,10 +2,10 @@
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!
-//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `similarity` → `predict` → `policy` →
+//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `profile` → `similarity` → `predict` → `policy` →
 //! `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `similarity`, `predict` and `policy` are pure: time is an argument, and nothing is
+//! `track`, `tiermap` (but for its sweep), `profile`, `similarity`, `predict` and `policy` are pure: time is an argument, and nothing is
 //! touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
@@ -16,6 +16,7 @@ pub mod config;
 pub mod host;
 pub mod policy;
 pub mod predict;
+pub mod profile;
 pub mod similarity;
 pub mod store;
 pub mod sys;

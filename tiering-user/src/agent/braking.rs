@@ -19,7 +19,7 @@ use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::tiermap::Place;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
-use crate::vm::{GroupMemory, ProcessKey, psi_some_avg10};
+use crate::vm::{GroupMemory, ProcessKey, Usage, psi_some_avg10};
 
 /// Over how many seconds the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 5.0;
@@ -36,6 +36,7 @@ pub(super) struct Gauge {
     pub key: ProcessKey,
     pub memory: GroupMemory,
     pub ksm_bytes: Option<u64>,
+    pub usage: Option<Usage>,
 }
 
 /// The brakes of the host.
@@ -87,6 +88,10 @@ impl MachineBrakes {
 
     pub(super) fn ksm_bytes(&self) -> Option<u64> {
         self.gauge.as_ref()?.ksm_bytes
+    }
+
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.gauge.as_ref()?.usage
     }
 
     pub(super) fn limited_by(&self) -> Option<String> {
@@ -336,6 +341,7 @@ mod tests {
             key: ProcessKey { pid: 7, start_time_ticks: 1 },
             memory,
             ksm_bytes: None,
+            usage: None,
         });
         braking
     }

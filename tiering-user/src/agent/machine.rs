@@ -16,6 +16,7 @@ use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
 use crate::predict::{Ahead, Stages, TagKey, Tape, Used, Votes};
+use crate::profile::Profile;
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -82,6 +83,7 @@ pub(super) struct Machine {
     pub huge_bytes: u64,
     /// Accessed within `demote_after`, pages; written once a second.
     pub working_set_pages: u64,
+    pub profile: Profile,
     pub queue: VecDeque<Queued>,
     /// With the mover now.
     pub in_flight: Option<Queued>,
@@ -145,6 +147,7 @@ impl Machine {
             ahead: Ahead::default(),
             decisions: Decisions::new(layout.pages()),
             knowledge: Knowledge::default(),
+            profile: Profile::new(layout.pages(), sys::now()),
             pages: VmPages::new(layout, node_tiers),
             stages: Stages::default(),
             votes: Votes::default(),
@@ -226,6 +229,7 @@ impl Machine {
     /// Notes an access. Returns the page, if the guest waited for it or would have but for a stage.
     pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
+        self.profile.access(page, access.write, access.time, access.weight);
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
         let mapped = self.pages.in_memory(touch.before.place());

@@ -29,6 +29,7 @@ mod lock;
 mod lookup;
 mod machine;
 mod planning;
+mod profiling;
 mod rates;
 mod rearming;
 mod regions;

@@ -75,6 +75,7 @@ impl State {
                 recent += u64::from(used);
             });
             machine.working_set_pages = recent;
+            machine.end_profile_epoch(clock);
             machine.bands = HeatHistogram::of(&machine.pages).bands(machine.room_pages);
             let counts = machine.stages.counts();
             faults.show_moves(

@@ -188,6 +188,7 @@ impl State {
             swap_cached_bytes: machine.braking.swap_cached_bytes(),
             untouched_bytes: machine.pages.counts().get(Place::Untouched) * PAGE_BYTES,
             wss_bytes: machine.working_set_pages * PAGE_BYTES,
+            profile: machine.profile_status(),
             reads_total: counters.reads,
             writes_total: counters.writes,
             faults_total: counters.seen,

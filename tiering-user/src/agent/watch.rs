@@ -12,7 +12,9 @@ use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, Layout, PageRun, Places, Sweep};
 use crate::track::VmId;
-use crate::vm::{Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, ksm_bytes};
+use crate::vm::{
+    Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, ksm_bytes, usage,
+};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -61,7 +63,8 @@ impl Scanning {
 
 fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
-    Gauge { key, memory, ksm_bytes: ksm_bytes(&roots.proc, key.pid) }
+    let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key.pid), usage(&roots.proc, key.pid));
+    Gauge { key, memory, ksm_bytes, usage }
 }
 
 /// Whether a machine is refused for a reason that may be over some time.

@@ -7,6 +7,7 @@
 mod commands;
 mod explain;
 mod failure;
+mod profile;
 mod render;
 mod similar;
 mod table;

@@ -5,6 +5,7 @@
 
 use bytesize::ByteSize;
 
+use super::profile;
 use super::table::{Table, printable};
 use crate::config::Config;
 use crate::host::{Check, State};
@@ -205,6 +206,9 @@ pub fn vm(vm: &VmStatus) -> String {
         0 | 1 => String::new(),
         one_in => format!(" (one of {one_in} is looked at now)"),
     };
+    for (name, value) in vm.profile.iter().flat_map(profile::rows) {
+        row(name, value);
+    }
     row("faults", format!("{}{sampled}", vm.faults_total));
     row("watched in rounds", rounds(&vm.rearm));
     row("stalled", vm.stall_ns_total.map_or_else(|| "no source can tell".to_owned(), nanoseconds));

@@ -8,6 +8,7 @@ pub mod api;
 pub mod client;
 pub mod explain;
 pub mod metrics;
+pub mod profile;
 pub mod request;
 pub mod similar;
 pub mod socket;

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::profile::ProfileStatus;
+
 /// One snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -184,6 +186,8 @@ pub struct VmStatus {
     pub untouched_bytes: u64,
     /// Working set.
     pub wss_bytes: u64,
+    /// `None` in the first seconds.
+    pub profile: Option<ProfileStatus>,
     pub reads_total: u64,
     pub writes_total: u64,
     pub faults_total: u64,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::profile::{MissRatio, ReuseTimes, WorkingSet};
 
 fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> VmStatus {
     VmStatus {
@@ -25,6 +26,15 @@ fn the_json_has_the_documented_fields() {
         vms: vec![VmStatus {
             tier_bytes: [("dram".to_owned(), 4096)].into(),
             stall_ns_total: Some(0),
+            profile: Some(ProfileStatus {
+                reads_per_s: 1.5,
+                sequential: Some(0.25),
+                working_sets: vec![WorkingSet { within_ms: 10_000, bytes: 4096 }],
+                miss_ratios: vec![MissRatio { bytes: 8192, ratio: 0.5 }],
+                reuse_ms: Some(ReuseTimes { p50: 1, p90: 2, p99: 3 }),
+                hour: vec![1.0],
+                ..ProfileStatus::default()
+            }),
             prefetch: PrefetchCounts {
                 by_match: vec![PrefetchByMatch { by: PrefetchMatch::Tag, ..PrefetchByMatch::default() }],
                 origins: vec![PrefetchOrigin {
@@ -55,13 +65,20 @@ fn the_json_has_the_documented_fields() {
             "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
             "shadow_right_pages": 0, "shadow_wrong_pages": 0, "confidence": 0.5, "window_pages": 32}],
         "calibration": {"brier": 0.25, "bins": [{"pages": 4, "confidence": 0.5, "used": 0.75}]}});
+    let profile = serde_json::json!({
+        "reads_per_s": 1.5, "writes_per_s": 0.0, "sequential": 0.25, "strided": null,
+        "working_sets": [{"within_ms": 10_000, "bytes": 4096}], "miss_ratios": [{"bytes": 8192, "ratio": 0.5}],
+        "reuse_ms": {"p50": 1, "p90": 2, "p99": 3}, "entropy_bits": null,
+        "period_ms": null, "period_correlation": null, "phase_changes_total": 0, "phase_ms": 0, "cpus": 0.0,
+        "read_bytes_per_s": 0.0, "written_bytes_per_s": 0.0,
+        "anonymous_bytes": 0, "file_bytes": 0, "shared_bytes": 0, "hour": [1.0]});
     let vm = serde_json::json!({
         "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
         "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
         "limited_by": null, "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
         "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
         "ksm_bytes": null, "swap_cached_bytes": null,
-        "untouched_bytes": 0, "wss_bytes": 0, "reads_total": 0, "writes_total": 0,
+        "untouched_bytes": 0, "wss_bytes": 0, "profile": profile, "reads_total": 0, "writes_total": 0,
         "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0,
         "rearm": {"why_not": null, "rounds_total": 0, "every_ns": 0, "pause_ns": null, "used_bytes": 0},
         "stall_ns_total": 0, "demoted_bytes_total": 0,

@@ -1,5 +1,7 @@
 //! The table of one virtual machine.
 
+use std::time::Duration;
+
 use super::block::{BlockInfo, Probe};
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
@@ -281,6 +283,18 @@ impl VmPages {
             }
         }
         unseen
+    }
+
+    /// How many pages were accessed within each of these times, by all that is known.
+    pub fn used_within<const N: usize>(&self, times: [Duration; N], now: Seconds) -> [u64; N] {
+        let mut used = [0; N];
+        self.for_each(|_, entry| {
+            let idle = Duration::from_secs(entry.idle(now).into());
+            for (used, time) in used.iter_mut().zip(times) {
+                *used += u64::from(idle < time);
+            }
+        });
+        used
     }
 
     /// Calls `visit` for every page that was touched.

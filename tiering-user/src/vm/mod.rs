@@ -15,7 +15,7 @@
 //! | `images` | which base images it reads |
 //! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
-//! | `group_memory`, `ksm` | how much room its control groups leave, what is merged of it |
+//! | `group_memory`, `ksm`, `usage` | how much room its control groups leave, what is merged of it, what its process uses |
 //!
 //! Limits: guests of other hypervisors are not found. Memory added after the start (DIMMs plugged by monitor command)
 //! is not part of [`Vm::ram`]. A migration shows only where QEMU names its threads (libvirt, KubeVirt and Proxmox ask
@@ -38,6 +38,7 @@ mod scan;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,6 +50,7 @@ pub use ksm::ksm_bytes;
 pub use process::VmError;
 pub use refusal::{Refusal, Scope};
 pub use scan::{Changes, Scanner, recheck};
+pub use usage::{Usage, usage};
 
 /// A host virtual address inside a VM's process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,10 +3,12 @@
 //! In: parts of the status. Out: their samples. Units are base units: bytes, seconds, ratios from 0 to 1; and pages, of 4 KiB.
 //! A counter never falls while the agent runs and what it is about is there.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::Of::{Agent, Image, Source, Tier, Vm};
 use super::{Kind, Metric, Number, Of, Samples};
+use crate::telemetry::profile::ProfileStatus;
 use crate::telemetry::status::{
     KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
 };
@@ -15,6 +17,7 @@ const BYTES: Option<&str> = Some("bytes");
 const PAGES: Option<&str> = Some("pages");
 const SECONDS: Option<&str> = Some("seconds");
 const RATIO: Option<&str> = Some("ratio");
+const PER_SECOND: Option<&str> = Some("per_second");
 
 // Two lines each, so that it reads as the table that it is.
 #[rustfmt::skip]
@@ -103,6 +106,20 @@ pub(super) const METRICS: &[Metric] = &[
         Vm(|vm| one(vm.untouched_bytes))),
     gauge("vm_working_set", BYTES, "Guest RAM that was used lately, as far as that was seen",
         Vm(|vm| one(vm.wss_bytes))),
+    gauge("vm_used_within", BYTES, "Guest RAM that was used within so many seconds, as far as that was seen",
+        Vm(|vm| of_profile(vm, |profile| used_within(profile)))),
+    gauge("vm_access_rate", PER_SECOND, "Accesses a second in the last minute or so, as far as they were seen",
+        Vm(|vm| of_profile(vm, |profile| by("kind", [("read", profile.reads_per_s), ("write", profile.writes_per_s)])))),
+    gauge("vm_walks", RATIO, "Share of accesses that go on page by page, or in steps",
+        Vm(|vm| of_profile(vm, |profile| walks(profile)))),
+    gauge("vm_miss", RATIO, "Share of accesses that would wait if only so many bytes, the last ones used, were in memory",
+        Vm(|vm| of_profile(vm, |profile| misses(profile)))),
+    counter("vm_phase_changes", None, "Times that most accesses moved to other parts of RAM",
+        Vm(|vm| of_profile(vm, |profile| one(profile.phase_changes_total)))),
+    gauge("vm_period", SECONDS, "After how long the rate of accesses comes and goes again",
+        Vm(|vm| of_profile(vm, |profile| maybe(profile.period_ms.map(|ms| ms as f64 / 1e3))))),
+    gauge("vm_cpus", None, "Processors that the VM's process keeps busy",
+        Vm(|vm| of_profile(vm, |profile| one(profile.cpus)))),
     gauge("vm_huge", BYTES, "Guest RAM in huge pages",
         Vm(|vm| one(vm.huge_bytes))),
     gauge("vm_huge_lost", BYTES, "Guest RAM that was in huge pages and is not now",
@@ -201,9 +218,9 @@ fn seconds(ns: u64) -> f64 {
 }
 
 /// One sample for each value of a label.
-fn by<'a, T: Into<Number>>(
+fn by<'a, V: Into<Cow<'a, str>>, T: Into<Number>>(
     label: &'static str,
-    values: impl IntoIterator<Item = (&'a str, T)>,
+    values: impl IntoIterator<Item = (V, T)>,
 ) -> Samples<'a> {
     values.into_iter().map(|(value, number)| (vec![(label, value.into())], number.into())).collect()
 }
@@ -229,6 +246,24 @@ fn by_mover(status: &Status, bytes: fn(&KernelMovesStatus) -> u64) -> Samples<'_
 fn vm_info(vm: &VmStatus) -> Samples<'_> {
     let labels = vec![("tenant", vm.tenant.as_str().into()), ("class", vm.class.name.as_str().into())];
     vec![(labels, Number::Whole(1))]
+}
+
+fn of_profile<'a>(vm: &'a VmStatus, samples: fn(&'a ProfileStatus) -> Samples<'a>) -> Samples<'a> {
+    vm.profile.as_ref().map(samples).unwrap_or_default()
+}
+
+fn used_within(profile: &ProfileStatus) -> Samples<'_> {
+    let sets = profile.working_sets.iter();
+    by("seconds", sets.map(|set| ((set.within_ms / 1000).to_string(), set.bytes)))
+}
+
+fn misses(profile: &ProfileStatus) -> Samples<'_> {
+    by("bytes", profile.miss_ratios.iter().map(|of| (of.bytes.to_string(), of.ratio)))
+}
+
+fn walks(profile: &ProfileStatus) -> Samples<'_> {
+    let kinds = [("sequential", profile.sequential), ("strided", profile.strided)];
+    by("kind", kinds.into_iter().filter_map(|(kind, share)| Some((kind, share?))))
 }
 
 fn source_state<'a>(now: SourceState) -> Samples<'a> {

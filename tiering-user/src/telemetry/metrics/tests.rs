@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::telemetry::profile::{MissRatio, ProfileStatus, WorkingSet};
 use crate::telemetry::status::{
     ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
     PrefetchCounts, PrefetchMatch, PrefetchOrigin, RearmStatus, SourceState,
@@ -38,6 +39,7 @@ fn status() -> Status {
             swap_cached_bytes: Some(0),
             rearm: RearmStatus { pause_ns: Some(2_000_000), ..RearmStatus::default() },
             stall_ns_total: Some(2_500_000_000),
+            profile: Some(profile()),
             demoted_bytes_total: 8192,
             prefetch: PrefetchCounts {
                 by_match: vec![PrefetchByMatch { by, issued_pages: 7, ..PrefetchByMatch::default() }],
@@ -58,6 +60,18 @@ fn status() -> Status {
         }],
         images: vec![image("acme", 7, 65_536)],
         ..Status::default()
+    }
+}
+
+fn profile() -> ProfileStatus {
+    ProfileStatus {
+        writes_per_s: 7.5,
+        sequential: Some(0.25),
+        strided: Some(0.5),
+        working_sets: vec![WorkingSet { within_ms: 60_000, bytes: 8192 }],
+        miss_ratios: vec![MissRatio { bytes: 4096, ratio: 0.75 }],
+        period_ms: Some(480_000),
+        ..ProfileStatus::default()
     }
 }
 
@@ -113,6 +127,11 @@ fn a_scrape_tells_of_the_agent_its_tiers_vms_images_and_sources() {
         r#"tiering_vm_prefetch_issued_pages_total{vm="web-1",namespace="prod",id="id-1",match="tag"} 7"#,
         r#"tiering_vm_prefetch_reasons{vm="web-1",namespace="prod",id="id-1",match="tag"} 2"#,
         r#"tiering_vm_prefetch_window_pages{vm="web-1",namespace="prod",id="id-1",match="tag"} 64"#,
+        r#"tiering_vm_used_within_bytes{vm="web-1",namespace="prod",id="id-1",seconds="60"} 8192"#,
+        r#"tiering_vm_access_rate_per_second{vm="web-1",namespace="prod",id="id-1",kind="write"} 7.5"#,
+        r#"tiering_vm_walks_ratio{vm="web-1",namespace="prod",id="id-1",kind="strided"} 0.5"#,
+        r#"tiering_vm_miss_ratio{vm="web-1",namespace="prod",id="id-1",bytes="4096"} 0.75"#,
+        r#"tiering_vm_period_seconds{vm="web-1",namespace="prod",id="id-1"} 480.0"#,
         r#"tiering_build_info{version="1.2.3"} 1"#,
         "tiering_uptime_seconds 12.5",
         "tiering_agent_cpu_ratio 0.025",

@@ -1,0 +1,300 @@
+//! How a machine behaves: one [`Profile`] each, kept up to date with every access that is seen.
+//!
+//! In: accesses, and once an epoch the working sets of the mapping table and what the process used of the host. Out: rates, the miss-ratio
+//! curve, how soon pages are used again, how accesses follow each other and over what they spread, phases, and the period of the load.
+//! Pure: time is an argument. Memory is bounded: see docs/profile.md for how much it is.
+//!
+//! # Limits
+//! It knows what the sources of accesses show (docs/tracking.md): of a page that stays mapped at most one access a round, and
+//! of machines that are not watched in rounds none at all.
+
+mod fenwick;
+mod histogram;
+mod reuse;
+mod series;
+mod spread;
+mod streams;
+
+use std::time::Duration;
+
+use self::reuse::Reuse;
+use self::series::Series;
+use self::spread::Spread;
+use self::streams::{Steps, Streams};
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+
+pub use self::series::{EPOCH, Point};
+pub use crate::vm::Usage;
+
+/// Times within which what was used is a working set.
+pub const HORIZONS: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(10), Duration::from_hours(1)];
+/// What is left of the past after an epoch, in rates and shares: half after half a minute.
+const FADE_RATES: f64 = 0.794;
+/// And in what is known of reuse: half after five minutes.
+const FADE_REUSE: f32 = 0.977;
+
+/// What is known of an epoch when it ends but for its accesses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed {
+    /// Pages that were used within each of [`HORIZONS`].
+    pub working_sets: [u64; HORIZONS.len()],
+    /// None where the process does not tell.
+    pub usage: Option<Usage>,
+}
+
+/// Sums over the last epochs, in which older ones count less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    seconds: f64,
+    reads: f64,
+    writes: f64,
+    steps: Steps,
+    cpu_seconds: f64,
+    read_bytes: f64,
+    written_bytes: f64,
+}
+
+/// How a machine behaves.
+#[derive(Debug)]
+pub struct Profile {
+    epoch_began: Monotonic,
+    epochs: u64,
+    /// Of the running epoch.
+    reads: u64,
+    writes: u64,
+    recent: Recent,
+    streams: Streams,
+    reuse: Reuse,
+    spread: Spread,
+    series: Series,
+    observed: Observed,
+    entropy: Option<f64>,
+    period: Option<(Duration, f64)>,
+    phase_began: Monotonic,
+    began: Monotonic,
+}
+
+impl Profile {
+    /// Of a machine with so many pages of RAM.
+    pub fn new(pages: u32, now: Monotonic) -> Self {
+        Self {
+            epoch_began: now,
+            epochs: 0,
+            reads: 0,
+            writes: 0,
+            recent: Recent::default(),
+            streams: Streams::default(),
+            reuse: Reuse::default(),
+            spread: Spread::new(pages),
+            series: Series::default(),
+            observed: Observed::default(),
+            entropy: None,
+            period: None,
+            phase_began: now,
+            began: now,
+        }
+    }
+
+    /// An access that stands for `weight` of them.
+    pub fn access(&mut self, page: PageIndex, write: bool, time: Monotonic, weight: u32) {
+        *(if write { &mut self.writes } else { &mut self.reads }) += u64::from(weight);
+        self.streams.access(page, weight.into());
+        self.reuse.access(page, time, weight);
+        self.spread.access(page, weight.into());
+    }
+
+    /// Whether the running epoch is over.
+    pub fn is_due(&self, now: Monotonic) -> bool {
+        now.since(self.epoch_began) >= EPOCH
+    }
+
+    pub fn end_epoch(&mut self, now: Monotonic, observed: Observed) {
+        let length = now.since(self.epoch_began).as_secs_f64();
+        let (reads, writes) =
+            (std::mem::take(&mut self.reads) as f64, std::mem::take(&mut self.writes) as f64);
+        // Since a process does not use less and less, the first time nothing is known of an epoch.
+        let used = |total: fn(&Usage) -> f64| match (&self.observed.usage, &observed.usage) {
+            (Some(before), Some(now)) => (total(now) - total(before)).max(0.0),
+            _ => 0.0,
+        };
+        let steps = self.streams.take();
+        let Recent { seconds, reads: r, writes: w, steps: s, cpu_seconds, read_bytes, written_bytes } =
+            self.recent;
+        let faded = |before: f64, now: f64| before * FADE_RATES + now;
+        self.recent = Recent {
+            seconds: faded(seconds, length),
+            reads: faded(r, reads),
+            writes: faded(w, writes),
+            steps: Steps {
+                sequential: faded(s.sequential, steps.sequential),
+                strided: faded(s.strided, steps.strided),
+                other: faded(s.other, steps.other),
+            },
+            cpu_seconds: faded(cpu_seconds, used(|usage| usage.cpu.as_secs_f64())),
+            read_bytes: faded(read_bytes, used(|usage| usage.read_bytes as f64)),
+            written_bytes: faded(written_bytes, used(|usage| usage.written_bytes as f64)),
+        };
+        self.reuse.fade(FADE_REUSE);
+        let phases = self.spread.phase_changes();
+        self.entropy = self.spread.end_epoch();
+        if self.spread.phase_changes() > phases {
+            self.phase_began = self.epoch_began;
+        }
+        let [_, minute, ..] = observed.working_sets;
+        self.series.push(Point {
+            rate: ((reads + writes) / length.max(f64::EPSILON)) as f32,
+            working_set: u32::try_from(minute).unwrap_or(u32::MAX),
+        });
+        self.observed = observed;
+        self.epochs += 1;
+        // Six times a minute would be in vain, and it takes the longest of all this.
+        if self.epochs.is_multiple_of(6) {
+            self.period = self.series.period();
+        }
+        self.epoch_began = now;
+    }
+
+    /// Epochs so far: before the first one is over nothing else is known.
+    pub fn epochs(&self) -> u64 {
+        self.epochs
+    }
+
+    /// Reads and writes a second, as far as they are seen.
+    pub fn rates(&self) -> (f64, f64) {
+        (self.per_second(self.recent.reads), self.per_second(self.recent.writes))
+    }
+
+    /// Shares of accesses, 0 to 1, that follow a walk page by page, and one in steps. None where there are no accesses.
+    pub fn sequential(&self) -> Option<(f64, f64)> {
+        let Steps { sequential, strided, .. } = self.recent.steps;
+        let total = self.recent.steps.total();
+        (total > 0.0).then(|| (sequential / total, strided / total))
+    }
+
+    /// Pages that were used within each of [`HORIZONS`]; none for those for which it was not watched long enough: a page that was found and not
+    /// accessed yet is as if accessed when it was found.
+    pub fn working_sets(&self) -> [Option<u64>; HORIZONS.len()] {
+        let watched = self.epoch_began.since(self.began);
+        let mut horizons = HORIZONS.iter();
+        self.observed
+            .working_sets
+            .map(|pages| horizons.next().filter(|horizon| watched > **horizon + EPOCH).map(|_| pages))
+    }
+
+    /// See [`Reuse::miss_ratio`].
+    pub fn miss_ratio(&self, pages: u64) -> Option<f64> {
+        self.reuse.miss_ratio(pages)
+    }
+
+    /// Milliseconds after which this share of repeated accesses came.
+    pub fn reuse_time(&self, share: f64) -> Option<u64> {
+        self.reuse.time(share)
+    }
+
+    /// Of the last epoch's accesses over blocks, bits.
+    pub fn entropy(&self) -> Option<f64> {
+        self.entropy
+    }
+
+    /// After how long its accesses come and go again, and how alike that is, 0.5 to 1.
+    pub fn period(&self) -> Option<(Duration, f64)> {
+        self.period
+    }
+
+    /// How often it began to work on other parts of its RAM, and how long ago the last time was, or the first access.
+    pub fn phases(&self, now: Monotonic) -> (u64, Duration) {
+        (self.spread.phase_changes(), now.since(self.phase_began))
+    }
+
+    /// Processors that the process keeps busy, 1 for one.
+    pub fn cpus(&self) -> f64 {
+        self.per_second(self.recent.cpu_seconds)
+    }
+
+    /// Bytes a second that the process reads from and writes to disks.
+    pub fn disk_rates(&self) -> (f64, f64) {
+        (self.per_second(self.recent.read_bytes), self.per_second(self.recent.written_bytes))
+    }
+
+    /// What the process held when that was looked at last.
+    pub fn usage(&self) -> Option<Usage> {
+        self.observed.usage
+    }
+
+    /// The last hour, one point an epoch, oldest first.
+    pub fn hour(&self) -> impl ExactSizeIterator<Item = Point> {
+        self.series.hour()
+    }
+
+    fn per_second(&self, sum: f64) -> f64 {
+        if self.recent.seconds > 0.0 { sum / self.recent.seconds } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Monotonic {
+        Monotonic::default().after(Duration::from_secs_f64(seconds))
+    }
+
+    /// One in four is a write; pages in order.
+    fn steady(epochs: u64) -> Profile {
+        let mut profile = Profile::new(4096, at(0.0));
+        for epoch in 0..epochs {
+            for access in 0..1000u32 {
+                let time = at(epoch as f64 * 10.0 + f64::from(access) / 100.0);
+                profile.access(access, access % 4 == 0, time, 2);
+            }
+            let usage =
+                Usage { cpu: Duration::from_secs(5 * epoch), read_bytes: epoch << 20, ..Usage::default() };
+            let observed = Observed { working_sets: [1000, 1000, 1000, 1000], usage: Some(usage) };
+            assert!(!profile.is_due(at(epoch as f64 * 10.0 + 9.9)));
+            assert!(profile.is_due(at(epoch as f64 * 10.0 + 10.0)));
+            profile.end_epoch(at(epoch as f64 * 10.0 + 10.0), observed);
+        }
+        profile
+    }
+
+    #[test]
+    fn a_steady_machine_is_described_as_it_is() {
+        let profile = steady(30);
+        let (reads, writes) = profile.rates();
+        assert!((reads - 150.0).abs() < 1.0 && (writes - 50.0).abs() < 1.0, "{reads} {writes}");
+        let (sequential, strided) = profile.sequential().unwrap();
+        assert!(sequential > 0.99 && strided < 0.01, "{sequential} {strided}");
+        assert!(profile.miss_ratio(700).unwrap() > 0.95);
+        assert!(profile.miss_ratio(1100).unwrap() < 0.1);
+        let again = profile.reuse_time(0.5).unwrap();
+        assert!((8000..=10_000).contains(&again), "{again} ms");
+        assert_eq!(profile.entropy().map(f64::round), Some(1.0), "1,000 pages are two blocks");
+        assert_eq!(profile.phases(at(300.0)), (0, Duration::from_secs(300)));
+        assert_eq!(profile.period(), None);
+        assert!((profile.cpus() - 0.5).abs() < 0.01, "{}", profile.cpus());
+        assert!((profile.disk_rates().0 - (1 << 20) as f64 / 10.0).abs() < 2000.0);
+        assert_eq!(profile.hour().len(), 30);
+        assert_eq!(profile.working_sets(), [Some(1000), Some(1000), None, None], "after five minutes");
+    }
+
+    #[test]
+    fn of_a_machine_that_does_nothing_nothing_is_said() {
+        let mut profile = Profile::new(4096, at(0.0));
+        profile.end_epoch(at(10.0), Observed::default());
+        assert_eq!((profile.rates(), profile.sequential()), ((0.0, 0.0), None));
+        assert_eq!((profile.miss_ratio(1), profile.reuse_time(0.5), profile.entropy()), (None, None, None));
+        assert_eq!((profile.cpus(), profile.usage()), (0.0, None));
+    }
+
+    #[test]
+    fn what_was_is_forgotten() {
+        let mut profile = steady(30);
+        for epoch in 30..60 {
+            profile.end_epoch(at(epoch as f64 * 10.0 + 10.0), Observed::default());
+        }
+        let (reads, _) = profile.rates();
+        assert!(reads < 1.0, "{reads}");
+    }
+}

@@ -1,0 +1,232 @@
+//! How soon a machine accesses a page again: after how much time, and after how many other pages. The latter is its miss-ratio curve.
+//!
+//! Spatial sampling with a bound on memory (SHARDS, Waldspurger et al., FAST 2015): a page is looked at if its hash is below a limit, always or never;
+//! where there would be too many the limit is lowered. With a share R of all pages looked at, a distance of d sampled pages stands for d / R,
+//! and a sampled access for 1 / R. What is then missing or too much of all accesses is taken as accesses of the nearest distance, as there.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::fenwick::Fenwick;
+use super::histogram::LogHistogram;
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+
+/// Most pages that are looked at.
+const PAGES: usize = 2048;
+/// Accesses of these until their order is numbered anew.
+const ORDER: usize = 8 * PAGES;
+
+/// Accesses of a machine's pages, sampled.
+#[derive(Debug)]
+pub struct Reuse {
+    /// Pages whose hash is below are looked at.
+    limit: u64,
+    pages: HashMap<PageIndex, Last>,
+    by_hash: BTreeSet<(u32, PageIndex)>,
+    /// Which numbers of the order are a page's last.
+    order: Fenwick,
+    next: usize,
+    distances: LogHistogram,
+    times: LogHistogram,
+    /// Weight of accesses of pages that were not accessed before.
+    first: f32,
+    /// Weight of all accesses, whether looked at or not.
+    accesses: f32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    number: usize,
+    time: Monotonic,
+}
+
+impl Default for Reuse {
+    fn default() -> Self {
+        Self {
+            limit: 1 << 32,
+            pages: HashMap::new(),
+            by_hash: BTreeSet::new(),
+            order: Fenwick::new(ORDER),
+            next: 0,
+            distances: LogHistogram::default(),
+            times: LogHistogram::default(),
+            first: 0.0,
+            accesses: 0.0,
+        }
+    }
+}
+
+impl Reuse {
+    pub fn access(&mut self, page: PageIndex, time: Monotonic, weight: u32) {
+        self.accesses += weight as f32;
+        let hash = hash(page);
+        if u64::from(hash) >= self.limit {
+            return;
+        }
+        if self.next == ORDER {
+            self.number_anew();
+        }
+        let weight = weight as f32 * ((1u64 << 32) as f32 / self.limit as f32);
+        match self.pages.insert(page, Last { number: self.next, time }) {
+            Some(last) => {
+                let between = self.order.sum(last.number + 1..self.next);
+                self.order.add(last.number, -1);
+                self.distances.add((u64::from(between) << 32) / self.limit, weight);
+                let ms = time.since(last.time).as_millis();
+                self.times.add(u64::try_from(ms).unwrap_or(u64::MAX), weight);
+            }
+            None => {
+                self.first += weight;
+                self.by_hash.insert((hash, page));
+            }
+        }
+        self.order.add(self.next, 1);
+        self.next += 1;
+        if self.pages.len() > PAGES
+            && let Some((hash, page)) = self.by_hash.pop_last()
+        {
+            self.limit = hash.into();
+            self.forget(page);
+            // Others may have the same hash.
+            while let Some((_, page)) = self.by_hash.last().copied().filter(|(other, _)| *other == hash) {
+                self.by_hash.pop_last();
+                self.forget(page);
+            }
+        }
+    }
+
+    /// Has what was before count less.
+    pub fn fade(&mut self, by: f32) {
+        self.distances.fade(by);
+        self.times.fade(by);
+        self.first *= by;
+        self.accesses *= by;
+    }
+
+    /// The share of accesses that would have to wait if so many pages, the last ones accessed, were in memory; 0 to 1. None while there are no
+    /// accesses. A page's first access always waits.
+    pub fn miss_ratio(&self, pages: u64) -> Option<f64> {
+        let known = f64::from(self.accesses);
+        let misses = self.distances.from(pages.max(1)) + f64::from(self.first);
+        (known > 0.0).then(|| (misses / known).min(1.0))
+    }
+
+    /// The time in milliseconds after which at most this share of repeated accesses came; none while there are none.
+    pub fn time(&self, share: f64) -> Option<u64> {
+        self.times.quantile(share)
+    }
+
+    fn forget(&mut self, page: PageIndex) {
+        if let Some(last) = self.pages.remove(&page) {
+            self.order.add(last.number, -1);
+        }
+    }
+
+    fn number_anew(&mut self) {
+        let mut pages: Vec<_> = self.pages.values_mut().collect();
+        pages.sort_unstable_by_key(|last| last.number);
+        self.order = Fenwick::new(ORDER);
+        for (number, last) in pages.into_iter().enumerate() {
+            last.number = number;
+            self.order.add(number, 1);
+        }
+        self.next = self.pages.len();
+    }
+}
+
+/// Mixes the number of a page (the finalizer of MurmurHash3, by Austin Appleby, public domain).
+fn hash(page: PageIndex) -> u32 {
+    let mut hash = page ^ 0x9e37_79b9;
+    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// The exact miss ratio of a memory of so many pages, least recently used going first.
+    fn exact(accesses: &[PageIndex], pages: usize) -> f64 {
+        let mut stack: VecDeque<PageIndex> = VecDeque::new();
+        let mut misses = 0;
+        for page in accesses {
+            match stack.iter().position(|other| other == page) {
+                Some(at) if at < pages => {
+                    stack.remove(at);
+                }
+                Some(at) => {
+                    stack.remove(at);
+                    misses += 1;
+                }
+                None => misses += 1,
+            }
+            stack.push_front(*page);
+        }
+        misses as f64 / accesses.len() as f64
+    }
+
+    fn sampled(accesses: &[PageIndex]) -> Reuse {
+        let mut reuse = Reuse::default();
+        for (at, page) in (0..).zip(accesses) {
+            reuse.access(*page, Monotonic(at * 1_000_000), 1);
+        }
+        reuse
+    }
+
+    /// Third powers of uniform numbers: low pages are far more likely.
+    fn skewed(pages: u32, count: usize) -> Vec<PageIndex> {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let uniform = u128::from(state >> 40);
+            (u128::from(pages) * uniform.pow(3)) >> 72
+        };
+        (0..count).map(|_| PageIndex::try_from(next()).unwrap()).collect()
+    }
+
+    #[test]
+    fn few_pages_have_their_exact_curve() {
+        let accesses = skewed(1500, 6000);
+        let reuse = sampled(&accesses);
+        for pages in [1, 64, 256, 1024] {
+            let (found, exact) = (reuse.miss_ratio(pages).unwrap(), exact(&accesses, pages as usize));
+            assert!((found - exact).abs() < 0.005, "{pages} pages: {found} for {exact}");
+        }
+    }
+
+    #[test]
+    fn of_many_pages_a_sample_tells_the_curve() {
+        let accesses = skewed(60_000, 60_000);
+        let reuse = sampled(&accesses);
+        assert!(reuse.limit < 1 << 31, "sampled");
+        for pages in [2048, 8192, 16_384] {
+            let (found, exact) = (reuse.miss_ratio(pages).unwrap(), exact(&accesses, pages as usize));
+            assert!((found - exact).abs() < 0.04, "{pages} pages: {found} for {exact}");
+        }
+    }
+
+    #[test]
+    fn a_loop_waits_for_every_page_until_it_fits() {
+        let accesses: Vec<PageIndex> = (0..20).flat_map(|_| 0..1000).collect();
+        let reuse = sampled(&accesses);
+        assert!(reuse.miss_ratio(700).unwrap() > 0.99);
+        assert!(reuse.miss_ratio(1100).unwrap() < 0.06);
+        let again = reuse.time(0.5).unwrap();
+        assert!((800..=1000).contains(&again), "a page comes again after a second: {again} ms");
+    }
+
+    #[test]
+    fn what_is_old_counts_less() {
+        let mut reuse = sampled(&(0..10).flat_map(|_| 0..100).collect::<Vec<_>>());
+        for epoch in 0..20 {
+            reuse.fade(0.5);
+            for access in 0..100 {
+                reuse.access(500, Monotonic((epoch * 100 + access) * 1_000_000 + 10_000_000_000), 1);
+            }
+        }
+        assert!(reuse.miss_ratio(1).unwrap() < 0.01, "one page is all it needs now");
+    }
+}

@@ -1,0 +1,158 @@
+//! A series of measurements that gets coarser with age: an hour by 10 s, a day by the minute, a week by 10 min.
+//!
+//! In: one point an epoch. Out: the points of each resolution, oldest first; the period that a series has, if it has one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Length of an epoch.
+pub const EPOCH: Duration = Duration::from_secs(10);
+/// Epochs in a point, and points that are kept, finest first.
+const LEVELS: [(u32, usize); 3] = [(1, 360), (6, 1440), (60, 1008)];
+/// Least correlation of a series with itself a period earlier.
+const CORRELATED: f64 = 0.5;
+/// Periods that a series must have held to have one.
+const PERIODS_LEAST: usize = 3;
+/// A correlation this near to the highest one is as good, so that a multiple is not taken for the period.
+const NEARLY: f64 = 0.9;
+
+/// What was measured in a span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Point {
+    /// Accesses a second, the mean.
+    pub rate: f32,
+    /// Working set in pages, the highest.
+    pub working_set: u32,
+}
+
+/// Points of one resolution, and the one that is not complete.
+#[derive(Clone, Debug, Default)]
+struct Level {
+    points: VecDeque<Point>,
+    sum: f32,
+    most: u32,
+    epochs: u32,
+}
+
+/// The series of one machine.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    levels: [Level; LEVELS.len()],
+}
+
+impl Series {
+    pub fn push(&mut self, point: Point) {
+        for (level, (epochs, most)) in self.levels.iter_mut().zip(LEVELS) {
+            level.sum += point.rate;
+            level.most = level.most.max(point.working_set);
+            level.epochs += 1;
+            if level.epochs == epochs {
+                let point = Point { rate: level.sum / epochs as f32, working_set: level.most };
+                if level.points.len() == most {
+                    level.points.pop_front();
+                }
+                let points = std::mem::take(&mut level.points);
+                *level = Level { points, ..Level::default() };
+                level.points.push_back(point);
+            }
+        }
+    }
+
+    /// The points of the last hour, one an epoch, oldest first.
+    pub fn hour(&self) -> impl ExactSizeIterator<Item = Point> {
+        self.levels[0].points.iter().copied()
+    }
+
+    /// After how long its accesses come and go again, and how alike that is, 0.5 to 1; by the finest resolution that shows it. None where it does not.
+    pub fn period(&self) -> Option<(Duration, f64)> {
+        self.levels.iter().zip(LEVELS).find_map(|(level, (epochs, _))| {
+            let rates: Vec<f64> = level.points.iter().map(|point| f64::from(point.rate)).collect();
+            let (lag, correlation) = period(&rates)?;
+            Some((EPOCH * epochs * u32::try_from(lag).ok()?, correlation))
+        })
+    }
+}
+
+/// The lag at which a series is most like itself, and its autocorrelation there.
+fn period(values: &[f64]) -> Option<(usize, f64)> {
+    let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let centred: Vec<f64> = values.iter().map(|value| value - mean).collect();
+    let variance = centred.iter().map(|value| value * value).sum::<f64>() / centred.len().max(1) as f64;
+    // A rate that hardly varies has no period, whatever its last digits do.
+    if variance <= (0.05 * mean).powi(2) {
+        return None;
+    }
+    let at = |lag: usize| {
+        let pairs = centred.iter().zip(centred.get(lag..).unwrap_or_default());
+        let product: f64 = pairs.map(|(before, now)| before * now).sum();
+        product / ((centred.len() - lag) as f64 * variance)
+    };
+    let correlations: Vec<f64> = (0..=values.len() / PERIODS_LEAST).map(at).collect();
+    // A series that changes slowly is like itself a moment ago: a period comes after it was not.
+    let first = correlations.iter().position(|correlation| *correlation < 0.0)?;
+    let best = correlations.iter().skip(first).copied().fold(0.0, f64::max);
+    let peaks =
+        correlations.windows(3).enumerate().skip(first).filter(|(_, near)| near[1] >= near[0].max(near[2]));
+    let found = peaks
+        .map(|(before, near)| (before + 1, near[1]))
+        .find(|(_, correlation)| *correlation >= NEARLY * best);
+    found.filter(|(_, correlation)| *correlation >= CORRELATED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(rates: impl Iterator<Item = f32>) -> Series {
+        let mut series = Series::default();
+        rates.for_each(|rate| series.push(Point { rate, working_set: 0 }));
+        series
+    }
+
+    /// Numbers from 0 to 255 that have nothing to do with each other.
+    fn noise() -> impl FnMut() -> f32 {
+        let mut state = 1u32;
+        move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as f32
+        }
+    }
+
+    #[test]
+    fn older_points_are_coarser_and_there_are_never_more_than_so_many() {
+        let mut series = Series::default();
+        for epoch in 0..100_000u32 {
+            series.push(Point { rate: (epoch % 60) as f32, working_set: epoch % 60 });
+        }
+        let lens = series.levels.each_ref().map(|level| level.points.len());
+        assert_eq!(lens, LEVELS.map(|(_, most)| most));
+        assert_eq!(series.hour().last(), Some(Point { rate: 39.0, working_set: 39 }));
+        let ten_minutes = series.levels[2].points.back().unwrap();
+        assert_eq!((ten_minutes.rate, ten_minutes.working_set), (29.5, 59));
+    }
+
+    #[test]
+    fn a_period_is_found_at_the_resolution_that_shows_it() {
+        let mut noise = noise();
+        // Two minutes of work in every eight.
+        let minutes = series((0..360).map(|epoch| noise() + if epoch % 48 < 12 { 1000.0 } else { 0.0 }));
+        let (period, correlation) = minutes.period().unwrap();
+        assert_eq!(period, Duration::from_mins(8));
+        assert!(correlation > 0.8, "{correlation}");
+        // An hour in every six: an hour's points show nothing of it.
+        let hours = series((0..8640).map(|epoch| noise() + if epoch % 2160 < 360 { 1000.0 } else { 0.0 }));
+        assert_eq!(hours.period().unwrap().0, Duration::from_hours(6));
+    }
+
+    #[test]
+    fn what_has_no_period_is_given_none() {
+        assert_eq!(Series::default().period(), None);
+        assert_eq!(series((0..360).map(|_| 7.0)).period(), None, "steady");
+        assert_eq!(series((0..360).map(|epoch| epoch as f32)).period(), None, "a trend");
+        let mut noise = noise();
+        let noise = series((0..360).map(|_| noise()));
+        assert_eq!(noise.period(), None, "noise");
+        let once = series((0..360).map(|epoch| if epoch == 100 { 1000.0 } else { 1.0 }));
+        assert_eq!(once.period(), None, "a single burst");
+    }
+}
