@@ -1,5 +1,5 @@
 //! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! all of `cargo xtask bench prefetch` and `tracking`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! most of `cargo xtask bench prefetch`, `tracking` and `profile`. Those that need a whole virtual host are in `tests/lab/bench`.
 //!
 //! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
 //! measured; a bad figure is a figure.
@@ -13,6 +13,7 @@ mod host;
 mod mix;
 mod placement;
 mod prefetch;
+mod profile;
 mod restart;
 mod similar;
 mod storm;
@@ -55,8 +56,9 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "files" => files::measure(results, quick),
         "fault" => events::measure_one(results, quick),
         "events" => events::measure(results, quick),
+        "cost" => profile::cost(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"
         ),
     }
 }

@@ -10,6 +10,7 @@ mod priority;
 mod skew;
 mod slowdown;
 mod window;
+mod working_set;
 
 /// Whether fewer and shorter measurements will do.
 fn quick() -> bool {

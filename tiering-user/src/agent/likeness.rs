@@ -101,6 +101,16 @@ impl Likeness {
         }
     }
 
+    /// `vm` behaves like this, by its profile.
+    fn behaves(&mut self, vm: VmId, behaviour: &[f32]) {
+        if let Some(drawn) = self.drawn.get_mut(&vm)
+            && drawn.portrait.behaviour.as_deref() != Some(behaviour)
+        {
+            drawn.portrait.behaviour = Some(behaviour.to_vec());
+            drawn.changed = true;
+        }
+    }
+
     /// The machines whose portraits are to be drawn anew now: few at a time, and all of them in a generation.
     pub(super) fn outdated(&self, now: Monotonic) -> Vec<VmId> {
         let turns = (GENERATION.as_secs() / COMPARE_EVERY.as_secs()) as usize;
@@ -203,6 +213,9 @@ impl State {
             }
             for vm in tenant.members.clone() {
                 let Some(machine) = self.machines.get_mut(&vm) else { continue };
+                if let Some(behaviour) = machine.profile.vector() {
+                    tenant.likeness.behaves(vm, behaviour);
+                }
                 for (leader, used, ended) in machine.stages.take_ends() {
                     if self.config.prefetch.feedback {
                         tenant.likeness.learn(leader, vm, used, ended);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::machine::Machine;
 use super::state::State;
 use super::watch::{Look, Rearmed};
-use crate::bpf::{Delivery, Faults, Source};
+use crate::bpf::Faults;
 use crate::sys::{self, PAGE_BYTES};
 use crate::telemetry::status::RearmStatus;
 use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, PageRun, Place, Seconds};
@@ -92,7 +92,7 @@ impl State {
 
     /// Whether accesses to mapped pages can be made to show, as far as that does not depend on the machine.
     pub(super) fn look_whether_to_rearm(&mut self, faults: &Faults) {
-        self.may_rearm = matches!(faults.rearming().delivery(), Delivery::Active(_));
+        self.shown_access = faults.rearming().cost();
     }
 
     /// Why a machine's mapped pages do not show their accesses in rounds.
@@ -104,7 +104,7 @@ impl State {
         if !self.config.tracking.rearm {
             return Some("switched off (tracking.rearm)".to_owned());
         }
-        if !self.may_rearm {
+        if self.shown_access.is_none() {
             return Some("see the source `rearming`".to_owned());
         }
         if let Some(why_not) = machine.why_not_armed() {
@@ -140,6 +140,8 @@ impl State {
             every: every.clamp(EVERY_LEAST, EVERY_MOST),
             pause: tracking.rearm_pause.0,
             overhead: tracking.rearm_cost.0 / 100.0,
+            // Where none can be made to show there are no rounds.
+            access: self.shown_access.unwrap_or_default(),
         }
     }
 }

@@ -75,8 +75,8 @@ pub(super) struct State {
     /// Has DAMON watch machines, and what it watches now.
     pub damon: Worker,
     pub region_watch: RegionWatch,
-    /// Pages can be made to show their accesses anew.
-    pub may_rearm: bool,
+    /// What it costs a machine that an access to a mapped page shows; none where none can be made to.
+    pub shown_access: Option<Duration>,
     /// What may still come up to the first tier in this second.
     pub promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
@@ -141,7 +141,7 @@ impl State {
             may_map_stages: false,
             damon,
             region_watch: RegionWatch::default(),
-            may_rearm: false,
+            shown_access: None,
             promotable_pages: 0,
             status_due: false,
             memory: Memory::default(),

@@ -22,7 +22,7 @@ use self::series::Series;
 use self::spread::Spread;
 use self::streams::{Steps, Streams};
 use crate::sys::Monotonic;
-use crate::tiermap::PageIndex;
+use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
 pub use self::series::{EPOCH, Point};
 pub use crate::vm::Usage;
@@ -74,6 +74,8 @@ pub struct Profile {
     period: Option<(Duration, f64)>,
     phase_began: Monotonic,
     began: Monotonic,
+    pages: u32,
+    vector: Option<Vec<f32>>,
 }
 
 impl Profile {
@@ -94,6 +96,8 @@ impl Profile {
             period: None,
             phase_began: now,
             began: now,
+            pages,
+            vector: None,
         }
     }
 
@@ -154,6 +158,7 @@ impl Profile {
             self.period = self.series.period();
         }
         self.epoch_began = now;
+        self.vector = self.describe();
     }
 
     /// Epochs so far: before the first one is over nothing else is known.
@@ -228,6 +233,32 @@ impl Profile {
         self.series.hour()
     }
 
+    /// All of this as a vector, for comparison with that of another machine: each component from -1 to 1, 0 in the middle of what is usual.
+    /// As of the end of the last epoch; none while there are no accesses.
+    pub fn vector(&self) -> Option<&[f32]> {
+        self.vector.as_deref()
+    }
+
+    fn describe(&self) -> Option<Vec<f32>> {
+        let (sequential, strided) = self.sequential()?;
+        let (reads, writes) = self.rates();
+        let blocks = f64::from(self.pages.div_ceil(BLOCK_PAGES)).log2().max(1.0);
+        let miss_ratio = |halves: u32| self.miss_ratio(u64::from(self.pages) >> halves);
+        let misses = [1, 2, 3, 4, 6, 8].map(|halves| miss_ratio(halves).unwrap_or(1.0));
+        let again = self.reuse_time(0.5).map_or(1.0, |ms| (ms as f64).max(1.0).log2() / 20.0);
+        let shares = [
+            (reads + writes).max(1.0).log10() / 5.0,
+            writes / (reads + writes).max(f64::EPSILON),
+            sequential,
+            strided,
+            again,
+            self.entropy.unwrap_or(0.0) / blocks,
+            self.cpus() / 4.0,
+        ];
+        let centred = |share: f64| (2.0 * share.clamp(0.0, 1.0) - 1.0) as f32;
+        Some(shares.into_iter().chain(misses).map(centred).collect())
+    }
+
     fn per_second(&self, sum: f64) -> f64 {
         if self.recent.seconds > 0.0 { sum / self.recent.seconds } else { 0.0 }
     }
@@ -286,6 +317,31 @@ mod tests {
         assert_eq!((profile.rates(), profile.sequential()), ((0.0, 0.0), None));
         assert_eq!((profile.miss_ratio(1), profile.reuse_time(0.5), profile.entropy()), (None, None, None));
         assert_eq!((profile.cpus(), profile.usage()), (0.0, None));
+    }
+
+    #[test]
+    fn machines_that_behave_alike_have_like_vectors() {
+        let other = |stride: u32, write_every: u32| {
+            let mut profile = Profile::new(4096, at(0.0));
+            for epoch in 0..30 {
+                for access in 0..1000u32 {
+                    let page = access.wrapping_mul(stride) % 4096;
+                    profile.access(page, access % write_every == 0, at(f64::from(epoch) * 10.0), 2);
+                }
+                profile.end_epoch(at(f64::from(epoch) * 10.0 + 10.0), Observed::default());
+            }
+            profile
+        };
+        let cosine = |one: &Profile, other: &Profile| {
+            let (one, other) = (one.vector().unwrap(), other.vector().unwrap());
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            dot(one, other) / (dot(one, one) * dot(other, other)).sqrt()
+        };
+        let (walk, scattered) = (other(1, 4), other(1_664_525, 1));
+        assert!(cosine(&walk, &other(1, 5)) > 0.99);
+        assert!(cosine(&walk, &scattered) < 0.8, "{}", cosine(&walk, &scattered));
+        assert!(Profile::new(4096, at(0.0)).vector().is_none());
+        assert!(walk.vector().unwrap().iter().all(|value| (-1.0..=1.0).contains(value)));
     }
 
     #[test]

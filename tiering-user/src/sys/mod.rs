@@ -13,6 +13,7 @@ mod numa;
 mod pagemap;
 mod process_memory;
 mod rearm;
+mod shown_access;
 mod swap;
 mod wake;
 mod zero_pages;
@@ -28,6 +29,7 @@ pub use process_memory::{
     Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,
 };
 pub use rearm::{can_rearm, rearm};
+pub use shown_access::shown_access;
 pub use swap::{SWAP_PRIORITY_MAX, swap_off, swap_on};
 pub use wake::wake_on;
 pub use zero_pages::ZeroPages;

@@ -3,16 +3,11 @@
 //! A round begins with all pages of a machine re-armed: from then on the first access to each shows. In: what a round cost and showed. Out:
 //! whether the next one is due. Rounds come further apart where they show the same pages again and again, and at once where pages show up
 //! that the last one had not. Pure: time is an argument.
-//!
-//! # Limits
-//! What a shown access costs the guest is not measured: [`FAULT`] stands for it.
 
 use std::time::Duration;
 
 use crate::sys::Monotonic;
 
-/// Taken for the time that a guest loses by one access that shows. KVM has nothing to wait for: the page is in memory.
-const FAULT: Duration = Duration::from_micros(2);
 /// Taken for the time that re-arming one entry of a page table takes, until it was measured (265 ns on Linux 6.18).
 const ENTRY: Duration = Duration::from_nanos(265);
 /// After re-arming that took longer than it may it is not tried again for so long.
@@ -38,6 +33,8 @@ pub struct Limits {
     pub pause: Duration,
     /// Share of its time that a machine may lose, 0 to 1.
     pub overhead: f64,
+    /// What it costs a machine that an access shows.
+    pub access: Duration,
 }
 
 /// Pages in memory that a round showed, once it is over.
@@ -124,7 +121,7 @@ impl Rounds {
             return Turn::Resting;
         }
         let Some(last) = self.last_began else { return Turn::Due };
-        let least = limits.every.max(self.affordable(pause, limits.overhead));
+        let least = limits.every.max(self.affordable(pause, limits));
         let hurries = self.began.is_none() || self.has_changed();
         let wanted = if hurries { least } else { least.max(limits.every * self.stretch.max(1)) };
         if now.since(last) + LOOK_EVERY / 2 >= wanted { Turn::Due } else { Turn::NotYet }
@@ -132,7 +129,7 @@ impl Rounds {
 
     /// How long from one round to the next, as things are.
     pub fn every(&self, entries: u64, limits: &Limits, now: Monotonic) -> Duration {
-        let least = limits.every.max(self.affordable(self.estimate(entries, limits, now), limits.overhead));
+        let least = limits.every.max(self.affordable(self.estimate(entries, limits, now), limits));
         least.max(limits.every * self.stretch.max(1))
     }
 
@@ -210,9 +207,9 @@ impl Rounds {
     }
 
     /// Rounds that take a machine this long, and cost it what the last one did, leave it its share of the time.
-    fn affordable(&self, pause: Duration, overhead: f64) -> Duration {
-        let faults = FAULT.mul_f64(self.last_faults as f64);
-        Duration::try_from_secs_f64((pause + faults).as_secs_f64() / overhead).unwrap_or(Duration::MAX)
+    fn affordable(&self, pause: Duration, limits: &Limits) -> Duration {
+        let shown = limits.access.mul_f64(self.last_faults as f64);
+        Duration::try_from_secs_f64((pause + shown).as_secs_f64() / limits.overhead).unwrap_or(Duration::MAX)
     }
 }
 
@@ -224,8 +221,12 @@ fn many(changed: u64, of: u64) -> bool {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { every: Duration::from_secs(10), pause: Duration::from_millis(10), overhead: 0.005 };
+    const LIMITS: Limits = Limits {
+        every: Duration::from_secs(10),
+        pause: Duration::from_millis(10),
+        overhead: 0.005,
+        access: Duration::from_micros(2),
+    };
     /// Its estimate is 2.65 ms.
     const ENTRIES: u64 = 10_000;
     const STEADY: Shown = Shown { used: 1000, ended: 0 };

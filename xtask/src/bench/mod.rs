@@ -6,6 +6,7 @@
 
 mod part;
 mod prefetch;
+mod profile;
 mod tiers;
 mod tracking;
 
@@ -41,6 +42,8 @@ enum Name {
     Prefetch,
     /// Seeing accesses: what it costs, and how many
     Tracking,
+    /// Knowing machines: how right it is, and what it costs
+    Profile,
 }
 
 impl Name {
@@ -49,6 +52,7 @@ impl Name {
             Self::Tiers => &tiers::PARTS,
             Self::Prefetch => &prefetch::PARTS,
             Self::Tracking => &tracking::PARTS,
+            Self::Profile => &profile::PARTS,
         }
     }
 
@@ -57,6 +61,7 @@ impl Name {
             Self::Tiers => "tiers",
             Self::Prefetch => "prefetch",
             Self::Tracking => "tracking",
+            Self::Profile => "profile",
         }
     }
 }

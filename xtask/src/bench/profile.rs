@@ -1,0 +1,16 @@
+//! `cargo xtask bench profile`: its parts. What they measure is told in docs/benchmarks.md.
+
+use super::part::{Part, Place};
+
+pub const PARTS: [Part; 2] = [
+    Part {
+        name: "cost",
+        about: "what it takes to keep a machine's profile: time an access and an epoch, and memory",
+        place: Place::Here,
+    },
+    Part {
+        name: "working-set",
+        about: "what the profile says of the working sets of KVM guests, against what they did",
+        place: Place::Lab { test: "bench::working_set::bench_working_set" },
+    },
+];
