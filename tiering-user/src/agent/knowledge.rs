@@ -13,11 +13,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::histories::Histories;
 use super::machine::{Machine, Moved};
 use super::tapes::Tapes;
 use super::tenants::Tenants;
 use crate::predict::Position;
 use crate::store::Record;
+use crate::sys::unix_seconds;
 use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::vm::{ProcessKey, Vm};
@@ -60,6 +62,8 @@ pub(super) struct Knowledge {
     pub before: Moved,
     /// Up to where its tape is kept; written by [`Tapes`].
     pub tape_kept: Position,
+    /// Epochs of its profile when its history was kept; written by [`Histories`].
+    pub history_kept: u64,
 }
 
 impl Knowledge {
@@ -114,6 +118,7 @@ pub(super) struct Memory {
     /// What must be written down beside the machines that are there.
     due: Vec<Record>,
     tapes: Tapes,
+    histories: Histories,
 }
 
 impl Memory {
@@ -143,14 +148,15 @@ impl Memory {
         }
         let (tapes, keys) = Tapes::load(names, &read, |identity| memory.known.contains_key(identity));
         memory.tapes = tapes;
+        memory.histories = Histories::load(names, &read, |identity| memory.known.contains_key(identity));
         let (tenants, outdated) = Tenants::load(keys, names, read);
         memory.due.extend(outdated);
         (memory, tenants)
     }
 
-    /// A machine has come beside these: it goes on with its tape, or has that of its earlier self. Of two machines of one
+    /// A machine has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of two machines of one
     /// identity that are there at once, neither is the other one's earlier self.
-    pub(super) fn recall_tape<'a>(
+    pub(super) fn recall_past<'a>(
         &mut self,
         machine: &mut Machine,
         mut others: impl Iterator<Item = &'a Machine>,
@@ -158,6 +164,7 @@ impl Memory {
         let identity = identity(&machine.target.vm);
         if others.all(|other| self::identity(&other.target.vm) != identity) {
             self.tapes.recall(&identity, machine, &self.boot_id);
+            self.histories.recall(&identity, machine, unix_seconds());
         }
     }
 
@@ -185,6 +192,7 @@ impl Memory {
     pub(super) fn keep(&mut self, machine: &mut Machine, unix_s: u64) {
         let (identity, record) = (identity(&machine.target.vm), self.record(machine, unix_s));
         self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), 1, true);
+        self.histories.gone(&identity, machine, unix_s);
         self.due.extend(records(&identity, Some(&record), Some(None)));
         if self.known.len() >= MOST_MACHINES
             && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
@@ -192,6 +200,7 @@ impl Memory {
             let oldest = oldest.0.clone();
             self.known.remove(&oldest);
             self.tapes.remove(&oldest);
+            self.histories.remove(&oldest);
             self.due.extend(records(&oldest, None, Some(None)));
         }
         self.known.insert(identity, (record, machine.knowledge.habits.clone()));
@@ -213,12 +222,14 @@ impl Memory {
             if seen.insert(identity.clone()) {
                 let record = self.record(machine, unix_s);
                 self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), count, last);
+                self.histories.keep(&identity, machine, unix_s, last);
                 let knowledge = &mut machine.knowledge;
                 let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(knowledge.habits.clone()));
                 due.extend(records(&identity, Some(&record), blocks));
             }
         }
         due.extend(self.tapes.take_due());
+        due.extend(self.histories.take_due());
         due
     }
 

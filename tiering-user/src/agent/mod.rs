@@ -19,6 +19,7 @@ mod decisions;
 mod error;
 mod explain;
 mod foretell;
+mod histories;
 mod images;
 mod keeper;
 mod kept;

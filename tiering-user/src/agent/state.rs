@@ -288,7 +288,7 @@ impl State {
             machine.stages = Stages::without_feedback();
         }
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
-        self.memory.recall_tape(&mut machine, self.machines.values());
+        self.memory.recall_past(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
         }

@@ -18,13 +18,12 @@ mod streams;
 use std::time::Duration;
 
 use self::reuse::Reuse;
-use self::series::Series;
 use self::spread::Spread;
 use self::streams::{Steps, Streams};
 use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
-pub use self::series::{EPOCH, Point};
+pub use self::series::{EPOCH, Point, Series};
 pub use crate::vm::Usage;
 
 /// Times within which what was used is a working set.
@@ -99,6 +98,17 @@ impl Profile {
             pages,
             vector: None,
         }
+    }
+
+    /// Its history, which is what outlives it.
+    pub fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// Has the history go on where an earlier one ended.
+    pub fn go_on_with(&mut self, series: Series) {
+        self.period = series.period();
+        self.series = series;
     }
 
     /// An access that stands for `weight` of them.

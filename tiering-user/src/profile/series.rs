@@ -1,6 +1,6 @@
 //! A series of measurements that gets coarser with age: an hour by 10 s, a day by the minute, a week by 10 min.
 //!
-//! In: one point an epoch. Out: the points of each resolution, oldest first; the period that a series has, if it has one.
+//! In: one point an epoch. Out: the points of each resolution, oldest first; the period that a series has, if it has one; all of it as bytes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub struct Point {
 }
 
 /// Points of one resolution, and the one that is not complete.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Level {
     points: VecDeque<Point>,
     sum: f32,
@@ -35,7 +35,7 @@ struct Level {
 }
 
 /// The series of one machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
     levels: [Level; LEVELS.len()],
 }
@@ -56,6 +56,50 @@ impl Series {
                 level.points.push_back(point);
             }
         }
+    }
+
+    /// Lets so many epochs pass of which nothing is known: as if there had been no accesses.
+    pub fn skip(&mut self, epochs: u64) {
+        let all: u64 =
+            LEVELS.iter().map(|(epochs, most)| u64::from(*epochs) * *most as u64).max().unwrap_or(0);
+        (0..epochs.min(all)).for_each(|_| self.push(Point::default()));
+    }
+
+    /// As bytes: of each level the number of its points, of epochs in the one that is not complete, and that; then the points. Little-endian, each
+    /// point a rate and a working set of four bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Level { points, sum, most, epochs } in &self.levels {
+            // No level has as many.
+            let count = u32::try_from(points.len()).unwrap_or(u32::MAX);
+            [count, *epochs, sum.to_bits(), *most].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+            for point in points {
+                bytes.extend(point.rate.to_le_bytes());
+                bytes.extend(point.working_set.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// None for what [`Self::encode`] has not written.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
+        let mut series = Self::default();
+        for (level, (epochs, most)) in series.levels.iter_mut().zip(LEVELS) {
+            let (count, running) = (words.next()? as usize, words.next()?);
+            (level.sum, level.most) = (f32::from_bits(words.next()?), words.next()?);
+            if count > most || running >= epochs || !level.sum.is_finite() {
+                return None;
+            }
+            level.epochs = running;
+            for _ in 0..count {
+                let (rate, working_set) = (f32::from_bits(words.next()?), words.next()?);
+                level
+                    .points
+                    .push_back(Some(Point { rate, working_set }).filter(|point| point.rate.is_finite())?);
+            }
+        }
+        (words.next().is_none() && bytes.len().is_multiple_of(4)).then_some(series)
     }
 
     /// The points of the last hour, one an epoch, oldest first.
@@ -129,6 +173,28 @@ mod tests {
         assert_eq!(series.hour().last(), Some(Point { rate: 39.0, working_set: 39 }));
         let ten_minutes = series.levels[2].points.back().unwrap();
         assert_eq!((ten_minutes.rate, ten_minutes.working_set), (29.5, 59));
+    }
+
+    #[test]
+    fn a_series_is_the_same_after_it_was_written_and_nonsense_is_none() {
+        let mut noise = noise();
+        let series = series((0..10_007).map(|_| noise()));
+        let bytes = series.encode();
+        assert!(bytes.len() < 30_000, "{} bytes", bytes.len());
+        assert_eq!(Series::decode(&bytes), Some(series));
+        assert_eq!(Series::decode(&Series::default().encode()), Some(Series::default()));
+        assert_eq!(Series::decode(&bytes[..bytes.len() - 4]), None);
+        assert_eq!(Series::decode(&[0xff; 64]), None);
+        assert_eq!(Series::decode(&[]), None);
+    }
+
+    #[test]
+    fn time_that_nobody_watched_is_without_accesses() {
+        let mut series = series((0..100).map(|_| 7.0));
+        series.skip(10);
+        assert_eq!(series.hour().filter(|point| point.rate > 0.0).count(), 100);
+        series.skip(u64::MAX);
+        assert!(series.levels.iter().all(|level| level.points.iter().all(|point| point.rate == 0.0)));
     }
 
     #[test]
