@@ -60,8 +60,9 @@ impl Series {
 
     /// Lets so many epochs pass of which nothing is known: as if there had been no accesses.
     pub fn skip(&mut self, epochs: u64) {
-        let all: u64 =
-            LEVELS.iter().map(|(epochs, most)| u64::from(*epochs) * *most as u64).max().unwrap_or(0);
+        // Until even the coarsest point that had begun is gone.
+        let all = LEVELS.iter().map(|(epochs, most)| u64::from(*epochs) * (*most as u64 + 1)).max();
+        let all = all.unwrap_or(0);
         (0..epochs.min(all)).for_each(|_| self.push(Point::default()));
     }
 
