@@ -16,6 +16,7 @@ mod map;
 mod metrics;
 mod moves;
 mod policy;
+mod profile;
 mod reclaim;
 mod refusals;
 mod state;
