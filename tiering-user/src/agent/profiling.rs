@@ -1,9 +1,11 @@
 //! The profiles of machines: kept up to date, and told.
 
 use super::machine::Machine;
-use crate::profile::{HORIZONS, Observed, Usage};
+use crate::profile::{Forecast, HORIZONS, Observed, Usage};
 use crate::sys::{self, PAGE_BYTES};
-use crate::telemetry::profile::{MissRatio, ProfileStatus, ReuseTimes, WorkingSet};
+use crate::telemetry::profile::{
+    AheadStatus, ForecastStatus, MissRatio, ProfileStatus, ReuseTimes, WorkingSet,
+};
 use crate::tiermap::Seconds;
 
 /// Sizes of memory for which the miss ratio is told: RAM, its half, and so on.
@@ -52,8 +54,16 @@ impl Machine {
             miss_ratios: (0..SIZES).rev().filter_map(miss_ratio).collect(),
             reuse_ms: (|| Some(ReuseTimes { p50: reuse(0.5)?, p90: reuse(0.9)?, p99: reuse(0.99)? }))(),
             entropy_bits: profile.entropy(),
-            period_ms: profile.period().map(|(period, _)| millis(period)),
-            period_correlation: profile.period().map(|(_, correlation)| correlation),
+            period_ms: profile.season().map(|season| millis(season.period)),
+            period_correlation: profile.season().map(|season| season.correlation),
+            ahead: profile
+                .ahead()
+                .map(|ahead| AheadStatus {
+                    after_ms: millis(ahead.after),
+                    accesses_per_s: forecast(ahead.rate, 1.0),
+                    used_bytes: forecast(ahead.working_set, PAGE_BYTES as f64),
+                })
+                .collect(),
             phase_changes_total: phase_changes,
             phase_ms: millis(phase),
             cpus: profile.cpus(),
@@ -68,5 +78,16 @@ impl Machine {
                 .map(|epochs| f64::from(epochs.iter().sum::<f32>()) / epochs.len() as f64)
                 .collect(),
         })
+    }
+}
+
+/// Of values of which each is so many of what is told.
+fn forecast(forecast: Forecast, unit: f64) -> ForecastStatus {
+    ForecastStatus {
+        expected: forecast.expected * unit,
+        lower: forecast.lower * unit,
+        upper: forecast.upper * unit,
+        method: forecast.method.to_string(),
+        error: forecast.error,
     }
 }

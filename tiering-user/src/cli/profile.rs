@@ -1,7 +1,7 @@
 //! The profile of a machine, as `tiering vm show` prints it: rows, and two small plots.
 
 use super::render::{nanoseconds, size};
-use crate::telemetry::profile::ProfileStatus;
+use crate::telemetry::profile::{AheadStatus, ProfileStatus};
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -52,6 +52,22 @@ pub(super) fn rows(profile: &ProfileStatus) -> Vec<(&'static str, String)> {
             format!("{} (correlation {correlation:.2})", nanoseconds(ms * 1_000_000)),
         ));
     }
+    rows.extend(profile.ahead.iter().map(|ahead| {
+        let AheadStatus { accesses_per_s, used_bytes, .. } = ahead;
+        let bytes = |bytes: f64| size(bytes.max(0.0) as u64);
+        let value = format!(
+            "{}/s ({} to {}), {} used ({} to {}); in {}, {}",
+            rate(accesses_per_s.expected),
+            rate(accesses_per_s.lower),
+            rate(accesses_per_s.upper),
+            bytes(used_bytes.expected),
+            bytes(used_bytes.lower),
+            bytes(used_bytes.upper),
+            nanoseconds(ahead.after_ms * 1_000_000),
+            accesses_per_s.method,
+        );
+        ("expected", value)
+    }));
     rows.push((
         "at work here for",
         format!(
@@ -99,7 +115,7 @@ fn bars(values: &[f64], most: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::profile::{MissRatio, ReuseTimes, WorkingSet};
+    use crate::telemetry::profile::{ForecastStatus, MissRatio, ReuseTimes, WorkingSet};
 
     #[test]
     fn a_profile_is_shown_with_its_plots() {
@@ -118,6 +134,22 @@ mod tests {
             entropy_bits: Some(3.0),
             period_ms: Some(480_000),
             period_correlation: Some(0.9),
+            ahead: vec![AheadStatus {
+                after_ms: 60_000,
+                accesses_per_s: ForecastStatus {
+                    expected: 300.0,
+                    lower: 250.0,
+                    upper: 410.5,
+                    method: "seasonal".into(),
+                    error: None,
+                },
+                used_bytes: ForecastStatus {
+                    expected: 2e6,
+                    lower: 0.0,
+                    upper: 4e6,
+                    ..ForecastStatus::default()
+                },
+            }],
             hour: vec![0.0, 100.0, 400.0],
             ..ProfileStatus::default()
         };
@@ -127,6 +159,7 @@ mod tests {
         assert_eq!(row("  by the minute"), "▁▃█ 3 min, 400/s at most");
         assert_eq!(row("would miss"), "█▅▁ 100 % with 1.0 MiB to 0 % with 4.0 MiB");
         assert_eq!(row("spread"), "3.0 bits: as over 8 blocks of 2 MiB evenly");
+        assert_eq!(row("expected"), "300/s (250 to 410), 1.9 MiB used (0 B to 3.8 MiB); in 60.0 s, seasonal");
     }
 
     #[test]

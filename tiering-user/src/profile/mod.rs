@@ -9,6 +9,7 @@
 //! of machines that are not watched in rounds none at all.
 
 mod fenwick;
+mod forecast;
 mod histogram;
 mod reuse;
 mod series;
@@ -23,12 +24,16 @@ use self::streams::{Steps, Streams};
 use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
-pub use self::series::{EPOCH, Point, Series};
+pub use self::forecast::{Forecast, Method, forecast};
+pub use self::series::{Ahead, EPOCH, Point, Season, Series};
 pub use crate::vm::Usage;
 
 /// Times within which what was used is a working set.
 pub const HORIZONS: [Duration; 4] =
     [Duration::from_secs(10), Duration::from_mins(1), Duration::from_mins(10), Duration::from_hours(1)];
+/// How far ahead is looked.
+pub const AHEAD: [Duration; 4] =
+    [Duration::from_mins(1), Duration::from_mins(5), Duration::from_mins(10), Duration::from_mins(30)];
 /// What is left of the past after an epoch, in rates and shares: half after half a minute.
 const FADE_RATES: f64 = 0.794;
 /// And in what is known of reuse: half after five minutes.
@@ -70,7 +75,8 @@ pub struct Profile {
     series: Series,
     observed: Observed,
     entropy: Option<f64>,
-    period: Option<(Duration, f64)>,
+    season: Option<Season>,
+    ahead: [Option<Ahead>; AHEAD.len()],
     phase_began: Monotonic,
     began: Monotonic,
     pages: u32,
@@ -92,7 +98,8 @@ impl Profile {
             series: Series::default(),
             observed: Observed::default(),
             entropy: None,
-            period: None,
+            season: None,
+            ahead: [None; AHEAD.len()],
             phase_began: now,
             began: now,
             pages,
@@ -107,8 +114,9 @@ impl Profile {
 
     /// Has the history go on where an earlier one ended.
     pub fn go_on_with(&mut self, series: Series) {
-        self.period = series.period();
+        self.season = series.season();
         self.series = series;
+        self.ahead = AHEAD.map(|after| self.series.ahead(after, self.season));
     }
 
     /// An access that stands for `weight` of them.
@@ -165,7 +173,12 @@ impl Profile {
         self.epochs += 1;
         // Six times a minute would be in vain, and it takes the longest of all this.
         if self.epochs.is_multiple_of(6) {
-            self.period = self.series.period();
+            self.season = self.series.season();
+        }
+        for (ahead, after) in self.ahead.iter_mut().zip(AHEAD) {
+            if self.series.is_new(after, self.season) {
+                *ahead = self.series.ahead(after, self.season);
+            }
         }
         self.epoch_began = now;
         self.vector = self.describe();
@@ -213,9 +226,14 @@ impl Profile {
         self.entropy
     }
 
-    /// After how long its accesses come and go again, and how alike that is, 0.5 to 1.
-    pub fn period(&self) -> Option<(Duration, f64)> {
-        self.period
+    /// After how long its accesses come and go again.
+    pub fn season(&self) -> Option<Season> {
+        self.season
+    }
+
+    /// What will be after each of [`AHEAD`] of which anything can be said, as of the last points of the history.
+    pub fn ahead(&self) -> impl Iterator<Item = Ahead> {
+        self.ahead.iter().flatten().copied()
     }
 
     /// How often it began to work on other parts of its RAM, and how long ago the last time was, or the first access.
@@ -313,7 +331,13 @@ mod tests {
         assert!((8000..=10_000).contains(&again), "{again} ms");
         assert_eq!(profile.entropy().map(f64::round), Some(1.0), "1,000 pages are two blocks");
         assert_eq!(profile.phases(at(300.0)), (0, Duration::from_secs(300)));
-        assert_eq!(profile.period(), None);
+        assert_eq!(profile.season(), None);
+        let ahead: Vec<Ahead> = profile.ahead().collect();
+        assert_eq!(
+            ahead.first().map(|ahead| (ahead.after, ahead.rate.expected.round())),
+            Some((AHEAD[0], 200.0))
+        );
+        assert_eq!(ahead.len(), 1, "five minutes are too few for more");
         assert!((profile.cpus() - 0.5).abs() < 0.01, "{}", profile.cpus());
         assert!((profile.disk_rates().0 - (1 << 20) as f64 / 10.0).abs() < 2000.0);
         assert_eq!(profile.hour().len(), 30);

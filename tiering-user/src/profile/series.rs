@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::forecast::{Forecast, forecast};
+
 /// Length of an epoch.
 pub const EPOCH: Duration = Duration::from_secs(10);
 /// Epochs in a point, and points that are kept, finest first.
@@ -16,6 +18,9 @@ const PERIODS_LEAST: usize = 3;
 /// A correlation this near to the highest one is as good, so that a multiple is not taken for the period.
 const NEARLY: f64 = 0.9;
 
+/// What is foretold so far ahead without a period is foretold by the finest points of which that is no more than so many.
+const POINTS_AHEAD: u32 = 30;
+
 /// What was measured in a span of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Point {
@@ -23,6 +28,26 @@ pub struct Point {
     pub rate: f32,
     /// Working set in pages, the highest.
     pub working_set: u32,
+}
+
+/// A period that a series has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Season {
+    pub period: Duration,
+    /// Of the rate with itself a period earlier, 0.5 to 1.
+    pub correlation: f64,
+    /// By the points of this level.
+    level: usize,
+}
+
+/// What will be, some time from now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ahead {
+    pub after: Duration,
+    /// Accesses a second.
+    pub rate: Forecast,
+    /// Pages that were used within a minute.
+    pub working_set: Forecast,
 }
 
 /// Points of one resolution, and the one that is not complete.
@@ -105,17 +130,55 @@ impl Series {
 
     /// The points of the last hour, one an epoch, oldest first.
     pub fn hour(&self) -> impl ExactSizeIterator<Item = Point> {
-        self.levels[0].points.iter().copied()
+        self.points(0)
     }
 
-    /// After how long its accesses come and go again, and how alike that is, 0.5 to 1; by the finest resolution that shows it. None where it does not.
-    pub fn period(&self) -> Option<(Duration, f64)> {
-        self.levels.iter().zip(LEVELS).find_map(|(level, (epochs, _))| {
-            let rates: Vec<f64> = level.points.iter().map(|point| f64::from(point.rate)).collect();
+    /// After how long its accesses come and go again; by the finest resolution that shows it. None where it does not.
+    pub fn season(&self) -> Option<Season> {
+        (0..LEVELS.len()).find_map(|level| {
+            let rates: Vec<f64> = self.points(level).map(|point| f64::from(point.rate)).collect();
             let (lag, correlation) = period(&rates)?;
-            Some((EPOCH * epochs * u32::try_from(lag).ok()?, correlation))
+            Some(Season { period: length(level) * u32::try_from(lag).ok()?, correlation, level })
         })
     }
+
+    /// What will be `after` so long, if it goes on with this season. None while there is too little to go by.
+    pub fn ahead(&self, after: Duration, season: Option<Season>) -> Option<Ahead> {
+        let level = level_for(after, season);
+        let points = |duration: Duration| duration.div_duration_f64(length(level));
+        let period = season.map(|season| points(season.period));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive, and a few hundred at most"
+        )]
+        let steps = points(after).round().max(1.0) as usize;
+        let rates: Vec<f64> = self.points(level).map(|point| point.rate.into()).collect();
+        let working_sets: Vec<f64> = self.points(level).map(|point| point.working_set.into()).collect();
+        let rate = forecast(&rates, period, steps)?;
+        Some(Ahead { after, rate, working_set: forecast(&working_sets, period, steps)? })
+    }
+
+    /// Whether the latest epoch has changed what [`Self::ahead`] says of this.
+    pub fn is_new(&self, after: Duration, season: Option<Season>) -> bool {
+        self.levels[level_for(after, season)].epochs == 0
+    }
+
+    fn points(&self, level: usize) -> impl ExactSizeIterator<Item = Point> {
+        self.levels[level].points.iter().copied()
+    }
+}
+
+/// Of a point.
+fn length(level: usize) -> Duration {
+    EPOCH * LEVELS[level].0
+}
+
+/// The level whose points say most about what will be so far ahead: those that show the season, if they are fine enough.
+fn level_for(after: Duration, season: Option<Season>) -> usize {
+    let of_season = season.map(|season| season.level).filter(|level| length(*level) <= after);
+    let finest = || (0..LEVELS.len()).find(|level| after <= length(*level) * POINTS_AHEAD);
+    of_season.or_else(finest).unwrap_or(LEVELS.len() - 1)
 }
 
 /// The lag at which a series is most like itself, and its autocorrelation there.
@@ -203,23 +266,42 @@ mod tests {
         let mut noise = noise();
         // Two minutes of work in every eight.
         let minutes = series((0..360).map(|epoch| noise() + if epoch % 48 < 12 { 1000.0 } else { 0.0 }));
-        let (period, correlation) = minutes.period().unwrap();
-        assert_eq!(period, Duration::from_mins(8));
-        assert!(correlation > 0.8, "{correlation}");
+        let season = minutes.season().unwrap();
+        assert_eq!(season.period, Duration::from_mins(8));
+        assert!(season.correlation > 0.8, "{season:?}");
         // An hour in every six: an hour's points show nothing of it.
         let hours = series((0..8640).map(|epoch| noise() + if epoch % 2160 < 360 { 1000.0 } else { 0.0 }));
-        assert_eq!(hours.period().unwrap().0, Duration::from_hours(6));
+        assert_eq!(hours.season().unwrap().period, Duration::from_hours(6));
+    }
+
+    #[test]
+    fn what_comes_each_period_is_foretold_by_the_points_that_show_it() {
+        let mut noise = noise();
+        let minutes = series((0..360).map(|epoch| noise() + if epoch % 48 < 12 { 1000.0 } else { 0.0 }));
+        // 24 epochs of quiet are over, so in four minutes there is work.
+        let season = minutes.season();
+        let ahead = |minutes_ahead| minutes.ahead(Duration::from_mins(minutes_ahead), season).unwrap().rate;
+        assert!(ahead(1).upper < 600.0, "{:?}", ahead(1));
+        assert!(ahead(5).expected > 900.0 && ahead(5).method.is_seasonal(), "{:?}", ahead(5));
+        // A job of an hour each day, which begins in 20 minutes.
+        let at_night = |epoch: u32| if epoch % 8640 < 360 { 1000.0 } else { 0.0 };
+        let days = series((0..6 * 8640 - 120).map(|epoch| noise() + at_night(epoch)));
+        let season = days.season();
+        assert_eq!(season.unwrap().period, Duration::from_hours(24));
+        let ahead = |minutes_ahead| days.ahead(Duration::from_mins(minutes_ahead), season).unwrap().rate;
+        assert!(ahead(10).expected < 300.0 && ahead(30).expected > 900.0, "{:?} {:?}", ahead(10), ahead(30));
+        assert_eq!(Series::default().ahead(Duration::from_mins(1), None), None);
     }
 
     #[test]
     fn what_has_no_period_is_given_none() {
-        assert_eq!(Series::default().period(), None);
-        assert_eq!(series((0..360).map(|_| 7.0)).period(), None, "steady");
-        assert_eq!(series((0..360).map(|epoch| epoch as f32)).period(), None, "a trend");
+        assert_eq!(Series::default().season(), None);
+        assert_eq!(series((0..360).map(|_| 7.0)).season(), None, "steady");
+        assert_eq!(series((0..360).map(|epoch| epoch as f32)).season(), None, "a trend");
         let mut noise = noise();
         let noise = series((0..360).map(|_| noise()));
-        assert_eq!(noise.period(), None, "noise");
+        assert_eq!(noise.season(), None, "noise");
         let once = series((0..360).map(|epoch| if epoch == 100 { 1000.0 } else { 1.0 }));
-        assert_eq!(once.period(), None, "a single burst");
+        assert_eq!(once.season(), None, "a single burst");
     }
 }

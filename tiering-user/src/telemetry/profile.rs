@@ -24,6 +24,8 @@ pub struct ProfileStatus {
     pub period_ms: Option<u64>,
     /// Correlation of the rate with itself a period earlier, 0.5 to 1.
     pub period_correlation: Option<f64>,
+    /// Soonest first; what can be said with what there is.
+    pub ahead: Vec<AheadStatus>,
     /// Times that most accesses moved to other parts of RAM.
     pub phase_changes_total: u64,
     /// Since the last of these, or since the VM was found.
@@ -39,6 +41,29 @@ pub struct ProfileStatus {
     pub shared_bytes: u64,
     /// Accesses a second, a mean a minute, oldest first: the last hour.
     pub hour: Vec<f64>,
+}
+
+/// What will be, some time from now.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AheadStatus {
+    pub after_ms: u64,
+    pub accesses_per_s: ForecastStatus,
+    /// Guest RAM that will have been used within a minute.
+    pub used_bytes: ForecastStatus,
+}
+
+/// One in twenty is below `lower`, one in twenty above `upper`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForecastStatus {
+    pub expected: f64,
+    pub lower: f64,
+    pub upper: f64,
+    /// How it is made; it was the best so far.
+    pub method: String,
+    /// The mean error so far, by that of taking the present value; `None` where that was never wrong.
+    pub error: Option<f64>,
 }
 
 /// Guest RAM that was used within a time.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::telemetry::profile::{MissRatio, ReuseTimes, WorkingSet};
+use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ReuseTimes, WorkingSet};
 
 fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> VmStatus {
     VmStatus {
@@ -10,6 +10,10 @@ fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> 
         tenant: tenant.to_owned(),
         ..VmStatus::default()
     }
+}
+
+fn foretold(expected: f64, lower: f64, upper: f64, error: Option<f64>) -> ForecastStatus {
+    ForecastStatus { expected, lower, upper, method: "naive".to_owned(), error }
 }
 
 #[test]
@@ -32,6 +36,11 @@ fn the_json_has_the_documented_fields() {
                 working_sets: vec![WorkingSet { within_ms: 10_000, bytes: 4096 }],
                 miss_ratios: vec![MissRatio { bytes: 8192, ratio: 0.5 }],
                 reuse_ms: Some(ReuseTimes { p50: 1, p90: 2, p99: 3 }),
+                ahead: vec![AheadStatus {
+                    after_ms: 60_000,
+                    accesses_per_s: foretold(1.0, 0.5, 2.0, None),
+                    used_bytes: foretold(4096.0, 0.0, 8192.0, Some(1.0)),
+                }],
                 hour: vec![1.0],
                 ..ProfileStatus::default()
             }),
@@ -69,7 +78,11 @@ fn the_json_has_the_documented_fields() {
         "reads_per_s": 1.5, "writes_per_s": 0.0, "sequential": 0.25, "strided": null,
         "working_sets": [{"within_ms": 10_000, "bytes": 4096}], "miss_ratios": [{"bytes": 8192, "ratio": 0.5}],
         "reuse_ms": {"p50": 1, "p90": 2, "p99": 3}, "entropy_bits": null,
-        "period_ms": null, "period_correlation": null, "phase_changes_total": 0, "phase_ms": 0, "cpus": 0.0,
+        "period_ms": null, "period_correlation": null,
+        "ahead": [{"after_ms": 60_000,
+            "accesses_per_s": {"expected": 1.0, "lower": 0.5, "upper": 2.0, "method": "naive", "error": null},
+            "used_bytes": {"expected": 4096.0, "lower": 0.0, "upper": 8192.0, "method": "naive", "error": 1.0}}],
+        "phase_changes_total": 0, "phase_ms": 0, "cpus": 0.0,
         "read_bytes_per_s": 0.0, "written_bytes_per_s": 0.0,
         "anonymous_bytes": 0, "file_bytes": 0, "shared_bytes": 0, "hour": [1.0]});
     let vm = serde_json::json!({

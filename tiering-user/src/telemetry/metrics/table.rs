@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::Of::{Agent, Image, Source, Tier, Vm};
 use super::{Kind, Metric, Number, Of, Samples};
-use crate::telemetry::profile::ProfileStatus;
+use crate::telemetry::profile::{AheadStatus, ProfileStatus};
 use crate::telemetry::status::{
     KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
 };
@@ -118,6 +118,10 @@ pub(super) const METRICS: &[Metric] = &[
         Vm(|vm| of_profile(vm, |profile| one(profile.phase_changes_total)))),
     gauge("vm_period", SECONDS, "After how long the rate of accesses comes and goes again",
         Vm(|vm| of_profile(vm, |profile| maybe(profile.period_ms.map(|ms| ms as f64 / 1e3))))),
+    gauge("vm_expected_access_rate", PER_SECOND, "Accesses a second that are expected in so many seconds",
+        Vm(|vm| of_profile(vm, |profile| expected(profile, |ahead| ahead.accesses_per_s.expected)))),
+    gauge("vm_expected_used", BYTES, "Guest RAM that is expected to be in use in so many seconds",
+        Vm(|vm| of_profile(vm, |profile| expected(profile, |ahead| ahead.used_bytes.expected)))),
     gauge("vm_cpus", None, "Processors that the VM's process keeps busy",
         Vm(|vm| of_profile(vm, |profile| one(profile.cpus)))),
     gauge("vm_huge", BYTES, "Guest RAM in huge pages",
@@ -255,6 +259,10 @@ fn of_profile<'a>(vm: &'a VmStatus, samples: fn(&'a ProfileStatus) -> Samples<'a
 fn used_within(profile: &ProfileStatus) -> Samples<'_> {
     let sets = profile.working_sets.iter();
     by("seconds", sets.map(|set| ((set.within_ms / 1000).to_string(), set.bytes)))
+}
+
+fn expected(profile: &ProfileStatus, value: fn(&AheadStatus) -> f64) -> Samples<'_> {
+    by("seconds", profile.ahead.iter().map(|ahead| ((ahead.after_ms / 1000).to_string(), value(ahead))))
 }
 
 fn misses(profile: &ProfileStatus) -> Samples<'_> {

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::telemetry::profile::{MissRatio, ProfileStatus, WorkingSet};
+use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ProfileStatus, WorkingSet};
 use crate::telemetry::status::{
     ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
     PrefetchCounts, PrefetchMatch, PrefetchOrigin, RearmStatus, SourceState,
@@ -71,6 +71,11 @@ fn profile() -> ProfileStatus {
         working_sets: vec![WorkingSet { within_ms: 60_000, bytes: 8192 }],
         miss_ratios: vec![MissRatio { bytes: 4096, ratio: 0.75 }],
         period_ms: Some(480_000),
+        ahead: vec![AheadStatus {
+            after_ms: 60_000,
+            accesses_per_s: ForecastStatus { expected: 300.5, ..ForecastStatus::default() },
+            used_bytes: ForecastStatus { expected: 8192.0, ..ForecastStatus::default() },
+        }],
         ..ProfileStatus::default()
     }
 }
@@ -132,6 +137,8 @@ fn a_scrape_tells_of_the_agent_its_tiers_vms_images_and_sources() {
         r#"tiering_vm_walks_ratio{vm="web-1",namespace="prod",id="id-1",kind="strided"} 0.5"#,
         r#"tiering_vm_miss_ratio{vm="web-1",namespace="prod",id="id-1",bytes="4096"} 0.75"#,
         r#"tiering_vm_period_seconds{vm="web-1",namespace="prod",id="id-1"} 480.0"#,
+        r#"tiering_vm_expected_access_rate_per_second{vm="web-1",namespace="prod",id="id-1",seconds="60"} 300.5"#,
+        r#"tiering_vm_expected_used_bytes{vm="web-1",namespace="prod",id="id-1",seconds="60"} 8192.0"#,
         r#"tiering_build_info{version="1.2.3"} 1"#,
         "tiering_uptime_seconds 12.5",
         "tiering_agent_cpu_ratio 0.025",
