@@ -182,7 +182,7 @@ impl State {
 
     fn tape_of<'a>(&'a self, machine: &'a Machine, origin: Origin) -> Option<&'a Tape> {
         match origin {
-            Origin::OwnPast => Some(&machine.tape),
+            Origin::OwnPast | Origin::Season(_) => Some(&machine.tape),
             Origin::Earlier(_) => machine.earlier.as_ref().map(|earlier| &earlier.tape),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
                 self.machines.get(&leader).map(|there| &there.tape)
@@ -200,7 +200,7 @@ impl State {
         tag: Option<Tag>,
     ) -> Option<PageIndex> {
         let same_page = match origin {
-            Origin::OwnPast => return Some(page),
+            Origin::OwnPast | Origin::Season(_) => return Some(page),
             Origin::Earlier(_) => machine.earlier.as_ref()?.same_shape.then_some(page),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
                 self.machines.get(&leader)?.same_page_in(machine, page)

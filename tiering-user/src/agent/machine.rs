@@ -15,7 +15,7 @@ use super::waiting::{Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
 use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
-use crate::predict::{Ahead, Stages, TagKey, Tape, Used, Votes};
+use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
 use crate::sys::{self, Monotonic, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
@@ -57,6 +57,7 @@ pub(super) struct Machine {
     pub layout: LayoutProof,
     pub pages: VmPages,
     pub tape: Tape,
+    pub tape_marks: Marks,
     /// What goes to swap goes in the order of the tape.
     pub in_tape_order: bool,
     /// What it touched before it was started anew, if that is known.
@@ -95,6 +96,8 @@ pub(super) struct Machine {
     pub staging: Option<Haste>,
     /// Pages whose stage is being dropped: they are not staged anew before that is done.
     pub dropping: HashSet<PageIndex>,
+    /// All of its touches were seen since then.
+    pub seen_since: Monotonic,
     /// Until then touches may not have been seen: it is sampled, or the ring was full.
     pub unseen_until: Monotonic,
     /// Samples of it that were dropped when that was looked at.
@@ -142,6 +145,7 @@ impl Machine {
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
+            tape_marks: Marks::default(),
             in_tape_order: false,
             earlier: None,
             ahead: Ahead::default(),
@@ -166,6 +170,7 @@ impl Machine {
             to_stage: Waiting::default(),
             staging: None,
             dropping: HashSet::new(),
+            seen_since: Monotonic::default(),
             unseen_until: Monotonic::default(),
             dropped_samples: 0,
             refused_now: None,

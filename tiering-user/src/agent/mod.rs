@@ -35,6 +35,7 @@ mod rates;
 mod rearming;
 mod regions;
 mod report;
+mod seasons;
 mod staging;
 mod state;
 mod survey;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use procfs::Current as _;
 use tiering_common::VmMoves;
 
-use super::staging::STAGE_DEADLINE;
+use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
@@ -29,6 +29,8 @@ const MOVED_BY_KERNEL: u64 = 64;
 /// An epoch, over which accesses are counted: half of the least idle time, within these bounds.
 const EPOCH_LEAST: Duration = Duration::from_secs(1);
 const EPOCH_MOST: Duration = Duration::from_secs(60);
+/// How far ahead room is made for loads that come again.
+const RISE: Duration = Duration::from_mins(10);
 /// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
 
@@ -45,6 +47,7 @@ impl State {
         let epoch = (demote_after / 2).clamp(EPOCH_LEAST, EPOCH_MOST);
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
         let pace = self.braking.pace;
+        let staging = self.may_foretell();
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST) * pace.every_s().into();
         for id in ids {
             self.expire_stages(id);
@@ -75,7 +78,10 @@ impl State {
                 recent += u64::from(used);
             });
             machine.working_set_pages = recent;
-            machine.end_profile_epoch(clock);
+            let now = sys::now();
+            if machine.end_profile_epoch(now, clock) && staging {
+                machine.foretell_season(self.config.prefetch, now);
+            }
             machine.bands = HeatHistogram::of(&machine.pages).bands(machine.room_pages);
             let counts = machine.stages.counts();
             faults.show_moves(
@@ -209,12 +215,10 @@ impl State {
 
     fn expire_stages(&mut self, id: VmId) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        for foretold in machine.to_stage.expire(sys::now(), STAGE_DEADLINE) {
+        for foretold in machine.to_stage.expire(sys::now()) {
             machine.stages.dropped(foretold.origin);
         }
-        let now = sys::now();
-        let Wasted { unmapped, mapped, in_use } =
-            machine.stages.expire(now, STAGE_DEADLINE, now >= machine.unseen_until);
+        let Wasted { unmapped, mapped, in_use } = machine.stages.expire(sys::now(), machine.seen_since);
         for page in in_use {
             // Where it is the next sweep tells.
             machine.pages.update(page, |entry| entry.with_staged(false));
@@ -248,9 +252,21 @@ impl State {
         self.braking.free_percent = Some(available as f64 / total as f64 * 100.0);
         self.may_stage = available >= target / 2;
         self.may_map_stages = available >= target;
-        let missing_pages = self.free_space.missing(available, target).div_ceil(PAGE_BYTES);
+        let missing_pages =
+            self.free_space.missing(available, target, self.expected_rise()).div_ceil(PAGE_BYTES);
         let spare_pages = available.saturating_sub(target) / PAGE_BYTES;
         self.divide_first_tier(missing_pages, spare_pages);
+    }
+
+    /// Bytes that machines will bring up from lower tiers soon, at most, as their loads come again.
+    fn expected_rise(&self) -> u64 {
+        let of = |machine: &Machine| {
+            let counts = machine.pages.counts();
+            let up = counts.get(Place::In(TierId(0))) + counts.get(Place::Untouched);
+            let below = u64::from(machine.pages.layout().pages()).saturating_sub(up);
+            machine.profile.rise(RISE).min(below) * PAGE_BYTES
+        };
+        self.machines.values().map(of).sum()
     }
 
     fn free_target_bytes(&self, total: u64) -> u64 {

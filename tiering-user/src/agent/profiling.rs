@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use crate::profile::{Forecast, HORIZONS, Observed, Usage};
-use crate::sys::{self, PAGE_BYTES};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::profile::{
     AheadStatus, ForecastStatus, MissRatio, ProfileStatus, ReuseTimes, WorkingSet,
 };
@@ -14,13 +14,15 @@ const SIZES: u32 = 8;
 const EPOCHS_A_POINT: usize = 6;
 
 impl Machine {
-    /// Ends the epoch of its profile, if it is over.
-    pub(super) fn end_profile_epoch(&mut self, clock: Seconds) {
-        let now = sys::now();
-        if self.profile.is_due(now) {
+    /// Ends the epoch of its profile, if it is over. Returns whether it was.
+    pub(super) fn end_profile_epoch(&mut self, now: Monotonic, clock: Seconds) -> bool {
+        let over = self.profile.is_due(now);
+        if over {
             let working_sets = self.pages.used_within(HORIZONS, clock);
             self.profile.end_epoch(now, Observed { working_sets, usage: self.braking.usage() });
+            self.tape_marks.mark(now, self.tape.end());
         }
+        over
     }
 
     /// What `status` says of its profile; none before its first epoch is over.

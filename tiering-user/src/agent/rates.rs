@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::staging::STAGE_DEADLINE;
+use super::machine::Machine;
 use super::state::State;
 use crate::bpf::Faults;
-use crate::sys;
+use crate::predict::PATIENCE;
+use crate::sys::{self, Monotonic};
 use crate::track::LOOK_AT_LEAST_EVERY;
 
-/// What is staged while not all touches are seen may be touched unseen until its deadline.
-const BLIND: Duration = STAGE_DEADLINE.saturating_add(LOOK_AT_LEAST_EVERY);
+/// What was staged while not all touches were seen is not staged any more after that, as a rule.
+const BLIND: Duration = PATIENCE.saturating_add(LOOK_AT_LEAST_EVERY);
 
 impl State {
     /// `taken` samples came out of the ring just now: looks whether all machines keep within their budgets.
@@ -26,12 +27,12 @@ impl State {
             seen.push((*vm, counters.seen));
             let dropped = std::mem::replace(&mut machine.dropped_samples, counters.dropped);
             if self.sampling.one_in(*vm) > 1 || counters.dropped > dropped {
-                machine.unseen_until = now.after(BLIND);
+                machine.is_not_seen(now);
             }
         }
         for (id, log2) in self.sampling.look(&seen, now) {
             let Some(machine) = self.machines.get_mut(&id) else { continue };
-            machine.unseen_until = now.after(BLIND);
+            machine.is_not_seen(now);
             let vm = &machine.target.vm;
             // Its process may have ended.
             match faults.sample_one_in(vm, log2) {
@@ -39,5 +40,13 @@ impl State {
                 Err(error) => tracing::debug!(vm = vm.name, %error, "not sampled anew"),
             }
         }
+    }
+}
+
+impl Machine {
+    /// Until now not all of its touches were seen; they are from the next look on, at best.
+    fn is_not_seen(&mut self, now: Monotonic) {
+        self.seen_since = now.after(LOOK_AT_LEAST_EVERY);
+        self.unseen_until = now.after(BLIND);
     }
 }

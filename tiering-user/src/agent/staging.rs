@@ -7,8 +7,6 @@
 //! # Limits
 //! A machine is never on its way to what goes to a faster swap tier: it would be there before.
 
-use std::time::Duration;
-
 use super::machine::Machine;
 use super::waiting::{Foretold, Haste};
 use crate::actuate::Outcome;
@@ -22,9 +20,6 @@ use crate::vm::Accel;
 
 /// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by meanwhile.
 const STAGE_PAGES: usize = 64;
-/// A stage that is not used by then is dropped, and a page that waits so long to be staged is not.
-pub(super) const STAGE_DEADLINE: Duration = Duration::from_secs(10);
-
 /// Pages of one step to a faster swap tier: 32 MiB.
 const LIFT_PAGES: usize = 8192;
 
@@ -88,7 +83,7 @@ impl Machine {
         for foretold in taken {
             let Foretold { page, origin, at } = foretold;
             let tier = self.tier_for(&foretold, haste, tier0_threshold);
-            if now.since(at) >= STAGE_DEADLINE {
+            if foretold.is_over(now) {
                 self.stages.dropped(origin);
             } else if !self.pages.in_swap(self.pages.get(page).place()) {
                 // A sweep found it in memory while it waited.
@@ -262,7 +257,7 @@ mod tests {
         assert_eq!(machine.pages.get(3).idle(Seconds(500)), 0, "it does not go down again at once");
         assert!(!machine.pages.get(3).staged() && machine.moved.demoted == 0);
 
-        let dropped = machine.stages.expire(at(20), STAGE_DEADLINE, true);
+        let dropped = machine.stages.expire(at(20), at(0));
         assert_eq!(dropped.unmapped, (5..10).collect::<Vec<_>>(), "what is in swap takes no memory");
         assert_eq!(machine.stages.counts().wasted, 10);
     }

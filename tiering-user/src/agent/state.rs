@@ -154,6 +154,11 @@ impl State {
         }
     }
 
+    /// Whether anything is to be staged now.
+    pub(super) fn may_foretell(&self) -> bool {
+        self.config.prefetch.enabled && self.may_stage && !self.dry_run
+    }
+
     /// Takes samples out of the ring and follows them up. Returns how many there were.
     pub(super) fn drain(&mut self, faults: &mut Faults, most: usize) -> usize {
         let mut batch = std::mem::take(&mut self.batch);
@@ -161,7 +166,6 @@ impl State {
         if batch.iter().any(|sample| sample.flags & SAMPLE_KVM != 0) {
             self.prove_layouts(faults);
         }
-        let staging = self.config.prefetch.enabled && self.may_stage && !self.dry_run;
         let mut touched = Vec::new();
         for access in batch.drain(..).map(Access::from) {
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
@@ -172,7 +176,7 @@ impl State {
             let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time));
             touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
         }
-        if staging {
+        if self.may_foretell() {
             self.foretell(&touched);
         }
         self.batch = batch;

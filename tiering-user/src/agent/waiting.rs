@@ -5,7 +5,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::time::Duration;
 
 use crate::policy::Reason;
 use crate::predict::{Match, Origin};
@@ -33,6 +32,11 @@ pub(super) enum Haste {
 }
 
 impl Foretold {
+    /// Whether it should have been touched by now.
+    pub(super) fn is_over(&self, now: Monotonic) -> bool {
+        now.since(self.at) >= self.origin.patience()
+    }
+
     /// How soon it is likely to be needed.
     pub(super) fn haste(&self) -> Haste {
         Haste::of(reason(self.origin))
@@ -91,9 +95,9 @@ impl Waiting {
         }
     }
 
-    /// Pages that were foretold so long ago, or longer, wait no more.
-    pub(super) fn expire(&mut self, now: Monotonic, after: Duration) -> Vec<Foretold> {
-        let old = |(_, foretold): &(Reason, Foretold)| now.since(foretold.at) >= after;
+    /// Pages that were foretold too long ago wait no more.
+    pub(super) fn expire(&mut self, now: Monotonic) -> Vec<Foretold> {
+        let old = |(_, foretold): &(Reason, Foretold)| foretold.is_over(now);
         let expired: Vec<_> = self.pages.extract_if(|_, waiting| old(waiting)).map(|(_, (_, f))| f).collect();
         if !expired.is_empty() {
             self.clean();
@@ -156,6 +160,7 @@ impl Waiting {
 fn reason(origin: Origin) -> Reason {
     match origin {
         Origin::OwnPast | Origin::Earlier(_) => Reason::FollowedLastTime,
+        Origin::Season(_) => Reason::TouchedLastPeriod,
         Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
         Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
         Origin::Followed(..) => Reason::FollowedElsewhere,
@@ -222,7 +227,7 @@ mod tests {
             ..foretold(page, Origin::OwnPast)
         };
         [at(1, 1), at(2, 5), at(3, 1)].into_iter().for_each(|foretold| waiting.push(foretold));
-        let mut expired = waiting.expire(Monotonic(11_000_000_000), Duration::from_secs(10));
+        let mut expired = waiting.expire(Monotonic(11_000_000_000));
         expired.sort_by_key(|foretold| foretold.page);
         assert_eq!(expired, [at(1, 1), at(3, 1)]);
         assert_eq!(pages(waiting.next(Haste::Now, 9)), [2]);

@@ -85,6 +85,8 @@ pub enum Reason {
     WereHuge,
     /// The same machine touched it right after a page it touched now.
     FollowedLastTime,
+    /// The same machine touched it a period ago.
+    TouchedLastPeriod,
     /// Another machine of its tenant touched the page at the same guest-physical address.
     TouchedElsewhere,
     /// Another machine of its tenant touched a page of the same content.
@@ -111,6 +113,7 @@ impl fmt::Display for Reason {
             Self::AccessedThere => f.write_str("accessed in a lower memory tier"),
             Self::WereHuge => f.write_str("was huge before it went down"),
             Self::FollowedLastTime => f.write_str("touched next, last time"),
+            Self::TouchedLastPeriod => f.write_str("touched a period ago"),
             Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
             Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),
             Self::FollowedElsewhere => f.write_str("another machine touched it next"),

@@ -1,12 +1,19 @@
 //! Why a page is thought to be touched soon: whose accesses say so, and how its pages correspond to theirs.
 
+use std::time::Duration;
+
 use crate::track::VmId;
+
+/// What is not touched so soon after it was foretold was foretold wrongly, as a rule.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a page is thought to be touched soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// The machine touched it next, last time.
     OwnPast,
+    /// The machine touched it a period ago, and its load comes again; within so long, as exactly as the period is known.
+    Season(Duration),
     /// The machine touched what corresponds to it next, before it was started anew.
     Earlier(Match),
     /// Another machine has just touched what corresponds to it.
@@ -30,7 +37,7 @@ impl Origin {
     /// The other machine.
     pub fn leader(self) -> Option<VmId> {
         match self {
-            Self::OwnPast | Self::Earlier(_) => None,
+            Self::OwnPast | Self::Season(_) | Self::Earlier(_) => None,
             Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
         }
     }
@@ -38,18 +45,32 @@ impl Origin {
     /// How pages correspond; none for what the same process touched.
     pub fn by(self) -> Option<Match> {
         match self {
-            Self::OwnPast => None,
+            Self::OwnPast | Self::Season(_) => None,
             Self::Earlier(by) | Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
         }
+    }
+
+    /// How soon what it foretells is touched, if it is right.
+    pub fn patience(self) -> Duration {
+        if let Self::Season(patience) = self { patience } else { PATIENCE }
+    }
+
+    /// Whether it says what will be touched a while later, not what comes next.
+    pub(super) fn is_for_later(self) -> bool {
+        matches!(self, Self::Touched(..) | Self::Season(_))
     }
 
     /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process touched next it
     /// is likely to touch next again; all else has to prove itself.
     /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
-    /// touches may be touched here seconds later.
+    /// touches may be touched here seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
+    /// comes after that is foretold by the tape.
     pub(super) fn window_bounds(self) -> (u32, u32) {
-        let first = if matches!(self.by(), None | Some(Match::Content)) { 64 } else { 16 };
-        let most = if matches!(self, Self::Touched(..)) { 16_384 } else { 4096 };
-        (first, most)
+        let first = match self.by() {
+            None if self.is_for_later() => 512,
+            None | Some(Match::Content) => 64,
+            Some(Match::Page | Match::Address) => 16,
+        };
+        (first, if self.is_for_later() { 16_384 } else { 4096 })
     }
 }

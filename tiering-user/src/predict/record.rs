@@ -35,9 +35,9 @@ const CERTAIN: f64 = 0.94;
 /// Ends that prove something, and those after which all before weigh half.
 const PROOF_ENDS: u32 = 16;
 const REMEMBERED_ENDS: u32 = 64;
-/// Misses in a row of what comes next on a tape, and of what others touch, which may be touched here a while later.
+/// Misses in a row of what comes next on a tape, and of what may be touched a while later.
 const SILENT_MISSES: u64 = 64;
-const SILENT_MISSES_PUSHED: u64 = 512;
+const SILENT_MISSES_LATER: u64 = 512;
 const MEETINGS: u32 = 64;
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(2);
@@ -64,6 +64,7 @@ pub(super) struct Record {
     window_most: u32,
     /// Another machine's touches, not a tape.
     pushed: bool,
+    for_later: bool,
     same_content: bool,
     learns: bool,
     /// It was wrong: what is expected of it does not count.
@@ -98,6 +99,7 @@ impl Record {
             window_first: window,
             window_most,
             pushed: matches!(origin, Origin::Touched(..)),
+            for_later: origin.is_for_later(),
             same_content: origin.by() == Some(Match::Content),
             learns: true,
             must_prove: false,
@@ -155,7 +157,7 @@ impl Record {
 
     /// The machine, which missed so many pages by now, does not go where this origin says any more: it has to prove itself anew.
     pub(super) fn look_for_silence(&mut self, misses: u64) {
-        let most = if self.pushed { SILENT_MISSES_PUSHED } else { SILENT_MISSES };
+        let most = if self.for_later { SILENT_MISSES_LATER } else { SILENT_MISSES };
         if self.learns && self.open > 0 && misses - self.misses_at_use >= most {
             self.misses_at_use = misses;
             (self.used, self.ended) = (0, 0);

@@ -6,21 +6,17 @@
 //! # Limits
 //! What is staged for another origin is not noted: who foretells the same as one that is trusted stays unknown.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::AddAssign;
-use std::time::Duration;
-
 use super::Origin;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::AddAssign;
 
 /// Pages of one origin that are noted at a time.
 pub const SHADOW_PAGES: u32 = 64;
 /// What comes next on a tape is touched before so many other pages, or was not right.
 const TOUCHES: u64 = 2 * SHADOW_PAGES as u64;
-/// What another machine touches is touched in this time, or was not right.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of pages that an origin foretold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,12 +110,14 @@ impl Shadows {
 
 /// Whether what was noted can be right no more, after so many touches of the machine.
 fn is_over(origin: Origin, note: Note, touches: u64, now: Monotonic) -> bool {
-    let on_a_tape = !matches!(origin, Origin::Touched(..));
-    now.since(note.at) >= DEADLINE || on_a_tape && touches - note.touches >= TOUCHES
+    let passed_by = !origin.is_for_later() && touches - note.touches >= TOUCHES;
+    now.since(note.at) >= origin.patience() || passed_by
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::predict::Match;
 
@@ -153,6 +151,18 @@ mod tests {
         assert_eq!(wrong(&mut shadows, 1), [2, 0]);
         assert_eq!(wrong(&mut shadows, 10), [0, 2]);
         assert_eq!(shadows.touched(0, at(10)), [], "it was wrong: it is not right as well");
+    }
+
+    #[test]
+    fn what_a_period_foretells_may_be_touched_for_as_long_as_it_says() {
+        const SEASON: Origin = Origin::Season(Duration::from_secs(60));
+        let mut shadows = Shadows::default();
+        shadows.note(SEASON, 7, at(0));
+        shadows.note(SEASON, 8, at(0));
+        (100..1000).for_each(|page| drop(shadows.touched(page, at(1))));
+        assert_eq!(shadows.expire(SEASON, at(59)), 0);
+        assert_eq!(shadows.touched(7, at(59)), [(SEASON, true)]);
+        assert_eq!(shadows.expire(SEASON, at(60)), 1);
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub(super) struct Stage {
     pub mapped: bool,
 }
 
+impl Stage {
+    /// When it is wasted, if nothing touches it before.
+    pub(super) fn deadline(&self) -> Monotonic {
+        self.requested.after(self.request.origin.patience())
+    }
+}
+
 /// A stage that ended by a touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {

@@ -8,8 +8,7 @@
 //! # Limits
 //! One confidence an origin, not one a page. Whether a page that is not touched is wasted shows at its deadline only.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::record::Record;
 use super::shadow::Shadows;
@@ -37,8 +36,8 @@ pub enum Chance {
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
     open: HashMap<PageIndex, Stage>,
-    /// In order of request. A page may stand here after its stage has ended.
-    order: VecDeque<(Monotonic, PageIndex)>,
+    /// By when they end at the latest. A page may stand here after its stage has ended.
+    deadlines: BTreeSet<(Monotonic, PageIndex)>,
     records: BTreeMap<Origin, Record>,
     shadows: Shadows,
     /// Touches of what was in swap and not staged.
@@ -238,9 +237,9 @@ impl Stages {
         let record = self.record_mut(request.origin);
         record.opened(misses);
         let confidence = record.confidence();
-        self.open
-            .insert(request.page, Stage { request, requested: now, done: None, confidence, mapped: false });
-        self.order.push_back((now, request.page));
+        let stage = Stage { request, requested: now, done: None, confidence, mapped: false };
+        self.open.insert(request.page, stage);
+        self.deadlines.insert((stage.deadline(), request.page));
     }
 
     /// `page` is up.
@@ -318,19 +317,18 @@ impl Stages {
         Some(Used { in_time: !late, tier: stage.request.to })
     }
 
-    /// Stages older than `deadline` end: as wasted where their use would have been `seen`, else they count neither way, and those that are
-    /// mapped are told of apart: they may be in use.
-    pub fn expire(&mut self, now: Monotonic, deadline: Duration, seen: bool) -> Wasted {
+    /// Stages that were not used in time end: as wasted where their use would have been seen, else they count neither way, and those that are
+    /// mapped are told of apart: they may be in use. All touches were seen since `unseen`.
+    pub fn expire(&mut self, now: Monotonic, unseen: Monotonic) -> Wasted {
         let mut wasted = Wasted::default();
-        while let Some((requested, page)) = self.order.front().copied()
-            && now.since(requested) >= deadline
-        {
-            self.order.pop_front();
+        while let Some((deadline, page)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.pop_first();
             // A page may have been used and staged anew since.
-            let Some(stage) = self.open.get(&page).copied().filter(|stage| stage.requested == requested)
+            let Some(stage) = self.open.get(&page).copied().filter(|stage| stage.deadline() == deadline)
             else {
                 continue;
             };
+            let seen = stage.requested >= unseen;
             match (stage.request.in_memory, stage.mapped) {
                 (true, true) if !seen => wasted.in_use.push(page),
                 (true, true) => wasted.mapped.push(page),

@@ -43,10 +43,9 @@ fn what_is_not_touched_in_time_is_wasted_once() {
     stages.done(1, at(1));
     stages.touched(1, at(2));
     stages.requested(request(1, OwnPast), at(8));
-    let deadline = Duration::from_secs(10);
-    assert_eq!(stages.expire(at(10), deadline, true), Wasted::default());
-    assert_eq!(stages.expire(at(11), deadline, true).unmapped, [2]);
-    assert_eq!(stages.expire(at(18), deadline, true).unmapped, [1]);
+    assert_eq!(stages.expire(at(10), at(0)), Wasted::default());
+    assert_eq!(stages.expire(at(11), at(0)).unmapped, [2]);
+    assert_eq!(stages.expire(at(18), at(0)).unmapped, [1]);
     assert_eq!(stages.counts(), StageCounts { issued: 3, used: 1, wasted: 2, ..StageCounts::default() });
 }
 
@@ -63,7 +62,7 @@ fn pages_that_were_mapped_go_back_as_such() {
     }
     let used = stages.touched(1, at(2)).unwrap();
     assert_eq!((used.in_time, used.tier), (true, TierId(0)));
-    let wasted = stages.expire(at(20), Duration::from_secs(10), true);
+    let wasted = stages.expire(at(20), at(0));
     assert_eq!(wasted, Wasted { unmapped: vec![2], mapped: vec![3], in_use: vec![] });
     assert_eq!(stages.counts().mapped, 2);
 }
@@ -77,7 +76,7 @@ fn where_touches_may_not_have_been_seen_nothing_is_wasted_and_what_is_mapped_may
     }
     stages.mapping(2);
     let before = stages.confidence(OwnPast);
-    let ended = stages.expire(at(20), Duration::from_secs(10), false);
+    let ended = stages.expire(at(20), at(19));
     assert_eq!(ended, Wasted { unmapped: vec![1], mapped: vec![], in_use: vec![2] });
     assert_eq!(stages.counts(), StageCounts::default());
     assert!((stages.confidence(OwnPast) - before).abs() < 1e-9);
@@ -120,7 +119,7 @@ fn the_window_follows_the_outcome() {
     for page in 1000..4000 {
         stages.requested(request(page, BY_PAGE), at(3));
     }
-    stages.expire(at(100), Duration::from_secs(1), true);
+    stages.expire(at(100), at(0));
     assert_eq!(stages.window(BY_PAGE), 4);
     assert!(stages.record(BY_PAGE).confidence() < 0.1);
 }
@@ -219,9 +218,8 @@ fn a_page_staged_anew_while_its_stage_is_open_expires_and_counts_once() {
     stages.requested(request(1, Touched(VmId(1), Match::Page)), at(1));
     stages.requested(request(1, OwnPast), at(5));
     assert_eq!(stages.counts(), StageCounts { issued: 1, ..StageCounts::default() });
-    let deadline = Duration::from_secs(10);
-    assert_eq!(stages.expire(at(14), deadline, true), Wasted::default());
-    assert_eq!(stages.expire(at(15), deadline, true).unmapped, [1]);
+    assert_eq!(stages.expire(at(14), at(0)), Wasted::default());
+    assert_eq!(stages.expire(at(15), at(0)).unmapped, [1]);
     stages.failed(1);
     assert_eq!(stages.counts(), StageCounts { issued: 1, wasted: 1, ..StageCounts::default() });
 }
@@ -236,7 +234,7 @@ fn a_neighbour_that_foretells_nothing_costs_the_others_nothing() {
         stages.done(page, at(1));
         stages.touched(page, at(2));
     }
-    stages.expire(at(100), Duration::from_secs(1), true);
+    stages.expire(at(100), at(0));
     let StageCounts { used, wasted, .. } = stages.counts();
     let issued_by = |stages: &Stages, by| stages.counts_by(Some(by)).issued;
     let (issued_by_page, issued_by_content) =

@@ -231,6 +231,26 @@ impl Profile {
         self.season
     }
 
+    /// The same if it is what forecasts go by: so that something comes again, and not by chance.
+    pub fn comes_again(&self) -> Option<Season> {
+        self.season.filter(|_| self.ahead().any(|ahead| ahead.rate.method.is_seasonal()))
+    }
+
+    /// Pages that are not used now and will be within `soon`, at most, if its load comes again.
+    pub fn rise(&self, soon: Duration) -> u64 {
+        let Some(now) = self.hour().last().map(|point| f64::from(point.working_set)) else { return 0 };
+        let seasonal =
+            self.ahead().filter(|ahead| ahead.after <= soon && ahead.working_set.method.is_seasonal());
+        let most = seasonal.map(|ahead| ahead.working_set.upper).fold(now, f64::max);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "never negative, and pages of a machine"
+        )]
+        let rise = (most - now) as u64;
+        rise.min(self.pages.into())
+    }
+
     /// What will be after each of [`AHEAD`] of which anything can be said, as of the last points of the history.
     pub fn ahead(&self) -> impl Iterator<Item = Ahead> {
         self.ahead.iter().flatten().copied()

@@ -40,6 +40,13 @@ pub struct Season {
     level: usize,
 }
 
+impl Season {
+    /// How exactly the period is known.
+    pub fn resolution(&self) -> Duration {
+        length(self.level)
+    }
+}
+
 /// What will be, some time from now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ahead {

@@ -334,6 +334,8 @@ pub enum PrefetchWay {
     Followed,
     /// This VM itself touched it next, before it was started anew.
     Earlier,
+    /// This VM itself touched it a period ago.
+    Season,
 }
 
 /// How pages of two VMs correspond.
