@@ -115,7 +115,7 @@ fn pass(guest: &mut Guest) -> Result<Pass> {
     let fetched = fetched_bytes(guest.pid())? - before;
     let read = phase.touches * PAGE_BYTES as u64;
     // A bucket counts as its largest value, the same for all.
-    let reads_ns: f64 = phase.latency.iter().map(|(ns, reads)| *ns as f64 * *reads as f64).sum();
+    let reads_ns = phase.first_accesses_ns();
     Ok(Pass {
         ms: (phase.end_ns - phase.start_ns) as f64 / 1e6,
         read_us: reads_ns / phase.touches.max(1) as f64 / 1e3,

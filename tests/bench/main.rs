@@ -8,6 +8,7 @@ mod ablation;
 mod clones;
 mod events;
 mod files;
+mod forecast;
 mod group;
 mod host;
 mod mix;
@@ -57,6 +58,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "fault" => events::measure_one(results, quick),
         "events" => events::measure(results, quick),
         "cost" => profile::cost(results, quick),
+        "forecast" => forecast::measure(results, quick),
         _ => bail!(
             "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"
         ),

@@ -49,17 +49,12 @@ pub struct Walk {
 
 impl Walk {
     pub fn stall_ns(&self, in_dram: &PhaseResult) -> f64 {
-        (first_accesses_ns(&self.phase) - first_accesses_ns(in_dram)).max(0.0)
+        (self.phase.first_accesses_ns() - in_dram.first_accesses_ns()).max(0.0)
     }
 
     pub fn time_ns(&self) -> f64 {
         (self.phase.end_ns - self.phase.start_ns) as f64
     }
-}
-
-/// A bucket counts as its largest value, the same for all.
-fn first_accesses_ns(phase: &PhaseResult) -> f64 {
-    phase.latency.iter().map(|(ns, touches)| *ns as f64 * *touches as f64).sum()
 }
 
 /// What the agent tells of the stages of a guest, pages.

@@ -7,6 +7,7 @@
 mod hot;
 mod huge;
 mod priority;
+mod rise;
 mod skew;
 mod slowdown;
 mod window;

@@ -37,6 +37,11 @@ pub struct PhaseResult {
 }
 
 impl PhaseResult {
+    /// All first accesses together, ns. A bucket counts as its largest value.
+    pub fn first_accesses_ns(&self) -> f64 {
+        self.latency.iter().map(|(ns, touches)| *ns as f64 * *touches as f64).sum()
+    }
+
     /// The touches of this phase, recomputed.
     pub fn truth(&self, pattern: &Pattern) -> impl Iterator<Item = Touch> + use<> {
         let count = |number| usize::try_from(number).unwrap_or(usize::MAX);

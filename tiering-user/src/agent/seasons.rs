@@ -19,7 +19,7 @@ const PATIENCE_POINTS: u32 = 6;
 impl Machine {
     /// An epoch of its profile is over.
     pub(super) fn foretell_season(&mut self, rules: Prefetch, now: Monotonic) {
-        if !rules.pull || !rules.own_past || self.never_to_swap().is_some() || !self.braking.may_stage() {
+        if !rules.by_season || self.never_to_swap().is_some() || !self.braking.may_stage() {
             return;
         }
         let Some(season) = self.profile.comes_again() else { return };

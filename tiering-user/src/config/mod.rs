@@ -159,6 +159,8 @@ pub struct Prefetch {
     pub pull: bool,
     /// What came next: after the VM's own past.
     pub own_past: bool,
+    /// What the VM touched a period ago, where its load comes again.
+    pub by_season: bool,
     /// Of other VMs: what has the same content.
     pub by_content: bool,
     /// Of other VMs: what has the same guest-physical address.
@@ -307,6 +309,7 @@ impl Default for Prefetch {
             push: true,
             pull: true,
             own_past: true,
+            by_season: true,
             by_content: true,
             by_address: true,
             by_file: true,

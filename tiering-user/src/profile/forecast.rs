@@ -22,7 +22,9 @@ const FIRST_BOUND: f64 = 2.0;
 const HALF_LIFE: (f64, f64) = (60.0, 3.0);
 /// Another method than the naive one has to be better by this.
 const BETTER: f64 = 0.97;
-/// So many points in a row beyond the same bound are another series: what methods erred before says nothing any more.
+/// And to have been judged by so many points.
+const JUDGED_LEAST: f64 = 6.0;
+/// So many points in a row beyond the same bound are another series: how much a method erred before says nothing any more.
 const CHANGED: i32 = 6;
 /// Periods of which the seasonal mean is.
 const SEASONS: usize = 3;
@@ -90,39 +92,52 @@ pub struct Forecast {
 pub fn forecast(values: &[f64], period: Option<f64>, steps: usize) -> Option<Forecast> {
     let period = period.filter(|period| *period >= 2.0);
     let half_life = HALF_LIFE.0.max(HALF_LIFE.1 * period.unwrap_or(0.0));
-    let mut judged = Judged::new(half_life);
+    let keep = 0.5_f64.powf(half_life.recip());
+    let mut candidates = [Candidate::default(); Method::ALL.len()];
     let mut smoothed = Smoothed::default();
-    let mut said: VecDeque<Said> = VecDeque::with_capacity(steps + 1);
+    let mut said: VecDeque<[Option<Said>; Method::ALL.len()]> = VecDeque::with_capacity(steps + 1);
     for (at, value) in values.iter().enumerate() {
         if said.len() == steps
             && let Some(said) = said.pop_front()
         {
-            judged.judge(&said, *value, steps);
+            for (candidate, said) in candidates.iter_mut().zip(said) {
+                said.into_iter().for_each(|said| candidate.judge(said, *value, keep, steps));
+            }
         }
         smoothed.push(*value);
-        said.push_back(judged.say(predictions(&values[..=at], &smoothed, period, steps)));
+        let expected = expected(&values[..=at], &smoothed, period, steps);
+        let say = |(candidate, expected): (&Candidate, Option<f64>)| Some(candidate.say(expected?));
+        let mut each = candidates.iter().zip(expected).map(say);
+        said.push_back(std::array::from_fn(|_| each.next().flatten()));
     }
-    if values.len() <= steps {
-        return None;
-    }
-    let Said { forecast, .. } = said.pop_back()?;
-    Some(forecast)
+    let naive = candidates[0].error()?;
+    let last = Method::ALL.into_iter().zip(candidates).zip(said.pop_back()?);
+    let judged = last.filter_map(|((method, candidate), said)| Some((method, candidate.error()?, said?)));
+    let handicapped = |(method, error, _): &(Method, f64, Said)| match method {
+        Method::Naive => *error * BETTER,
+        _ => *error,
+    };
+    let best = judged.min_by(|a, b| handicapped(a).total_cmp(&handicapped(b)));
+    let (method, error, Said { expected, bounds }) = best?;
+    let [lower, upper] = bounds?;
+    Some(Forecast { expected, lower, upper, method, error: (naive > 0.0).then(|| error / naive) })
 }
 
-/// What is said at one point.
+/// What one method says.
 #[derive(Clone, Copy, Debug)]
 struct Said {
-    by_each: [f64; Method::ALL.len()],
-    forecast: Forecast,
+    expected: f64,
+    /// None before it was judged often enough.
+    bounds: Option<[f64; 2]>,
 }
 
-/// By each of [`Method::ALL`]; what has seen no period yet says what the naive method says.
-fn predictions(
+/// By each of [`Method::ALL`]; none by those that have seen too little.
+fn expected(
     values: &[f64],
     smoothed: &Smoothed,
     period: Option<f64>,
     steps: usize,
-) -> [f64; Method::ALL.len()] {
+) -> [Option<f64>; Method::ALL.len()] {
     let at = values.len() - 1;
     let naive = values[at];
     // The least whole number of periods after which what is asked for is in the past.
@@ -153,77 +168,59 @@ fn predictions(
             Method::SeasonalMean => (count > 0).then(|| sum / f64::from(count)),
             Method::SeasonalChange => change.map(|change| naive + change),
         };
-        value.unwrap_or(naive).max(0.0)
+        value.map(|value| value.max(0.0))
     })
 }
 
-/// How the methods did, and where the bounds are.
+/// How one method did, and where its bounds are.
 #[derive(Clone, Copy, Debug)]
-struct Judged {
-    keep: f64,
-    /// Sums of errors of each method, faded.
-    errors: [f64; Method::ALL.len()],
-    /// Sum of errors of what was said, and how many they are, faded.
-    error: f64,
-    count: f64,
-    /// Mean errors to the lower and the upper bound.
+struct Candidate {
+    /// Sum of its errors, and how many they are, faded.
+    errors: (f64, f64),
+    /// Mean errors from what it expects to the lower and the upper bound.
     bounds: [f64; 2],
-    /// Points in a row above the upper bound; below zero, under the lower one.
+    /// Points in a row above its upper bound; below zero, under the lower one.
     beyond: i32,
 }
 
-impl Judged {
-    fn new(half_life: f64) -> Self {
-        Self {
-            keep: 0.5_f64.powf(half_life.recip()),
-            errors: [0.0; Method::ALL.len()],
-            error: 0.0,
-            count: 0.0,
-            bounds: [FIRST_BOUND; 2],
-            beyond: 0,
-        }
+impl Default for Candidate {
+    fn default() -> Self {
+        Self { errors: (0.0, 0.0), bounds: [FIRST_BOUND; 2], beyond: 0 }
+    }
+}
+
+impl Candidate {
+    /// Its mean error, once it was judged often enough.
+    fn error(&self) -> Option<f64> {
+        let (sum, count) = self.errors;
+        (count >= JUDGED_LEAST).then(|| sum / count)
     }
 
-    fn best(&self) -> usize {
-        let handicapped = |index: usize| self.errors[index] * if index == 0 { BETTER } else { 1.0 };
-        (0..self.errors.len()).min_by(|a, b| handicapped(*a).total_cmp(&handicapped(*b))).unwrap_or(0)
+    fn say(&self, expected: f64) -> Said {
+        let [below, above] = self.bounds;
+        let bounds = self
+            .error()
+            .map(|error| [expected - below * error, expected + above * error].map(|bound| bound.max(0.0)));
+        Said { expected, bounds }
     }
 
-    fn say(&self, by_each: [f64; Method::ALL.len()]) -> Said {
-        let best = self.best();
-        let expected = by_each[best];
-        let mean_error = if self.count > 0.0 { self.error / self.count } else { 0.0 };
-        let [below, above] = self.bounds.map(|errors| errors * mean_error);
-        let naive = self.errors[0];
-        let forecast = Forecast {
-            expected,
-            lower: (expected - below).max(0.0),
-            upper: (expected + above).max(0.0),
-            method: Method::ALL[best],
-            error: (naive > 0.0).then(|| self.errors[best] / naive),
-        };
-        Said { by_each, forecast }
-    }
-
-    fn judge(&mut self, said: &Said, value: f64, steps: usize) {
-        let Forecast { expected, lower, upper, .. } = said.forecast;
-        for (sum, said) in self.errors.iter_mut().zip(said.by_each) {
-            *sum = *sum * self.keep + (said - value).abs();
-        }
-        self.error = self.error * self.keep + (expected - value).abs();
-        self.count = self.count * self.keep + 1.0;
-        for (bound, passed) in self.bounds.iter_mut().zip([value < lower, value > upper]) {
+    /// What it said `steps` points ago came to be this.
+    fn judge(&mut self, said: Said, value: f64, keep: f64, steps: usize) {
+        let (sum, count) = self.errors;
+        self.errors = (sum * keep + (said.expected - value).abs(), count * keep + 1.0);
+        let Some([lower, upper]) = said.bounds else { return };
+        let passed = [value < lower, value > upper];
+        for (bound, passed) in self.bounds.iter_mut().zip(passed) {
             *bound += FOLLOW * (f64::from(u8::from(passed)) - BEYOND);
         }
-        self.beyond = match (value < lower, value > upper) {
-            (_, true) => self.beyond.max(0) + 1,
-            (true, _) => self.beyond.min(0) - 1,
+        self.beyond = match passed {
+            [_, true] => self.beyond.max(0) + 1,
+            [true, _] => self.beyond.min(0) - 1,
             _ => 0,
         };
-        // What is said of the same change by so many points is one error.
+        // What so many points said of the same change is one error.
         if self.beyond.abs() >= CHANGED.saturating_add_unsigned(u32::try_from(steps).unwrap_or(u32::MAX)) {
-            self.errors = [0.0; Method::ALL.len()];
-            self.beyond = 0;
+            *self = Self::default();
         }
     }
 }

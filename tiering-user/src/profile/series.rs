@@ -51,6 +51,8 @@ impl Season {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ahead {
     pub after: Duration,
+    /// Values are means, or the highest, of so long until then.
+    pub over: Duration,
     /// Accesses a second.
     pub rate: Forecast,
     /// Pages that were used within a minute.
@@ -163,7 +165,8 @@ impl Series {
         let rates: Vec<f64> = self.points(level).map(|point| point.rate.into()).collect();
         let working_sets: Vec<f64> = self.points(level).map(|point| point.working_set.into()).collect();
         let rate = forecast(&rates, period, steps)?;
-        Some(Ahead { after, rate, working_set: forecast(&working_sets, period, steps)? })
+        let working_set = forecast(&working_sets, period, steps)?;
+        Some(Ahead { after, over: length(level), rate, working_set })
     }
 
     /// Whether the latest epoch has changed what [`Self::ahead`] says of this.

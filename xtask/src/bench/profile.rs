@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 2] = [
+pub const PARTS: [Part; 4] = [
     Part {
         name: "cost",
         about: "what it takes to keep a machine's profile: time an access and an epoch, and memory",
@@ -12,5 +12,15 @@ pub const PARTS: [Part; 2] = [
         name: "working-set",
         about: "what the profile says of the working sets of KVM guests, against what they did",
         place: Place::Lab { test: "bench::working_set::bench_working_set" },
+    },
+    Part {
+        name: "forecast",
+        about: "how right forecasts are of made-up loads, and how often their bounds hold",
+        place: Place::Here,
+    },
+    Part {
+        name: "rise",
+        about: "what a KVM guest waits for whose load comes again, with and without the forecast",
+        place: Place::Lab { test: "bench::rise::bench_rise" },
     },
 ];
