@@ -2,10 +2,10 @@
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!
-//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `profile` → `similarity` → `predict` → `policy` →
+//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `similarity` → `predict` → `policy` →
 //! `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `profile`, `similarity`, `predict` and `policy` are pure: time is an argument, and nothing is
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `similarity`, `predict` and `policy` are pure: time is an argument, and nothing is
 //! touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
@@ -23,5 +23,6 @@ pub mod sys;
 pub mod telemetry;
 pub mod tiermap;
 pub mod tiers;
+pub mod trace;
 pub mod track;
 pub mod vm;
