@@ -3,9 +3,9 @@
 //! Data flows one way, and each module imports only what stands before it:
 //!
 //! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `similarity` → `predict` → `policy` →
-//! `actuate` → `telemetry` → `host` → `agent` → `cli`
+//! `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `similarity`, `predict` and `policy` are pure: time is an argument, and nothing is
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `similarity`, `predict`, `policy` and `replay` are pure: time is an argument, and nothing is
 //! touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
@@ -17,6 +17,7 @@ pub mod host;
 pub mod policy;
 pub mod predict;
 pub mod profile;
+pub mod replay;
 pub mod similarity;
 pub mod store;
 pub mod sys;

@@ -49,6 +49,7 @@ impl Ticket {
 impl State {
     pub(super) fn on_request(&mut self, request: Request) {
         match request {
+            Request::Record { vms, sink, reply } => drop(reply.send(self.record(vms, sink))),
             Request::Map { vm, pages, reply } => {
                 match self.machine(&vm).and_then(|machine| machine.check(&pages).map(|()| machine.target.id))
                 {

@@ -14,7 +14,7 @@ use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
 use crate::config::VmSettings;
-use crate::policy::{Action, Bands, Reason, Rules, Step, backoff_after_return, came_back_soon};
+use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
 use crate::sys::{self, Monotonic, Pidfd};
@@ -256,13 +256,8 @@ impl Machine {
         if let Some(Used { tier, .. }) = ready.filter(|_| touch.was_lower) {
             self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
         }
-        // Where nobody waits, the first access since a page came there says that it came back into use.
-        let in_use_again = self.pages.in_lower_memory(touch.before.place()) && touch.before.heat() == 0;
-        if touch.was_lower || in_use_again {
-            let soon = came_back_soon(touch.before, block, rules, now);
+        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, now) {
             self.moved.ping_pong += weight * u64::from(soon);
-            let backoff = backoff_after_return(touch.before, soon);
-            self.pages.update(page, |entry| entry.with_backoff(backoff));
             if touch.was_lower {
                 self.braking.left_behind.take(weight);
                 self.braking.returned += weight * u64::from(!ready.is_some_and(|used| used.in_time));

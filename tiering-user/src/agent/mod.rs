@@ -33,6 +33,7 @@ mod planning;
 mod profiling;
 mod rates;
 mod rearming;
+mod recording;
 mod regions;
 mod report;
 mod seasons;

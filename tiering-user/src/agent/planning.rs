@@ -11,7 +11,8 @@ use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
 use crate::policy::{
-    Action, Claim, HeatHistogram, Reason, Step, collapses, demotions, promotions, shares, weight,
+    Action, Claim, HeatHistogram, Reason, Step, collapses, cooling_epoch, demotions, promotions, shares,
+    weight,
 };
 use crate::predict::Wasted;
 use crate::sys::{self, PAGE_BYTES};
@@ -26,9 +27,6 @@ const SWEEP_LEAST: Duration = Duration::from_secs(2);
 const SWEEP_MOST: Duration = Duration::from_secs(30);
 /// After the kernel has moved so many pages by itself they are looked for sooner.
 const MOVED_BY_KERNEL: u64 = 64;
-/// An epoch, over which accesses are counted: half of the least idle time, within these bounds.
-const EPOCH_LEAST: Duration = Duration::from_secs(1);
-const EPOCH_MOST: Duration = Duration::from_secs(60);
 /// How far ahead room is made for loads that come again.
 const RISE: Duration = Duration::from_mins(10);
 /// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
@@ -44,7 +42,7 @@ impl State {
         self.promotable_pages = self.promotable();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
-        let epoch = (demote_after / 2).clamp(EPOCH_LEAST, EPOCH_MOST);
+        let epoch = cooling_epoch(demote_after);
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
         let pace = self.braking.pace;
         let staging = self.may_foretell();
@@ -101,6 +99,7 @@ impl State {
             }
             self.plan(id);
         }
+        self.go_on_recording();
         self.rearm_one();
         self.compare_machines();
         self.show_blocks(faults);

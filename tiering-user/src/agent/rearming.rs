@@ -12,6 +12,7 @@ use crate::bpf::Faults;
 use crate::sys::{self, PAGE_BYTES};
 use crate::telemetry::status::RearmStatus;
 use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, PageRun, Place, Seconds};
+use crate::trace::Event;
 use crate::track::{Limits, Turn, VmId};
 use crate::vm::Accel;
 
@@ -80,6 +81,9 @@ impl State {
                 machine.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
                 machine.armed_at = machine.layout.is_complete().then_some(again);
+                if machine.armed_at.is_some() {
+                    self.record_event(rearmed.began, &Event::Armed(rearmed.vm));
+                }
             }
             Err(error) => {
                 let vm = machine.target.vm.name.as_str();

@@ -12,6 +12,7 @@ use super::images::Images;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
 use super::machine::Machine;
+use super::recording::Recording;
 use super::regions::RegionWatch;
 use super::survey::Survey;
 use super::tenants::Tenants;
@@ -27,6 +28,7 @@ use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap, Pidfd};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
 use crate::tiers::{Budget, Ladder, TierId, TierKind};
+use crate::trace::Event;
 use crate::track::{Access, Budgets, Sampling, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
 
@@ -92,6 +94,7 @@ pub(super) struct State {
     pub kernel_moved: u64,
     pub kernel_moved_at: Monotonic,
     batch: Vec<Sample>,
+    pub recording: Option<Recording>,
 }
 
 impl State {
@@ -151,6 +154,7 @@ impl State {
             kernel_moved: 0,
             kernel_moved_at: Monotonic::default(),
             batch: Vec::new(),
+            recording: None,
         }
     }
 
@@ -173,6 +177,8 @@ impl State {
             if access.kvm && !machine.layout.trusts(access.hva) {
                 continue;
             }
+            self.record_access(&access);
+            let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
             let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time));
             touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
         }
@@ -318,6 +324,7 @@ impl State {
             return;
         };
         if let Some(mut machine) = self.machines.remove(&id) {
+            self.record_event(sys::now(), &Event::Gone(id));
             machine.came_up.add_to(&mut self.read_bytes);
             let last = faults.untrack(id, &machine.target.vm);
             self.gone = self.gone.plus(last);
@@ -373,6 +380,7 @@ impl State {
             }
         }
         self.note_trouble(outcome);
+        self.record_move(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
         machine.on_outcome(outcome, now);
         let window = machine.rules(self.config.policy.demote_after.0).window();

@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::{CONFIG, Failure, INTERNAL};
-use super::{Cli, Command, ConfigCommand, VmCommand, explain, render, similar};
+use super::{Cli, Command, ConfigCommand, VmCommand, explain, render, similar, trace};
 use crate::telemetry::RunOptions;
-use crate::telemetry::client::{Client, ClientError};
+use crate::telemetry::client::Client;
 use crate::tiers::{Proposal, propose_here};
 use crate::{agent, host};
 
@@ -62,6 +62,10 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
             print(output.json, &outcome, |outcome| render::moved(outcome, to))
         }
         Command::Drain { tier, output } => print(output.json, &ask(client.drain(tier))?, render::drained),
+        Command::Record { output, vm, duration } => ask(trace::record(&client, vm, output, *duration)),
+        Command::Replay { trace: from, decisions, output } => {
+            print(output.json, &trace::replay(from, &config, decisions.as_deref())?, trace::table)
+        }
         Command::Config(ConfigCommand::Check) => print_text(&format!("{origin}: ok\n")),
         Command::Config(ConfigCommand::Show(output)) => {
             print(output.json, &config, crate::config::Config::to_toml)
@@ -86,11 +90,11 @@ fn say_what_was_proposed(proposal: &Proposal) {
 }
 
 /// Waits for the agent's answer.
-fn ask<T>(question: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
+fn ask<T, E: Into<Failure>>(question: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         Failure::new(INTERNAL, format!("no event loop ({error}): raise the open file limit"))
     })?;
-    Ok(runtime.block_on(question)?)
+    runtime.block_on(question).map_err(Into::into)
 }
 
 fn print<T: Serialize>(json: bool, facts: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {

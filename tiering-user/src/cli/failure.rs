@@ -18,6 +18,8 @@ pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
 /// A fault of the program itself.
 pub const INTERNAL: u8 = 70;
+/// A file cannot be read or written.
+pub const IO: u8 = 74;
 /// Permission is missing.
 pub const NO_PERMISSION: u8 = 77;
 /// The configuration is wrong.

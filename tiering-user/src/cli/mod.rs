@@ -11,6 +11,7 @@ mod profile;
 mod render;
 mod similar;
 mod table;
+mod trace;
 
 use std::io::IsTerminal as _;
 use std::ops::Range;
@@ -109,6 +110,28 @@ enum Command {
     Drain {
         /// Name of the tier
         tier: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write down what happens to the memory of VMs, until Ctrl-C: accesses, moves; never contents
+    Record {
+        /// The trace
+        #[arg(short, long, value_name = "F")]
+        output: PathBuf,
+        /// Only this VM; may be given more than once
+        #[arg(long, value_name = "VM")]
+        vm: Vec<String>,
+        /// Stop after this time, such as 60s
+        #[arg(long, value_parser = humantime::parse_duration)]
+        duration: Option<Duration>,
+    },
+    /// Say what the policy would have done with what was recorded, under this configuration
+    Replay {
+        /// The trace
+        trace: PathBuf,
+        /// Write each decision there, a line each
+        #[arg(long, value_name = "F")]
+        decisions: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },

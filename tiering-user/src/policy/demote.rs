@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::heat::Bands;
 use super::{Action, Reason, Step, priority_scale};
 use crate::tiermap::{
-    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, VmPages,
+    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, Touch, VmPages,
 };
 use crate::tiers::TierId;
 use crate::track::VmId;
@@ -265,9 +265,26 @@ pub fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: S
     Duration::from_secs(before.idle(now).into()) <= left_at + rules.soon()
 }
 
-/// The back-off of a page that has just come back from a lower tier, soon or not.
-pub fn backoff_after_return(before: PageEntry, soon: bool) -> u32 {
-    if soon { before.backoff() + 1 } else { 0 }
+/// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again where nobody waits: then the
+/// first access since it came there says so. `block` is what was known of its block before the access. Returns whether it came back soon; none where it
+/// had not been away.
+pub fn note_return(
+    pages: &mut VmPages,
+    page: PageIndex,
+    touch: Touch,
+    block: BlockInfo,
+    rules: &Rules,
+    now: Seconds,
+) -> Option<bool> {
+    let Touch { before, was_lower } = touch;
+    let in_use_again = pages.in_lower_memory(before.place()) && before.heat() == 0;
+    if !was_lower && !in_use_again {
+        return None;
+    }
+    let soon = came_back_soon(before, block, rules, now);
+    let backoff = if soon { before.backoff() + 1 } else { 0 };
+    pages.update(page, |entry| entry.with_backoff(backoff));
+    Some(soon)
 }
 
 #[cfg(test)]
@@ -469,8 +486,21 @@ mod tests {
         assert!(soon(entry, 15) && !soon(entry, 16));
         assert!(soon(entry.with_backoff(1), 25));
         assert!(!soon(entry.with_place(DRAM), 1));
-        assert_eq!((backoff_after_return(entry, true), backoff_after_return(entry, false)), (1, 0));
-        assert_eq!(backoff_after_return(entry.with_backoff(1), true), 2);
+        let mut pages = VmPages::new(
+            Layout::new(&[RamRegion { start: Hva(0x10_0000), bytes: 4096, backing: Backing::Anonymous }]),
+            NodeTiers(1),
+        );
+        let mut return_at = |second| {
+            pages.place(PageRun { first: 0, count: 1 }, NVME);
+            let touch = pages.touch(0, Seconds(second), false);
+            let soon = note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, Seconds(second));
+            (soon, pages.get(0).backoff())
+        };
+        assert_eq!(return_at(15), (Some(true), 1));
+        assert_eq!(return_at(30), (Some(true), 2));
+        assert_eq!(return_at(1000), (Some(false), 0));
+        let here = pages.touch(0, Seconds(1001), false);
+        assert_eq!(note_return(&mut pages, 0, here, BlockInfo::default(), &RULES, Seconds(1001)), None);
         // It was old for long before it went.
         let mut block = BlockInfo::default();
         block.probe.begin(8, WINDOW, Seconds(500), Seconds(500));

@@ -7,10 +7,21 @@
 //! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is, unless its machine's
 //! pages are armed anew in rounds.
 
+use std::time::Duration;
+
 use crate::tiermap::VmPages;
 
 /// Heat 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 const BINS: usize = 6;
+
+/// An epoch, over which accesses are counted: half of the least idle time, within these bounds.
+const EPOCH_LEAST: Duration = Duration::from_secs(1);
+const EPOCH_MOST: Duration = Duration::from_secs(60);
+
+/// After how long heat cools, where accesses show all the time.
+pub fn cooling_epoch(demote_after: Duration) -> Duration {
+    (demote_after / 2).clamp(EPOCH_LEAST, EPOCH_MOST)
+}
 
 /// Pages in memory by heat, in bins of powers of two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -36,9 +36,9 @@ use std::time::Duration;
 
 pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP, TierLoad};
 pub use collapse::collapses;
-pub use demote::{Held, Rules, backoff_after_return, came_back_soon, demotions};
+pub use demote::{Held, Rules, demotions, note_return};
 pub use free::FreeSpace;
-pub use heat::{Bands, HeatHistogram};
+pub use heat::{Bands, HeatHistogram, cooling_epoch};
 pub use promote::promotions;
 pub use quota::{Claim, shares, weight};
 pub use refaults::{Refaults, TooMany};

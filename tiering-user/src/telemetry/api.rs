@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::explain::{Address, Explanation};
 use super::metrics;
+use super::record::{BLOCKS, Blocks};
 use super::request::{
     ApiError, DrainOutcome, MoveBody, MoveOutcome, Pages, Reply, Request, VmMap, parse_number, parse_range,
 };
@@ -79,6 +81,7 @@ pub fn router(handle: Handle) -> Router {
         .route("/v1/vms/{vm}/map", get(map))
         .route("/v1/vms/{vm}/explain", get(explain))
         .route("/v1/similar", get(similar))
+        .route("/v1/record", get(record))
         .route("/v1/vms/{vm}/similar", get(similar_to))
         .route("/v1/vms/{vm}/move", post(move_pages))
         .route("/v1/tiers/{tier}/drain", post(drain))
@@ -197,6 +200,26 @@ async fn explain(
     };
     let at = at.map_err(ApiError::BadRequest)?;
     handle.ask(|reply| Request::Explain { vm, at, reply }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordQuery {
+    /// Ids, separated by commas.
+    vms: Option<String>,
+}
+
+async fn record(
+    State(handle): State<Handle>,
+    query: Result<Query<RecordQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|rejection| ApiError::BadRequest(rejection.body_text()))?;
+    let status = handle.latest();
+    let vms = query.vms.iter().flat_map(|vms| vms.split(','));
+    let vms = vms.map(|vm| find(&status, vm).map(|vm| vm.id.clone())).collect::<Result<_, _>>()?;
+    let (sink, blocks) = mpsc::channel(BLOCKS);
+    let Json(()) = handle.ask(|reply| Request::Record { vms, sink, reply }).await?;
+    Ok(Body::new(Blocks(blocks)).into_response())
 }
 
 async fn move_pages(

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use axum::http::{Method, Request as HttpRequest, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
+use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -114,6 +115,41 @@ impl Client {
         }
     }
 
+    /// A trace of what happens to these VMs from now on, or to all if there are none. Each piece of it goes to `take`, until that fails or the agent
+    /// ends.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ApiError::Refused`] in it where somebody records already. The inner result is that of `take`.
+    pub async fn record<E>(
+        &self,
+        vms: &[String],
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, ClientError> {
+        let vms: Vec<_> = vms.iter().map(|vm| segment(vm)).collect();
+        let query = if vms.is_empty() { String::new() } else { format!("?vms={}", vms.join(",")) };
+        let (mut sender, connection) = self.connect().await?;
+        let request = request(Method::GET, &format!("/v1/record{query}"), Bytes::new());
+        let taking = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                return Err(refusal(status, &body.collect().await?.to_bytes()));
+            }
+            while let Some(frame) = body.frame().await {
+                if let Some(Err(error)) = frame?.data_ref().map(|bytes| take(bytes)) {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        };
+        // Whichever ends first: who stops taking leaves the connection open.
+        tokio::select! {
+            taken = taking => taken,
+            ended = connection => Err(ended.err().map_or_else(|| ClientError::Unreadable("it ended early".to_owned()), ClientError::Broken)),
+        }
+    }
+
     /// Moves a VM's pages to the tier `to`; returns when they are moved.
     ///
     /// # Errors
@@ -151,22 +187,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
-            let socket = self.socket.clone();
-            match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
-                io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
-                _ => ClientError::Connect { socket, source },
-            }
-        })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = HttpRequest::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "tiering")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .expect("method and headers are fixed, and the path is percent-encoded");
+        let (mut sender, connection) = self.connect().await?;
+        let request = request(method, path, body);
         let answer = async move {
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -178,18 +200,47 @@ impl Client {
             return serde_json::from_slice(&bytes)
                 .map_err(|error| ClientError::Unreadable(error.to_string()));
         }
-        let text = match serde_json::from_slice::<ErrorBody>(&bytes) {
-            Ok(body) => body.error,
-            Err(_) => return Err(ClientError::Unreadable(format!("HTTP status {status} without a reason"))),
-        };
-        Err(match status {
-            StatusCode::NOT_FOUND => ApiError::NotFound(text),
-            StatusCode::CONFLICT => ApiError::Refused(text),
-            StatusCode::BAD_REQUEST => ApiError::BadRequest(text),
-            _ => ApiError::Unavailable(text),
-        }
-        .into())
+        Err(refusal(status, &bytes))
     }
+
+    async fn connect(
+        &self,
+    ) -> Result<(SendRequest<Full<Bytes>>, Connection<TokioIo<UnixStream>, Full<Bytes>>), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            let socket = self.socket.clone();
+            match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
+                io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+                _ => ClientError::Connect { socket, source },
+            }
+        })?;
+        Ok(hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?)
+    }
+}
+
+fn request(method: Method, path: &str, body: Bytes) -> HttpRequest<Full<Bytes>> {
+    HttpRequest::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "tiering")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+        .expect("method and headers are fixed, and the path is percent-encoded")
+}
+
+/// What the agent says where it says no.
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    let text = match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => body.error,
+        Err(_) => return ClientError::Unreadable(format!("HTTP status {status} without a reason")),
+    };
+    let error = match status {
+        StatusCode::NOT_FOUND => ApiError::NotFound(text),
+        StatusCode::CONFLICT => ApiError::Refused(text),
+        StatusCode::BAD_REQUEST => ApiError::BadRequest(text),
+        _ => ApiError::Unavailable(text),
+    };
+    error.into()
 }
 
 /// One segment of a path: everything but unreserved characters is percent-encoded (RFC 3986, section 2).

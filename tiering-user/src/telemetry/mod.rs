@@ -9,6 +9,7 @@ pub mod client;
 pub mod explain;
 pub mod metrics;
 pub mod profile;
+mod record;
 pub mod request;
 pub mod similar;
 pub mod socket;

@@ -3,11 +3,11 @@
 //! In: nothing. Out: [`Request`], which the API sends to the agent's task with a place for the answer, and the
 //! answers as they stand in JSON. Not here: HTTP, and the reading of the status, which needs no request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{Address, Explanation};
 use super::similar::Similar;
@@ -41,6 +41,8 @@ pub enum Request {
     Explain { vm: String, at: Option<Address>, reply: Reply<Explanation> },
     /// Say how alike VMs are: all, or one and its leaders.
     Similar { vm: Option<String>, reply: Reply<Similar> },
+    /// Send a trace of what happens to these VMs, or to all if there are none, block by block, until nobody takes them any more.
+    Record { vms: BTreeSet<String>, sink: mpsc::Sender<Vec<u8>>, reply: Reply<()> },
     /// Move pages to the tier `to`.
     Move { vm: String, to: String, hva: Option<Range<u64>>, reply: Reply<MoveOutcome> },
     /// Bring all pages of a tier up and switch it off.

@@ -107,6 +107,15 @@ async fn answer(mut inbox: mpsc::Receiver<Request>) {
                 let page = at.map(|at| PageInfo { hva: hva(at), ..PageInfo::default() });
                 let _ = reply.send(Ok(Explanation { vm, page, ..Explanation::default() }));
             }
+            Request::Record { vms, sink, reply } => {
+                let again = vms.contains("id-db-t");
+                let answer =
+                    if again { Err(ApiError::Refused("somebody else records".to_owned())) } else { Ok(()) };
+                let _ = reply.send(answer);
+                for piece in ["one", "two"] {
+                    let _ = sink.send(piece.as_bytes().to_vec()).await;
+                }
+            }
             Request::Similar { vm, reply } => {
                 let follower = vm.unwrap_or_else(|| "all".to_owned());
                 let pairs = vec![SimilarPair { follower, score: 0.5, ..SimilarPair::default() }];
@@ -206,6 +215,24 @@ async fn alike_machines_are_shown_for_all_or_for_one() {
     let of_one = client.similar(Some("web-1")).await.unwrap();
     assert_eq!((of_one.pairs[0].follower.as_str(), of_one.pairs[0].score), ("id-web", 0.5));
     assert!(matches!(api_error(client.similar(Some("nobody")).await), ApiError::NotFound(_)));
+}
+
+#[tokio::test]
+async fn a_recording_comes_piece_by_piece_until_it_ends() {
+    let agent = FakeAgent::start();
+    let client = agent.client();
+    let mut taken = Vec::new();
+    let mut take = |bytes: &[u8]| {
+        taken.extend_from_slice(bytes);
+        Ok::<_, io::Error>(())
+    };
+    client.record(&["web-1".to_owned()], &mut take).await.unwrap().unwrap();
+    assert_eq!(taken, b"onetwo");
+    let full = client.record(&[], |_| Err(io::Error::from(io::ErrorKind::StorageFull))).await.unwrap();
+    assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let take = |_: &[u8]| Ok::<_, io::Error>(());
+    assert!(matches!(api_error(client.record(&["300".to_owned()], take).await), ApiError::Refused(_)));
+    assert!(matches!(api_error(client.record(&["nobody".to_owned()], take).await), ApiError::NotFound(_)));
 }
 
 #[tokio::test]

@@ -12,7 +12,9 @@ use super::{Event, Timed};
 pub enum TraceError {
     #[error("this is not a trace: it does not begin as `tiering record` begins one")]
     NoTrace,
-    #[error("this trace has version {found} of the format, and this program reads version {VERSION}: use the one that recorded it")]
+    #[error(
+        "this trace has version {found} of the format, and this program reads version {VERSION}: use the one that recorded it"
+    )]
     Version { found: u8 },
     #[error("block {0} is damaged: what comes before it can be replayed from a copy that ends there")]
     Damaged(u64),

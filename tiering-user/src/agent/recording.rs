@@ -1,0 +1,142 @@
+//! Tells whoever records it what happens to the memory of machines.
+//!
+//! In: accesses, moves, machines that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too slowly loses whole blocks, and
+//! is told how many accesses were in them. While nobody records it costs nothing.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::machine::Machine;
+use super::state::State;
+use crate::actuate::Outcome;
+use crate::policy::Action;
+use crate::sys::{self, Monotonic};
+use crate::telemetry::request::ApiError;
+use crate::tiermap::{PageRun, Place};
+use crate::trace::{Block, Event, MAGIC, Machine as Appeared};
+use crate::track::{Access, VmId};
+
+/// One recording, to one reader.
+#[derive(Debug)]
+pub(super) struct Recording {
+    sink: mpsc::Sender<Vec<u8>>,
+    /// Ids in the status of the machines that are recorded; none for all of them.
+    only: BTreeSet<String>,
+    /// Machines that the reader knows.
+    told: BTreeSet<VmId>,
+    block: Block,
+    lost: u64,
+}
+
+impl Recording {
+    fn push(&mut self, time: Monotonic, event: &Event) {
+        if event.vm().is_some_and(|vm| self.told.contains(&vm)) {
+            self.block.push(time, event);
+            if self.block.is_full() {
+                self.send(time);
+            }
+        }
+    }
+
+    fn send(&mut self, time: Monotonic) {
+        if self.lost > 0 && !self.sink.is_closed() && self.sink.capacity() > 0 {
+            self.block.push(time, &Event::Lost(std::mem::take(&mut self.lost)));
+        }
+        let accesses = self.block.accesses();
+        if let Err(TrySendError::Full(_)) = self.sink.try_send(self.block.take()) {
+            self.lost += accesses;
+            // What was lost may have told of them.
+            self.told.clear();
+        }
+    }
+
+    /// The machine as it is now.
+    fn tell(&mut self, machine: &Machine, now: Monotonic) {
+        let vm = machine.target.id;
+        let pages = &machine.pages;
+        let appeared = Appeared {
+            vm,
+            name: machine.target.vm.name.clone(),
+            pages: pages.layout().pages(),
+            priority: machine.settings.priority,
+            node_tiers: pages.node_tiers().0,
+        };
+        self.told.insert(vm);
+        self.push(now, &Event::Appeared(appeared));
+        let mut found: Option<(PageRun, Place)> = None;
+        let mut runs = Vec::new();
+        pages.for_each(|page, entry| match &mut found {
+            Some((run, place)) if *place == entry.place() && run.first + run.count == page => run.count += 1,
+            _ => runs.extend(found.replace((PageRun { first: page, count: 1 }, entry.place()))),
+        });
+        for (run, place) in runs.into_iter().chain(found) {
+            // A block of them may be lost, and with it all that it told.
+            if self.told.contains(&vm) {
+                self.push(now, &Event::Found { vm, run, place });
+            }
+        }
+    }
+}
+
+impl State {
+    /// Begins a recording. It ends when nobody reads it any more.
+    pub(super) fn record(
+        &mut self,
+        only: BTreeSet<String>,
+        sink: mpsc::Sender<Vec<u8>>,
+    ) -> Result<(), ApiError> {
+        if self.recording.as_ref().is_some_and(|recording| !recording.sink.is_closed()) {
+            let text = "somebody else records already: one `tiering record` at a time";
+            return Err(ApiError::Refused(text.to_owned()));
+        }
+        sink.try_send(MAGIC.to_vec()).ok();
+        let told = BTreeSet::new();
+        self.recording = Some(Recording { sink, only, told, block: Block::default(), lost: 0 });
+        Ok(())
+    }
+
+    /// Once a second: machines that the reader does not know yet, and what was not sent yet.
+    pub(super) fn go_on_recording(&mut self) {
+        let now = sys::now();
+        self.recording.take_if(|recording| recording.sink.is_closed());
+        let Some(recording) = &mut self.recording else { return };
+        let wanted =
+            |machine: &&Machine, only: &BTreeSet<String>| only.is_empty() || only.contains(&machine.id);
+        for machine in self.machines.values().filter(|machine| machine.is_swept) {
+            if wanted(&machine, &recording.only) && !recording.told.contains(&machine.target.id) {
+                recording.tell(machine, now);
+            }
+        }
+        if !recording.block.is_empty() || recording.lost > 0 {
+            recording.send(now);
+        }
+    }
+
+    /// Something happened to a machine.
+    pub(super) fn record_event(&mut self, time: Monotonic, event: &Event) {
+        if let Some(recording) = &mut self.recording {
+            recording.push(time, event);
+        }
+    }
+
+    pub(super) fn record_access(&mut self, access: &Access) {
+        if let Some(recording) = &mut self.recording
+            && let Some(machine) = self.machines.get(&access.vm)
+            && let Some(page) = machine.pages.layout().page(access.hva)
+        {
+            let Access { vm, write, weight, time, .. } = *access;
+            let weight_log2 = u8::try_from(weight.checked_ilog2().unwrap_or(0)).unwrap_or(0);
+            recording.push(time, &Event::Accessed { vm, page, write, weight_log2 });
+        }
+    }
+
+    pub(super) fn record_move(&mut self, outcome: &Outcome) {
+        if let (Some(recording), Action::Place { .. }) = (&mut self.recording, outcome.action) {
+            for (run, place) in &outcome.found {
+                recording.push(sys::now(), &Event::Moved { vm: outcome.vm, run: *run, place: *place });
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `tiering record` and `tiering replay`.
+//!
+//! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is in it; or what would have become
+//! of each machine, as a table.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::failure::{Failure, INTERNAL, IO, USAGE};
+use super::render::size;
+use super::table::Table;
+use crate::config::Config;
+use crate::replay::{Outcome, Replay, Settings};
+use crate::telemetry::client::Client;
+use crate::trace::{Event, Reader, TraceError};
+
+/// Tiers that are replayed where the configuration names none: memory, and one of swap.
+const TIERS: u8 = 2;
+
+/// Records until `duration` is over, a signal comes or the agent ends.
+pub(super) async fn record(
+    client: &Client,
+    vms: &[String],
+    path: &Path,
+    duration: Option<Duration>,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::new(IO, format!("{}: {error}", path.display()));
+    let mut options = OpenOptions::new();
+    // Which pages a machine uses when is nobody else's business.
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
+    let catch = |kind| signal(kind).map_err(|error| Failure::new(INTERNAL, format!("no signals ({error})")));
+    let (mut interrupted, mut terminated) =
+        (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    let over = async {
+        match duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    let recorded = tokio::select! {
+        recorded = client.record(vms, |bytes| file.write_all(bytes)) => recorded,
+        () = over => Ok(Ok(())),
+        _ = interrupted.recv() => Ok(Ok(())),
+        _ = terminated.recv() => Ok(Ok(())),
+    };
+    let written = recorded?.and_then(|()| file.sync_all());
+    let summary = summary(path)?;
+    match written {
+        Ok(()) => Ok(println!("{summary}")),
+        Err(error) => Err(Failure::new(
+            IO,
+            format!("{}: {error}; it can be replayed as far as it got: {summary}", path.display()),
+        )),
+    }
+}
+
+/// What is in a trace, in a line.
+fn summary(path: &Path) -> Result<String, Failure> {
+    let (mut machines, mut accesses, mut lost) = (0u64, 0u64, 0u64);
+    let mut reader = open(path)?;
+    let read = reader.for_each(|timed| match &timed.event {
+        Event::Appeared(_) => machines += 1,
+        Event::Accessed { .. } => accesses += 1,
+        Event::Lost(more) => lost += more,
+        _ => {}
+    });
+    read.map_err(|error| unreadable(path, &error))?;
+    let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    Ok(format!(
+        "{}: {accesses} accesses of {machines} machines in {}, {lost} lost",
+        path.display(),
+        size(bytes)
+    ))
+}
+
+fn open(path: &Path) -> Result<Reader<BufReader<File>>, Failure> {
+    let file = File::open(path).map_err(|error| Failure::new(IO, format!("{}: {error}", path.display())))?;
+    Reader::new(BufReader::new(file)).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &TraceError) -> Failure {
+    let code = if matches!(error, TraceError::Io(_)) { IO } else { USAGE };
+    Failure::new(code, format!("{}: {error}", path.display()))
+}
+
+/// What would have become of the machines of a trace.
+#[derive(Debug, Serialize)]
+pub(super) struct Replayed {
+    machines: Vec<Outcome>,
+    /// Accesses that were not recorded.
+    lost: u64,
+    /// The trace ends within a block.
+    torn: bool,
+}
+
+/// Replays a trace under a configuration; writes decisions, a line each, to a file if there is one for them.
+pub(super) fn replay(path: &Path, config: &Config, decisions: Option<&Path>) -> Result<Replayed, Failure> {
+    let tiers = u8::try_from(config.tiers.len()).ok().filter(|tiers| *tiers > 0).unwrap_or(TIERS);
+    let settings = Settings {
+        demote_after: config.policy.demote_after.0,
+        refault_limit_percent: config.policy.refault_limit.0,
+        tiers,
+    };
+    let failed = |to: &Path, error: &io::Error| Failure::new(IO, format!("{}: {error}", to.display()));
+    let mut out = match decisions {
+        Some(to) => Some((to, BufWriter::new(File::create(to).map_err(|error| failed(to, &error))?))),
+        None => None,
+    };
+    let mut reader = open(path)?;
+    let mut replay = Replay::new(settings);
+    let mut written = Ok(());
+    let read = reader.for_each(|timed| {
+        replay.take(timed, |decision| {
+            if let (Some((_, out)), Ok(())) = (&mut out, &written) {
+                written = writeln!(out, "{decision}");
+            }
+        });
+    });
+    read.map_err(|error| unreadable(path, &error))?;
+    if let Some((to, out)) = &mut out {
+        written.and_then(|()| out.flush()).map_err(|error| failed(to, &error))?;
+    }
+    Ok(Replayed { lost: replay.lost, torn: reader.is_torn(), machines: replay.outcomes() })
+}
+
+/// One line a machine.
+pub(super) fn table(replayed: &Replayed) -> String {
+    let mut table = Table::new([
+        "MACHINE",
+        ">ACCESSES",
+        ">PAGES",
+        ">DEMOTED",
+        ">IN TIER 0",
+        ">CAME BACK",
+        ">IF LRU",
+        ">AT BEST",
+        ">GAP CLOSED",
+    ]);
+    for machine in &replayed.machines {
+        table.row([
+            machine.machine.clone(),
+            machine.accesses.to_string(),
+            machine.accessed_pages.to_string(),
+            size(machine.demoted_bytes),
+            size(machine.mean_bytes),
+            machine.came_back.to_string(),
+            machine.came_back_lru.to_string(),
+            machine.came_back_best.to_string(),
+            machine.gap_closed.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
+        ]);
+    }
+    let mut text = table.to_string();
+    if replayed.lost > 0 {
+        text += &format!("{} accesses were not recorded: the reader was too slow\n", replayed.lost);
+    }
+    if replayed.torn {
+        text += "the trace ends within a block: what recorded it was ended by force, or the disk was full\n";
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Monotonic;
+    use crate::trace::{Block, MAGIC, Machine};
+    use crate::track::VmId;
+
+    fn trace(folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("trace");
+        let mut block = Block::default();
+        let vm = VmId(1);
+        let machine = Machine { vm, name: "web-1".to_owned(), pages: 1024, priority: 50, node_tiers: 1 };
+        block.push(Monotonic(0), &Event::Appeared(machine));
+        for second in 0..1000u64 {
+            // All of it in the first second and every five minutes; a few pages all the time.
+            let pages = if second % 300 == 0 { 0..1024 } else { 0..16 };
+            for page in pages {
+                let event = Event::Accessed { vm, page, write: false, weight_log2: 0 };
+                block.push(Monotonic(second * 1_000_000_000), &event);
+            }
+        }
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(block.take());
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_trace_is_replayed_to_the_same_lines_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = trace(folder.path());
+        let mut config = Config::default();
+        config.policy.demote_after = "60s".parse().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        let replayed = replay(&path, &config, Some(&one)).unwrap();
+        replay(&path, &config, Some(&two)).unwrap();
+        let lines = std::fs::read_to_string(&one).unwrap();
+        assert_eq!(lines, std::fs::read_to_string(&two).unwrap());
+        assert!(lines.lines().count() > 3, "{lines}");
+        let table = table(&replayed);
+        assert!(table.lines().nth(1).unwrap().starts_with("web-1"), "{table}");
+        assert!(replayed.machines[0].came_back > 0, "{table}");
+    }
+
+    #[test]
+    fn what_cannot_be_replayed_is_said_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = folder.path().join("none");
+        let failure = replay(&none, &Config::default(), None).unwrap_err();
+        assert_eq!(failure.code, IO);
+        std::fs::write(&none, "not a trace").unwrap();
+        let failure = replay(&none, &Config::default(), None).unwrap_err();
+        assert!(failure.message.contains("none: this is not a trace"), "{failure}");
+        assert_eq!(failure.code, USAGE);
+    }
+}

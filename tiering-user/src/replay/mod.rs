@@ -1,0 +1,395 @@
+//! What the policy would have done to machines whose accesses were recorded.
+//!
+//! In: the events of a trace, and the rules. Out: decisions, one after another, and for each machine how much came back, beside what would have come
+//! back with as much memory at each moment if the least recently used had gone first, and at best. The mapping table and the policy are the agent's own; moves succeed at
+//! once, in the place of a machine's memory. Pure: time is the trace's.
+//!
+//! # Limits
+//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay and had stayed in memory when this was
+//! recorded comes back at its next access that showed, at the latest. Staging is not replayed, nor what limits the agent: write limits, brakes other than
+//! `refault_limit`, control groups, room for others. Huge pages are not told apart.
+
+mod cache;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::policy::{
+    Action, Bands, HeatHistogram, Reason, Refaults, Rules, cooling_epoch, demotions, note_return, promotions,
+};
+use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, VmPages, into_runs};
+use crate::tiers::{NodeTiers, TierId};
+use crate::trace::{Event, Machine, Timed};
+use crate::track::VmId;
+use crate::vm::{Backing, Hva, RamRegion};
+
+pub use cache::{AccessAt, lru, min};
+
+/// Pages that may go to each tier, of each machine, in a second: 256 MiB.
+const PAGES_A_SECOND: u64 = 65_536;
+
+/// What is replayed.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub demote_after: Duration,
+    pub refault_limit_percent: f64,
+    /// Tiers of the ladder.
+    pub tiers: u8,
+}
+
+/// Pages that were sent somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Since the trace began.
+    pub second: u64,
+    pub machine: String,
+    pub run: PageRun,
+    pub to: TierId,
+    pub reason: Reason,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { second, machine, run: PageRun { first, count }, to: TierId(level), reason } = self;
+        write!(f, "{second} s: {machine}: pages {first} to {} to tier {level}: {reason}", first + count - 1)
+    }
+}
+
+/// What became of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Outcome {
+    pub machine: String,
+    pub accesses: u64,
+    /// Pages that were accessed.
+    pub accessed_pages: u64,
+    pub demoted_bytes: u64,
+    /// Pages in the first tier, the mean over the seconds.
+    pub mean_bytes: u64,
+    /// Accesses to pages that had been in the first tier, and were not any more.
+    pub came_back: u64,
+    /// The same with as much memory at each moment, the least recently used going first, and at best.
+    pub came_back_lru: u64,
+    pub came_back_best: u64,
+    /// How much of what the best has ahead of the least recently used is reached: 1 is all; below 0 is worse than that. None where both are alike.
+    pub gap_closed: Option<f64>,
+}
+
+/// A replay, as far as it has come.
+#[derive(Debug)]
+pub struct Replay {
+    settings: Settings,
+    began: Option<Monotonic>,
+    second: u64,
+    guests: BTreeMap<VmId, Guest>,
+    over: Vec<Outcome>,
+    /// Accesses that were not recorded.
+    pub lost: u64,
+}
+
+/// One machine.
+#[derive(Debug)]
+struct Guest {
+    machine: Machine,
+    pages: VmPages,
+    refaults: Refaults,
+    armed_at: Option<Seconds>,
+    round_began: bool,
+    cooled_at: u64,
+    returned: u64,
+    /// In memory when the recording began, and accesses since.
+    first: Vec<PageIndex>,
+    accesses: Vec<AccessAt>,
+    came_back: u64,
+    demoted: u64,
+    /// Sum over seconds of pages in the first tier, and how many seconds.
+    in_first: (u64, u64),
+}
+
+impl Replay {
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, began: None, second: 0, guests: BTreeMap::new(), over: Vec::new(), lost: 0 }
+    }
+
+    /// Takes in an event, after all that is due until then; `decided` is told what is decided meanwhile.
+    pub fn take(&mut self, timed: &Timed, mut decided: impl FnMut(Decision)) {
+        let began = *self.began.get_or_insert(timed.time);
+        let second = timed.time.since(began).as_secs();
+        while self.second < second {
+            self.second += 1;
+            // Nothing happens to nobody: traces may have gaps.
+            if self.guests.is_empty() {
+                self.second = second;
+            }
+            for (vm, guest) in &mut self.guests {
+                guest.every_second(*vm, self.second, &self.settings, &mut decided);
+            }
+        }
+        let now = seconds(self.second);
+        match &timed.event {
+            Event::Appeared(machine) => self.appeared(machine),
+            Event::Gone(vm) => {
+                let gone = self.guests.remove(vm);
+                self.over.extend(gone.map(Guest::outcome));
+            }
+            Event::Lost(accesses) => self.lost += accesses,
+            Event::Accessed { vm, page, write, weight_log2 } => {
+                if let Some(guest) = self.guests.get_mut(vm).filter(|guest| *page < guest.machine.pages) {
+                    guest.accessed(*page, *write, 1 << weight_log2.min(&31), &self.settings, now);
+                }
+            }
+            Event::Found { vm, run, place } => {
+                if let Some(guest) = self.guests.get_mut(vm)
+                    && run.first.checked_add(run.count).is_some_and(|end| end <= guest.machine.pages)
+                {
+                    guest.found(*run, *place, now);
+                }
+            }
+            Event::Armed(vm) => {
+                if let Some(guest) = self.guests.get_mut(vm) {
+                    guest.armed_at = Some(now);
+                    guest.round_began = true;
+                }
+            }
+            // What was done then is not what is done now.
+            Event::Moved { .. } => {}
+        }
+    }
+
+    /// All machines, in the order in which they went, then those that were there to the end.
+    pub fn outcomes(self) -> Vec<Outcome> {
+        self.over.into_iter().chain(self.guests.into_values().map(Guest::outcome)).collect()
+    }
+
+    fn appeared(&mut self, machine: &Machine) {
+        // Told of again after blocks were lost.
+        if self.guests.get(&machine.vm).is_some_and(|guest| guest.machine == *machine) {
+            return;
+        }
+        let replaced = self.guests.insert(machine.vm, Guest::new(machine, self.second));
+        self.over.extend(replaced.map(Guest::outcome));
+    }
+}
+
+fn seconds(second: u64) -> Seconds {
+    // Wraps, as the table expects.
+    Seconds((second & 0xffff) as u16)
+}
+
+impl Guest {
+    fn new(machine: &Machine, second: u64) -> Self {
+        // Where its RAM lies does not matter.
+        let bytes = u64::from(machine.pages) * PAGE_BYTES;
+        let layout = Layout::new(&[RamRegion { start: Hva(0), bytes, backing: Backing::Anonymous }]);
+        Self {
+            machine: machine.clone(),
+            pages: VmPages::new(layout, NodeTiers(machine.node_tiers)),
+            refaults: Refaults::default(),
+            armed_at: None,
+            round_began: false,
+            cooled_at: second,
+            returned: 0,
+            first: Vec::new(),
+            accesses: Vec::new(),
+            came_back: 0,
+            demoted: 0,
+            in_first: (0, 0),
+        }
+    }
+
+    fn rules(&self, settings: &Settings, bands: Bands) -> Rules {
+        let (demote_after, priority) = (settings.demote_after, self.machine.priority);
+        Rules { demote_after, priority, excess_pages: 0, bands, armed_at: self.armed_at }
+    }
+
+    fn found(&mut self, run: PageRun, place: Place, now: Seconds) {
+        for page in run.pages() {
+            self.pages.update(page, |_| crate::tiermap::PageEntry::found(place, now));
+        }
+        if place == Place::In(TierId(0)) {
+            self.first.extend(run.pages());
+        }
+    }
+
+    fn accessed(&mut self, page: PageIndex, write: bool, weight: u64, settings: &Settings, now: Seconds) {
+        let block = self.pages.block_of(page);
+        let touch = self.pages.touch(page, now, write);
+        let rules = self.rules(settings, Bands::ROOMY);
+        note_return(&mut self.pages, page, touch, block, &rules, now);
+        let was_there = touch.before.place() == Place::In(TierId(0));
+        let was_known = touch.before.place() != Place::Untouched;
+        self.came_back += u64::from(was_known && !was_there);
+        self.returned += if touch.was_lower { weight } else { 0 };
+        let capacity = self.pages.counts().get(Place::In(TierId(0)));
+        self.accesses.push(AccessAt { page, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) });
+    }
+
+    fn every_second(
+        &mut self,
+        vm: VmId,
+        second: u64,
+        settings: &Settings,
+        decided: &mut impl FnMut(Decision),
+    ) {
+        let now = seconds(second);
+        let cool = match self.armed_at {
+            Some(_) => std::mem::take(&mut self.round_began),
+            None => Duration::from_secs(second - self.cooled_at) >= cooling_epoch(settings.demote_after),
+        };
+        if cool {
+            self.cooled_at = second;
+        }
+        self.pages.age(now, cool);
+        let rules = self.rules(settings, HeatHistogram::of(&self.pages).bands(self.machine.pages.into()));
+        let in_memory: u64 =
+            (0..self.machine.node_tiers).map(|level| self.pages.counts().get(Place::In(TierId(level)))).sum();
+        self.refaults.second(std::mem::take(&mut self.returned), in_memory, settings.refault_limit_percent);
+        let many = self.refaults.too_many().is_some();
+        let allowance: Vec<u64> = (0..settings.tiers)
+            .map(|level| if many && level >= self.machine.node_tiers { 0 } else { PAGES_A_SECOND })
+            .collect();
+        let mut steps = demotions(vm, &self.pages, &rules, &allowance, now);
+        steps.extend(promotions(vm, &self.pages, &rules, PAGES_A_SECOND, now));
+        for step in steps {
+            let Action::Place { to } = step.action else { continue };
+            for run in into_runs(&step.pages, u32::MAX) {
+                self.pages.place(run, Place::In(to));
+                let machine = self.machine.name.clone();
+                decided(Decision { second, machine, run, to, reason: step.reason });
+            }
+            if to > TierId(0) {
+                self.demoted += step.pages.len() as u64;
+            }
+            if to == TierId(1) {
+                let window = u16::try_from(rules.window().as_secs()).unwrap_or(u16::MAX);
+                self.pages.sent_down(&step.pages, window, now, now);
+            }
+        }
+        self.in_first.0 += self.pages.counts().get(Place::In(TierId(0)));
+        self.in_first.1 += 1;
+    }
+
+    fn outcome(self) -> Outcome {
+        let (sum, seconds) = self.in_first;
+        let mean = sum.checked_div(seconds).unwrap_or(0);
+        let came_back_lru = lru(&self.first, &self.accesses);
+        let came_back_best = min(&self.first, &self.accesses);
+        let ahead = came_back_lru as f64 - came_back_best as f64;
+        let reached = came_back_lru as f64 - self.came_back as f64;
+        let mut accessed: Vec<_> = self.accesses.iter().map(|access| access.page).collect();
+        accessed.sort_unstable();
+        accessed.dedup();
+        Outcome {
+            machine: self.machine.name,
+            accesses: self.accesses.len() as u64,
+            accessed_pages: accessed.len() as u64,
+            demoted_bytes: self.demoted * PAGE_BYTES,
+            mean_bytes: mean * PAGE_BYTES,
+            came_back: self.came_back,
+            came_back_lru,
+            came_back_best,
+            gap_closed: (ahead > 0.0).then(|| reached / ahead),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings =
+        Settings { demote_after: Duration::from_secs(20), refault_limit_percent: 100.0, tiers: 3 };
+    const VM: VmId = VmId(3);
+
+    fn at(ms: u64, event: Event) -> Timed {
+        Timed { time: Monotonic(1_000_000_000_000 + ms * 1_000_000), event }
+    }
+
+    fn appeared() -> Timed {
+        at(
+            0,
+            Event::Appeared(Machine {
+                vm: VM,
+                name: "web-1".into(),
+                pages: 2048,
+                priority: 50,
+                node_tiers: 1,
+            }),
+        )
+    }
+
+    /// A hundred pages that are accessed every second, and a walk through a thousand others once in two minutes, for ten.
+    fn trace() -> Vec<Timed> {
+        let mut events = vec![appeared()];
+        let access = |page| Event::Accessed { vm: VM, page, write: false, weight_log2: 0 };
+        for second in 0..600 {
+            events.extend((0..100).map(|page| at(second * 1000 + u64::from(page), access(page))));
+            if second % 120 == 5 {
+                events.extend((1000..2000).map(|page| at(second * 1000 + 100, access(page))));
+            }
+        }
+        events
+    }
+
+    fn replay(events: &[Timed], settings: Settings) -> (Vec<String>, Vec<Outcome>) {
+        let mut replay = Replay::new(settings);
+        let mut decisions = Vec::new();
+        events.iter().for_each(|event| replay.take(event, |decision| decisions.push(decision.to_string())));
+        (decisions, replay.outcomes())
+    }
+
+    #[test]
+    fn what_is_idle_goes_down_and_what_comes_back_is_counted() {
+        let (decisions, outcomes) = replay(&trace(), SETTINGS);
+        let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
+        assert_eq!((outcome.accesses, outcome.accessed_pages), (100 * 600 + 5000, 1100));
+        assert!(outcome.came_back > 0 && outcome.demoted_bytes > 0, "{outcome:?}");
+        assert!(outcome.came_back_best <= outcome.came_back_lru);
+        let hot = decisions.iter().filter(|decision| decision.contains("pages 0 to "));
+        assert_eq!(hot.count(), 0, "what is in use stays");
+        assert!(decisions[0].ends_with("to tier 1: idle for 20 s or more"), "{}", decisions[0]);
+    }
+
+    #[test]
+    fn other_rules_decide_otherwise_and_the_same_ones_the_same() {
+        let (patient, outcomes) =
+            replay(&trace(), Settings { demote_after: Duration::from_secs(300), ..SETTINGS });
+        assert!(patient.is_empty() && outcomes[0].came_back == 0, "{patient:?}");
+        assert_eq!(outcomes[0].gap_closed, None, "all fits");
+        assert_eq!(replay(&trace(), SETTINGS), replay(&trace(), SETTINGS));
+        let strict = Settings { refault_limit_percent: 0.0, ..SETTINGS };
+        assert!(replay(&trace(), strict).1[0].came_back < replay(&trace(), SETTINGS).1[0].came_back);
+    }
+
+    #[test]
+    fn events_that_make_no_sense_do_no_harm() {
+        let events = [
+            at(0, Event::Accessed { vm: VM, page: 1, write: false, weight_log2: 0 }),
+            appeared(),
+            at(1, Event::Accessed { vm: VM, page: 2048, write: true, weight_log2: 31 }),
+            at(
+                1,
+                Event::Found {
+                    vm: VM,
+                    run: PageRun { first: 2000, count: 100 },
+                    place: Place::In(TierId(0)),
+                },
+            ),
+            at(
+                1,
+                Event::Found { vm: VM, run: PageRun { first: 5, count: u32::MAX }, place: Place::Untouched },
+            ),
+            at(2, Event::Accessed { vm: VM, page: 2047, write: true, weight_log2: 31 }),
+            at(3, Event::Lost(7)),
+            appeared(),
+            at(4, Event::Gone(VM)),
+            at(5, Event::Gone(VM)),
+            at(1 << 40, appeared().event),
+        ];
+        let (_, outcomes) = replay(&events, SETTINGS);
+        assert_eq!(outcomes.iter().map(|outcome| outcome.accesses).collect::<Vec<_>>(), [1, 0]);
+    }
+}
