@@ -18,6 +18,7 @@ mod moves;
 mod policy;
 mod profile;
 mod reclaim;
+mod recording;
 mod refusals;
 mod state;
 mod tapes;

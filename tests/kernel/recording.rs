@@ -1,0 +1,75 @@
+//! What happens to a machine's memory is recorded, and the policy says afterwards what it would have done.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tiering_tests::agent::Agent;
+use tiering_tests::guest::Backend;
+use tiering_tests::paths;
+use tiering_tests::skip::skip_or_fail;
+
+use crate::host::{Host, assert_memory_right, drain_and_end, guest, vm};
+
+const NAME: &str = "tt-recorded";
+
+fn accesses(agent: &Agent) -> u64 {
+    let vm = vm(agent, NAME);
+    vm["reads_total"].as_u64().unwrap() + vm["writes_total"].as_u64().unwrap()
+}
+
+/// What `tiering replay` says of the trace under the rules of a host that demotes after so long.
+fn replayed(trace: &Path, host: &Host, demote_after: &str) -> Value {
+    let config = host.scratch.path().join("replay.toml");
+    std::fs::write(&config, host.config(demote_after)).unwrap();
+    let mut command = Command::new(paths::tiering_bin().unwrap());
+    let output = command.args(["replay", "--json"]).arg(trace).arg("--config").arg(config).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn what_happens_is_recorded_and_another_policy_is_tried_on_it() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest(NAME, Backend::AnonymousSmall);
+    let agent = Agent::start(&(host.config("1h") + "[prefetch]\nenabled = false\n"), &[]).unwrap();
+    let before = accesses(&agent);
+    let trace = host.scratch.path().join("trace");
+    let record = ["record", "--output", trace.to_str().unwrap(), "--vm", NAME, "--duration", "30s"];
+    let said = std::thread::scope(|scope| {
+        let recording = scope.spawn(|| agent.tiering(&record).unwrap());
+        // Long enough for the replay to have sent down all that is idle.
+        std::thread::sleep(Duration::from_secs(12));
+        let other = host.scratch.path().join("other");
+        let refused = agent.tiering(&["record", "--output", other.to_str().unwrap(), "--duration", "1s"]);
+        assert!(format!("{:#}", refused.unwrap_err()).contains("somebody else records"));
+        // An emulated guest shows an access where a page comes up from swap.
+        agent.tiering(&["move", NAME, "--to", "nvme"]).unwrap();
+        recording.join().unwrap()
+    });
+    let counted = accesses(&agent) - before;
+    println!("{said}{counted} were counted");
+    let short = replayed(&trace, &host, "2s");
+    println!("{short:#}");
+    let recorded = short["machines"][0]["accesses"].as_u64().unwrap();
+    assert!(
+        said.contains(&format!("{recorded} accesses of 1 machines")) && said.contains(" 0 lost"),
+        "{said}"
+    );
+    assert!(recorded <= counted && recorded * 10 > counted * 9, "{recorded} of {counted}");
+    assert!(recorded > 1000, "a walk of 24 MiB, or most of one: {recorded}");
+    let number = |replayed: &Value, name: &str| replayed["machines"][0][name].as_u64().unwrap();
+    assert!(number(&short, "demoted_bytes") > 8 << 20 && number(&short, "came_back") > 0, "{short}");
+    assert!(number(&short, "came_back_best") <= number(&short, "came_back_lru"), "{short}");
+    let long = replayed(&trace, &host, "1h");
+    assert_eq!((number(&long, "demoted_bytes"), number(&long, "came_back")), (0, 0), "{long}");
+
+    // As after a crash.
+    let bytes = std::fs::read(&trace).unwrap();
+    std::fs::write(&trace, &bytes[..bytes.len() - 5]).unwrap();
+    let torn = agent.tiering(&["replay", trace.to_str().unwrap()]).unwrap();
+    assert!(torn.contains("ends within a block") && torn.contains(NAME), "{torn}");
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
