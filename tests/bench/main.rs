@@ -15,6 +15,7 @@ mod mix;
 mod placement;
 mod prefetch;
 mod profile;
+mod replay;
 mod restart;
 mod similar;
 mod storm;
@@ -59,6 +60,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "events" => events::measure(results, quick),
         "cost" => profile::cost(results, quick),
         "forecast" => forecast::measure(results, quick),
+        "replay" => replay::measure(results, quick),
         _ => bail!(
             "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"
         ),

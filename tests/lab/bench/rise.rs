@@ -18,7 +18,6 @@ use super::quick;
 use crate::host::{BOOT, Host, Memcg, known_vm, kvm_guest, number};
 use crate::scenario::Scenario;
 
-const NAME: &str = "tt-rise";
 const PERIOD: Duration = Duration::from_mins(1);
 const SET_MIB: usize = 8;
 const PACE: u64 = 400;
@@ -26,16 +25,18 @@ const RECLAIMS: u32 = 5;
 
 struct Turn {
     name: &'static str,
+    /// Of the guest: another one each time, so that nothing is known of it.
+    vm: &'static str,
     rules: &'static str,
     /// Walks before those that are measured.
     learning: u64,
 }
 
 const TURNS: [Turn; 3] = [
-    Turn { name: "nothing staged", rules: "enabled = false\n", learning: 1 },
-    Turn { name: "after its own past", rules: "by_season = false\n", learning: 2 },
+    Turn { name: "nothing staged", vm: "tt-plain", rules: "enabled = false\n", learning: 1 },
+    Turn { name: "after its own past", vm: "tt-past", rules: "by_season = false\n", learning: 2 },
     // Three periods to be known, one to be right in the shadow, and one to begin with.
-    Turn { name: "before it comes again", rules: "", learning: 6 },
+    Turn { name: "before it comes again", vm: "tt-season", rules: "", learning: 6 },
 ];
 
 struct Walk {
@@ -54,8 +55,8 @@ fn pattern() -> Pattern {
 }
 
 /// All of it to the disk, and what of it is not in use out of the kernel's cache of it. Returns what is left in that, bytes.
-fn push_down(agent: &Agent, group: &Memcg) -> Result<u64> {
-    agent.tiering(&["move", NAME, "--to", "nvme"])?;
+fn push_down(agent: &Agent, vm: &str, group: &Memcg) -> Result<u64> {
+    agent.tiering(&["move", vm, "--to", "nvme"])?;
     for _ in 0..RECLAIMS {
         group.reclaim(32 << 20);
         if meminfo("SwapCached")? < 256 << 10 {
@@ -67,21 +68,21 @@ fn push_down(agent: &Agent, group: &Memcg) -> Result<u64> {
 
 /// The walks of one turn: the first of all, which finds all in memory, and those to be measured.
 fn take(turn: &Turn, host: &Host, results: &mut Results) -> Result<(PhaseResult, Vec<Walk>)> {
-    let builder = kvm_guest(NAME, Backend::AnonymousSmall).memory_mib(112).pattern(pattern());
+    let builder = kvm_guest(turn.vm, Backend::AnonymousSmall).memory_mib(112).pattern(pattern());
     let mut guest = builder.start()?;
     // Before it has much memory: what it has already stays with the group that it came from.
-    let group = Memcg::of(NAME, guest.pid())?;
+    let group = Memcg::of(turn.vm, guest.pid())?;
     guest.wait_ready(BOOT)?;
     // The lab's processors are emulated: what a round costs there says nothing.
     let config = host.config("1h")
         + "[tracking]\nrearm_pause = \"5s\"\nrearm_cost = \"100%\"\n[prefetch]\n"
         + turn.rules;
     let agent = Agent::start(&config, &[])?;
-    known_vm(&agent, NAME)?;
+    known_vm(&agent, turn.vm)?;
     let in_memory = guest.wait_phase(1, 3 * PERIOD)?;
     let mut walks = Vec::new();
     for number in 2..=turn.learning + if quick() { 2 } else { 5 } {
-        let cached = push_down(&agent, &group)?;
+        let cached = push_down(&agent, turn.vm, &group)?;
         let before = group.major_faults()?;
         let phase = guest.wait_phase(number, 3 * PERIOD)?;
         let walk = Walk { phase, major_faults: group.major_faults()? - before };
@@ -93,8 +94,8 @@ fn take(turn: &Turn, host: &Host, results: &mut Results) -> Result<(PhaseResult,
         );
         walks.push(walk);
     }
-    let status = known_vm(&agent, NAME)?;
-    println!("{}", agent.tiering(&["vm", "show", NAME])?);
+    let status = known_vm(&agent, turn.vm)?;
+    println!("{}", agent.tiering(&["vm", "show", turn.vm])?);
     let origins = status["prefetch"]["origins"].as_array().context("no origins")?;
     let season = origins.iter().filter(|origin| origin["way"] == "season");
     let (issued, used) = season.fold((0, 0), |(issued, used), origin| {

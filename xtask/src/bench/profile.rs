@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 4] = [
+pub const PARTS: [Part; 5] = [
     Part {
         name: "cost",
         about: "what it takes to keep a machine's profile: time an access and an epoch, and memory",
@@ -16,6 +16,11 @@ pub const PARTS: [Part; 4] = [
     Part {
         name: "forecast",
         about: "how right forecasts are of made-up loads, and how often their bounds hold",
+        place: Place::Here,
+    },
+    Part {
+        name: "replay",
+        about: "what the policy sends down against LRU and the best there is, and how fast traces are replayed",
         place: Place::Here,
     },
     Part {
