@@ -48,6 +48,8 @@ fn what_happens_is_recorded_and_another_policy_is_tried_on_it() {
         agent.tiering(&["move", NAME, "--to", "nvme"]).unwrap();
         recording.join().unwrap()
     });
+    let again = agent.tiering(&record).unwrap_err();
+    assert!(format!("{again:#}").contains("is there already"), "{again:#}");
     let counted = accesses(&agent) - before;
     println!("{said}{counted} were counted");
     let short = replayed(&trace, &host, "2s");

@@ -3,7 +3,7 @@
 //! In: accesses, moves, machines that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too slowly loses whole blocks, and
 //! is told how many accesses were in them. While nobody records it costs nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -24,20 +24,26 @@ pub(super) struct Recording {
     sink: mpsc::Sender<Vec<u8>>,
     /// Ids in the status of the machines that are recorded; none for all of them.
     only: BTreeSet<String>,
-    /// Machines that the reader knows.
-    told: BTreeSet<VmId>,
+    /// Machines that the reader was told of, and whether it knows them now: what told of them may have been lost.
+    told: BTreeMap<VmId, bool>,
     block: Block,
     lost: u64,
 }
 
 impl Recording {
     fn push(&mut self, time: Monotonic, event: &Event) {
-        if event.vm().is_some_and(|vm| self.told.contains(&vm)) {
-            self.block.push(time, event);
-            if self.block.is_full() {
-                self.send(time);
-            }
+        match event.vm().and_then(|vm| self.told.get(&vm)) {
+            Some(true) => self.block.push(time, event),
+            Some(false) => self.lost += u64::from(matches!(event, Event::Accessed { .. })),
+            None => {}
         }
+        if self.block.is_full() {
+            self.send(time);
+        }
+    }
+
+    fn knows(&self, vm: VmId) -> bool {
+        self.told.get(&vm) == Some(&true)
     }
 
     fn send(&mut self, time: Monotonic) {
@@ -47,8 +53,7 @@ impl Recording {
         let accesses = self.block.accesses();
         if let Err(TrySendError::Full(_)) = self.sink.try_send(self.block.take()) {
             self.lost += accesses;
-            // What was lost may have told of them.
-            self.told.clear();
+            self.told.values_mut().for_each(|knows| *knows = false);
         }
     }
 
@@ -63,7 +68,7 @@ impl Recording {
             priority: machine.settings.priority,
             node_tiers: pages.node_tiers().0,
         };
-        self.told.insert(vm);
+        self.told.insert(vm, true);
         self.push(now, &Event::Appeared(appeared));
         let mut found: Option<(PageRun, Place)> = None;
         let mut runs = Vec::new();
@@ -73,7 +78,7 @@ impl Recording {
         });
         for (run, place) in runs.into_iter().chain(found) {
             // A block of them may be lost, and with it all that it told.
-            if self.told.contains(&vm) {
+            if self.knows(vm) {
                 self.push(now, &Event::Found { vm, run, place });
             }
         }
@@ -92,7 +97,7 @@ impl State {
             return Err(ApiError::Refused(text.to_owned()));
         }
         sink.try_send(MAGIC.to_vec()).ok();
-        let told = BTreeSet::new();
+        let told = BTreeMap::new();
         self.recording = Some(Recording { sink, only, told, block: Block::default(), lost: 0 });
         Ok(())
     }
@@ -105,7 +110,8 @@ impl State {
         let wanted =
             |machine: &&Machine, only: &BTreeSet<String>| only.is_empty() || only.contains(&machine.id);
         for machine in self.machines.values().filter(|machine| machine.is_swept) {
-            if wanted(&machine, &recording.only) && !recording.told.contains(&machine.target.id) {
+            let room = recording.sink.capacity() > 0;
+            if room && wanted(&machine, &recording.only) && !recording.knows(machine.target.id) {
                 recording.tell(machine, now);
             }
         }
@@ -138,5 +144,60 @@ impl State {
                 recording.push(sys::now(), &Event::Moved { vm: outcome.vm, run: *run, place: *place });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::{Reader, Timed};
+
+    const VM: VmId = VmId(1);
+
+    fn access(number: u64) -> (Monotonic, Event) {
+        let page = (number * 7919 % 65_536) as u32;
+        (Monotonic(number * 100_000), Event::Accessed { vm: VM, page, write: false, weight_log2: 0 })
+    }
+
+    #[test]
+    fn a_slow_reader_loses_blocks_and_is_told_how_much() {
+        let (sink, mut blocks) = mpsc::channel(4);
+        let (only, told) = (BTreeSet::new(), [(VM, true)].into());
+        let mut recording = Recording { sink, only, told, block: Block::default(), lost: 0 };
+        let push = |recording: &mut Recording, numbers: std::ops::Range<u64>| {
+            numbers.map(access).for_each(|(time, event)| recording.push(time, &event));
+        };
+        push(&mut recording, 0..200_000);
+        assert!(!recording.knows(VM) && recording.lost > 100_000, "{}", recording.lost);
+        let mut trace = MAGIC.to_vec();
+        while let Ok(block) = blocks.try_recv() {
+            trace.extend(block);
+        }
+        // It is told of the machine again.
+        recording.told.insert(VM, true);
+        push(&mut recording, 200_000..200_010);
+        recording.send(Monotonic(1 << 40));
+        trace.extend(blocks.try_recv().unwrap());
+
+        let (mut came, mut lost) = (0, 0);
+        let mut reader = Reader::new(&trace[..]).unwrap();
+        reader
+            .for_each(|Timed { event, .. }| match event {
+                Event::Lost(accesses) => lost += accesses,
+                _ => came += 1,
+            })
+            .unwrap();
+        assert_eq!(came + lost, 200_010);
+        assert!(came > 10 && lost > 100_000, "{came} {lost}");
+    }
+
+    #[test]
+    fn a_machine_of_which_nothing_was_told_is_not_recorded() {
+        let (sink, mut blocks) = mpsc::channel(4);
+        let (only, told) = (BTreeSet::new(), BTreeMap::new());
+        let mut recording = Recording { sink, only, told, block: Block::default(), lost: 0 };
+        let (time, event) = access(1);
+        recording.push(time, &event);
+        assert!(recording.block.is_empty() && recording.lost == 0 && blocks.try_recv().is_err());
     }
 }

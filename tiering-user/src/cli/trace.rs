@@ -23,17 +23,17 @@ use crate::trace::{Event, Reader, TraceError};
 /// Tiers that are replayed where the configuration names none: memory, and one of swap.
 const TIERS: u8 = 2;
 
-/// Records until `duration` is over, a signal comes or the agent ends.
+/// Records until `duration` is over, a signal comes or the agent ends. A file that is there already is left as it is.
 pub(super) async fn record(
     client: &Client,
     vms: &[String],
     path: &Path,
     duration: Option<Duration>,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::new(IO, format!("{}: {error}", path.display()));
-    let mut options = OpenOptions::new();
-    // Which pages a machine uses when is nobody else's business.
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
+    if path.try_exists().unwrap_or(false) {
+        let text = format!("{} is there already: remove it, or record to another file", path.display());
+        return Err(Failure::new(IO, text));
+    }
     let catch = |kind| signal(kind).map_err(|error| Failure::new(INTERNAL, format!("no signals ({error})")));
     let (mut interrupted, mut terminated) =
         (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
@@ -43,20 +43,35 @@ pub(super) async fn record(
             None => std::future::pending().await,
         }
     };
+    // Made when the agent says yes. Which pages a machine uses when is nobody else's business.
+    let mut file: Option<File> = None;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let take = |bytes: &[u8]| {
+        let file = match &mut file {
+            Some(file) => file,
+            None => file.insert(options.open(path)?),
+        };
+        file.write_all(bytes)
+    };
     let recorded = tokio::select! {
-        recorded = client.record(vms, |bytes| file.write_all(bytes)) => recorded,
+        recorded = client.record(vms, take) => recorded,
         () = over => Ok(Ok(())),
         _ = interrupted.recv() => Ok(Ok(())),
         _ = terminated.recv() => Ok(Ok(())),
     };
-    let written = recorded?.and_then(|()| file.sync_all());
-    let summary = summary(path)?;
-    match written {
-        Ok(()) => Ok(println!("{summary}")),
-        Err(error) => Err(Failure::new(
-            IO,
-            format!("{}: {error}; it can be replayed as far as it got: {summary}", path.display()),
-        )),
+    let failure = match recorded {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(Failure::new(IO, format!("{}: {error}", path.display()))),
+        Err(error) => Some(error.into()),
+    };
+    let summary = file.is_some().then(|| summary(path)).transpose()?;
+    match (failure, summary) {
+        (None, summary) => Ok(println!("{}", summary.as_deref().unwrap_or("nothing was recorded"))),
+        (Some(failure), None) => Err(failure),
+        (Some(Failure { code, message }), Some(summary)) => {
+            Err(Failure::new(code, format!("{message}; what was recorded can be replayed: {summary}")))
+        }
     }
 }
 

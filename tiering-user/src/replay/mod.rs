@@ -21,7 +21,7 @@ use crate::policy::{
     Action, Bands, HeatHistogram, Reason, Refaults, Rules, cooling_epoch, demotions, note_return, promotions,
 };
 use crate::sys::{Monotonic, PAGE_BYTES};
-use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, VmPages, into_runs};
+use crate::tiermap::{Layout, PageEntry, PageIndex, PageRun, Place, Seconds, VmPages, into_runs};
 use crate::tiers::{NodeTiers, TierId};
 use crate::trace::{Event, Machine, Timed};
 use crate::track::VmId;
@@ -207,10 +207,14 @@ impl Guest {
 
     fn found(&mut self, run: PageRun, place: Place, now: Seconds) {
         for page in run.pages() {
-            self.pages.update(page, |_| crate::tiermap::PageEntry::found(place, now));
-        }
-        if place == Place::In(TierId(0)) {
-            self.first.extend(run.pages());
+            // Told again after blocks were lost, the replay knows better.
+            if self.pages.get(page).place() != Place::Untouched {
+                continue;
+            }
+            self.pages.update(page, |_| PageEntry::found(place, now));
+            if place == Place::In(TierId(0)) {
+                self.first.push(page);
+            }
         }
     }
 
