@@ -121,9 +121,13 @@ impl Tally {
     }
 }
 
+fn epochs_in(time: Duration) -> usize {
+    (time.as_secs() / EPOCH.as_secs()) as usize
+}
+
 /// The mean of so long until this epoch, which is part of it.
 fn mean(rates: &[f64], epoch: usize, over: Duration) -> Option<f64> {
-    let epochs = over.div_duration_f64(EPOCH).round() as usize;
+    let epochs = epochs_in(over);
     let part = rates.get((epoch + 1).checked_sub(epochs)?..=epoch)?;
     Some(part.iter().sum::<f64>() / epochs as f64)
 }
@@ -142,7 +146,7 @@ fn go_through(case: &Case, seed: u64) -> ([Tally; AHEAD.len()], Duration) {
     let (mut series, mut season) = (Series::default(), None);
     let learned = case.epochs / 3;
     for (epoch, rate) in rates.iter().enumerate() {
-        series.push(Point { rate: *rate as f32, working_set: *rate as u32 });
+        series.push(Point { rate: *rate as f32, working_set: 0 });
         let began = Instant::now();
         if (epoch + 1).is_multiple_of(EPOCHS_A_MINUTE) {
             season = series.season();
@@ -155,7 +159,7 @@ fn go_through(case: &Case, seed: u64) -> ([Tally; AHEAD.len()], Duration) {
         took += began.elapsed();
         for (tally, said) in tallies.iter_mut().zip(ahead) {
             let Some(Ahead { after, over, rate, .. }) = said else { continue };
-            let then = epoch + after.div_duration_f64(EPOCH).round() as usize;
+            let then = epoch + epochs_in(after);
             let (Some(came), Some(now)) = (mean(&rates, then, over), mean(&rates, epoch, over)) else {
                 continue;
             };

@@ -54,7 +54,12 @@ pub(super) fn rows(profile: &ProfileStatus) -> Vec<(&'static str, String)> {
     }
     rows.extend(profile.ahead.iter().map(|ahead| {
         let AheadStatus { accesses_per_s, used_bytes, .. } = ahead;
-        let bytes = |bytes: f64| size(bytes.max(0.0) as u64);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bytes of a machine, never negative"
+        )]
+        let bytes = |bytes: f64| size(bytes as u64);
         let value = format!(
             "{}/s ({} to {}), {} used ({} to {}); in {}, {}",
             rate(accesses_per_s.expected),

@@ -67,7 +67,10 @@ pub(super) async fn record(
     };
     let summary = file.is_some().then(|| summary(path)).transpose()?;
     match (failure, summary) {
-        (None, summary) => Ok(println!("{}", summary.as_deref().unwrap_or("nothing was recorded"))),
+        (None, summary) => {
+            println!("{}", summary.as_deref().unwrap_or("nothing was recorded"));
+            Ok(())
+        }
         (Some(failure), None) => Err(failure),
         (Some(Failure { code, message }), Some(summary)) => {
             Err(Failure::new(code, format!("{message}; what was recorded can be replayed: {summary}")))

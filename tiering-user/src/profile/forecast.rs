@@ -156,7 +156,7 @@ fn expected(
         ))
     };
     let seasonal = past(0).map(|(then, _)| then);
-    let seasons = (0..SEASONS).map_while(|more| past(more)).map(|(then, _)| then);
+    let seasons = (0..SEASONS).map_while(past).map(|(then, _)| then);
     let (sum, count) = seasons.fold((0.0, 0u32), |(sum, count), then| (sum + then, count + 1));
     let change = past(0).and_then(|(then, before)| Some(then - before?));
     Method::ALL.map(|method| {

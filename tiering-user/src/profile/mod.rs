@@ -76,6 +76,7 @@ pub struct Profile {
     observed: Observed,
     entropy: Option<f64>,
     season: Option<Season>,
+    comes_again: bool,
     ahead: [Option<Ahead>; AHEAD.len()],
     phase_began: Monotonic,
     began: Monotonic,
@@ -99,6 +100,7 @@ impl Profile {
             observed: Observed::default(),
             entropy: None,
             season: None,
+            comes_again: false,
             ahead: [None; AHEAD.len()],
             phase_began: now,
             began: now,
@@ -114,8 +116,8 @@ impl Profile {
 
     /// Has the history go on where an earlier one ended.
     pub fn go_on_with(&mut self, series: Series) {
-        self.season = series.season();
         self.series = series;
+        self.look_for_season();
         self.ahead = AHEAD.map(|after| self.series.ahead(after, self.season));
     }
 
@@ -173,7 +175,7 @@ impl Profile {
         self.epochs += 1;
         // Six times a minute would be in vain, and it takes the longest of all this.
         if self.epochs.is_multiple_of(6) {
-            self.season = self.series.season();
+            self.look_for_season();
         }
         for (ahead, after) in self.ahead.iter_mut().zip(AHEAD) {
             if self.series.is_new(after, self.season) {
@@ -231,9 +233,9 @@ impl Profile {
         self.season
     }
 
-    /// The same if it is what forecasts go by: so that something comes again, and not by chance.
+    /// The same if it foretells best: so that something comes again, and not by chance.
     pub fn comes_again(&self) -> Option<Season> {
-        self.season.filter(|_| self.ahead().any(|ahead| ahead.rate.method.is_seasonal()))
+        self.season.filter(|_| self.comes_again)
     }
 
     /// Pages that are not used now and will be within `soon`, at most, if its load comes again.
@@ -285,6 +287,11 @@ impl Profile {
     /// As of the end of the last epoch; none while there are no accesses.
     pub fn vector(&self) -> Option<&[f32]> {
         self.vector.as_deref()
+    }
+
+    fn look_for_season(&mut self) {
+        self.season = self.series.season();
+        self.comes_again = self.season.is_some_and(|season| self.series.comes_again(season));
     }
 
     fn describe(&self) -> Option<Vec<f32>> {

@@ -151,6 +151,19 @@ impl Series {
         })
     }
 
+    /// Whether that season foretells the rate better than anything else does: where half a period from now it is as a period before, not as it is now.
+    pub fn comes_again(&self, season: Season) -> bool {
+        let rates: Vec<f64> = self.points(season.level).map(|point| point.rate.into()).collect();
+        let period = season.period.div_duration_f64(length(season.level));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive, and a few hundred at most"
+        )]
+        let half = (period / 2.0).ceil() as usize;
+        forecast(&rates, Some(period), half).is_some_and(|forecast| forecast.method.is_seasonal())
+    }
+
     /// What will be `after` so long, if it goes on with this season. None while there is too little to go by.
     pub fn ahead(&self, after: Duration, season: Option<Season>) -> Option<Ahead> {
         let level = level_for(after, season);
@@ -301,6 +314,22 @@ mod tests {
         let ahead = |minutes_ahead| days.ahead(Duration::from_mins(minutes_ahead), season).unwrap().rate;
         assert!(ahead(10).expected < 300.0 && ahead(30).expected > 900.0, "{:?} {:?}", ahead(10), ahead(30));
         assert_eq!(Series::default().ahead(Duration::from_mins(1), None), None);
+    }
+
+    #[test]
+    fn what_comes_again_is_known_whatever_its_period_is() {
+        let mut noise = noise();
+        // So that a minute from now, and five, it is as it is now.
+        for period in [6, 10, 15, 48] {
+            let series =
+                series((0..360).map(|epoch| noise() + if epoch % period < 2 { 1000.0 } else { 0.0 }));
+            let season = series.season().unwrap();
+            assert_eq!(season.period, EPOCH * period);
+            assert!(series.comes_again(season), "{season:?}");
+        }
+        // What is always the same does not.
+        let steady = series((0..360).map(|_| 7.0));
+        assert!(!steady.comes_again(Season { period: EPOCH * 10, correlation: 0.6, level: 0 }));
     }
 
     #[test]

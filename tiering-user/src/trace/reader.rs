@@ -194,7 +194,8 @@ mod tests {
     fn accesses(count: u64) -> Vec<Timed> {
         let access = |number: u64| {
             let page = (number * 7919 % 65_536) as u32;
-            let event = Event::Accessed { vm: VmId(1), page, write: number % 4 == 0, weight_log2: 0 };
+            let event =
+                Event::Accessed { vm: VmId(1), page, write: number.is_multiple_of(4), weight_log2: 0 };
             Timed { time: Monotonic(number * 100_000), event }
         };
         (0..count).map(access).collect()
