@@ -3,6 +3,7 @@
 //! In: what a guest should be. Out: a process that dies with its parent. It does not know what the guest says.
 
 use crate::pattern::Pattern;
+use crate::program::Program;
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl;
 use std::os::unix::process::CommandExt;
@@ -37,16 +38,31 @@ pub enum Backend {
     Locked,
 }
 
+/// What the guest does.
+#[derive(Debug, Clone)]
+pub(crate) enum Load {
+    Pattern(Pattern),
+    Program(Program),
+}
+
+/// The guest's first virtio disk: a raw image, opened for reading only and through the host's page cache.
+#[derive(Debug, Clone)]
+pub(crate) enum Disk {
+    /// The guest can only read it.
+    ReadOnly(PathBuf),
+    /// The guest can write to it. What it writes goes to a file without a name and is gone with QEMU.
+    Discarding(PathBuf),
+}
+
 /// A guest to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub name: String,
     pub memory_mib: u32,
-    pub pattern: Pattern,
+    pub load: Load,
     pub backend: Backend,
     pub accel: Accel,
-    /// A raw image, opened for reading only and through the host's page cache: the guest's first virtio disk.
-    pub disk: Option<PathBuf>,
+    pub disk: Option<Disk>,
     /// Where QEMU listens for commands (QMP), if it does.
     pub monitor: Option<PathBuf>,
     /// The state that it begins with, instead of a boot.
@@ -84,7 +100,11 @@ impl Machine {
         command.args(["-accel", accel, "-cpu", cpu, "-smp", "1", "-m", &memory]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         if let Some(disk) = &self.disk {
-            let disk = format!("id=disk,if=none,format=raw,readonly=on,file={}", disk.display());
+            let (mode, image) = match disk {
+                Disk::ReadOnly(image) => ("readonly=on", image),
+                Disk::Discarding(image) => ("snapshot=on", image),
+            };
+            let disk = format!("id=disk,if=none,format=raw,{mode},file={}", image.display());
             command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk"]);
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
@@ -95,7 +115,11 @@ impl Machine {
         if let Some(state) = &self.state {
             command.arg("-incoming").arg(format!("exec:cat {}", state.display()));
         }
-        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.pattern.to_cmdline())]);
+        let load = match &self.load {
+            Load::Pattern(pattern) => pattern.to_cmdline(),
+            Load::Program(program) => program.to_cmdline(),
+        };
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {load}")]);
         command
     }
 }
@@ -142,10 +166,10 @@ mod tests {
         let machine = Machine {
             name: "db-1".into(),
             memory_mib: 128,
-            pattern,
+            load: Load::Pattern(pattern),
             backend,
             accel,
-            disk: Some("/d".into()),
+            disk: Some(Disk::ReadOnly("/d".into())),
             monitor: None,
             state: None,
         };
