@@ -75,10 +75,7 @@ impl Recipe {
                     (size_mib / 4).max(16)
                 )),
                 format!("{AS_POSTGRES} pg_isready -q"),
-                format!(
-                    "{AS_POSTGRES} pgbench -i -q -I dtGvp -s {} --random-seed={seed}",
-                    size_mib.div_ceil(BRANCH_MIB)
-                ),
+                format!("{AS_POSTGRES} pgbench -i -q -I dtGvp -s {}", size_mib.div_ceil(BRANCH_MIB)),
                 format!("{AS_POSTGRES} psql -q -v ON_ERROR_STOP=1 -c \"{POSTGRES_CHECK}\""),
             ),
             Kind::Nginx => (
