@@ -64,13 +64,13 @@ pub fn build() -> Result<PathBuf> {
     }
     let work = folder.join("unfinished");
     if work.exists() {
-        fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
+        remove(&work)?;
     }
     let image = work.join("image");
     let tree = work.join("tree");
     fs::create_dir(&work)?;
     let made = make(&tree, &image).and_then(|()| keep(&folder, &image));
-    fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
+    remove(&work)?;
     made?;
     find_in(&folder)
 }
@@ -96,12 +96,12 @@ fn recipe() -> String {
 }
 
 fn make(tree: &Path, image: &Path) -> Result<()> {
-    // It mounts what packages need in a mount namespace of its own, which ends with it.
-    let include = format!("--include={}", PACKAGES.join(","));
-    run(Command::new(MMDEBSTRAP)
-        .args(MMDEBSTRAP_ARGS)
-        .arg(include)
-        .args([SUITE.as_ref(), tree.as_os_str()]))?;
+    // It mounts this machine's devices in the tree. In namespaces of its own nobody else meets them, and both mounts and processes
+    // end when we do, however that happens.
+    let mut mmdebstrap = Command::new("setpriv");
+    mmdebstrap.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]);
+    mmdebstrap.arg(MMDEBSTRAP).args(MMDEBSTRAP_ARGS).arg(format!("--include={}", PACKAGES.join(",")));
+    run(mmdebstrap.args([SUITE.as_ref(), tree.as_os_str()]))?;
     run(Command::new(MKFS).args(MKFS_ARGS).arg("-d").args([tree, image]).arg(SIZE))
 }
 
@@ -115,6 +115,22 @@ fn keep(folder: &Path, image: &Path) -> Result<()> {
     let written = folder.join("recipe.new");
     fs::write(&written, recipe())?;
     fs::rename(&written, &recipe_file).context("moving the image's recipe to its place")
+}
+
+/// Removes a folder, but nothing of what somebody has mounted in it.
+fn remove(folder: &Path) -> Result<()> {
+    let folder = folder.canonicalize().with_context(|| folder.display().to_string())?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+    let mounted = mounted_below(&mounts, &folder);
+    ensure!(mounted.is_empty(), "left as it is, unmount first: {}", mounted.join(", "));
+    fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))
+}
+
+/// The mount points in a folder: the fifth word of a line of mountinfo (proc(5)), where a blank is `\040`.
+fn mounted_below<'a>(mounts: &'a str, folder: &Path) -> Vec<&'a str> {
+    let folder = folder.to_string_lossy().replace(' ', "\\040");
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(&folder)).collect()
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -141,5 +157,15 @@ mod tests {
         fs::write(&new, "ext4").unwrap();
         keep(folder.path(), &new).unwrap();
         find_in(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_folder_is_found_and_its_neighbours_are_not() {
+        let mounts = "23 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            80 23 0:5 / /t/a\\040b/unfinished/tree/dev rw - devtmpfs dev rw\n\
+            81 23 0:6 / /t/a\\040b/unfinished-2 rw - proc proc rw\n";
+        let folder = Path::new("/t/a b/unfinished");
+        assert_eq!(mounted_below(mounts, folder), ["/t/a\\040b/unfinished/tree/dev"]);
+        assert_eq!(mounted_below(mounts, Path::new("/t/c")), [""; 0]);
     }
 }
