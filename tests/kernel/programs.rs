@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 use tiering_tests::guest::Guest;
 use tiering_tests::program::{Kind, Program};
-use tiering_tests::skip::{need_programs, skip_or_fail};
+use tiering_tests::skip::{need_guests, need_programs, skip_or_fail};
 
 /// An emulated guest that shares two busy processors: PostgreSQL needs most of it.
 const BOOT: Duration = Duration::from_secs(240);
 const PROGRESS: u64 = 3;
 
-/// Boots an emulated guest with this program and lets it work for a while.
+/// Boots an emulated guest, no larger than this program needs, and lets it work for a while.
 fn runs(program: Program) {
     let Some(()) = skip_or_fail(need_programs()) else { return };
     let began = Instant::now();
-    let mut guest = Guest::builder("program-1").program(program).start().unwrap();
+    let mut guest =
+        Guest::builder("program-1").memory_mib(program.needs_mib()).program(program).start().unwrap();
     guest.wait_ready(BOOT).unwrap();
     let ready = began.elapsed();
 
@@ -90,7 +91,8 @@ fn a_program_keeps_to_its_rate() {
 fn an_idle_guest_boots_and_does_nothing() {
     let Some(()) = skip_or_fail(need_programs()) else { return };
     let began = Instant::now();
-    let mut guest = Guest::builder("program-3").program(Program::new(Kind::Idle)).start().unwrap();
+    let idle = Program::new(Kind::Idle);
+    let mut guest = Guest::builder("program-3").memory_mib(idle.needs_mib()).program(idle).start().unwrap();
     guest.wait_ready(BOOT).unwrap();
     eprintln!("idle: ready after {:.1} s", began.elapsed().as_secs_f64());
     std::thread::sleep(Duration::from_secs(3));
@@ -102,7 +104,7 @@ fn an_idle_guest_boots_and_does_nothing() {
 
 #[test]
 fn a_program_that_cannot_be_is_refused_before_anything_is_booted() {
-    let Some(()) = skip_or_fail(tiering_tests::skip::need_guests()) else { return };
+    let Some(()) = skip_or_fail(need_guests()) else { return };
     let large = Program { size_mib: 200, ..Program::new(Kind::Redis) };
     let error = format!("{:#}", Guest::builder("program-4").program(large).start().unwrap_err());
     assert!(error.contains("program-4: redis needs 346 MiB of RAM, not 256"), "{error}");

@@ -158,6 +158,7 @@ pub(crate) fn check_huge_pages(meminfo: &str, memory_mib: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Kind;
 
     #[test]
     fn a_memfd_guest_shares_its_ram_and_carries_its_pattern() {
@@ -182,6 +183,25 @@ mod tests {
         assert!(after("-machine").contains("memory-backend=ram"));
         assert!(after("-append").contains("tg.seed=42"));
         assert!(after("-drive").ends_with("readonly=on,file=/d"));
+    }
+
+    #[test]
+    fn a_guest_with_a_program_writes_to_a_disk_that_is_thrown_away() {
+        let program = Program { rate: 9, ..Program::new(Kind::Redis) };
+        let machine = Machine {
+            name: "redis-1".into(),
+            memory_mib: 128,
+            load: Load::Program(program),
+            backend: Backend::Anonymous,
+            accel: Accel::Tcg,
+            disk: Some(Disk::Discarding("/image".into())),
+            monitor: None,
+            state: None,
+        };
+        let command = machine.command(Path::new("/k"), Path::new("/i"));
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        assert!(words.iter().any(|word| word.ends_with("snapshot=on,file=/image")), "{words:?}");
+        assert!(words.iter().any(|word| word.contains("tg.program=redis") && word.ends_with("tg.rate=9")));
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Builder {
             Load::Program(program) => {
                 program.check().context("its program")?;
                 let needs = program.needs_mib();
-                let has = machine.memory_mib as usize;
+                let has = machine.memory_mib;
                 ensure!(has >= needs, "{} needs {needs} MiB of RAM, not {has}", program.kind.name());
                 ensure!(machine.monitor.is_none(), "what a program has written to its disk cannot be saved");
                 machine.disk = Some(Disk::Discarding(program::image::find()?));

@@ -103,18 +103,18 @@ impl Program {
 
     /// The RAM that a guest needs for it.
     #[must_use]
-    pub fn needs_mib(&self) -> usize {
-        SYSTEM_MIB
-            + match self.kind {
-                // The database in the page cache, and a part of it in the server's own.
-                Kind::Postgres => 64 + self.size_mib + self.size_mib / 4,
-                // The compiler itself.
-                Kind::Compile => 64 + self.size_mib,
-                Kind::Memcached => 32 + self.size_mib,
-                Kind::Redis => self.size_mib + self.size_mib / 4,
-                Kind::Nginx | Kind::Sqlite => self.size_mib,
-                Kind::Idle => 0,
-            }
+    pub fn needs_mib(&self) -> u32 {
+        let program = match self.kind {
+            // The database in the page cache, and a part of it in the server's own.
+            Kind::Postgres => 64 + self.size_mib + self.size_mib / 4,
+            // The compiler itself.
+            Kind::Compile => 64 + self.size_mib,
+            Kind::Memcached => 32 + self.size_mib,
+            Kind::Redis => self.size_mib + self.size_mib / 4,
+            Kind::Nginx | Kind::Sqlite => self.size_mib,
+            Kind::Idle => 0,
+        };
+        u32::try_from(SYSTEM_MIB + program).unwrap_or(u32::MAX)
     }
 
     /// The words for the kernel command line.
