@@ -1,7 +1,8 @@
-//! The init of a test guest: fills memory, touches it by a pattern, checks that no page ever changes by itself.
+//! The init of a test guest: fills memory, touches it by a pattern, checks that no page ever changes by itself; or runs a real
+//! program.
 //!
-//! In: the pattern on the kernel command line, commands on the serial console. Out: a few lines there.
-//! Both are described in `tiering_tests::pattern`. It runs as process 1 and does not return: it switches the machine off.
+//! In: the pattern or program on the kernel command line, commands on the serial console. Out: a few lines there.
+//! They are described in `tiering_tests::pattern` and `tiering_tests::program`. It runs as process 1 and does not return: it switches the machine off.
 //! To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
 
 mod disk;
@@ -9,6 +10,7 @@ mod histogram;
 mod memory;
 mod pace;
 mod phase;
+mod program;
 mod sys;
 mod walker;
 
@@ -16,7 +18,8 @@ use anyhow::{Context, Result};
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use tiering_tests::pattern::{MODULES_PATH, PHASE, Pattern, READY, RESULT};
+use tiering_tests::pattern::{DISK_PATH, MODULES_PATH, PHASE, Pattern, READY, RESULT};
+use tiering_tests::program::Program;
 use walker::Walker;
 
 fn main() {
@@ -31,14 +34,27 @@ fn main() {
 }
 
 fn run() -> Result<()> {
-    sys::mount_proc()?;
+    sys::mount("proc", Path::new("/proc"))?;
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("reading the command line")?;
-    let pattern = Pattern::from_cmdline(&cmdline)?;
-    if pattern.on_disk {
-        sys::mount_dev()?;
-        disk::load_modules(&Path::new("/").join(MODULES_PATH))?;
+    if let Some(program) = Program::from_cmdline(&cmdline)? {
+        prepare_disk()?;
+        sys::enter_disk(Path::new(DISK_PATH))?;
+        return program::run(program, &console());
     }
-    let mut walker = Walker::new(&pattern)?;
+    walk(&Pattern::from_cmdline(&cmdline)?)
+}
+
+fn prepare_disk() -> Result<()> {
+    sys::mount("devtmpfs", Path::new("/dev"))?;
+    disk::load_modules(&Path::new("/").join(MODULES_PATH))
+}
+
+/// Walks the memory, until it is told to switch off.
+fn walk(pattern: &Pattern) -> Result<()> {
+    if pattern.on_disk {
+        prepare_disk()?;
+    }
+    let mut walker = Walker::new(pattern)?;
     let commands = console();
     println!("{READY}");
     loop {

@@ -1,12 +1,15 @@
 //! The few things that need the kernel: memory without huge pages, a file as memory, a load that really happens, the clock,
-//! /proc, switching off.
+//! file systems, the loopback, switching off.
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::mount::MsFlags;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::chroot;
 use std::fs::File;
 use std::io::Error;
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 use tiering_tests::content::Page;
 use tiering_tests::pattern::PAGE_BYTES;
@@ -69,15 +72,44 @@ pub fn store(word: &mut u64, value: u64) {
     unsafe { std::ptr::from_mut(word).write_volatile(value) };
 }
 
-pub fn mount_proc() -> Result<()> {
+/// Mounts a file system of the kernel.
+pub fn mount(kind: &str, folder: &Path) -> Result<()> {
     let nothing: Option<&str> = None;
-    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing).context("mounting /proc")
+    nix::mount::mount(Some(kind), folder, Some(kind), MsFlags::empty(), nothing)
+        .with_context(|| format!("mounting {}", folder.display()))
 }
 
-/// Where the kernel shows the disk.
-pub fn mount_dev() -> Result<()> {
+/// Makes the ext4 file system of a disk the root, which can be written to.
+pub fn enter_disk(disk: &Path) -> Result<()> {
+    let root = Path::new("/disk");
+    std::fs::create_dir(root).context("creating /disk")?;
     let nothing: Option<&str> = None;
-    mount(Some("dev"), "/dev", Some("devtmpfs"), MsFlags::empty(), nothing).context("mounting /dev")
+    nix::mount::mount(Some(disk), root, Some("ext4"), MsFlags::MS_NOATIME, nothing).with_context(|| {
+        format!("mounting {}: have kernel and modules virtio_blk and ext4?", disk.display())
+    })?;
+    for (kind, folder) in [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev")] {
+        mount(kind, &root.join(folder))?;
+    }
+    let shared = root.join("dev/shm");
+    std::fs::create_dir(&shared).context("creating /dev/shm")?;
+    mount("tmpfs", &shared)?;
+    chroot(root).context("changing the root")?;
+    std::env::set_current_dir("/").context("going to the new root")
+}
+
+/// Switches the network of the machine itself on.
+pub fn loopback_up() -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0").context("a socket")?;
+    // SAFETY: zero is valid for all of its integers and bytes.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP)?;
+    // SAFETY: the request is one of an interface, with a name that ends with a zero, and lives during the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
+    ensure!(done == 0, "switching the loopback on: {}", Error::last_os_error());
+    Ok(())
 }
 
 /// Switches the machine off. As process 1 there is nothing else left to do.

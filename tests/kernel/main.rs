@@ -17,6 +17,7 @@ mod metrics;
 mod moves;
 mod policy;
 mod profile;
+mod programs;
 mod reclaim;
 mod recording;
 mod refusals;

@@ -18,6 +18,7 @@ mod leader_follower;
 mod limits;
 mod map;
 mod memory_tiers;
+mod programs;
 mod rearming;
 mod samples;
 mod scenario;

@@ -3,6 +3,7 @@
 //! In: what a guest should be. Out: a process that dies with its parent. It does not know what the guest says.
 
 use crate::pattern::Pattern;
+use crate::program::Program;
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl;
 use std::os::unix::process::CommandExt;
@@ -37,16 +38,31 @@ pub enum Backend {
     Locked,
 }
 
+/// What the guest does.
+#[derive(Debug, Clone)]
+pub(crate) enum Load {
+    Pattern(Pattern),
+    Program(Program),
+}
+
+/// The guest's first virtio disk: a raw image, opened for reading only and through the host's page cache.
+#[derive(Debug, Clone)]
+pub(crate) enum Disk {
+    /// The guest can only read it.
+    ReadOnly(PathBuf),
+    /// The guest can write to it. What it writes goes to a file without a name and is gone with QEMU.
+    Discarding(PathBuf),
+}
+
 /// A guest to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub name: String,
     pub memory_mib: u32,
-    pub pattern: Pattern,
+    pub load: Load,
     pub backend: Backend,
     pub accel: Accel,
-    /// A raw image, opened for reading only and through the host's page cache: the guest's first virtio disk.
-    pub disk: Option<PathBuf>,
+    pub disk: Option<Disk>,
     /// Where QEMU listens for commands (QMP), if it does.
     pub monitor: Option<PathBuf>,
     /// The state that it begins with, instead of a boot.
@@ -84,7 +100,11 @@ impl Machine {
         command.args(["-accel", accel, "-cpu", cpu, "-smp", "1", "-m", &memory]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
         if let Some(disk) = &self.disk {
-            let disk = format!("id=disk,if=none,format=raw,readonly=on,file={}", disk.display());
+            let (mode, image) = match disk {
+                Disk::ReadOnly(image) => ("readonly=on", image),
+                Disk::Discarding(image) => ("snapshot=on", image),
+            };
+            let disk = format!("id=disk,if=none,format=raw,{mode},file={}", image.display());
             command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk"]);
         }
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
@@ -95,7 +115,11 @@ impl Machine {
         if let Some(state) = &self.state {
             command.arg("-incoming").arg(format!("exec:cat {}", state.display()));
         }
-        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", self.pattern.to_cmdline())]);
+        let load = match &self.load {
+            Load::Pattern(pattern) => pattern.to_cmdline(),
+            Load::Program(program) => program.to_cmdline(),
+        };
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {load}")]);
         command
     }
 }
@@ -134,6 +158,7 @@ pub(crate) fn check_huge_pages(meminfo: &str, memory_mib: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Kind;
 
     #[test]
     fn a_memfd_guest_shares_its_ram_and_carries_its_pattern() {
@@ -142,10 +167,10 @@ mod tests {
         let machine = Machine {
             name: "db-1".into(),
             memory_mib: 128,
-            pattern,
+            load: Load::Pattern(pattern),
             backend,
             accel,
-            disk: Some("/d".into()),
+            disk: Some(Disk::ReadOnly("/d".into())),
             monitor: None,
             state: None,
         };
@@ -158,6 +183,25 @@ mod tests {
         assert!(after("-machine").contains("memory-backend=ram"));
         assert!(after("-append").contains("tg.seed=42"));
         assert!(after("-drive").ends_with("readonly=on,file=/d"));
+    }
+
+    #[test]
+    fn a_guest_with_a_program_writes_to_a_disk_that_is_thrown_away() {
+        let program = Program { rate: 9, ..Program::new(Kind::Redis) };
+        let machine = Machine {
+            name: "redis-1".into(),
+            memory_mib: 128,
+            load: Load::Program(program),
+            backend: Backend::Anonymous,
+            accel: Accel::Tcg,
+            disk: Some(Disk::Discarding("/image".into())),
+            monitor: None,
+            state: None,
+        };
+        let command = machine.command(Path::new("/k"), Path::new("/i"));
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        assert!(words.iter().any(|word| word.ends_with("snapshot=on,file=/image")), "{words:?}");
+        assert!(words.iter().any(|word| word.contains("tg.program=redis") && word.ends_with("tg.rate=9")));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! In: what the machine offers. Out: [`Skip`], a reason; with `TIERING_STRICT=1` a skip fails the test.
 
-use crate::{kernel, lab, paths, qemu};
+use crate::{kernel, lab, paths, program, qemu};
 use std::fmt;
 
 /// Why a test cannot run on this machine.
@@ -41,6 +41,15 @@ pub fn need_guests() -> Result<(), Skip> {
     kernel::find().map_err(|e| Skip(e.to_string()))?;
     paths::guest_init().map_err(|e| Skip(e.to_string()))?;
     Ok(())
+}
+
+/// Guests can run programs: the disk with them is built.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn need_programs() -> Result<(), Skip> {
+    need_guests()?;
+    program::image::find().map(|_| ()).map_err(|e| Skip(e.to_string()))
 }
 
 /// The lab can be booted, with the kernel of its default line.

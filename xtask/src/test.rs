@@ -27,6 +27,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         for line in kernel::LINES {
             setup::ensure(setup::Purpose::Lab(Some(line)))?;
         }
+        setup::ensure(setup::Purpose::Programs)?;
     }
     let built = build::build(false)?;
     command::run(command::cargo().args(["fmt", "--all", "--check"]))?;

@@ -6,10 +6,12 @@
 use crate::lines::Lines;
 use crate::locate;
 use crate::pattern::{Access, GuestResult, PHASE, Pattern, PhaseResult, READY, RESULT};
-use crate::qemu::Machine;
+use crate::program::{PROGRESS, ProgramResult, Progress};
+use crate::qemu::{Load, Machine};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 use std::io::Write;
 use std::ops::Range;
 use std::process::{Child, ChildStdin};
@@ -51,7 +53,7 @@ impl Guest {
         Builder(Machine {
             name: name.to_owned(),
             memory_mib: 256,
-            pattern: Pattern::default(),
+            load: Load::Pattern(Pattern::default()),
             backend: Backend::Anonymous,
             accel: Accel::Tcg,
             disk: None,
@@ -153,9 +155,7 @@ impl Guest {
     /// # Errors
     /// Where the guest prints nonsense.
     pub fn phases(&self) -> Result<Vec<PhaseResult>> {
-        let text = self.console.text();
-        let lines = text.lines().filter_map(|line| Some(line.split_once(PHASE)?.1));
-        lines.map(|json| serde_json::from_str(json).with_context(|| format!("the phase {json}"))).collect()
+        self.told(PHASE)
     }
 
     /// Tells the guest to stop the pattern and verify all its memory. Does not wait.
@@ -185,6 +185,37 @@ impl Guest {
     pub fn finish(&mut self) -> Result<GuestResult> {
         self.send_finish()?;
         self.wait("has not finished", FINISH_LIMIT, Self::result)
+    }
+
+    /// All that a program has told of itself so far. Does not wait.
+    ///
+    /// # Errors
+    /// Where the guest prints nonsense.
+    pub fn progress(&self) -> Result<Vec<Progress>> {
+        self.told(PROGRESS)
+    }
+
+    /// Waits for the progress of this number, from 1.
+    ///
+    /// # Errors
+    /// Where the guest ends, prints nonsense, or its program has not come that far in time.
+    pub fn wait_progress(&mut self, number: u64, limit: Duration) -> Result<Progress> {
+        self.wait(&format!("has made no progress {number}"), limit, |guest| {
+            guest.check_alive()?;
+            Ok(guest.progress()?.into_iter().find(|progress| progress.number == number))
+        })
+    }
+
+    /// Ends the program when its round is done, and returns what became of it and its data. The guest then waits.
+    ///
+    /// # Errors
+    /// Where the guest ends or takes more than three minutes.
+    pub fn finish_program(&mut self) -> Result<ProgramResult> {
+        self.send_finish()?;
+        self.wait("has not finished", FINISH_LIMIT, |guest| {
+            guest.check_alive()?;
+            Ok(guest.told(RESULT)?.pop())
+        })
     }
 
     /// Stops all threads of QEMU: the guest holds its breath.
@@ -232,6 +263,13 @@ impl Guest {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// The JSON of all lines with this mark.
+    fn told<T: DeserializeOwned>(&self, mark: &str) -> Result<Vec<T>> {
+        let text = self.console.text();
+        let lines = text.lines().filter_map(|line| Some(line.split_once(mark)?.1));
+        lines.map(|json| serde_json::from_str(json).with_context(|| format!("{mark}{json}"))).collect()
     }
 
     fn send(&mut self, command: &str) -> Result<()> {

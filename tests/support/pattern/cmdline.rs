@@ -4,8 +4,8 @@
 //! an error that names the word.
 
 use super::{Access, Pattern};
-use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use crate::words::Words;
+use anyhow::{Result, bail};
 
 impl Pattern {
     /// The words for the kernel command line.
@@ -64,7 +64,7 @@ impl Pattern {
             bail!("the default pattern is not hot_and_loop");
         };
         let mem_mib = words.number("mem_mib", default.mem_mib)?;
-        let name = words.0.remove("access").unwrap_or(default.access.name());
+        let name = words.take("access").unwrap_or(default.access.name());
         let access = match name {
             "hot_and_loop" => Access::HotAndLoop {
                 hot_mib: words.number("hot_mib", hot_mib)?,
@@ -97,7 +97,7 @@ impl Pattern {
             },
             _ => bail!("tg.access={name} is unknown"),
         };
-        let image = words.0.contains_key("image_seed");
+        let image = words.has("image_seed");
         let pattern = Self {
             seed: words.number("seed", default.seed)?,
             mem_mib,
@@ -110,33 +110,9 @@ impl Pattern {
             reorder: words.flag("reorder")?,
             access,
         };
-        if let Some(field) = words.0.keys().next() {
-            bail!("tg.{field} is unknown with tg.access={name}");
-        }
+        words.end(&format!("tg.access={name}"))?;
         pattern.check()?;
         Ok(pattern)
-    }
-}
-
-/// The words that were not asked for yet.
-struct Words<'a>(BTreeMap<&'a str, &'a str>);
-
-impl<'a> Words<'a> {
-    fn read(cmdline: &'a str) -> Result<Self> {
-        let words = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("tg."));
-        let words = words.map(|word| word.split_once('=').with_context(|| format!("tg.{word} has no value")));
-        words.collect::<Result<_>>().map(Self)
-    }
-
-    fn number<T: std::str::FromStr>(&mut self, field: &str, default: T) -> Result<T> {
-        let Some(value) = self.0.remove(field) else { return Ok(default) };
-        value.parse().ok().with_context(|| format!("tg.{field}={value}: not a number, or too large"))
-    }
-
-    fn flag(&mut self, field: &str) -> Result<bool> {
-        let value: u8 = self.number(field, 0)?;
-        ensure!(value <= 1, "tg.{field}={value}: neither 0 nor 1");
-        Ok(value == 1)
     }
 }
 

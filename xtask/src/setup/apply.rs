@@ -4,6 +4,8 @@ use super::plan::{Action, Step};
 use crate::command;
 use anyhow::{Context, Result, bail};
 use std::process::Command;
+use std::time::Instant;
+use tiering_tests::program::image;
 
 pub fn apt_update() -> Result<()> {
     command::run(apt_get().args(["-q", "update"]))
@@ -26,6 +28,11 @@ pub fn apply(steps: &[Step]) -> Result<()> {
             }
             Action::FetchKernel { line, .. } => {
                 println!("{what}: {}", tiering_tests::kernel::fetch(*line)?.display());
+            }
+            Action::BuildPrograms => {
+                let began = Instant::now();
+                let image = image::build()?;
+                println!("{what}: {} after {} s", image.display(), began.elapsed().as_secs());
             }
             Action::ByHand(hint) => bail!("{what}: {hint}"),
         }

@@ -3,6 +3,7 @@
 use crate::command::{ask, find};
 use std::path::Path;
 use std::process::Command;
+use tiering_tests::program::image::{self, MKFS, MMDEBSTRAP};
 use tiering_tests::{kernel, lab};
 
 /// Debian's compiler of which the archive also has a prebuilt `core` for BPF.
@@ -50,6 +51,10 @@ pub struct Facts {
     pub busybox: bool,
     pub numactl: bool,
     pub nextest: bool,
+    pub mmdebstrap: bool,
+    pub mkfs: bool,
+    /// The disk of today's guest programs.
+    pub programs: bool,
     /// `cargo fmt` and `cargo clippy`.
     pub fmt_and_clippy: bool,
 }
@@ -82,6 +87,9 @@ impl Facts {
             virtiofsd: lab::virtiofsd().is_ok(),
             busybox: lab::busybox().is_ok(),
             numactl: find("numactl").is_some(),
+            mmdebstrap: find(MMDEBSTRAP).is_some(),
+            mkfs: find(MKFS).is_some(),
+            programs: image::find().is_ok(),
             nextest: answers("cargo", &["nextest", "--version"]),
             fmt_and_clippy: answers("cargo", &["fmt", "--version"])
                 && answers("cargo", &["clippy", "--version"]),

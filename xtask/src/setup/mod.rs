@@ -14,9 +14,17 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
+    /// What only a few tests need; without it, all that the others need
+    extra: Option<Extra>,
     /// Only say what is missing; the exit code is 1 if anything is
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Extra {
+    /// A disk with PostgreSQL, nginx, Redis and other programs for guests
+    Programs,
 }
 
 /// What the machine is to be ready for.
@@ -28,15 +36,21 @@ pub enum Purpose {
     Test,
     /// Boot the lab, with a kernel of this line if any.
     Lab(Option<&'static str>),
+    /// Run programs in guests.
+    Programs,
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
+    let purpose = match options.extra {
+        None => Purpose::Test,
+        Some(Extra::Programs) => Purpose::Programs,
+    };
     if options.check {
-        let steps = plan::steps(&Facts::probe(), Purpose::Test);
+        let steps = plan::steps(&Facts::probe(), purpose);
         show(&steps);
         return Ok(if steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    ensure(Purpose::Test)?;
+    ensure(purpose)?;
     println!("everything needed is there");
     Ok(ExitCode::SUCCESS)
 }

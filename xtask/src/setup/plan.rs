@@ -8,6 +8,7 @@ use super::Purpose;
 use super::facts::{DEBIAN_COMPILER, Facts, LINKED, PROGRAMS};
 use std::fmt;
 use tiering_tests::kernel;
+use tiering_tests::program::image::{MKFS, MMDEBSTRAP};
 
 const LINKER_VERSION: &str = "0.13.0";
 /// The LLVM of Debian's rustc-web 1.96.
@@ -30,6 +31,8 @@ pub enum Action {
     Run { line: Vec<String>, env: Vec<(String, String)> },
     /// Fetch the kernel of a line, or of any, into the target folder.
     FetchKernel { line: Option<&'static str>, package: String },
+    /// Build the disk of guest programs.
+    BuildPrograms,
     /// Only a person can: what to do.
     ByHand(String),
 }
@@ -41,7 +44,7 @@ impl Step {
 
     /// What to do depends on what apt offers.
     pub fn asks_apt(&self) -> bool {
-        !matches!(self.action, Action::Run { .. })
+        !matches!(self.action, Action::Run { .. } | Action::BuildPrograms)
     }
 }
 
@@ -58,6 +61,9 @@ impl fmt::Display for Action {
             Self::FetchKernel { package, .. } => {
                 write!(f, "download {package} and unpack it below the target folder; /boot stays as it is")
             }
+            Self::BuildPrograms => f.write_str(
+                "build a Debian of 600 MiB with them below the target folder, of packages that are downloaded for it",
+            ),
             Self::ByHand(hint) => write!(f, "by hand: {hint}"),
         }
     }
@@ -84,6 +90,7 @@ pub fn steps(facts: &Facts, purpose: Purpose) -> Vec<Step> {
             test(facts, &mut steps);
         }
         Purpose::Lab(line) => lab(facts, line, &mut steps),
+        Purpose::Programs => programs(facts, &mut steps),
     }
     steps
 }
@@ -137,6 +144,21 @@ fn lab(facts: &Facts, line: Option<&'static str>, steps: &mut Vec<Step>) {
         };
         steps.push(Step::new(format!("kernel {line} with modules"), "to boot the lab", action));
     }
+}
+
+fn programs(facts: &Facts, steps: &mut Vec<Step>) {
+    const WHY: &str = "to build the disk of guest programs";
+    if facts.programs {
+        return;
+    }
+    if !facts.mmdebstrap {
+        steps.push(Step::new(MMDEBSTRAP, WHY, package_of(facts, MMDEBSTRAP)));
+    }
+    if !facts.mkfs {
+        steps.push(Step::new(MKFS, WHY, package_of(facts, "e2fsprogs")));
+    }
+    let why = "to run PostgreSQL, nginx, Redis and others in guests";
+    steps.push(Step::new("disk of guest programs", why, Action::BuildPrograms));
 }
 
 fn package_of(facts: &Facts, package: &str) -> Action {
@@ -234,6 +256,9 @@ mod tests {
             busybox: true,
             numactl: true,
             nextest: true,
+            mmdebstrap: true,
+            mkfs: true,
+            programs: true,
             fmt_and_clippy: true,
             ..Facts::default()
         }
@@ -312,5 +337,13 @@ mod tests {
         let what = |purpose| steps(&facts, purpose).into_iter().map(|step| step.what).collect::<Vec<_>>();
         assert_eq!(what(Purpose::Build), ["guest kernel"]);
         assert_eq!(what(Purpose::Test), ["busybox without libraries", "kernel 6.12 with modules"]);
+    }
+    #[test]
+    fn programs_are_built_with_what_that_needs_and_for_nothing_else() {
+        let facts = Facts { programs: false, mmdebstrap: false, ..complete() };
+        let what: Vec<_> = steps(&facts, Purpose::Programs).into_iter().map(|step| step.what).collect();
+        assert_eq!(what, ["mmdebstrap", "disk of guest programs"]);
+        assert_eq!(shown(&facts), [""; 0]);
+        assert_eq!(steps(&Facts { mmdebstrap: false, ..complete() }, Purpose::Programs), []);
     }
 }
