@@ -13,14 +13,11 @@ use std::time::Duration;
 use super::heat::Bands;
 use super::{Action, Reason, Step, priority_scale};
 use crate::tiermap::{
-    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, Touch, VmPages,
+    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, VmPages,
 };
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// A page that comes back within half of the least idle time, and this, of the moment it had become old enough to go came
-/// back soon.
-const SOON_MOST: Duration = Duration::from_secs(60);
 /// The table cannot tell longer idle times apart.
 const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 /// How much longer a page must be idle for each tier it is further down.
@@ -98,11 +95,6 @@ impl Rules {
             0 => Some(Held::TrialFailed),
             _ => None,
         }
-    }
-
-    /// What comes back within this time came back soon.
-    fn soon(&self) -> Duration {
-        (self.demote_after / 2).min(SOON_MOST)
     }
 
     /// The same where the tier at `level` is short of room and the machine has more of it than its share.
@@ -254,39 +246,6 @@ fn may_leave(pages: &VmPages, entry: PageEntry, rules: &Rules, level: u8, now: S
     entry.place() == Place::In(TierId(level)) && !entry.staged() && is_old(pages, entry, rules, level, now)
 }
 
-/// Whether a page that has just come back went down a short while ago: `before` is its entry before that access, `block` what
-/// was known of its block.
-pub fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Seconds) -> bool {
-    let Place::In(TierId(level @ 1..)) = before.place() else { return false };
-    if level == 1 && block.probe.is_known() {
-        return Duration::from_secs(block.probe.age(now).into()) <= rules.soon();
-    }
-    let left_at = rules.least_idle(level - 1, before.backoff());
-    Duration::from_secs(before.idle(now).into()) <= left_at + rules.soon()
-}
-
-/// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again where nobody waits: then the
-/// first access since it came there says so. `block` is what was known of its block before the access. Returns whether it came back soon; none where it
-/// had not been away.
-pub fn note_return(
-    pages: &mut VmPages,
-    page: PageIndex,
-    touch: Touch,
-    block: BlockInfo,
-    rules: &Rules,
-    now: Seconds,
-) -> Option<bool> {
-    let Touch { before, was_lower } = touch;
-    let in_use_again = pages.in_lower_memory(before.place()) && before.heat() == 0;
-    if !was_lower && !in_use_again {
-        return None;
-    }
-    let soon = came_back_soon(before, block, rules, now);
-    let backoff = if soon { before.backoff() + 1 } else { 0 };
-    pages.update(page, |entry| entry.with_backoff(backoff));
-    Some(soon)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,7 +260,6 @@ mod tests {
         bands: Bands::ROOMY,
         armed_at: None,
     };
-    const DRAM: Place = Place::In(TierId(0));
     const NVME: Place = Place::In(TierId(1));
     const WINDOW: u16 = 2;
 
@@ -477,38 +435,5 @@ mod tests {
         assert!((least(100, 0) - 20.0).abs() < 1e-9);
         assert!((least(0, 0) - 5.0).abs() < 1e-9);
         assert!((least(50, 1) - 40.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn coming_back_soon_raises_the_back_off_and_late_clears_it() {
-        let entry = PageEntry::found(NVME, Seconds(0));
-        let soon = |entry, now| came_back_soon(entry, BlockInfo::default(), &RULES, Seconds(now));
-        assert!(soon(entry, 15) && !soon(entry, 16));
-        assert!(soon(entry.with_backoff(1), 25));
-        assert!(!soon(entry.with_place(DRAM), 1));
-        let mut pages = VmPages::new(
-            Layout::new(&[RamRegion { start: Hva(0x10_0000), bytes: 4096, backing: Backing::Anonymous }]),
-            NodeTiers(1),
-        );
-        let mut return_at = |second| {
-            pages.place(PageRun { first: 0, count: 1 }, NVME);
-            let touch = pages.touch(0, Seconds(second), false);
-            let soon = note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, Seconds(second));
-            (soon, pages.get(0).backoff())
-        };
-        assert_eq!(return_at(15), (Some(true), 1));
-        assert_eq!(return_at(30), (Some(true), 2));
-        assert_eq!(return_at(1000), (Some(false), 0));
-        let here = pages.touch(0, Seconds(1001), false);
-        assert_eq!(note_return(&mut pages, 0, here, BlockInfo::default(), &RULES, Seconds(1001)), None);
-        // It was old for long before it went.
-        let mut block = BlockInfo::default();
-        block.probe.begin(8, WINDOW, Seconds(500), Seconds(500));
-        assert!(came_back_soon(entry, block, &RULES, Seconds(505)));
-        assert!(!came_back_soon(entry, block, &RULES, Seconds(506)));
-        let slow = Rules { demote_after: Duration::from_secs(3600), ..RULES };
-        let unknown = BlockInfo::default();
-        assert!(came_back_soon(entry, unknown, &slow, Seconds(3600 + 60)));
-        assert!(!came_back_soon(entry, unknown, &slow, Seconds(3600 + 61)), "a minute at most");
     }
 }

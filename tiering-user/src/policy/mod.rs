@@ -28,6 +28,7 @@ mod heat;
 mod promote;
 mod quota;
 mod refaults;
+mod returns;
 mod room;
 mod swap_cache;
 
@@ -36,12 +37,13 @@ use std::time::Duration;
 
 pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP, TierLoad};
 pub use collapse::collapses;
-pub use demote::{Held, Rules, demotions, note_return};
+pub use demote::{Held, Rules, demotions};
 pub use free::FreeSpace;
 pub use heat::{Bands, HeatHistogram, cooling_epoch};
 pub use promote::promotions;
 pub use quota::{Claim, shares, weight};
 pub use refaults::{Refaults, TooMany};
+pub use returns::note_return;
 pub use room::{GroupLimit, Room};
 pub use swap_cache::LeftBehind;
 
