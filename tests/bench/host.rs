@@ -43,6 +43,11 @@ impl Host {
         self.scratch.path().join(tier)
     }
 
+    /// Whether somebody wants this to end.
+    pub fn check(&self) -> Result<()> {
+        self.stop.check()
+    }
+
     /// The next agent knows nothing of those before.
     pub fn forget_state(&self) -> Result<()> {
         let folder = self.folder("state");

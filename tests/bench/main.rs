@@ -15,6 +15,7 @@ mod mix;
 mod placement;
 mod prefetch;
 mod profile;
+mod recordings;
 mod replay;
 mod restart;
 mod similar;
@@ -61,6 +62,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "cost" => profile::cost(results, quick),
         "forecast" => forecast::measure(results, quick),
         "replay" => replay::measure(results, quick),
+        "recordings" => recordings::measure(results, quick),
         _ => bail!(
             "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"
         ),

@@ -1,6 +1,6 @@
 //! What happens to a machine's memory is recorded, and the policy says afterwards what it would have done.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,12 +19,18 @@ fn accesses(agent: &Agent) -> u64 {
     vm["reads_total"].as_u64().unwrap() + vm["writes_total"].as_u64().unwrap()
 }
 
+/// Where a replay writes profiles.
+fn epochs(host: &Host) -> PathBuf {
+    host.scratch.path().join("epochs.csv")
+}
+
 /// What `tiering replay` says of the trace under the rules of a host that demotes after so long.
 fn replayed(trace: &Path, host: &Host, demote_after: &str) -> Value {
     let config = host.scratch.path().join("replay.toml");
     std::fs::write(&config, host.config(demote_after)).unwrap();
     let mut command = Command::new(paths::tiering_bin().unwrap());
-    let output = command.args(["replay", "--json"]).arg(trace).arg("--config").arg(config).output().unwrap();
+    command.args(["replay", "--json"]).arg(trace).arg("--config").arg(config);
+    let output = command.arg("--epochs").arg(epochs(host)).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -64,6 +70,11 @@ fn what_happens_is_recorded_and_another_policy_is_tried_on_it() {
     let number = |replayed: &Value, name: &str| replayed["machines"][0][name].as_u64().unwrap();
     assert!(number(&short, "demoted_bytes") > 8 << 20 && number(&short, "came_back") > 0, "{short}");
     assert!(number(&short, "came_back_best") <= number(&short, "came_back_lru"), "{short}");
+    // Three epochs or so, of which the last ones know what the process used.
+    let epochs = std::fs::read_to_string(epochs(&host)).unwrap();
+    let cpus = epochs.lines().next().unwrap().split(',').position(|name| name == "cpus").unwrap();
+    let busy = epochs.lines().skip(1).filter(|row| row.split(',').nth(cpus) != Some("-1.0000"));
+    assert!(busy.clone().count() > 0 && busy.clone().all(|row| row.starts_with(NAME)), "{epochs}");
     let long = replayed(&trace, &host, "1h");
     assert_eq!((number(&long, "demoted_bytes"), number(&long, "came_back")), (0, 0), "{long}");
 

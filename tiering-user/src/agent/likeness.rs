@@ -213,7 +213,7 @@ impl State {
             }
             for vm in tenant.members.clone() {
                 let Some(machine) = self.machines.get_mut(&vm) else { continue };
-                if let Some(behaviour) = machine.profile.vector() {
+                if let Some(behaviour) = machine.profile.vector().filter(|_| machine.profile.is_at_work()) {
                     tenant.likeness.behaves(vm, behaviour);
                 }
                 for (leader, used, ended) in machine.stages.take_ends() {

@@ -18,6 +18,7 @@ use crate::predict::Wasted;
 use crate::sys::{self, PAGE_BYTES};
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{TierId, TierKind, read_proc_swaps};
+use crate::trace::Event;
 use crate::track::VmId;
 
 /// Most pages planned for one machine at a time: 256 MiB.
@@ -77,8 +78,13 @@ impl State {
             });
             machine.working_set_pages = recent;
             let now = sys::now();
-            if machine.end_profile_epoch(now, clock) && staging {
-                machine.foretell_season(self.config.prefetch, now);
+            if let Some(usage) = machine.end_profile_epoch(now, clock) {
+                if staging {
+                    machine.foretell_season(self.config.prefetch, now);
+                }
+                if let Some(recording) = &mut self.recording {
+                    recording.push(now, &Event::Epoch { vm: id, usage });
+                }
             }
             machine.bands = HeatHistogram::of(&machine.pages).bands(machine.room_pages);
             let counts = machine.stages.counts();

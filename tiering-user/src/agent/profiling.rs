@@ -14,15 +14,15 @@ const SIZES: u32 = 8;
 const EPOCHS_A_POINT: usize = 6;
 
 impl Machine {
-    /// Ends the epoch of its profile, if it is over. Returns whether it was.
-    pub(super) fn end_profile_epoch(&mut self, now: Monotonic, clock: Seconds) -> bool {
-        let over = self.profile.is_due(now);
-        if over {
+    /// Ends the epoch of its profile, if it is over. Returns what its process had used by then.
+    pub(super) fn end_profile_epoch(&mut self, now: Monotonic, clock: Seconds) -> Option<Option<Usage>> {
+        self.profile.is_due(now).then(|| {
             let working_sets = self.pages.used_within(HORIZONS, clock);
-            self.profile.end_epoch(now, Observed { working_sets, usage: self.braking.usage() });
+            let usage = self.braking.usage();
+            self.profile.end_epoch(now, Observed { working_sets, usage });
             self.tape_marks.mark(now, self.tape.end());
-        }
-        over
+            usage
+        })
     }
 
     /// What `status` says of its profile; none before its first epoch is over.

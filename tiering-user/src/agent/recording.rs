@@ -31,7 +31,7 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    fn push(&mut self, time: Monotonic, event: &Event) {
+    pub(super) fn push(&mut self, time: Monotonic, event: &Event) {
         match event.vm().and_then(|vm| self.told.get(&vm)) {
             Some(true) => self.block.push(time, event),
             Some(false) => self.lost += u64::from(matches!(event, Event::Accessed { .. })),

@@ -63,9 +63,11 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Command::Drain { tier, output } => print(output.json, &ask(client.drain(tier))?, render::drained),
         Command::Record { output, vm, duration } => ask(trace::record(&client, vm, output, *duration)),
-        Command::Replay { trace: from, decisions, output } => {
-            print(output.json, &trace::replay(from, &config, decisions.as_deref())?, trace::table)
-        }
+        Command::Replay { trace: from, decisions, epochs, output } => print(
+            output.json,
+            &trace::replay(from, &config, decisions.as_deref(), epochs.as_deref())?,
+            trace::table,
+        ),
         Command::Config(ConfigCommand::Check) => print_text(&format!("{origin}: ok\n")),
         Command::Config(ConfigCommand::Show(output)) => {
             print(output.json, &config, crate::config::Config::to_toml)

@@ -132,6 +132,9 @@ enum Command {
         /// Write each decision there, a line each
         #[arg(long, value_name = "F")]
         decisions: Option<PathBuf>,
+        /// Write each machine's profile at the end of each epoch there, as a row of CSV
+        #[arg(long, value_name = "F")]
+        epochs: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },

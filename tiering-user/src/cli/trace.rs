@@ -3,8 +3,9 @@
 //! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is in it; or what would have become
 //! of each machine, as a table.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +17,8 @@ use super::failure::{Failure, INTERNAL, IO, USAGE};
 use super::render::size;
 use super::table::Table;
 use crate::config::Config;
-use crate::replay::{Outcome, Replay, Settings};
+use crate::profile::COMPONENTS;
+use crate::replay::{Outcome, Replay, Settings, Told};
 use crate::telemetry::client::Client;
 use crate::trace::{Event, Reader, TraceError};
 
@@ -117,32 +119,56 @@ pub(super) struct Replayed {
     torn: bool,
 }
 
-/// Replays a trace under a configuration; writes decisions, a line each, to a file if there is one for them.
-pub(super) fn replay(path: &Path, config: &Config, decisions: Option<&Path>) -> Result<Replayed, Failure> {
+/// Replays a trace under a configuration; writes decisions, and profiles as of the end of each epoch, a line each, to files if there are some for them.
+pub(super) fn replay(
+    path: &Path,
+    config: &Config,
+    decisions: Option<&Path>,
+    epochs: Option<&Path>,
+) -> Result<Replayed, Failure> {
     let tiers = u8::try_from(config.tiers.len()).ok().filter(|tiers| *tiers > 0).unwrap_or(TIERS);
     let settings = Settings {
         demote_after: config.policy.demote_after.0,
         refault_limit_percent: config.policy.refault_limit.0,
         tiers,
     };
-    let failed = |to: &Path, error: &io::Error| Failure::new(IO, format!("{}: {error}", to.display()));
-    let mut out = match decisions {
+    let failed = |to: &Path, error: &dyn fmt::Display| Failure::new(IO, format!("{}: {error}", to.display()));
+    let mut lines = match decisions {
         Some(to) => Some((to, BufWriter::new(File::create(to).map_err(|error| failed(to, &error))?))),
+        None => None,
+    };
+    let mut rows = match epochs {
+        Some(to) => Some((to, csv::Writer::from_path(to).map_err(|error| failed(to, &error))?)),
         None => None,
     };
     let mut reader = open(path)?;
     let mut replay = Replay::new(settings);
-    let mut written = Ok(());
+    let (mut written, mut listed) = (Ok(()), Ok(()));
+    if let Some((_, rows)) = &mut rows {
+        listed = rows.write_record(["machine", "second"].into_iter().chain(COMPONENTS));
+    }
     let read = reader.for_each(|timed| {
-        replay.take(timed, |decision| {
-            if let (Some((_, out)), Ok(())) = (&mut out, &written) {
-                written = writeln!(out, "{decision}");
+        replay.take(timed, |told| match told {
+            Told::Decision(decision) => {
+                if let (Some((_, lines)), Ok(())) = (&mut lines, &written) {
+                    written = writeln!(lines, "{decision}");
+                }
+            }
+            Told::Epoch { second, machine, profile } => {
+                if let (Some((_, rows)), Ok(()), Some(vector)) = (&mut rows, &listed, profile.vector()) {
+                    let components = vector.iter().map(|component| format!("{component:.4}"));
+                    let row = [machine.to_owned(), second.to_string()].into_iter().chain(components);
+                    listed = rows.write_record(row);
+                }
             }
         });
     });
     read.map_err(|error| unreadable(path, &error))?;
-    if let Some((to, out)) = &mut out {
-        written.and_then(|()| out.flush()).map_err(|error| failed(to, &error))?;
+    if let Some((to, lines)) = &mut lines {
+        written.and_then(|()| lines.flush()).map_err(|error| failed(to, &error))?;
+    }
+    if let Some((to, rows)) = &mut rows {
+        listed.and_then(|()| Ok(rows.flush()?)).map_err(|error| failed(to, &error))?;
     }
     Ok(Replayed { lost: replay.lost, torn: reader.is_torn(), machines: replay.outcomes() })
 }
@@ -203,6 +229,9 @@ mod tests {
                 let event = Event::Accessed { vm, page, write: false, weight_log2: 0 };
                 block.push(Monotonic(second * 1_000_000_000), &event);
             }
+            if second % 10 == 9 {
+                block.push(Monotonic(second * 1_000_000_000), &Event::Epoch { vm, usage: None });
+            }
         }
         let mut bytes = MAGIC.to_vec();
         bytes.extend(block.take());
@@ -216,12 +245,17 @@ mod tests {
         let path = trace(folder.path());
         let mut config = Config::default();
         config.policy.demote_after = "60s".parse().unwrap();
+        let epochs = folder.path().join("epochs");
         let (one, two) = (folder.path().join("one"), folder.path().join("two"));
-        let replayed = replay(&path, &config, Some(&one)).unwrap();
-        replay(&path, &config, Some(&two)).unwrap();
+        let replayed = replay(&path, &config, Some(&one), Some(&epochs)).unwrap();
+        replay(&path, &config, Some(&two), None).unwrap();
         let lines = std::fs::read_to_string(&one).unwrap();
         assert_eq!(lines, std::fs::read_to_string(&two).unwrap());
         assert!(lines.lines().count() > 3, "{lines}");
+        let epochs = std::fs::read_to_string(&epochs).unwrap();
+        assert!(epochs.starts_with("machine,second,accesses,writes,"), "{epochs}");
+        assert!(epochs.contains("\nweb-1,9,") && epochs.contains("\nweb-1,999,"), "{epochs}");
+        assert_eq!(epochs.lines().count(), 101, "a head, and one every ten seconds");
         let table = table(&replayed);
         assert!(table.lines().nth(1).unwrap().starts_with("web-1"), "{table}");
         assert!(replayed.machines[0].came_back > 0, "{table}");
@@ -231,10 +265,10 @@ mod tests {
     fn what_cannot_be_replayed_is_said_with_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let none = folder.path().join("none");
-        let failure = replay(&none, &Config::default(), None).unwrap_err();
+        let failure = replay(&none, &Config::default(), None, None).unwrap_err();
         assert_eq!(failure.code, IO);
         std::fs::write(&none, "not a trace").unwrap();
-        let failure = replay(&none, &Config::default(), None).unwrap_err();
+        let failure = replay(&none, &Config::default(), None, None).unwrap_err();
         assert!(failure.message.contains("none: this is not a trace"), "{failure}");
         assert_eq!(failure.code, USAGE);
     }

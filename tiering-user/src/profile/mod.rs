@@ -15,6 +15,7 @@ mod reuse;
 mod series;
 mod spread;
 mod streams;
+mod vector;
 
 use std::time::Duration;
 
@@ -22,10 +23,11 @@ use self::reuse::Reuse;
 use self::spread::Spread;
 use self::streams::{Steps, Streams};
 use crate::sys::Monotonic;
-use crate::tiermap::{BLOCK_PAGES, PageIndex};
+use crate::tiermap::PageIndex;
 
 pub use self::forecast::{Forecast, Method, forecast};
 pub use self::series::{Ahead, EPOCH, Point, Season, Series};
+pub use self::vector::{COMPONENTS, Vector};
 pub use crate::vm::Usage;
 
 /// Times within which what was used is a working set.
@@ -81,7 +83,7 @@ pub struct Profile {
     phase_began: Monotonic,
     began: Monotonic,
     pages: u32,
-    vector: Option<Vec<f32>>,
+    vector: Option<Vector>,
 }
 
 impl Profile {
@@ -183,7 +185,7 @@ impl Profile {
             }
         }
         self.epoch_began = now;
-        self.vector = self.describe();
+        self.vector = Some(vector::of(self));
     }
 
     /// Epochs so far: before the first one is over nothing else is known.
@@ -194,6 +196,11 @@ impl Profile {
     /// Reads and writes a second, as far as they are seen.
     pub fn rates(&self) -> (f64, f64) {
         (self.per_second(self.recent.reads), self.per_second(self.recent.writes))
+    }
+
+    /// Whether anything was accessed lately.
+    pub fn is_at_work(&self) -> bool {
+        self.recent.steps.total() > 0.0
     }
 
     /// Shares of accesses, 0 to 1, that follow a walk page by page, and one in steps. None where there are no accesses.
@@ -283,35 +290,14 @@ impl Profile {
         self.series.hour()
     }
 
-    /// All of this as a vector, for comparison with that of another machine: each component from -1 to 1, 0 in the middle of what is usual.
-    /// As of the end of the last epoch; none while there are no accesses.
-    pub fn vector(&self) -> Option<&[f32]> {
-        self.vector.as_deref()
+    /// All of this as a vector, for comparison with that of another machine. As of the end of the last epoch; none before the first one.
+    pub fn vector(&self) -> Option<&Vector> {
+        self.vector.as_ref()
     }
 
     fn look_for_season(&mut self) {
         self.season = self.series.season();
         self.comes_again = self.season.is_some_and(|season| self.series.comes_again(season));
-    }
-
-    fn describe(&self) -> Option<Vec<f32>> {
-        let (sequential, strided) = self.sequential()?;
-        let (reads, writes) = self.rates();
-        let blocks = f64::from(self.pages.div_ceil(BLOCK_PAGES)).log2().max(1.0);
-        let miss_ratio = |halves: u32| self.miss_ratio(u64::from(self.pages) >> halves);
-        let misses = [1, 2, 3, 4, 6, 8].map(|halves| miss_ratio(halves).unwrap_or(1.0));
-        let again = self.reuse_time(0.5).map_or(1.0, |ms| (ms as f64).max(1.0).log2() / 20.0);
-        let shares = [
-            (reads + writes).max(1.0).log10() / 5.0,
-            writes / (reads + writes).max(f64::EPSILON),
-            sequential,
-            strided,
-            again,
-            self.entropy.unwrap_or(0.0) / blocks,
-            self.cpus() / 4.0,
-        ];
-        let centred = |share: f64| (2.0 * share.clamp(0.0, 1.0) - 1.0) as f32;
-        Some(shares.into_iter().chain(misses).map(centred).collect())
     }
 
     fn per_second(&self, sum: f64) -> f64 {

@@ -21,13 +21,15 @@ pub struct Spread {
     /// What the phase is like: shares of accesses. Zeroes before the first comparison.
     phase: [f64; PARTS],
     changes: u64,
+    /// How different the last accesses were from those of the phase, 0 to 1.
+    apart: f64,
 }
 
 impl Spread {
     /// For RAM of so many pages.
     pub fn new(pages: u32) -> Self {
         let blocks = pages.div_ceil(BLOCK_PAGES).max(1) as usize;
-        Self { blocks: vec![0.0; blocks], parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0 }
+        Self { blocks: vec![0.0; blocks], parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0, apart: 0.0 }
     }
 
     pub fn access(&mut self, page: PageIndex, weight: f64) {
@@ -54,6 +56,10 @@ impl Spread {
     }
 
     /// How often the machine began to work elsewhere.
+    pub fn apart(&self) -> f64 {
+        self.apart
+    }
+
     pub fn phase_changes(&self) -> u64 {
         self.changes
     }
@@ -66,6 +72,7 @@ impl Spread {
         let now = self.parts.map(|count| count / total);
         self.parts = [0.0; PARTS];
         let apart: f64 = now.iter().zip(&self.phase).map(|(now, was)| (now - was).abs()).sum::<f64>() / 2.0;
+        self.apart = apart;
         let is_first = self.phase.iter().all(|share| *share == 0.0);
         if is_first || apart > ANOTHER_PHASE {
             self.changes += u64::from(!is_first);

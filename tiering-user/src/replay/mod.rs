@@ -1,6 +1,6 @@
 //! What the policy would have done to machines whose accesses were recorded.
 //!
-//! In: the events of a trace, and the rules. Out: decisions, one after another, and for each machine how much came back, beside what would have come
+//! In: the events of a trace, and the rules. Out: decisions and profiles, one after another, and for each machine how much came back, beside what would have come
 //! back with as much memory at each moment if the least recently used had gone first, and at best. The mapping table and the policy are the agent's own; moves succeed at
 //! once, in the place of a machine's memory. Pure: time is the trace's.
 //!
@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::policy::{
     Action, Bands, HeatHistogram, Reason, Refaults, Rules, cooling_epoch, demotions, note_return, promotions,
 };
+use crate::profile::{HORIZONS, Observed, Profile};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{Layout, PageEntry, PageIndex, PageRun, Place, Seconds, VmPages, into_runs};
 use crate::tiers::{NodeTiers, TierId};
@@ -59,6 +60,18 @@ impl fmt::Display for Decision {
     }
 }
 
+/// What a replay tells while it goes on.
+#[derive(Debug)]
+pub enum Told<'a> {
+    Decision(Decision),
+    /// An epoch of a machine has ended, so many seconds after the trace began.
+    Epoch {
+        second: u64,
+        machine: &'a str,
+        profile: &'a Profile,
+    },
+}
+
 /// What became of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
@@ -95,6 +108,7 @@ pub struct Replay {
 struct Guest {
     machine: Machine,
     pages: VmPages,
+    profile: Profile,
     refaults: Refaults,
     armed_at: Option<Seconds>,
     round_began: bool,
@@ -114,8 +128,8 @@ impl Replay {
         Self { settings, began: None, second: 0, guests: BTreeMap::new(), over: Vec::new(), lost: 0 }
     }
 
-    /// Takes in an event, after all that is due until then; `decided` is told what is decided meanwhile.
-    pub fn take(&mut self, timed: &Timed, mut decided: impl FnMut(Decision)) {
+    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs that end.
+    pub fn take(&mut self, timed: &Timed, mut tell: impl FnMut(Told<'_>)) {
         let began = *self.began.get_or_insert(timed.time);
         let second = timed.time.since(began).as_secs();
         while self.second < second {
@@ -125,12 +139,14 @@ impl Replay {
                 self.second = second;
             }
             for (vm, guest) in &mut self.guests {
-                guest.every_second(*vm, self.second, &self.settings, &mut decided);
+                guest.every_second(*vm, self.second, &self.settings, &mut |decision| {
+                    tell(Told::Decision(decision));
+                });
             }
         }
         let now = seconds(self.second);
         match &timed.event {
-            Event::Appeared(machine) => self.appeared(machine),
+            Event::Appeared(machine) => self.appeared(machine, timed.time),
             Event::Gone(vm) => {
                 let gone = self.guests.remove(vm);
                 self.over.extend(gone.map(Guest::outcome));
@@ -138,6 +154,7 @@ impl Replay {
             Event::Lost(accesses) => self.lost += accesses,
             Event::Accessed { vm, page, write, weight_log2 } => {
                 if let Some(guest) = self.guests.get_mut(vm).filter(|guest| *page < guest.machine.pages) {
+                    guest.profile.access(*page, *write, timed.time, 1 << weight_log2.min(&31));
                     guest.accessed(*page, *write, 1 << weight_log2.min(&31), &self.settings, now);
                 }
             }
@@ -156,6 +173,14 @@ impl Replay {
             }
             // What was done then is not what is done now.
             Event::Moved { .. } => {}
+            Event::Epoch { vm, usage } => {
+                if let Some(guest) = self.guests.get_mut(vm) {
+                    let working_sets = guest.pages.used_within(HORIZONS, now);
+                    guest.profile.end_epoch(timed.time, Observed { working_sets, usage: *usage });
+                    let (machine, profile) = (&guest.machine.name, &guest.profile);
+                    tell(Told::Epoch { second: self.second, machine, profile });
+                }
+            }
         }
     }
 
@@ -164,12 +189,12 @@ impl Replay {
         self.over.into_iter().chain(self.guests.into_values().map(Guest::outcome)).collect()
     }
 
-    fn appeared(&mut self, machine: &Machine) {
+    fn appeared(&mut self, machine: &Machine, time: Monotonic) {
         // Told of again after blocks were lost.
         if self.guests.get(&machine.vm).is_some_and(|guest| guest.machine == *machine) {
             return;
         }
-        let replaced = self.guests.insert(machine.vm, Guest::new(machine, self.second));
+        let replaced = self.guests.insert(machine.vm, Guest::new(machine, self.second, time));
         self.over.extend(replaced.map(Guest::outcome));
     }
 }
@@ -180,13 +205,14 @@ fn seconds(second: u64) -> Seconds {
 }
 
 impl Guest {
-    fn new(machine: &Machine, second: u64) -> Self {
+    fn new(machine: &Machine, second: u64, time: Monotonic) -> Self {
         // Where its RAM lies does not matter.
         let bytes = u64::from(machine.pages) * PAGE_BYTES;
         let layout = Layout::new(&[RamRegion { start: Hva(0), bytes, backing: Backing::Anonymous }]);
         Self {
             machine: machine.clone(),
             pages: VmPages::new(layout, NodeTiers(machine.node_tiers)),
+            profile: Profile::new(machine.pages, time),
             refaults: Refaults::default(),
             armed_at: None,
             round_began: false,
@@ -341,7 +367,13 @@ mod tests {
     fn replay(events: &[Timed], settings: Settings) -> (Vec<String>, Vec<Outcome>) {
         let mut replay = Replay::new(settings);
         let mut decisions = Vec::new();
-        events.iter().for_each(|event| replay.take(event, |decision| decisions.push(decision.to_string())));
+        events.iter().for_each(|event| {
+            replay.take(event, |told| {
+                if let Told::Decision(decision) = told {
+                    decisions.push(decision.to_string());
+                }
+            });
+        });
         (decisions, replay.outcomes())
     }
 

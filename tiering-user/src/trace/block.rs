@@ -5,6 +5,7 @@
 //! there are most, give their page as the difference to that of the access before to the same machine, and their machine only where it is another one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use integer_encoding::VarInt;
 use twox_hash::XxHash3_64;
@@ -14,9 +15,10 @@ use crate::sys::Monotonic;
 use crate::tiermap::{PageRun, Place};
 use crate::tiers::TierId;
 use crate::track::VmId;
+use crate::vm::Usage;
 
 /// Version of the format.
-pub(super) const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 2;
 /// What a trace begins with.
 pub const MAGIC: [u8; 8] = [b'T', b'I', b'E', b'R', b'T', b'R', b'C', VERSION];
 /// A block is ended when it has so many bytes.
@@ -38,6 +40,7 @@ const FOUND: u8 = 3 << 1;
 const MOVED: u8 = 4 << 1;
 const ARMED: u8 = 5 << 1;
 const LOST: u8 = 6 << 1;
+const EPOCH: u8 = 7 << 1;
 
 const UNTOUCHED: u8 = 0;
 const OTHER_SWAP: u8 = 1;
@@ -112,6 +115,14 @@ impl Block {
                 self.begin(ARMED, since);
                 self.number(vm.0);
             }
+            Event::Epoch { vm, usage } => {
+                self.begin(EPOCH, since);
+                self.number(vm.0);
+                self.bytes.push(usage.is_some().into());
+                for number in usage.iter().flat_map(usage_numbers) {
+                    self.number(number);
+                }
+            }
             Event::Lost(accesses) => {
                 self.begin(LOST, since);
                 self.number(*accesses);
@@ -153,6 +164,13 @@ impl Block {
     }
 }
 
+/// In the order in which they are written; processor time in microseconds.
+fn usage_numbers(usage: &Usage) -> [u64; 6] {
+    let Usage { cpu, read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes } = *usage;
+    let us = u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX);
+    [us, read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes]
+}
+
 /// The events of a block; none if they are not what [`Block`] writes.
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Timed>> {
     let mut bytes = Bytes(bytes);
@@ -187,6 +205,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Timed>> {
                     Event::Moved { vm, run, place }
                 }
                 ARMED => Event::Armed(VmId(bytes.number()?)),
+                EPOCH => Event::Epoch { vm: VmId(bytes.number()?), usage: bytes.usage()? },
                 LOST => Event::Lost(bytes.number()?),
                 _ => return None,
             }
@@ -212,6 +231,20 @@ impl<'a> Bytes<'a> {
         let (number, length) = T::decode_var(self.0)?;
         self.next(length)?;
         Some(number)
+    }
+
+    /// None where it is broken, and none within where there is none.
+    fn usage(&mut self) -> Option<Option<Usage>> {
+        if self.byte()? == 0 {
+            return Some(None);
+        }
+        let mut numbers = [0; 6];
+        for number in &mut numbers {
+            *number = self.number()?;
+        }
+        let [us, read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes] = numbers;
+        let cpu = Duration::from_micros(us);
+        Some(Some(Usage { cpu, read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes }))
     }
 
     fn placed(&mut self) -> Option<(VmId, PageRun, Place)> {

@@ -13,6 +13,7 @@ pub use reader::{Reader, TraceError};
 use crate::sys::Monotonic;
 use crate::tiermap::{PageRun, Place};
 use crate::track::VmId;
+use crate::vm::Usage;
 
 /// A machine as it was when it appeared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,11 @@ pub enum Event {
     },
     /// From here on the first access to each mapped page shows again.
     Armed(VmId),
+    /// An epoch of its profile ended; what its process had used by then, where it tells.
+    Epoch {
+        vm: VmId,
+        usage: Option<Usage>,
+    },
     /// So many accesses were not recorded, as whoever reads the stream was too slow.
     Lost(u64),
 }

@@ -101,6 +101,7 @@ impl Event {
             Self::Appeared(machine) => Some(machine.vm),
             Self::Gone(vm)
             | Self::Armed(vm)
+            | Self::Epoch { vm, .. }
             | Self::Accessed { vm, .. }
             | Self::Found { vm, .. }
             | Self::Moved { vm, .. } => Some(*vm),
@@ -117,7 +118,9 @@ mod tests {
     use crate::tiermap::{PageRun, Place};
     use crate::tiers::TierId;
     use crate::track::VmId;
+    use crate::vm::Usage;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn event() -> impl Strategy<Value = Event> {
         let vm = || any::<u32>().prop_map(VmId);
@@ -126,6 +129,11 @@ mod tests {
             Just(Place::OtherSwap),
             (0u8..8).prop_map(|level| Place::In(TierId(level)))
         ];
+        let usage = any::<(u32, [u64; 5])>().prop_map(|(ms, bytes)| {
+            let [read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes] = bytes;
+            let cpu = Duration::from_millis(ms.into());
+            Usage { cpu, read_bytes, written_bytes, anonymous_bytes, file_bytes, shared_bytes }
+        });
         let run = (0u32..1 << 30, 0u32..1 << 30).prop_map(|(first, count)| PageRun { first, count });
         prop_oneof![
             8 => (vm(), any::<u32>(), any::<bool>(), 0u8..32)
@@ -135,6 +143,7 @@ mod tests {
             ),
             1 => vm().prop_map(Event::Gone),
             1 => vm().prop_map(Event::Armed),
+            1 => (vm(), prop::option::of(usage)).prop_map(|(vm, usage)| Event::Epoch { vm, usage }),
             1 => any::<u64>().prop_map(Event::Lost),
             1 => (vm(), run.clone(), place.clone()).prop_map(|(vm, run, place)| Event::Found { vm, run, place }),
             1 => (vm(), run, place).prop_map(|(vm, run, place)| Event::Moved { vm, run, place }),
