@@ -5,7 +5,9 @@
 //! measured; a bad figure is a figure.
 
 mod ablation;
+mod classes;
 mod clones;
+mod confusion;
 mod events;
 mod files;
 mod forecast;
@@ -62,6 +64,8 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "cost" => profile::cost(results, quick),
         "forecast" => forecast::measure(results, quick),
         "replay" => replay::measure(results, quick),
+        "train" => classes::train(results),
+        "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
             "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"

@@ -11,6 +11,7 @@
 pub mod actuate;
 pub mod agent;
 pub mod bpf;
+pub mod class;
 pub mod cli;
 pub mod config;
 pub mod host;

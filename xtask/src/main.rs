@@ -8,6 +8,7 @@ mod lab;
 mod run;
 mod setup;
 mod test;
+mod train;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Xtask {
     Lab(lab::Options),
     /// Measure, and print a table and a line with the headline figures
     Bench(bench::Options),
+    /// Learn the classes of machines from recorded profiles
+    Train(train::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Xtask::Test(options) => test::run(&options),
         Xtask::Lab(options) => lab::run(&options),
         Xtask::Bench(options) => bench::run(&options),
+        Xtask::Train(options) => train::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -13,6 +13,7 @@ mod tracking;
 use crate::{build, setup};
 use anyhow::{Context, Result, ensure};
 use part::Part;
+pub use part::here;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tiering_tests::kernel;

@@ -40,7 +40,8 @@ impl Part {
     }
 }
 
-fn here(part: &str, quick: bool) -> Command {
+/// The benchmarks that run on this machine, one of them.
+pub fn here(part: &str, quick: bool) -> Command {
     let mut cargo = command::cargo();
     cargo.args(["bench", "--quiet", "--package", "tiering-tests", "--bench", "here", "--", part]);
     if quick {
