@@ -146,9 +146,7 @@ fn farthest(model: &Model, epochs: &[Epoch]) -> f32 {
         .zip(&model.known)
         .filter_map(|(epoch, known)| {
             let others = epochs.iter().zip(&model.known).filter(|(other, _)| other.run != epoch.run);
-            let mut others =
-                Model { known: others.map(|(_, known)| known.clone()).collect(), ..model.clone() };
-            others.farthest = f32::INFINITY;
+            let others = Model { known: others.map(|(_, known)| known.clone()).collect(), ..model.clone() };
             others.reach(&known.at)
         })
         .collect();
@@ -207,8 +205,8 @@ pub fn evaluate(results: &mut Results) -> Result<()> {
     let by_run = left_out(&epochs, |epoch| epoch.run.clone())?;
     let by_size = left_out(&epochs, |epoch| rank(&epochs, epoch))?;
     for (name, said) in [("unseen runs", &by_run), ("unseen sizes", &by_size)] {
-        for (after, least, most) in [("first whole epoch", 1, 1), ("all epochs", 1, usize::MAX)] {
-            let some = said.iter().filter(|(epoch, _)| (least..=most).contains(&epoch.number));
+        for (after, most) in [("first whole epoch", 1), ("all epochs", usize::MAX)] {
+            let some = said.iter().filter(|(epoch, _)| epoch.number <= most);
             let confusion: Confusion = some.map(|(epoch, said)| (class_of(epoch), *said)).collect();
             let f1 = confusion.macro_f1();
             let found = format!(

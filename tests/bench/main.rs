@@ -68,7 +68,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, train, evaluate, recordings"
         ),
     }
 }

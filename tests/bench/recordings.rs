@@ -1,8 +1,8 @@
-//! Real programs in guests, recorded (docs/profile.md): `cargo bench -p tiering-tests --bench here -- recordings`, which takes 45 minutes.
+//! Real programs in guests, recorded (docs/profile.md): `cargo bench -p tiering-tests --bench here -- recordings`, which takes three quarters of an hour.
 //!
 //! Emulated guests show an access where a page comes up from swap, so their memory is sent to swap again and again: of each page the first access
-//! after that shows, as in the rounds in which KVM guests are watched. In: nothing. Out: traces, `<program>.trace` and so on, in the folder
-//! of [`folder`]; a machine in a trace is called `tt-PROGRAM-MIB-RATE-SEED`.
+//! after that shows, as in the rounds in which KVM guests are watched. In: nothing. Out: traces in the folder `recordings` of the target folder, and beside them
+//! `epochs.csv`, the profiles of all of them; a machine in a trace is called `tt-PROGRAM-MIB-RATE-SEED`.
 
 use crate::host::{Host, known_name};
 use anyhow::{Context, Result, anyhow};
@@ -21,11 +21,6 @@ const RECORDED: Duration = Duration::from_secs(62);
 const ROUND: Duration = Duration::from_secs(5);
 /// Guests at a time.
 const AT_A_TIME: usize = 2;
-
-/// Where traces are.
-pub fn folder() -> PathBuf {
-    paths::target_dir().join("recordings")
-}
 
 /// A program as it is recorded, and what RAM its guest has beyond what it needs.
 #[derive(Clone, Copy)]
@@ -70,7 +65,7 @@ fn runs(quick: bool) -> Vec<Run> {
 
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     need_programs().map_err(|skip| anyhow!("{skip}"))?;
-    let folder = folder();
+    let folder = paths::target_dir().join("recordings");
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let trace =
         |runs: &[Run]| folder.join(runs.iter().map(Run::name).collect::<Vec<_>>().join("+") + ".trace");
@@ -81,16 +76,36 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     for runs in runs.chunks(AT_A_TIME) {
         host.check()?;
         let trace = trace(runs);
-        // One that was made already is kept: it takes an hour in all.
+        // One that was made already is kept: all of them take most of an hour.
         if !trace.exists() {
             println!("      {}", record(&agent, runs, &trace)?.trim());
         }
         recorded += runs.len();
     }
     results.note("runs recorded", recorded);
-    results.note("traces in", folder.display());
+    results.note("profiles in", gather(&agent, &folder)?.display());
     agent.interrupt()?;
     Ok(())
+}
+
+/// The profiles of all traces of a folder, in the order of their names, in one file.
+fn gather(agent: &Agent, folder: &Path) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+    let mut traces: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
+    traces.retain(|path| path.extension().is_some_and(|extension| extension == "trace"));
+    traces.sort();
+    let (one, all) = (folder.join("one.csv"), folder.join("epochs.csv"));
+    let mut rows = String::new();
+    for trace in traces {
+        let [from, to] = [&trace, &one].map(|path| path.to_str().context("a path that is no text"));
+        agent.tiering(&["replay", from?, "--epochs", to?])?;
+        let epochs = std::fs::read_to_string(&one)?;
+        // The head is the same for all.
+        rows.extend(epochs.split_inclusive('\n').skip(usize::from(!rows.is_empty())));
+    }
+    std::fs::remove_file(&one).ok();
+    std::fs::write(&all, rows).with_context(|| format!("writing {}", all.display()))?;
+    Ok(all)
 }
 
 /// Starts guests, records them together, and ends them. Returns what the recording says of itself.

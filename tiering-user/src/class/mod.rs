@@ -16,7 +16,7 @@ pub const VERSION: u32 = 1;
 pub const NEIGHBOURS: usize = 5;
 /// Least share of the votes that a class needs.
 const AGREED: f32 = 0.5;
-/// So much nearer than another one a known vector has to be for twice the vote.
+/// A known vector at this distance has half the vote of one at none.
 const BLUR: f32 = 0.1;
 
 /// The model that is part of this program.

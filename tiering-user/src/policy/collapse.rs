@@ -41,19 +41,12 @@ pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Bands;
     use crate::tiermap::{Layout, PageRun};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
 
-    const RULES: Rules = Rules {
-        demote_after: Duration::from_secs(60),
-        priority: 50,
-        excess_pages: 0,
-        bands: Bands::ROOMY,
-        armed_at: None,
-    };
+    const RULES: Rules = Rules { demote_after: Duration::from_secs(60), ..Rules::ORDINARY };
 
     #[test]
     fn a_block_that_was_huge_and_is_back_becomes_huge_again() {

@@ -48,6 +48,18 @@ pub struct Rules {
     pub armed_at: Option<Seconds>,
 }
 
+#[cfg(test)]
+impl Rules {
+    /// Of a machine like any other, on a host with room.
+    pub(super) const ORDINARY: Self = Self {
+        demote_after: Duration::from_secs(10),
+        priority: 50,
+        excess_pages: 0,
+        bands: Bands::ROOMY,
+        armed_at: None,
+    };
+}
+
 /// Why a page that is idle for long enough stays in the first tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
@@ -253,13 +265,7 @@ mod tests {
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 
-    const RULES: Rules = Rules {
-        demote_after: Duration::from_secs(10),
-        priority: 50,
-        excess_pages: 0,
-        bands: Bands::ROOMY,
-        armed_at: None,
-    };
+    const RULES: Rules = Rules::ORDINARY;
     const NVME: Place = Place::In(TierId(1));
     const WINDOW: u16 = 2;
 

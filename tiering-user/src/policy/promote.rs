@@ -43,13 +43,7 @@ mod tests {
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
 
-    const RULES: Rules = Rules {
-        demote_after: Duration::from_secs(60),
-        priority: 50,
-        excess_pages: 0,
-        bands: Bands::ROOMY,
-        armed_at: None,
-    };
+    const RULES: Rules = Rules { demote_after: Duration::from_secs(60), ..Rules::ORDINARY };
 
     /// 100 pages, accessed at second 1; 0 to 49 are in the second memory tier since then, 50 to 59 in swap.
     fn pages(node_tiers: u8) -> VmPages {

@@ -52,18 +52,11 @@ pub fn note_return(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Bands;
     use crate::tiermap::{Layout, PageRun};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 
-    const RULES: Rules = Rules {
-        demote_after: Duration::from_secs(10),
-        priority: 50,
-        excess_pages: 0,
-        bands: Bands::ROOMY,
-        armed_at: None,
-    };
+    const RULES: Rules = Rules::ORDINARY;
     const DRAM: Place = Place::In(TierId(0));
     const NVME: Place = Place::In(TierId(1));
 

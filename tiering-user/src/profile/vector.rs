@@ -1,6 +1,7 @@
 //! A profile as a vector, for comparison with those of other machines.
 
 use super::Profile;
+use crate::sys::PAGE_BYTES;
 use crate::tiermap::BLOCK_PAGES;
 
 /// What the components of [`Profile::vector`] say.
@@ -42,7 +43,8 @@ pub(super) fn of(profile: &Profile) -> Vector {
     let decades = |per_s: f64, most: f64| per_s.max(1.0).log10() / most;
     let used = |horizon: usize| profile.observed.working_sets[horizon] as f64 / pages;
     let missed = |halves: u32| profile.miss_ratio(u64::from(profile.pages) >> halves).unwrap_or(1.0);
-    let anonymous = profile.usage().map_or(0.0, |usage| usage.anonymous_bytes as f64 / (pages * 4096.0));
+    let anonymous =
+        profile.usage().map_or(0.0, |usage| usage.anonymous_bytes as f64 / (pages * PAGE_BYTES as f64));
     [
         decades(reads + writes, 5.0),
         writes / (reads + writes).max(f64::EPSILON),
