@@ -2,10 +2,10 @@
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!
-//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `similarity` → `predict` → `policy` →
+//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `class` → `similarity` → `predict` → `policy` →
 //! `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `similarity`, `predict`, `policy` and `replay` are pure: time is an argument, and nothing is
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy` and `replay` are pure: time is an argument, and nothing is
 //! touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;

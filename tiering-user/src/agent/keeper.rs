@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::classes::Classes;
 use super::images::Images;
 use super::knowledge::Memory;
 use super::state::State;
@@ -116,6 +117,7 @@ impl State {
         let names = store.names("");
         (self.memory, self.tenants) = Memory::load(boot_id(), &names, |name| store.read(name), now);
         self.images = Images::load(&names, |name| store.read(name));
+        self.classes = Classes::load(|name| store.read(name));
         let budgets: Vec<BudgetRecord> = read(store, BUDGETS).unwrap_or_default();
         for record in budgets {
             let spent = SpentToday {
@@ -146,6 +148,7 @@ impl State {
         let now = unix_seconds();
         let mut records = self.memory.records(self.machines.values_mut(), now, last);
         records.extend(self.images.records(now, last));
+        records.extend(self.classes.record());
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         let budgets = tiers.map(|(tier, budget)| {
             let spent = budget.spent_today(sys::now());

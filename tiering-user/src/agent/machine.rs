@@ -13,7 +13,8 @@ use super::rearming::SeenBy;
 use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
 use crate::actuate::{Outcome, Skip, Target};
-use crate::config::VmSettings;
+use crate::class::Belief;
+use crate::config::{Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
@@ -53,6 +54,9 @@ pub(super) struct Machine {
     /// As the status shows it: that of the VM, with its process where two have the same.
     pub id: String,
     pub settings: VmSettings,
+    /// What kind of work it does, and what that changes.
+    pub class: Belief,
+    pub priors: Priors,
     /// Which addresses of a KVM guest can be believed.
     pub layout: LayoutProof,
     pub pages: VmPages,
@@ -142,6 +146,8 @@ impl Machine {
         Self {
             target,
             id,
+            class: Belief::of_operator(settings.class),
+            priors: Priors::NEUTRAL,
             settings,
             layout: proof,
             tape: Tape::new(layout.pages()),
@@ -187,12 +193,16 @@ impl Machine {
         }
     }
 
+    /// 0 to 100: as the operator, else its class has it.
+    pub(super) fn priority(&self) -> u8 {
+        self.settings.priority.unwrap_or(self.priors.priority)
+    }
+
     /// What the policy goes by for it now.
     pub(super) fn rules(&self, demote_after: Duration) -> Rules {
-        let priority = self.settings.priority;
         Rules {
-            demote_after,
-            priority,
+            demote_after: demote_after.mul_f64(self.priors.idle_age),
+            priority: self.priority(),
             excess_pages: self.excess_pages,
             bands: self.bands,
             armed_at: self.armed_at,

@@ -15,6 +15,7 @@ mod answers;
 mod blocks;
 mod braking;
 mod came_up;
+mod classes;
 mod decisions;
 mod error;
 mod explain;

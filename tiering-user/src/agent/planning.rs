@@ -78,7 +78,8 @@ impl State {
             });
             machine.working_set_pages = recent;
             let now = sys::now();
-            if let Some(usage) = machine.end_profile_epoch(now, clock) {
+            let ended = machine.end_profile_epoch(now, clock);
+            if let Some(usage) = ended {
                 if staging {
                     machine.foretell_season(self.config.prefetch, now);
                 }
@@ -102,6 +103,9 @@ impl State {
             let sweep_after = |at| if at < self.kernel_moved_at { SWEEP_LEAST } else { sweep_every };
             if machine.swept_at.is_none_or(|at| sys::now().since(at) >= sweep_after(at)) {
                 self.start_sweep(id);
+            }
+            if ended.is_some() {
+                self.look_at_class(id);
             }
             self.plan(id);
         }
@@ -296,8 +300,8 @@ impl State {
                     clippy::cast_sign_loss,
                     reason = "a share of a number of pages"
                 )]
-                let floor = (touched as f64 * floor) as u64;
-                let weight = weight(machine.settings.priority, machine.settings.class);
+                let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
+                let weight = weight(machine.priority());
                 Claim { vm: machine.target.id, wants: counts.get(Place::In(TierId(0))), floor, weight }
             })
             .collect();

@@ -65,7 +65,7 @@ impl Recording {
             vm,
             name: machine.target.vm.name.clone(),
             pages: pages.layout().pages(),
-            priority: machine.settings.priority,
+            priority: machine.priority(),
             node_tiers: pages.node_tiers().0,
         };
         self.told.insert(vm, true);

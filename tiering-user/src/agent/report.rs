@@ -164,18 +164,19 @@ impl State {
         let vm = &machine.target.vm;
         let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
         let stages = machine.stages.counts();
-        let class = match machine.settings.class {
-            Some(class) => ClassStatus { name: class.name().to_owned(), confidence: 1.0 },
-            None => ClassStatus::default(),
-        };
+        let class = machine.class.class().map(|(class, confidence, source)| ClassStatus {
+            name: class.name().to_owned(),
+            confidence: confidence.into(),
+            source: Some(source.name().to_owned()),
+        });
         VmStatus {
             id: machine.id.clone(),
             name: vm.name.clone(),
             namespace: vm.namespace.clone(),
             pid: vm.key.pid.cast_unsigned(),
             tenant: tenant(machine),
-            priority: machine.settings.priority,
-            class,
+            priority: machine.priority(),
+            class: class.unwrap_or_default(),
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: machine.braking.limited_by(),

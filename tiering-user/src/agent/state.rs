@@ -8,6 +8,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::braking::HostBrakes;
+use super::classes::Classes;
 use super::images::Images;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
@@ -49,6 +50,7 @@ pub(super) struct State {
     next_id: u32,
     pub tenants: Tenants,
     pub images: Images,
+    pub classes: Classes,
     /// Counters of machines that have gone.
     pub gone: Counters,
     /// Bytes that moves wrote, by level.
@@ -130,6 +132,7 @@ impl State {
             machines: BTreeMap::new(),
             tenants: Tenants::default(),
             images: Images::default(),
+            classes: Classes::load(|_| None),
             next_id: 1,
             gone: Counters::default(),
             troubles: Troubles::default(),
@@ -297,6 +300,7 @@ impl State {
         if !self.config.prefetch.feedback {
             machine.stages = Stages::without_feedback();
         }
+        machine.read_labels(&self.config);
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
         self.memory.recall_past(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {

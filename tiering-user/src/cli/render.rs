@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::host::{Check, State};
 use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
 use crate::telemetry::status::{
-    Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, RearmStatus, SourceState, Status, TierKind, VmStatus,
+    ClassStatus, Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, RearmStatus, SourceState, Status,
+    TierKind, VmStatus,
 };
 
 const SHARING_OFF: &str =
@@ -170,6 +171,15 @@ pub fn vms(status: &Status) -> String {
     table.to_string()
 }
 
+fn class(class: &ClassStatus) -> String {
+    let ClassStatus { name, confidence, source } = class;
+    match source.as_deref() {
+        None => name.clone(),
+        Some("profile") => format!("{name}, a guess by its profile ({:.0} % sure)", confidence * 100.0),
+        Some(source) => format!("{name}, by {source}"),
+    }
+}
+
 pub fn vm(vm: &VmStatus) -> String {
     let mut table = Table::new(["VM".to_owned(), full_name(vm)].iter().map(String::as_str));
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
@@ -177,7 +187,7 @@ pub fn vm(vm: &VmStatus) -> String {
     row("pid", vm.pid.to_string());
     row("tenant", vm.tenant.clone());
     row("priority", vm.priority.to_string());
-    row("class", format!("{} ({:.0} %)", vm.class.name, vm.class.confidence * 100.0));
+    row("class", class(&vm.class));
     row("movable", movable(vm));
     row("held back", vm.limited_by.clone().unwrap_or_else(|| "no".to_owned()));
     row("ram", size(vm.ram_bytes));

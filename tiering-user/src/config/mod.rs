@@ -4,6 +4,7 @@
 //! file, line and column. Not here: whether the host really has these nodes and devices (`host` finds out),
 //! and what orchestrators say about a VM (`vm` reads that and lets it override [`VmSettings`]).
 
+mod class;
 mod glob;
 mod load;
 mod validate;
@@ -14,12 +15,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use class::{Class, ClassPriors, Priors};
 pub use glob::Glob;
 pub use load::Error;
 pub use validate::{MAX_TIERS, MIN_SWAP_BYTES, Problem};
 pub use values::{Listen, Percent, Period, Rate, Size, ValueError};
 
-/// Priority of a VM that no rule names.
+/// Priority of a VM to which neither a rule nor its class gives one.
 pub const DEFAULT_PRIORITY: u8 = 50;
 
 /// Everything the operator can decide.
@@ -35,6 +37,9 @@ pub struct Config {
     pub tracking: Tracking,
     pub policy: Policy,
     pub prefetch: Prefetch,
+    /// What each class of machines changes.
+    #[serde(rename = "class")]
+    pub classes: ClassPriors,
     /// Rules for VMs; the first one that matches counts, see [`Config::vm_settings`].
     #[serde(rename = "vm", skip_serializing_if = "Vec::is_empty")]
     pub vms: Vec<VmRule>,
@@ -141,6 +146,8 @@ pub struct Policy {
     pub cpu_limit: Percent,
     /// Free what page-outs left in the swap cache, of machines with a control group of their own.
     pub free_swap_cache: bool,
+    /// What a machine seems to be by its profile changes what is done with it, as if somebody had said so.
+    pub act_on_guesses: bool,
 }
 
 /// When pages come up before they are asked for.
@@ -182,10 +189,10 @@ pub struct Prefetch {
 pub struct VmRule {
     #[serde(rename = "match")]
     pub matches: VmMatch,
-    /// 0 to 100; the higher, the longer a VM keeps its pages in fast tiers.
-    #[serde(default = "default_priority")]
-    pub priority: u8,
-    /// Overrides the learned class.
+    /// 0 to 100; the higher, the longer a VM keeps its pages in fast tiers. None: as its class has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Overrides what labels say, and what is guessed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
     /// Trust domain: VMs of one tenant may learn from each other.
@@ -203,37 +210,11 @@ pub struct VmMatch {
     pub name: Glob,
 }
 
-/// Kind of workload, as an operator can name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Class {
-    Database,
-    Web,
-    Cache,
-    Batch,
-    Build,
-    Idle,
-}
-
-impl Class {
-    /// As the configuration and the status write it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Database => "database",
-            Self::Web => "web",
-            Self::Cache => "cache",
-            Self::Batch => "batch",
-            Self::Build => "build",
-            Self::Idle => "idle",
-        }
-    }
-}
-
 /// What the configuration says about one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSettings {
-    pub priority: u8,
+    /// `None`: as its class has it.
+    pub priority: Option<u8>,
     pub class: Option<Class>,
     /// `None`: the VM is its own tenant.
     pub tenant: Option<String>,
@@ -251,7 +232,7 @@ impl Config {
                 tenant: rule.tenant.clone(),
                 managed: rule.managed,
             },
-            None => VmSettings { priority: DEFAULT_PRIORITY, class: None, tenant: None, managed: true },
+            None => VmSettings { priority: None, class: None, tenant: None, managed: true },
         }
     }
 }
@@ -296,6 +277,7 @@ impl Default for Policy {
             refault_limit: Percent(0.2),
             cpu_limit: Percent(5.0),
             free_swap_cache: false,
+            act_on_guesses: false,
         }
     }
 }
@@ -357,10 +339,6 @@ impl From<Tier> for TierKeys {
         };
         Self { name: tier.name, nodes, swap }
     }
-}
-
-fn default_priority() -> u8 {
-    DEFAULT_PRIORITY
 }
 
 fn yes() -> bool {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Backing, Class, Listen, Percent, Period, Rate, Size};
+use crate::config::{Backing, Class, Listen, Percent, Period, Priors, Rate, Size};
 use std::time::Duration;
 
 /// The example that users are shown.
@@ -119,13 +119,13 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
 fn the_first_matching_rule_sets_a_vm() {
     let config = parse(EXAMPLE);
     let database = config.vm_settings("db-1");
-    assert_eq!((database.priority, database.class), (90, Some(Class::Database)));
+    assert_eq!((database.priority, database.class), (Some(90), Some(Class::Database)));
     assert_eq!(database.tenant.as_deref(), Some("acme"));
     let firewall = config.vm_settings("fw-1");
-    assert_eq!((firewall.priority, firewall.managed), (50, false));
-    assert_eq!(config.vm_settings("web-1").priority, 10);
+    assert_eq!((firewall.priority, firewall.managed), (None, false));
+    assert_eq!(config.vm_settings("web-1").priority, Some(10));
     let unnamed = Config::default().vm_settings("web-1");
-    assert_eq!((unnamed.priority, unnamed.tenant, unnamed.managed), (50, None, true));
+    assert_eq!((unnamed.priority, unnamed.tenant, unnamed.managed), (None, None, true));
 }
 
 #[test]
@@ -204,4 +204,21 @@ fn numbers_out_of_range_are_refused_where_they_stand() {
 fn a_missing_file_is_named() {
     let error = Config::load(Path::new("/nonexistent/tiering.toml")).expect_err("there is no such file");
     assert!(error.to_string().starts_with("/nonexistent/tiering.toml: "), "{error}");
+}
+
+#[test]
+fn what_a_class_changes_can_be_changed_key_by_key() {
+    let config = parse("[class.database]\nidle_age = 3\n[class.other]\npriority = 20");
+    let usual = Config::default().classes.of(Some(Class::Database));
+    assert_eq!(config.classes.of(Some(Class::Database)), Priors { idle_age: 3.0, ..usual });
+    assert_eq!(config.classes.of(Some(Class::Other)).priority, 20);
+    assert_eq!(config.classes.of(Some(Class::Web)), Config::default().classes.of(Some(Class::Web)));
+    assert_eq!(config.classes.of(None), Priors::NEUTRAL);
+    assert_eq!(parse(&config.to_toml()), config);
+
+    assert_refused("[class.databse]\nidle_age = 3", "1:8", &["databse", "database"]);
+    assert_refused("[class.web]\nidle_ag = 3", "2:1", &["idle_ag", "idle_age"]);
+    assert_refused("[class.web]\nidle_age = 0", "2:12", &["0.01 to 100", "not 0"]);
+    assert_refused("[class.web]\nfirst_confidence = 2", "2:20", &["probability", "not 2"]);
+    assert_refused("[class.web]\npriority = 101", "2:12", &["0 to 100"]);
 }

@@ -18,6 +18,9 @@ const MIN_DEMOTE_AFTER: Duration = Duration::from_secs(1);
 /// Longest idle time that can be asked for: beyond about 14 hours the mapping table tells no difference.
 const MAX_DEMOTE_AFTER: Duration = Duration::from_secs(12 * 3600);
 const MAX_PRIORITY: u8 = 100;
+/// What a class may multiply a setting by.
+const MIN_FACTOR: f64 = 0.01;
+const MAX_FACTOR: f64 = 100.0;
 const MIN_EVENTS: u64 = 1000;
 /// What the mapping table calls pages that are in no known tier.
 const RESERVED_NAMES: [&str; 2] = ["swap", "untouched"];
@@ -34,6 +37,16 @@ pub struct Problem {
 
 fn problem(key: impl Into<String>, message: impl Into<String>) -> Problem {
     Problem { key: key.into(), message: message.into() }
+}
+
+fn validate_priority(table: &str, priority: Option<u8>) -> Result<(), Problem> {
+    match priority.filter(|priority| *priority > MAX_PRIORITY) {
+        Some(priority) => Err(problem(
+            format!("{table}.priority"),
+            format!("`priority` must be from 0 to {MAX_PRIORITY}, not {priority}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 impl Config {
@@ -88,6 +101,7 @@ impl Config {
                 ),
             ));
         }
+        self.validate_classes()?;
         for (index, rule) in self.vms.iter().enumerate() {
             if rule.matches.name.0.is_empty() {
                 return Err(problem(
@@ -95,16 +109,41 @@ impl Config {
                     "the pattern is empty and matches no VM: write a name, with `*` and `?` where it varies",
                 ));
             }
-            if rule.priority > MAX_PRIORITY {
-                return Err(problem(
-                    format!("vm.{index}.priority"),
-                    format!("`priority` must be from 0 to {MAX_PRIORITY}, not {}", rule.priority),
-                ));
-            }
+            validate_priority(&format!("vm.{index}"), rule.priority)?;
             if rule.tenant.as_deref() == Some("") {
                 return Err(problem(
                     format!("vm.{index}.tenant"),
                     "`tenant` is empty: name one, or leave the key out so that the VM is its own tenant",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_classes(&self) -> Result<(), Problem> {
+        for (class, priors) in &self.classes.0 {
+            let table = format!("class.{}", class.name());
+            validate_priority(&table, Some(priors.priority))?;
+            let factors = [
+                ("idle_age", priors.idle_age),
+                ("floor", priors.floor),
+                ("first_window", priors.first_window),
+            ];
+            for (key, value) in factors {
+                if !(MIN_FACTOR..=MAX_FACTOR).contains(&value) {
+                    return Err(problem(
+                        format!("{table}.{key}"),
+                        format!(
+                            "`{key}` multiplies: it must be from {MIN_FACTOR} to {MAX_FACTOR}, not {value}"
+                        ),
+                    ));
+                }
+            }
+            let value = priors.first_confidence;
+            if !(0.0..=1.0).contains(&value) {
+                return Err(problem(
+                    format!("{table}.first_confidence"),
+                    format!("`first_confidence` is a probability: it must be from 0 to 1, not {value}"),
                 ));
             }
         }

@@ -7,7 +7,6 @@
 //! What a machine wants is what it has there, not what one more page would spare it.
 
 use super::priority_scale;
-use crate::config::Class;
 use crate::track::VmId;
 
 /// What a machine wants of the first tier.
@@ -22,16 +21,9 @@ pub struct Claim {
     pub weight: f64,
 }
 
-/// The weight of a machine: 1 for priority 50, 4 for 100, a quarter for 0, times what its class is worth.
-pub fn weight(priority: u8, class: Option<Class>) -> f64 {
-    let by_class = match class {
-        // Waits of these are waits of somebody.
-        Some(Class::Database | Class::Cache) => 1.5,
-        Some(Class::Batch | Class::Build) => 0.75,
-        Some(Class::Idle) => 0.25,
-        Some(Class::Web) | None => 1.0,
-    };
-    priority_scale(priority).powi(2) * by_class
+/// The weight of a machine: 1 for priority 50, 4 for 100, a quarter for 0.
+pub fn weight(priority: u8) -> f64 {
+    priority_scale(priority).powi(2)
 }
 
 /// Divides `pages` among the claims, in their order.
@@ -86,10 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn priority_and_class_weigh() {
-        assert!((weight(50, None) - 1.0).abs() < 1e-9);
-        assert!((weight(100, None) - 4.0).abs() < 1e-9);
-        assert!(weight(50, Some(Class::Database)) > weight(50, Some(Class::Batch)));
+    fn priority_weighs() {
+        assert!(
+            [(0, 0.25), (50, 1.0), (100, 4.0)]
+                .iter()
+                .all(|(priority, is)| (weight(*priority) - is).abs() < 1e-9)
+        );
     }
 
     proptest! {

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use super::{Foreseen, Match, Origin, StageCounts};
+use crate::config::Priors;
 use crate::sys::Monotonic;
 
 /// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as it should be.
@@ -24,8 +25,6 @@ const FADE: Duration = Duration::from_secs(10);
 const WINDOW_LEAST: u32 = 4;
 /// What was expected weighs as much as so many ends.
 const PRIOR_ENDS: f64 = 3.0;
-/// What is expected of an origin of which nothing is known.
-const UNKNOWN: f64 = 2.0 / 3.0;
 /// Sure enough to go for proven.
 const SURE: f64 = 0.8;
 /// Expected to be so sure, the first window is twice as large for each.
@@ -81,16 +80,17 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Nothing is known of it but, perhaps, with which probability it will be right.
-    pub(super) fn of(origin: Origin, expected: Option<f64>) -> Self {
+    /// Nothing is known of it but, perhaps, with which probability it will be right, and what kind of machine it is for.
+    pub(super) fn of(origin: Origin, expected: Option<f64>, priors: &Priors) -> Self {
         let (window, window_most) = origin.window_bounds();
+        let window = scaled(window, priors.first_window).clamp(WINDOW_LEAST, window_most);
         let mut record = Self {
             counts: StageCounts::default(),
             foreseen: Foreseen::default(),
             told: (0, 0),
             open: 0,
             waiting: 0,
-            expected: UNKNOWN,
+            expected: priors.first_confidence,
             used: 0,
             ended: 0,
             used_lately: 0,
@@ -288,6 +288,16 @@ impl Record {
     }
 }
 
+/// Pages, times this.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "some thousand pages, a hundred times at most"
+)]
+fn scaled(pages: u32, by: f64) -> u32 {
+    (f64::from(pages) * by) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,7 +319,7 @@ mod tests {
     #[test]
     fn what_is_expected_decides_whether_and_how_far_it_is_tried_at_once() {
         let first = |origin, expected: Option<f64>| {
-            let record = Record::of(origin, expected);
+            let record = Record::of(origin, expected, &Priors::NEUTRAL);
             (record.window(), trusted(&record))
         };
         assert_eq!(
@@ -318,7 +328,7 @@ mod tests {
         );
         let by_address = Origin::Followed(VmId(1), Match::Page);
         assert!(!first(by_address, Some(0.95)).1, "who is alike may hold it elsewhere");
-        let mut record = Record::of(PULLED, None);
+        let mut record = Record::of(PULLED, None, &Priors::NEUTRAL);
         record.opened(0);
         record.expect(0.95);
         assert_eq!(record.window(), 64, "it is under way: the outcome decides");
@@ -326,19 +336,19 @@ mod tests {
 
     #[test]
     fn what_was_expected_gives_way_to_what_is_seen() {
-        let mut record = Record::of(PULLED, Some(0.95));
+        let mut record = Record::of(PULLED, Some(0.95), &Priors::NEUTRAL);
         (0..20).for_each(|_| record.wasted());
         assert!(record.confidence() < 0.2 && !trusted(&record) && !record.is_proven());
     }
 
     #[test]
     fn who_is_right_in_the_shadow_is_trusted() {
-        let mut record = Record::of(PULLED, None);
+        let mut record = Record::of(PULLED, None, &Priors::NEUTRAL);
         (0..15).for_each(|_| record.foresaw(true, 0));
         assert!(!trusted(&record));
         record.foresaw(true, 0);
         assert!(trusted(&record) && record.is_proven());
-        let mut record = Record::of(PULLED, None);
+        let mut record = Record::of(PULLED, None, &Priors::NEUTRAL);
         (0..100).for_each(|page| record.foresaw(page % 3 == 0, 0));
         assert!(!trusted(&record));
         assert_eq!(record.foreseen, Foreseen { right: 34, wrong: 66 });
@@ -347,7 +357,7 @@ mod tests {
 
     #[test]
     fn what_was_right_is_believed_after_a_rest_and_not_for_ever() {
-        let mut record = Record::of(PULLED, None);
+        let mut record = Record::of(PULLED, None, &Priors::NEUTRAL);
         (0..60).for_each(|_| record.used(0));
         record.fade(at(3_600_000));
         assert!(trusted(&record) && record.is_proven());
@@ -357,7 +367,7 @@ mod tests {
 
     #[test]
     fn who_has_nothing_to_say_of_what_is_touched_now_has_to_prove_itself_anew() {
-        let mut record = Record::of(PULLED, Some(0.95));
+        let mut record = Record::of(PULLED, Some(0.95), &Priors::NEUTRAL);
         (0..60).for_each(|_| record.opened(1000));
         (0..30).for_each(|_| record.used(1000));
         record.look_for_silence(1063);
@@ -372,7 +382,7 @@ mod tests {
 
     #[test]
     fn who_is_as_far_as_its_leader_is_left_alone_longer_each_time() {
-        let mut record = Record::of(TOUCHED, None);
+        let mut record = Record::of(TOUCHED, None, &Priors::NEUTRAL);
         let meet = |record: &mut Record, late: u32, now| {
             (0..MEETINGS).for_each(|page| record.met(page < late, at(now)));
         };
@@ -384,7 +394,7 @@ mod tests {
         assert!(record.has_room(at(3000)));
         meet(&mut record, 40, 4000);
         assert!(record.has_room(at(4050)), "the first pause is a short one again");
-        let mut pull = Record::of(Origin::OwnPast, None);
+        let mut pull = Record::of(Origin::OwnPast, None, &Priors::NEUTRAL);
         meet(&mut pull, 64, 1000);
         assert!(pull.has_room(at(1000)), "who is faster than his own tape is still helped by it");
     }

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::shadow::Shadows;
 use super::stage::{OriginCounts, Request, Stage, StageCounts, Used, Wasted};
 use super::{Calibration, Delays, Foreseen, Match, Origin};
+use crate::config::Priors;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -51,6 +52,8 @@ pub struct Stages {
     gone_foreseen: BTreeMap<Option<Match>, Foreseen>,
     calibration: Calibration,
     without_feedback: bool,
+    /// What origins begin with.
+    pub priors: Priors,
     /// From a touch of another machine until what is staged for it was asked of the kernel; until it was mapped.
     pub delays: Delays,
     pub mapping_delays: Delays,
@@ -206,16 +209,16 @@ impl Stages {
 
     fn record_mut(&mut self, origin: Origin) -> &mut Record {
         let expected = origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
-        let without_feedback = self.without_feedback;
+        let (without_feedback, priors) = (self.without_feedback, self.priors);
         self.records.entry(origin).or_insert_with(|| match without_feedback {
-            true => Record::of(origin, None).without_feedback(),
-            false => Record::of(origin, expected),
+            true => Record::of(origin, None, &priors).without_feedback(),
+            false => Record::of(origin, expected, &priors),
         })
     }
 
     fn record(&self, origin: Origin) -> Record {
         let expected = || origin.leader().and_then(|leader| self.expected.get(&leader)).copied();
-        self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin, expected()))
+        self.records.get(&origin).copied().unwrap_or_else(|| Record::of(origin, expected(), &self.priors))
     }
 
     /// Whether pages that are staged for this may be mapped at once.

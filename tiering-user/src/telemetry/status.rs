@@ -226,11 +226,13 @@ pub struct ClassStatus {
     pub name: String,
     /// 0 to 1.
     pub confidence: f64,
+    /// On whose word: `operator`, `label` or, a guess, `profile`; `None` where it is unknown.
+    pub source: Option<String>,
 }
 
 impl Default for ClassStatus {
     fn default() -> Self {
-        Self { name: "unknown".to_owned(), confidence: 0.0 }
+        Self { name: "unknown".to_owned(), confidence: 0.0, source: None }
     }
 }
 

@@ -87,7 +87,7 @@ fn the_json_has_the_documented_fields() {
         "anonymous_bytes": 0, "file_bytes": 0, "shared_bytes": 0, "hour": [1.0]});
     let vm = serde_json::json!({
         "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
-        "class": {"name": "unknown", "confidence": 0.0}, "movable": false, "reason": null,
+        "class": {"name": "unknown", "confidence": 0.0, "source": null}, "movable": false, "reason": null,
         "limited_by": null, "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
         "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
         "ksm_bytes": null, "swap_cached_bytes": null,

@@ -12,6 +12,7 @@
 //! | `options`, `cmdline` | QEMU's option syntax, and the options that matter here |
 //! | `ram` | picks guest RAM out of the mappings |
 //! | `gpa` | where guest-physical addresses lie in it |
+//! | `libvirt` | labels that an operator gave it |
 //! | `images` | which base images it reads |
 //! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
@@ -27,6 +28,7 @@ mod gpa;
 mod group_memory;
 mod images;
 mod ksm;
+pub mod libvirt;
 mod mappers;
 mod options;
 mod process;

@@ -33,7 +33,7 @@ fn status() -> Status {
         vms: vec![VmStatus {
             tier_bytes: [("dram".to_owned(), 4096), ("nvme".to_owned(), 8192)].into(),
             tier_bytes_peak: [("dram".to_owned(), 12_288)].into(),
-            class: ClassStatus { name: "web".to_owned(), confidence: 0.5 },
+            class: ClassStatus { name: "web".to_owned(), confidence: 0.5, source: None },
             limited_by: Some("stalls".to_owned()),
             ksm_bytes: Some(0),
             swap_cached_bytes: Some(0),
