@@ -11,7 +11,7 @@
 
 mod cache;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ struct Guest {
     returned: u64,
     /// In memory when the recording began, and accesses since.
     first: Vec<PageIndex>,
+    /// Were in the first tier at some time. Before that none of it can come back.
+    seen: HashSet<PageIndex>,
     accesses: Vec<AccessAt>,
     came_back: u64,
     demoted: u64,
@@ -219,6 +221,7 @@ impl Guest {
             cooled_at: second,
             returned: 0,
             first: Vec::new(),
+            seen: HashSet::new(),
             accesses: Vec::new(),
             came_back: 0,
             demoted: 0,
@@ -240,6 +243,7 @@ impl Guest {
             self.pages.update(page, |_| PageEntry::found(place, now));
             if place == Place::In(TierId(0)) {
                 self.first.push(page);
+                self.seen.insert(page);
             }
         }
     }
@@ -250,8 +254,7 @@ impl Guest {
         let rules = self.rules(settings, Bands::ROOMY);
         note_return(&mut self.pages, page, touch, block, &rules, now);
         let was_there = touch.before.place() == Place::In(TierId(0));
-        let was_known = touch.before.place() != Place::Untouched;
-        self.came_back += u64::from(was_known && !was_there);
+        self.came_back += u64::from(!self.seen.insert(page) && !was_there);
         self.returned += if touch.was_lower { weight } else { 0 };
         let capacity = self.pages.counts().get(Place::In(TierId(0)));
         self.accesses.push(AccessAt { page, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) });
@@ -398,6 +401,14 @@ mod tests {
         assert_eq!(replay(&trace(), SETTINGS), replay(&trace(), SETTINGS));
         let strict = Settings { refault_limit_percent: 0.0, ..SETTINGS };
         assert!(replay(&trace(), strict).1[0].came_back < replay(&trace(), SETTINGS).1[0].came_back);
+    }
+
+    #[test]
+    fn what_was_down_from_the_beginning_has_not_come_back() {
+        let run = PageRun { first: 0, count: 100 };
+        let mut events = trace();
+        events.insert(1, at(0, Event::Found { vm: VM, run, place: Place::In(TierId(1)) }));
+        assert_eq!(replay(&events, SETTINGS).1[0].came_back, replay(&trace(), SETTINGS).1[0].came_back);
     }
 
     #[test]
