@@ -237,7 +237,7 @@ mod tests {
 
         let mut labelled = machine(&config, "none");
         labelled.label(&[("app.kubernetes.io/name".to_owned(), "mysql".to_owned())].into(), &config);
-        assert_eq!((labelled.priority(), after(&labelled)), (65, 180));
+        assert_eq!((labelled.priority(), after(&labelled)), (65, 240));
         labelled.label(&Labels::new(), &config);
         assert_eq!((labelled.priority(), after(&labelled)), (50, 120));
     }

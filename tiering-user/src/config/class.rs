@@ -85,12 +85,12 @@ impl Priors {
     fn of(class: Class) -> Self {
         let neutral = Self::NEUTRAL;
         match class {
-            Class::Database => Self { priority: 65, idle_age: 1.5, floor: 2.0, ..neutral },
-            Class::Web => {
-                Self { idle_age: 2.0, floor: 1.5, first_window: 2.0, first_confidence: 0.75, ..neutral }
+            Class::Database => Self { priority: 65, idle_age: 2.0, floor: 2.0, ..neutral },
+            Class::Web => Self { floor: 1.5, first_window: 2.0, first_confidence: 0.75, ..neutral },
+            Class::Cache => Self { priority: 65, idle_age: 1.5, floor: 2.0, ..neutral },
+            Class::Batch => {
+                Self { priority: 40, idle_age: 0.75, first_window: 2.0, first_confidence: 0.75, ..neutral }
             }
-            Class::Cache => Self { priority: 65, idle_age: 2.0, floor: 2.0, ..neutral },
-            Class::Batch => Self { priority: 40, first_window: 2.0, first_confidence: 0.75, ..neutral },
             Class::Build => Self { priority: 40, first_window: 0.5, first_confidence: 0.6, ..neutral },
             Class::Idle => {
                 Self { priority: 10, idle_age: 0.5, floor: 0.5, first_window: 0.5, first_confidence: 0.6 }
