@@ -1,6 +1,6 @@
 //! A machine's profile says how its guest behaves, and its history outlives the agent.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::pattern::{Access, Pattern};
@@ -60,12 +60,20 @@ fn a_machine_is_described_as_it_behaves_and_the_next_agent_goes_on() {
     assert!(misses.windows(2).all(|two| number(&two[0]["ratio"]) >= number(&two[1]["ratio"])), "{described}");
     let shown = agent.tiering(&["vm", "show", NAME]).unwrap();
     assert!(shown.contains("go on page by page"), "{shown}");
+    assert_eq!(vm(&agent, NAME)["priority"], 50, "what is guessed of it changes nothing");
     assert_eq!(agent.interrupt().unwrap().code, Some(0));
 
     // All of the walk is mapped by now, and shows nothing any more: what there was is the former agent's.
+    let of_a_class = "tenant = \"test\"\nclass = \"batch\"\n[class.batch]\npriority = 33\n";
+    let config = config.replacen("tenant = \"test\"\n", of_a_class, 1);
     let agent = Agent::start(&config, &[]).unwrap();
     let next = wait_for("the profile of the next agent", || profile(&agent)).unwrap();
     let most = |profile: &Value| profile["hour"].as_array().unwrap().iter().map(number).fold(0.0, f64::max);
+    let now = vm(&agent, NAME);
+    assert_eq!(now["class"], json!({"name": "batch", "confidence": 1.0, "source": "operator"}));
+    assert_eq!(now["priority"], 33);
+    let shown = agent.tiering(&["vm", "show", NAME]).unwrap();
+    assert!(shown.contains("batch, by operator"), "{shown}");
     assert!(most(&next) > most(&described) / 10.0, "{next}\nbefore: {described}");
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
