@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use crate::class::{Labels, Model, of_labels};
 use crate::config::{Class, Config};
 use crate::profile::{COMPONENTS, Vector};
 use crate::store::Record;
+use crate::sys::{self, Monotonic};
 use crate::track::VmId;
 use crate::vm::libvirt;
 
@@ -22,6 +24,9 @@ const RECORD: &str = "classes";
 const LEARNED_MOST: usize = 60;
 /// One machine teaches something once in so many epochs, a minute: neighbouring ones are alike.
 const LESSON_EPOCHS: u64 = 6;
+
+/// What is new is written down so often: all of it, some 100 KiB.
+const WRITE_EVERY: Duration = Duration::from_mins(10);
 
 /// What was learned on this host, as it is written down.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +46,7 @@ pub(super) struct Classes {
     model: Option<Model>,
     learned: Learned,
     changed: bool,
+    written: Monotonic,
 }
 
 impl Classes {
@@ -56,7 +62,8 @@ impl Classes {
         }
         let finite = |vector: &Vector| vector.iter().all(|value| value.is_finite());
         learned.vectors.values_mut().for_each(|vectors| vectors.retain(finite));
-        let mut classes = Self { model: built_in.clone(), built_in, learned, changed: false };
+        let mut classes =
+            Self { model: built_in.clone(), built_in, learned, changed: false, written: sys::now() };
         classes.renew();
         classes
     }
@@ -101,11 +108,13 @@ impl Classes {
         self.model = self.built_in.as_ref().map(|model| model.with(known()));
     }
 
-    /// What must be written down now.
-    pub(super) fn record(&mut self) -> Option<Record> {
-        if !std::mem::take(&mut self.changed) {
+    /// What must be written down now, or is new at all if it is the `last` chance.
+    pub(super) fn record(&mut self, last: bool) -> Option<Record> {
+        let due = last || sys::now().since(self.written) >= WRITE_EVERY;
+        if !due || !std::mem::take(&mut self.changed) {
             return None;
         }
+        self.written = sys::now();
         Some((RECORD.to_owned(), serde_json::to_vec(&self.learned).ok()))
     }
 }
@@ -149,10 +158,9 @@ mod tests {
     use super::*;
     use crate::class::Source;
     use crate::profile::{EPOCH, HORIZONS, Observed};
-    use crate::sys::{Monotonic, Pidfd};
+    use crate::sys::Pidfd;
     use crate::tiers::NodeTiers;
     use crate::vm::{Hva, ProcessKey, testing};
-    use std::time::Duration;
 
     fn machine(config: &Config, name: &str) -> Machine {
         let pid = std::process::id().cast_signed();
@@ -201,8 +209,9 @@ mod tests {
         assert_eq!((stranger.priority(), stranger.stages.priors.first_window), (40, 2.0));
 
         // The next agent knows it at once.
-        let (name, bytes) = classes.record().unwrap();
-        assert_eq!((name.as_str(), classes.record()), (RECORD, None));
+        assert_eq!(classes.record(false), None, "it is too soon");
+        let (name, bytes) = classes.record(true).unwrap();
+        assert_eq!((name.as_str(), classes.record(true)), (RECORD, None));
         let mut next = Classes::load(|wanted| bytes.clone().filter(|_| wanted == RECORD));
         let mut stranger = machine(&config, "stranger");
         work(&mut stranger, &mut next, &config, 5);

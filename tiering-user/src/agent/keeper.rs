@@ -148,7 +148,7 @@ impl State {
         let now = unix_seconds();
         let mut records = self.memory.records(self.machines.values_mut(), now, last);
         records.extend(self.images.records(now, last));
-        records.extend(self.classes.record());
+        records.extend(self.classes.record(last));
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         let budgets = tiers.map(|(tier, budget)| {
             let spent = budget.spent_today(sys::now());
