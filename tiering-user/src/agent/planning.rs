@@ -43,7 +43,6 @@ impl State {
         self.promotable_pages = self.promotable();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
-        let epoch = cooling_epoch(demote_after);
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
         let pace = self.braking.pace;
         let staging = self.may_foretell();
@@ -56,6 +55,7 @@ impl State {
             }
             self.look_at_round(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
+            let epoch = cooling_epoch(&machine.rules(demote_after));
             // Between two rounds nothing shows that would keep a page warm.
             let cool = match machine.armed_at {
                 Some(_) => machine.rounds.take_epoch(),

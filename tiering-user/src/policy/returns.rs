@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::Rules;
+use super::{Rules, cooling_epoch};
 use crate::tiermap::{BlockInfo, PageEntry, PageIndex, Place, Seconds, Touch, VmPages};
 use crate::tiers::TierId;
 
@@ -23,7 +23,9 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
     if level == 1 && block.probe.is_known() {
         return Duration::from_secs(block.probe.age(now).into()) <= soon_after(rules);
     }
-    let left_at = rules.least_idle(level - 1, before.backoff());
+    // It was warm until heat cooled.
+    let warm = if level == 1 { cooling_epoch(rules) } else { Duration::ZERO };
+    let left_at = rules.least_idle(level - 1, before.backoff()).max(warm);
     Duration::from_secs(before.idle(now).into()) <= left_at + soon_after(rules)
 }
 
@@ -64,8 +66,9 @@ mod tests {
     fn coming_back_soon_raises_the_back_off_and_late_clears_it() {
         let entry = PageEntry::found(NVME, Seconds(0));
         let soon = |entry, now| came_back_soon(entry, BlockInfo::default(), &RULES, Seconds(now));
-        assert!(soon(entry, 15) && !soon(entry, 16));
-        assert!(soon(entry.with_backoff(1), 25));
+        // Warm for 20 s, and 5 s more are soon.
+        assert!(soon(entry, 25) && !soon(entry, 26));
+        assert!(soon(entry.with_backoff(2), 45) && !soon(entry.with_backoff(2), 46));
         assert!(!soon(entry.with_place(DRAM), 1));
         let region = RamRegion { start: Hva(0x10_0000), bytes: 4096, backing: Backing::Anonymous };
         let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));

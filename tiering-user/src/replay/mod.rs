@@ -270,7 +270,10 @@ impl Guest {
         let now = seconds(second);
         let cool = match self.armed_at {
             Some(_) => std::mem::take(&mut self.round_began),
-            None => Duration::from_secs(second - self.cooled_at) >= cooling_epoch(settings.demote_after),
+            None => {
+                let epoch = cooling_epoch(&self.rules(settings, Bands::ROOMY));
+                Duration::from_secs(second - self.cooled_at) >= epoch
+            }
         };
         if cool {
             self.cooled_at = second;
@@ -389,7 +392,8 @@ mod tests {
         assert!(outcome.came_back_best <= outcome.came_back_lru);
         let hot = decisions.iter().filter(|decision| decision.contains("pages 0 to "));
         assert_eq!(hot.count(), 0, "what is in use stays");
-        assert!(decisions[0].ends_with("to tier 1: idle for 20 s or more"), "{}", decisions[0]);
+        // The walk began at second 5; its heat is gone with the second epoch of 40 s.
+        assert!(decisions[0].ends_with("to tier 1: idle for 75 s or more"), "{}", decisions[0]);
     }
 
     #[test]
