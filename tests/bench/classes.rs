@@ -1,31 +1,34 @@
 //! Learns the classes of machines from profiles of programs, and says how right that is of programs, sizes and runs that it did not learn from.
 //!
 //! In: `tiering-user/classes/epochs.csv`. Out: with `train` `model.json` beside it; with `evaluate` a table and `docs/classes.svg`.
-//! Linear discriminants: vectors are turned and scaled so that within a class they spread alike in all directions, and the directions are kept in which
-//! the means of classes are farthest apart.
+//! Regularized discriminant analysis: of each program the mean of its vectors, and their covariance, which is drawn towards that of all programs, and that towards
+//! the same in all directions: few runs say little of how a program's vectors scatter.
 
 use crate::confusion::Confusion;
 use anyhow::{Context, Result, bail, ensure};
-use nalgebra::{Cholesky, DMatrix, DVector, SymmetricEigen};
+use nalgebra::{Cholesky, DMatrix, DVector};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use tiering_tests::paths::workspace_root;
 use tiering_tests::program::Kind;
 use tiering_tests::results::Results;
-use tiering_user::class::{Belief, Guess, Known, Model, VERSION};
+use tiering_user::class::{self, Belief, Farthest, Guess, Model, Scatter};
 use tiering_user::config::Class;
 use tiering_user::profile::{COMPONENTS, Vector};
 
-/// Added to the spread within classes, as a share of its mean: what hardly varies in the runs that there are may do so in others.
-const SHRINK: f64 = 0.01;
-/// Of the vectors that it was learned from, so many percent have their neighbours, in other runs, within the model's reach.
-const WITHIN_REACH: usize = 99;
+/// How much of a program's covariance is that of all programs.
+const POOLED: f64 = 0.5;
+/// Added to each covariance, as a share of the mean variance of a component: what hardly varies in the runs that there are may do so in others.
+const SHRINK: f64 = 0.1;
+/// Of the vectors of runs that it was not learned from, so many percent are within the model's reach, of the first whole epochs and of later ones; and in
+/// how many parts the runs are left out for that.
+const REACHED_AT_FIRST: usize = 99;
+const REACHED_LATER: usize = 97;
+const FOLDS: usize = 10;
 /// From so many on the agent acts on guesses, where it is to.
 const BELIEVED_AFTER: usize = 3;
 const F1_LEAST: f64 = 0.95;
 const UNKNOWN_LEAST: f64 = 0.9;
-const CLASSES: [Class; 6] =
-    [Class::Database, Class::Web, Class::Cache, Class::Batch, Class::Build, Class::Idle];
 
 /// What a program is.
 fn class(kind: Kind) -> Class {
@@ -84,77 +87,89 @@ fn epochs() -> Result<Vec<Epoch>> {
 
 /// Learns from epochs.
 fn learn(epochs: &[Epoch]) -> Result<Model> {
+    let mut model = fit(epochs)?;
+    model.farthest = farthest(epochs)?;
+    Ok(model)
+}
+
+/// A model without an end to its reach.
+fn fit(epochs: &[Epoch]) -> Result<Model> {
     let width = COMPONENTS.len();
-    let vectors: Vec<_> =
+    let vectors: Vec<DVector<f64>> =
         epochs.iter().map(|epoch| DVector::from_iterator(width, epoch.vector.map(f64::from))).collect();
     let mean_of = |vectors: &[&DVector<f64>]| {
         vectors.iter().fold(DVector::zeros(width), |sum, vector| sum + *vector) / vectors.len() as f64
     };
     let mean = mean_of(&vectors.iter().collect::<Vec<_>>());
-    let spread = vectors.iter().fold(DVector::zeros(width), |sum: DVector<f64>, vector| {
+    let squares = vectors.iter().fold(DVector::zeros(width), |sum: DVector<f64>, vector| {
         sum + (vector - &mean).map(|value| value * value)
     });
-    let scale = spread.map(|sum| 1.0 / ((sum / vectors.len() as f64).sqrt() + 1e-9));
-    let scaled: Vec<_> = vectors.iter().map(|vector| (vector - &mean).component_mul(&scale)).collect();
+    // One component counts as much as another, however little it varies.
+    let scale = squares.map(|sum| 1.0 / ((sum / vectors.len() as f64).sqrt() + 1e-9));
 
-    let (mut within, mut between) = (DMatrix::zeros(width, width), DMatrix::zeros(width, width));
-    let mut classes = 0;
-    for class in CLASSES {
-        let own = |(epoch, vector)| (class_of(epoch) == class).then_some(vector);
-        let members: Vec<&DVector<f64>> = epochs.iter().zip(&scaled).filter_map(own).collect();
+    let mut programs = Vec::new();
+    for kind in Kind::ALL {
+        let own = |(epoch, vector): (&Epoch, _)| (epoch.kind == kind).then_some(vector);
+        let members: Vec<&DVector<f64>> = epochs.iter().zip(&vectors).filter_map(own).collect();
         if members.is_empty() {
             continue;
         }
-        classes += 1;
         let centre = mean_of(&members);
-        for member in &members {
-            let apart = *member - &centre;
-            within += &apart * apart.transpose() / members.len() as f64;
-        }
-        between += &centre * centre.transpose();
+        let covariance = members.iter().fold(DMatrix::zeros(width, width), |sum: DMatrix<f64>, member| {
+            let apart = (*member - &centre).component_mul(&scale);
+            sum + &apart * apart.transpose()
+        });
+        programs.push((kind, centre, covariance / members.len() as f64));
     }
-    within += DMatrix::identity(width, width) * (SHRINK * within.trace() / width as f64);
-    let whiten = Cholesky::new(within).and_then(|within| within.l().try_inverse());
-    let whiten = whiten.context("the vectors do not vary")?;
-    let directions = SymmetricEigen::new(&whiten * between * whiten.transpose());
-    let mut order: Vec<usize> = (0..width).collect();
-    order.sort_by(|a, b| directions.eigenvalues[*b].total_cmp(&directions.eigenvalues[*a]));
-    let discriminants = order.iter().take(classes - 1).map(|direction| {
-        let weights = whiten.transpose() * directions.eigenvectors.column(*direction);
-        // Within a class the spread is 1 in each direction.
-        let weights = weights.component_mul(&scale) * (classes as f64).sqrt();
-        weights.iter().map(|weight| *weight as f32).collect()
+    ensure!(!programs.is_empty(), "there is nothing to learn from");
+    let pooled =
+        programs.iter().fold(DMatrix::zeros(width, width), |sum: DMatrix<f64>, (_, _, own)| sum + own);
+    let pooled = pooled / programs.len() as f64;
+    let everywhere = DMatrix::identity(width, width) * (SHRINK * pooled.trace() / width as f64);
+    let scatter = |covariance: DMatrix<f64>| scatter(covariance + &everywhere, &scale);
+    let kinds = programs.into_iter().map(|(kind, centre, own)| {
+        Ok(class::Kind {
+            class: class(kind),
+            mean: centre.iter().map(|mean| *mean as f32).collect(),
+            scatter: scatter(own * (1.0 - POOLED) + &pooled * POOLED)?,
+        })
     });
-    let mut model = Model {
-        version: VERSION,
-        components: COMPONENTS.map(str::to_owned).to_vec(),
-        mean: mean.iter().map(|mean| *mean as f32).collect(),
-        discriminants: discriminants.collect(),
-        farthest: f32::INFINITY,
-        known: Vec::new(),
-    };
-    model.known = epochs
-        .iter()
-        .map(|epoch| Known { class: class_of(epoch), at: model.project(&epoch.vector) })
-        .collect();
-    model.farthest = farthest(&model, epochs);
-    Ok(model)
+    Ok(Model::new(
+        kinds.collect::<Result<_>>()?,
+        scatter(pooled.clone())?,
+        Farthest { at_first: f32::INFINITY, later: f32::INFINITY },
+    ))
 }
 
-/// How far the neighbours of a vector are in other runs than its own.
-fn farthest(model: &Model, epochs: &[Epoch]) -> f32 {
-    let mut reaches: Vec<f32> = epochs
-        .iter()
-        .zip(&model.known)
-        .filter_map(|(epoch, known)| {
-            let others = epochs.iter().zip(&model.known).filter(|(other, _)| other.run != epoch.run);
-            let others = Model { known: others.map(|(_, known)| known.clone()).collect(), ..model.clone() };
-            others.reach(&known.at)
-        })
-        .collect();
-    reaches.sort_by(f32::total_cmp);
-    let last = reaches.len().saturating_sub(1);
-    reaches.get(last * WITHIN_REACH / 100).copied().unwrap_or(0.0)
+/// What takes vectors to where they scatter alike, by their covariance when each component is multiplied by its `scale`.
+fn scatter(covariance: DMatrix<f64>, scale: &DVector<f64>) -> Result<Scatter> {
+    let lower = Cholesky::new(covariance).context("the vectors do not vary")?.l();
+    let log_volume =
+        2.0 * lower.diagonal().iter().zip(scale).map(|(length, scale)| (length / scale).ln()).sum::<f64>();
+    let whiten = lower.try_inverse().context("the vectors do not vary")?;
+    let row = |row: usize| (0..=row).map(|column| (whiten[(row, column)] * scale[column]) as f32).collect();
+    Ok(Scatter { rows: (0..whiten.nrows()).map(row).collect(), log_volume: log_volume as f32 })
+}
+
+/// How far the vectors of runs are from the likeliest kind of a model that was not learned from them: most of them.
+fn farthest(epochs: &[Epoch]) -> Result<Farthest> {
+    let runs: BTreeSet<&str> = epochs.iter().map(|epoch| epoch.run.as_str()).collect();
+    let fold: BTreeMap<&str, usize> = runs.into_iter().zip((0..FOLDS).cycle()).collect();
+    let (mut at_first, mut later) = (Vec::new(), Vec::new());
+    for left in 0..FOLDS {
+        let (own, others): (Vec<_>, Vec<_>) =
+            epochs.iter().cloned().partition(|epoch| fold[epoch.run.as_str()] == left);
+        let model = fit(&others)?;
+        for epoch in own {
+            let distances = if epoch.number > 1 { &mut later } else { &mut at_first };
+            distances.extend(model.nearest(&epoch.vector).map(|nearest| nearest.distance));
+        }
+    }
+    let most = |distances: &mut Vec<f32>, percent| {
+        distances.sort_by(f32::total_cmp);
+        distances.get(distances.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0.0)
+    };
+    Ok(Farthest { at_first: most(&mut at_first, REACHED_AT_FIRST), later: most(&mut later, REACHED_LATER) })
 }
 
 fn class_of(epoch: &Epoch) -> Class {
@@ -169,7 +184,7 @@ fn left_out<G: Ord>(epochs: &[Epoch], group: impl Fn(&Epoch) -> G) -> Result<Vec
         let others: Vec<_> = epochs.iter().filter(|epoch| group(epoch) != *left).cloned().collect();
         let model = learn(&others)?;
         let own = epochs.iter().filter(|epoch| group(epoch) == *left);
-        said.extend(own.map(|epoch| (epoch, model.classify(&epoch.vector))));
+        said.extend(own.map(|epoch| (epoch, model.classify(&epoch.vector, epoch.number as u64))));
     }
     Ok(said)
 }
@@ -185,7 +200,7 @@ fn unknown(epochs: &[Epoch], kind: Kind) -> Result<(f64, f64)> {
     let others: Vec<_> = epochs.iter().filter(|epoch| class_of(epoch) != class(kind)).cloned().collect();
     let model = learn(&others)?;
     let own = epochs.iter().filter(|epoch| epoch.kind == kind);
-    let said: Vec<_> = own.map(|epoch| (epoch, model.classify(&epoch.vector))).collect();
+    let said: Vec<_> = own.map(|epoch| (epoch, model.classify(&epoch.vector, epoch.number as u64))).collect();
     let share = |said: &mut dyn ExactSizeIterator<Item = Option<Class>>| {
         let all = said.len();
         said.filter(Option::is_none).count() as f64 / all as f64

@@ -17,6 +17,7 @@ mod mix;
 mod placement;
 mod prefetch;
 mod profile;
+mod quotas;
 mod recordings;
 mod replay;
 mod restart;
@@ -64,11 +65,12 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "cost" => profile::cost(results, quick),
         "forecast" => forecast::measure(results, quick),
         "replay" => replay::measure(results, quick),
+        "quotas" => quotas::measure(results, quick),
         "train" => classes::train(results),
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, train, evaluate, recordings"
+            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
         ),
     }
 }

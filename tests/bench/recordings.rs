@@ -41,12 +41,12 @@ fn runs(quick: bool) -> Vec<Run> {
     let mut runs = Vec::new();
     for kind in Kind::ALL {
         let (sizes, rates, seeds): (&[usize], &[u64], u64) = match kind {
-            Kind::Postgres => (&[16, 48, 96], &[0, 40], 2),
-            Kind::Nginx => (&[8, 32, 96], &[0, 200], 2),
-            Kind::Redis | Kind::Memcached => (&[8, 32, 96], &[0, 1000], 2),
-            Kind::Compile => (&[1, 2, 4], &[0], 3),
-            Kind::Sqlite => (&[8, 24, 64], &[0], 3),
-            Kind::Idle => (&[1, 2, 3], &[0], 2),
+            Kind::Postgres => (&[16, 32, 48, 64, 96], &[0, 40], 2),
+            Kind::Nginx => (&[8, 16, 32, 64, 96], &[0, 200], 2),
+            Kind::Redis | Kind::Memcached => (&[8, 16, 32, 64, 96], &[0, 1000], 2),
+            Kind::Compile => (&[1, 2, 3, 4, 6], &[0], 3),
+            Kind::Sqlite => (&[8, 16, 24, 40, 64], &[0], 3),
+            Kind::Idle => (&[1, 2, 3, 4, 5], &[0], 2),
         };
         let sizes = if quick { &sizes[..1] } else { sizes };
         let seeds = if quick { 1 } else { seeds };

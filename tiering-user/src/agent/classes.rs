@@ -71,24 +71,27 @@ impl Classes {
     /// What the profile of a machine says at the end of an epoch.
     fn judge(&mut self, machine: &mut Machine, config: &Config) {
         // The first one began before the machine was watched.
-        if let Some(vector) = machine.profile.vector().filter(|_| machine.profile.epochs() > 1) {
+        let whole = machine.profile.epochs().saturating_sub(1);
+        if let Some(vector) = machine.profile.vector().filter(|_| whole > 0) {
             if let Some(model) = &self.model {
-                machine.class.guess(model.classify(vector));
+                machine.class.guess(model.classify(vector, whole));
             }
             if machine.profile.epochs().is_multiple_of(LESSON_EPOCHS)
                 && let Some((class, _)) = machine.class.told()
             {
-                self.learn(class, vector);
+                self.learn(class, vector, whole);
             }
         }
         machine.take_priors(config);
     }
 
     /// A machine of this class, as somebody says who knows, is like this.
-    fn learn(&mut self, class: Class, vector: &Vector) {
+    fn learn(&mut self, class: Class, vector: &Vector, epochs: u64) {
         // "Other" is no kind; and a database at night is like any machine that does nothing.
-        let at_rest =
-            self.built_in.as_ref().is_some_and(|model| model.classify(vector).class == Some(Class::Idle));
+        let at_rest = self
+            .built_in
+            .as_ref()
+            .is_some_and(|model| model.classify(vector, epochs).class == Some(Class::Idle));
         if class == Class::Other || at_rest && class != Class::Idle {
             return;
         }
@@ -225,8 +228,8 @@ mod tests {
     #[test]
     fn little_is_kept_of_each_class_and_nothing_of_other_kinds() {
         let mut classes = Classes::load(|_| None);
-        (0..2 * LEARNED_MOST).for_each(|_| classes.learn(Class::Web, &[0.5; COMPONENTS.len()]));
-        classes.learn(Class::Other, &[0.5; COMPONENTS.len()]);
+        (0..2 * LEARNED_MOST).for_each(|_| classes.learn(Class::Web, &[0.5; COMPONENTS.len()], 2));
+        classes.learn(Class::Other, &[0.5; COMPONENTS.len()], 2);
         let kept: Vec<_> =
             classes.learned.vectors.iter().map(|(class, vectors)| (*class, vectors.len())).collect();
         assert_eq!(kept, [(Class::Web, LEARNED_MOST)]);

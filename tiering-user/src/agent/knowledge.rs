@@ -17,6 +17,7 @@ use super::histories::Histories;
 use super::machine::{Machine, Moved};
 use super::tapes::Tapes;
 use super::tenants::Tenants;
+use crate::config::Class;
 use crate::predict::Position;
 use crate::store::Record;
 use crate::sys::unix_seconds;
@@ -34,7 +35,7 @@ const HEAT_MOST: u8 = 15;
 const COUNT_MOST: u8 = 3;
 
 /// A machine, as it is written down.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct MachineRecord {
     saved_unix_s: u64,
@@ -45,6 +46,8 @@ pub(super) struct MachineRecord {
     pages: u32,
     demoted_pages: u64,
     promoted_pages: u64,
+    /// What kind of work its profile said that it does, and how surely.
+    seemed: Option<(Class, f32)>,
 }
 
 /// What is known of one machine beyond this agent.
@@ -60,6 +63,8 @@ pub(super) struct Knowledge {
     pub blocks_recalled: u64,
     /// What earlier agents moved.
     pub before: Moved,
+    /// What kind of work it seemed to do then, and how surely.
+    pub seemed: Option<(Class, f32)>,
     /// Up to where its tape is kept; written by [`Tapes`].
     pub tape_kept: Position,
     /// Epochs of its profile when its history was kept; written by [`Histories`].
@@ -184,6 +189,7 @@ impl Memory {
                 promoted: record.promoted_pages,
                 ..Moved::default()
             },
+            seemed: record.seemed,
             ..Knowledge::default()
         }
     }
@@ -244,6 +250,7 @@ impl Memory {
             pages: machine.pages.layout().pages(),
             demoted_pages: before.demoted + machine.moved.demoted,
             promoted_pages: before.promoted + machine.promoted_pages(),
+            seemed: machine.class.seems(),
         }
     }
 }
@@ -301,6 +308,7 @@ mod tests {
             pages: PAGES,
             demoted_pages: 7,
             promoted_pages: 3,
+            seemed: None,
         };
         let blocks = vec![encode(Habit { backoff: 2, heat: 4, failures: 3 }), 0];
         records(identity, Some(&record), Some(Some(blocks)))
@@ -356,6 +364,7 @@ mod tests {
         let mut there = machine();
         there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() });
         there.moved.demoted = 11;
+        there.class.seemed(Class::Cache, 0.75);
         let store = Store::in_folder(folder.path());
         assert!(store.write(&first.records([&mut there].into_iter(), 100, false)));
         // Later nothing has changed but the totals.
@@ -378,7 +387,8 @@ mod tests {
         next.keep(&mut there, 150);
         assert!(store.write(&next.records(std::iter::empty(), 150, false)));
         assert_eq!(store.names(""), ["machine/uuid/u", "version"]);
-        assert_eq!(next.recall(&vm(own + 1, Some("u")), PAGES).before.demoted, 12);
+        let known = next.recall(&vm(own + 1, Some("u")), PAGES);
+        assert_eq!((known.before.demoted, known.seemed), (12, Some((Class::Cache, 1.0))));
     }
 
     #[test]

@@ -302,7 +302,8 @@ impl State {
                 )]
                 let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
                 let weight = weight(machine.priority());
-                Claim { vm: machine.target.id, wants: counts.get(Place::In(TierId(0))), floor, weight }
+                let wants = counts.get(Place::In(TierId(0)));
+                Claim { vm: machine.target.id, wants, floor, weight, waits: machine.waits(wants) }
             })
             .collect();
         let there: u64 = claims.iter().map(|claim| claim.wants).sum();

@@ -1,6 +1,7 @@
 //! The profiles of machines: kept up to date, and told.
 
 use super::machine::Machine;
+use crate::policy::Waits;
 use crate::profile::{Forecast, HORIZONS, Observed, Usage};
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::profile::{
@@ -23,6 +24,12 @@ impl Machine {
             self.tape_marks.mark(now, self.tape.end());
             usage
         })
+    }
+
+    /// Accesses a second that would wait if it had parts of so many pages of the first tier. None where accesses to pages in memory do not show.
+    pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
+        self.armed_at?;
+        self.profile.waits(pages)
     }
 
     /// What `status` says of its profile; none before its first epoch is over.

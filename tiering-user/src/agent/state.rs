@@ -300,8 +300,11 @@ impl State {
         if !self.config.prefetch.feedback {
             machine.stages = Stages::without_feedback();
         }
-        machine.read_labels(&self.config);
         machine.knowledge = self.memory.recall(&machine.target.vm, machine.pages.layout().pages());
+        if let Some((class, share)) = machine.knowledge.seemed {
+            machine.class.seemed(class, share);
+        }
+        machine.read_labels(&self.config);
         self.memory.recall_past(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);

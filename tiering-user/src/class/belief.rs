@@ -63,6 +63,17 @@ impl Belief {
         self.epochs = self.epochs.saturating_add(1);
     }
 
+    /// What its profile says by now, and how surely, once it is acted on.
+    pub fn seems(&self) -> Option<(Class, f32)> {
+        self.by_profile().filter(|_| self.epochs >= FIRM)
+    }
+
+    /// What its profile said the last time it was there: until it says something else.
+    pub fn seemed(&mut self, class: Class, share: f32) {
+        self.guess(Guess { class: Some(class), confidence: share });
+        self.epochs = FIRM;
+    }
+
     /// What somebody said it is.
     pub fn told(&self) -> Option<(Class, Source)> {
         let by_operator = self.by_operator.map(|class| (class, Source::Operator));
@@ -74,9 +85,13 @@ impl Belief {
         if let Some((class, source)) = self.told() {
             return Some((class, 1.0, source));
         }
+        self.by_profile().map(|(class, share)| (class, share, Source::Profile))
+    }
+
+    fn by_profile(&self) -> Option<(Class, f32)> {
         let all: f32 = self.guesses.values().sum();
         let (most, weight) = self.guesses.iter().max_by(|(_, one), (_, other)| one.total_cmp(other))?;
-        Some((((*most)?), weight / all, Source::Profile)).filter(|(_, share, _)| *share >= AGREED)
+        Some(((*most)?, weight / all)).filter(|(_, share)| *share >= AGREED)
     }
 
     /// The class to treat it as: one that it was said to be, or `with_guesses` seems to be for long enough.
@@ -133,5 +148,19 @@ mod tests {
         }
         belief.guess(guess(Some(Class::Idle)));
         assert_eq!((belief.to_act_on(true), belief.to_act_on(false)), (Some(Class::Idle), None));
+    }
+    #[test]
+    fn what_it_seemed_to_be_before_is_believed_until_it_seems_to_be_something_else() {
+        let mut earlier = Belief::default();
+        (1..FIRM).for_each(|_| earlier.guess(guess(Some(Class::Web))));
+        assert_eq!(earlier.seems(), None, "not firm yet");
+        earlier.guess(guess(Some(Class::Web)));
+        let (class, share) = earlier.seems().unwrap();
+
+        let mut again = Belief::default();
+        again.seemed(class, share);
+        assert_eq!(again.to_act_on(true), Some(Class::Web));
+        (0..3).for_each(|_| again.guess(guess(Some(Class::Build))));
+        assert_eq!(again.to_act_on(true), Some(Class::Build));
     }
 }

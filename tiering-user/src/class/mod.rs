@@ -11,4 +11,4 @@ mod model;
 
 pub use belief::{Belief, Source};
 pub use labels::{Labels, of_labels};
-pub use model::{Guess, Known, Model, ModelError, NEIGHBOURS, VERSION};
+pub use model::{Farthest, Guess, Kind, Model, ModelError, Nearest, Scatter, VERSION};

@@ -1,7 +1,10 @@
-//! Vectors of profiles whose class is known, and what they say of another one.
+//! What vectors of profiles are like whose class is known, and what that says of another one.
 //!
-//! The [`Model`] is a file: vectors of runs of programs whose class is known, seen from where classes lie farthest apart (linear discriminants;
-//! R. A. Fisher, Annals of Eugenics 7, 1936). The nearest ones vote; where they disagree, or none is near, the answer is "unknown".
+//! The [`Model`] is a file: of each kind of machine that it was learned from the mean of its vectors and how they scatter around it (regularized discriminant
+//! analysis; J. H. Friedman, Journal of the American Statistical Association 84, 1989). A vector is of the kind that makes it likeliest; where it is too far even from
+//! that, or two classes are as likely, the answer is "unknown".
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,13 +12,9 @@ use crate::config::Class;
 use crate::profile::{COMPONENTS, Vector};
 
 /// Version of the model's file.
-pub const VERSION: u32 = 1;
-/// Known vectors that vote.
-pub const NEIGHBOURS: usize = 5;
-/// Least share of the votes that a class needs.
+pub const VERSION: u32 = 2;
+/// How likely a class has to be, beside the others.
 const AGREED: f32 = 0.5;
-/// A known vector at this distance has half the vote of one at none.
-const BLUR: f32 = 0.1;
 
 /// The model that is part of this program.
 const BUILT_IN: &str = include_str!("../../classes/model.json");
@@ -25,7 +24,7 @@ const BUILT_IN: &str = include_str!("../../classes/model.json");
 pub struct Guess {
     /// None where it is like nothing that is known.
     pub class: Option<Class>,
-    /// Share of the votes, 0 to 1; 0 where nothing is near.
+    /// How likely it is of this class, if it is of any that is known, 0 to 1; 0 where it is too far from all.
     pub confidence: f32,
 }
 
@@ -42,32 +41,85 @@ pub enum ModelError {
     Broken(&'static str),
 }
 
-/// Known vectors, and how others are compared with them.
+/// Kinds of machines that are known, and how others are compared with them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     pub version: u32,
     /// [`COMPONENTS`] as they were when it was learned.
     pub components: Vec<String>,
-    /// Of each component, over all that it was learned from.
-    pub mean: Vec<f32>,
-    /// Of each discriminant, a weight of each component.
-    pub discriminants: Vec<Vec<f32>>,
-    /// Where the last of [`NEIGHBOURS`] is farther than that, nothing is near.
-    pub farthest: f32,
-    pub known: Vec<Known>,
+    pub kinds: Vec<Kind>,
+    /// How vectors of one kind scatter, whichever it is.
+    pub scatter: Scatter,
+    pub farthest: Farthest,
+    /// More vectors whose class is known, by where [`Self::scatter`] takes them.
+    #[serde(skip)]
+    more: Vec<(Class, Vec<f32>)>,
 }
 
-/// A vector whose class is known.
+/// What is at a greater [distance](Nearest::distance) from the likeliest kind is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Farthest {
+    /// At the end of the first whole epoch: of all kinds some have done little until then.
+    pub at_first: f32,
+    pub later: f32,
+}
+
+/// What machines of one kind are like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Known {
+pub struct Kind {
     pub class: Class,
-    /// By discriminant.
-    pub at: Vec<f32>,
+    /// The mean of its vectors.
+    pub mean: Vec<f32>,
+    pub scatter: Scatter,
+}
+
+/// How vectors scatter: what takes their differences from the mean to where they scatter alike in all directions, by 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scatter {
+    /// A lower triangle: row n has n + 1 numbers.
+    pub rows: Vec<Vec<f32>>,
+    /// Natural logarithm of the determinant of the covariance.
+    pub log_volume: f32,
+}
+
+/// What a vector is likeliest to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nearest {
+    pub class: Class,
+    /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): the number of components on average, for one of this kind.
+    pub distance: f32,
+    /// Twice the logarithm of how likely it is, negated, up to a constant.
+    unlikely: f32,
+}
+
+impl Scatter {
+    fn take(&self, difference: &[f32]) -> Vec<f32> {
+        let along = |row: &Vec<f32>| row.iter().zip(difference).map(|(weight, value)| weight * value).sum();
+        self.rows.iter().map(along).collect()
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let triangle = self.rows.iter().zip(1..).all(|(row, length)| row.len() == length);
+        if self.rows.len() != COMPONENTS.len() || !triangle {
+            return Err(ModelError::Broken("how vectors scatter is no triangle of all components"));
+        }
+        if !self.rows.iter().flatten().chain([&self.log_volume]).all(|number| number.is_finite()) {
+            return Err(ModelError::Broken("a number of it is none"));
+        }
+        Ok(())
+    }
 }
 
 impl Model {
+    pub fn new(kinds: Vec<Kind>, scatter: Scatter, farthest: Farthest) -> Self {
+        let components = COMPONENTS.map(str::to_owned).to_vec();
+        Self { version: VERSION, components, kinds, scatter, farthest, more: Vec::new() }
+    }
+
     /// # Errors
     /// [`ModelError`]: not a model, or not one for this program.
     pub fn from_json(text: &str) -> Result<Self, ModelError> {
@@ -94,70 +146,60 @@ impl Model {
 
     /// The same with more vectors of which the class is known.
     pub fn with<'a>(&self, known: impl Iterator<Item = (Class, &'a Vector)>) -> Self {
-        let mut more = self.clone();
-        more.known.extend(known.map(|(class, vector)| Known { class, at: self.project(vector) }));
-        more
+        let mut model = self.clone();
+        model.more.extend(known.map(|(class, vector)| (class, self.scatter.take(vector))));
+        model
     }
 
-    /// Where a vector lies, by discriminant.
-    pub fn project(&self, vector: &Vector) -> Vec<f32> {
-        let centred = || vector.iter().zip(&self.mean).map(|(value, mean)| value - mean);
-        let along =
-            |weights: &Vec<f32>| weights.iter().zip(centred()).map(|(weight, value)| weight * value).sum();
-        self.discriminants.iter().map(along).collect()
-    }
-
-    /// What a machine with this vector seems to be.
-    pub fn classify(&self, vector: &Vector) -> Guess {
-        self.vote(&self.nearest(&self.project(vector)))
-    }
-
-    /// How far the last of the [`NEIGHBOURS`] of a vector is, by its place.
-    pub fn reach(&self, at: &[f32]) -> Option<f32> {
-        self.nearest(at).last().map(|(distance, _)| *distance)
-    }
-
-    /// The nearest first.
-    fn nearest(&self, at: &[f32]) -> Vec<(f32, Class)> {
-        let distance =
-            |known: &Known| known.at.iter().zip(at).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-        let mut known: Vec<_> = self.known.iter().map(|known| (distance(known), known.class)).collect();
-        known.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-        known.truncate(NEIGHBOURS);
-        known
-    }
-
-    fn vote(&self, nearest: &[(f32, Class)]) -> Guess {
-        let near =
-            nearest.len() == NEIGHBOURS && nearest.iter().all(|(distance, _)| *distance <= self.farthest);
-        if !near {
+    /// What a machine with this vector seems to be, after so many whole epochs.
+    pub fn classify(&self, vector: &Vector, epochs: u64) -> Guess {
+        let mut likely: BTreeMap<Class, f32> = BTreeMap::new();
+        let farthest = if epochs > 1 { self.farthest.later } else { self.farthest.at_first };
+        let Some(nearest) = self.nearest(vector).filter(|nearest| nearest.distance <= farthest) else {
             return Guess::default();
+        };
+        for Nearest { class, unlikely, .. } in self.candidates(vector) {
+            let share = ((nearest.unlikely - unlikely) / 2.0).exp();
+            likely.entry(class).and_modify(|most| *most = most.max(share)).or_insert(share);
         }
-        let vote = |distance: f32| 1.0 / (distance + BLUR);
-        let of = |class: Class| {
-            nearest.iter().filter(|other| other.1 == class).map(|(distance, _)| vote(*distance)).sum::<f32>()
+        // The likeliest has 1.
+        let confidence = 1.0 / likely.values().sum::<f32>();
+        Guess { class: Some(nearest.class).filter(|_| confidence >= AGREED), confidence }
+    }
+
+    /// What a vector is likeliest to be, however far it is from that. None where nothing is known.
+    pub fn nearest(&self, vector: &Vector) -> Option<Nearest> {
+        self.candidates(vector).min_by(|one, other| one.unlikely.total_cmp(&other.unlikely))
+    }
+
+    fn candidates(&self, vector: &Vector) -> impl Iterator<Item = Nearest> {
+        let of_kind = |kind: &Kind| {
+            let difference: Vec<f32> =
+                vector.iter().zip(&kind.mean).map(|(value, mean)| value - mean).collect();
+            let distance = kind.scatter.take(&difference).iter().map(|along| along * along).sum::<f32>();
+            Nearest { class: kind.class, distance, unlikely: distance + kind.scatter.log_volume }
         };
-        let total: f32 = nearest.iter().map(|(distance, _)| vote(*distance)).sum();
-        let shares = nearest.iter().map(|(_, class)| (*class, of(*class) / total));
-        let Some((class, confidence)) = shares.max_by(|(_, one), (_, other)| one.total_cmp(other)) else {
-            return Guess::default();
+        let at = self.scatter.take(vector);
+        // Two vectors of one kind are twice as far from each other as from their mean, squared.
+        let log_volume = self.scatter.log_volume + COMPONENTS.len() as f32 * std::f32::consts::LN_2;
+        let of_one = move |(class, other): &(Class, Vec<f32>)| {
+            let distance = at.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / 2.0;
+            Nearest { class: *class, distance, unlikely: distance + log_volume }
         };
-        Guess { class: Some(class).filter(|_| confidence >= AGREED), confidence }
+        self.kinds.iter().map(of_kind).chain(self.more.iter().map(of_one))
     }
 
     fn check(&self) -> Result<(), ModelError> {
         if self.components != COMPONENTS {
             return Err(ModelError::Components);
         }
-        let wide = |row: &Vec<f32>| row.len() == COMPONENTS.len();
-        if !wide(&self.mean) || !self.discriminants.iter().all(wide) {
-            return Err(ModelError::Broken("a mean or a discriminant has too many or too few components"));
+        self.kinds.iter().map(|kind| &kind.scatter).chain([&self.scatter]).try_for_each(Scatter::check)?;
+        if !self.kinds.iter().all(|kind| kind.mean.len() == COMPONENTS.len()) {
+            return Err(ModelError::Broken("a mean has too many or too few components"));
         }
-        if !self.known.iter().all(|known| known.at.len() == self.discriminants.len()) {
-            return Err(ModelError::Broken("a known vector has too many or too few coordinates"));
-        }
-        let numbers = self.mean.iter().chain(self.discriminants.iter().flatten());
-        if !numbers.chain(self.known.iter().flat_map(|known| &known.at)).all(|number| number.is_finite()) {
+        let Farthest { at_first, later } = &self.farthest;
+        let numbers = self.kinds.iter().flat_map(|kind| &kind.mean).chain([at_first, later]);
+        if !numbers.copied().all(f32::is_finite) {
             return Err(ModelError::Broken("a number of it is none"));
         }
         Ok(())
@@ -168,21 +210,22 @@ impl Model {
 mod tests {
     use super::*;
 
+    const FARTHEST: Farthest = Farthest { at_first: 64.0, later: 25.0 };
+
+    /// What scatters by as much in each direction.
+    fn scatter(by: f32) -> Scatter {
+        let row = |row: usize| (0..=row).map(|column| if column == row { 1.0 / by } else { 0.0 }).collect();
+        let log_volume = COMPONENTS.len() as f32 * 2.0 * by.ln();
+        Scatter { rows: (0..COMPONENTS.len()).map(row).collect(), log_volume }
+    }
+
+    fn kind(class: Class, writes: f32, by: f32) -> Kind {
+        Kind { class, mean: vector(writes).to_vec(), scatter: scatter(by) }
+    }
+
     /// Web machines write nothing and databases write all the time.
     fn model() -> Model {
-        let mut along = vec![0.0; COMPONENTS.len()];
-        along[1] = 1.0;
-        let known = |class, value: f32| {
-            (0..NEIGHBOURS).map(move |n| Known { class, at: vec![value + n as f32 / 100.0] })
-        };
-        Model {
-            version: VERSION,
-            components: COMPONENTS.map(str::to_owned).to_vec(),
-            mean: vec![0.0; COMPONENTS.len()],
-            discriminants: vec![along],
-            farthest: 0.5,
-            known: known(Class::Web, -1.0).chain(known(Class::Database, 0.5)).collect(),
-        }
+        Model::new(vec![kind(Class::Web, -1.0, 0.1), kind(Class::Database, 0.5, 0.1)], scatter(0.1), FARTHEST)
     }
 
     fn vector(writes: f32) -> Vector {
@@ -192,44 +235,51 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_vote_and_what_is_far_from_all_is_unknown() {
+    fn what_is_likeliest_is_said_and_what_is_far_from_all_is_unknown() {
         let model = model();
-        assert_eq!(model.classify(&vector(-0.9)), Guess { class: Some(Class::Web), confidence: 1.0 });
-        assert_eq!(model.classify(&vector(0.7)).class, Some(Class::Database));
-        assert_eq!(model.classify(&vector(0.0)).class, None, "0.5 or more from all");
-        assert_eq!(model.classify(&vector(-1.6)), Guess::default());
-        let known = [
-            (Class::Web, -1.0),
-            (Class::Web, -1.0),
-            (Class::Database, 1.0),
-            (Class::Database, 1.0),
-            (Class::Cache, 1.0),
-        ];
-        let known = known.map(|(class, value)| Known { class, at: vec![value] }).to_vec();
-        let between = Model { farthest: 2.0, known, ..model };
-        let Guess { class, confidence } = between.classify(&vector(0.0));
-        assert!(class.is_none() && (confidence - 0.4).abs() < 1e-6, "they disagree: {class:?} {confidence}");
+        let guess = model.classify(&vector(-0.9), 2);
+        assert!(guess.class == Some(Class::Web) && guess.confidence > 0.99, "{guess:?}");
+        assert_eq!(model.classify(&vector(0.9), 2).class, Some(Class::Database));
+        assert_eq!(model.classify(&vector(-0.25), 2), Guess::default(), "as far as 7 from both");
+        assert_eq!(model.classify(&vector(-1.6), 2), Guess::default());
+        assert_eq!(model.classify(&vector(-1.6), 1).class, Some(Class::Web), "it has done little yet");
+        let between = Model { farthest: Farthest { later: 100.0, ..FARTHEST }, ..model };
+        let guess = between.classify(&vector(-0.25), 2);
+        assert!((guess.confidence - 0.5).abs() < 0.01, "as likely: {guess:?}");
     }
 
     #[test]
-    fn a_model_of_few_vectors_knows_nothing() {
-        let mut few = model();
-        few.known.truncate(NEIGHBOURS - 1);
-        assert_eq!(few.classify(&vector(-1.0)), Guess::default());
+    fn a_kind_that_scatters_more_reaches_farther() {
+        let model = Model::new(
+            vec![kind(Class::Web, -1.0, 0.1), kind(Class::Build, 0.5, 0.3)],
+            scatter(0.2),
+            FARTHEST,
+        );
+        let nearest = model.nearest(&vector(-0.1)).unwrap();
+        assert!(nearest.class == Class::Build && (nearest.distance - 4.0).abs() < 0.01, "{nearest:?}");
+        assert_eq!(model.nearest(&vector(-0.9)).unwrap().class, Class::Web, "it fits a narrow one better");
+    }
+
+    #[test]
+    fn a_model_that_knows_nothing_says_nothing() {
+        let nothing = Model { kinds: Vec::new(), ..model() };
+        assert_eq!(nothing.classify(&vector(-1.0), 2), Guess::default());
     }
 
     #[test]
     fn what_it_is_told_of_more_vectors_it_says_of_others_like_them() {
-        let more = [vector(3.0); NEIGHBOURS];
-        let told = model().with(more.iter().map(|vector| (Class::Desktop, vector)));
-        assert_eq!(told.classify(&vector(3.1)).class, Some(Class::Desktop));
-        assert_eq!(told.classify(&vector(-0.9)).class, Some(Class::Web));
+        let told = model().with([(Class::Desktop, &vector(3.0))].into_iter());
+        assert_eq!(told.classify(&vector(3.1), 2).class, Some(Class::Desktop));
+        assert_eq!(told.classify(&vector(3.8), 2).class, None);
+        assert_eq!(told.classify(&vector(-0.9), 2).class, Some(Class::Web));
     }
 
     #[test]
     fn the_built_in_model_can_be_used() {
         let model = Model::built_in().unwrap();
-        assert!(model.known.len() > 100 && model.farthest > 0.0, "{} {}", model.known.len(), model.farthest);
+        assert!(model.kinds.len() > 5 && model.farthest.later > 0.0, "{model:?}");
+        let mean: Vector = model.kinds[0].mean.clone().try_into().unwrap();
+        assert_eq!(model.classify(&mean, 2).class, Some(model.kinds[0].class));
     }
 
     #[test]
@@ -241,8 +291,9 @@ mod tests {
         };
         assert!(changed(|model| model.version = 7).contains("version 7"));
         assert!(changed(|model| model.components[0] = "colour".into()).contains("other components"));
-        assert!(changed(|model| model.mean.truncate(3)).contains("too few components"));
-        assert!(changed(|model| model.known[0].at.push(1.0)).contains("coordinates"));
+        assert!(changed(|model| model.kinds[0].mean.truncate(3)).contains("too few components"));
+        assert!(changed(|model| model.kinds[1].scatter.rows[3].push(1.0)).contains("no triangle"));
+        assert!(changed(|model| model.scatter.rows.truncate(3)).contains("no triangle"));
         assert!(Model::from_json("{").unwrap_err().to_string().contains("no model"));
         let same = Model::from_json(&serde_json::to_string(&model()).unwrap()).unwrap();
         assert_eq!(same, model());

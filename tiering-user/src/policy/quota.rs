@@ -1,13 +1,32 @@
 //! Who may have how much of the first tier.
 //!
-//! Weighted max-min fairness: a machine that wants less than its share keeps what it wants, and the rest is shared among
-//! those that want more, by weight. Every machine has a floor. A share is a bound only while the tier is short of room.
+//! In three steps:
+//!
+//! 1. Weighted max-min fairness: a machine that wants less than its share keeps what it wants, and the rest is shared among
+//!    those that want more, by weight. Every machine has a floor.
+//! 2. Of a machine whose accesses to pages in memory show, it is known how many would wait if it had less or more (its miss-ratio curve). Half of such a machine's
+//!    fair share goes where it spares the most waits for a page, times the weight (lookahead of utility-based partitioning; M. K. Qureshi, Y. N. Patt,
+//!    [MICRO 2006](https://doi.org/10.1109/MICRO.2006.49)). Where one part alone spares nothing and several do, as with walks, they go together or not at all.
+//! 3. What spares nobody anything is shared as in the first step.
+//!
+//! A share is a bound only while the tier is short of room.
 //!
 //! # Limits
-//! What a machine wants is what it has there, not what one more page would spare it.
+//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 
 use super::priority_scale;
 use crate::track::VmId;
+
+/// Equal parts of what a machine wants, for which it is told how many accesses wait.
+pub const PARTS: usize = 16;
+/// Of its fair share, what a machine keeps whatever others would do with it.
+const KEPT: u64 = 2;
+
+/// Accesses a second that wait if a machine has 0, 1, ... [`PARTS`] parts of what it wants.
+pub type Waits = [f64; PARTS + 1];
 
 /// What a machine wants of the first tier.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,6 +38,8 @@ pub struct Claim {
     pub floor: u64,
     /// Positive.
     pub weight: f64,
+    /// None where it cannot be told.
+    pub waits: Option<Waits>,
 }
 
 /// The weight of a machine: 1 for priority 50, 4 for 100, a quarter for 0.
@@ -28,9 +49,30 @@ pub fn weight(priority: u8) -> f64 {
 
 /// Divides `pages` among the claims, in their order.
 pub fn shares(claims: &[Claim], pages: u64) -> Vec<u64> {
-    let least = |claim: &Claim| claim.floor.min(claim.wants);
-    let mut shares: Vec<u64> = claims.iter().map(least).collect();
-    // Those that want more than their floor, the easiest to satisfy first.
+    let floors = claims.iter().map(|claim| claim.floor.min(claim.wants)).collect();
+    let fair = max_min(claims, floors, pages);
+    let kept = |(claim, fair): (&Claim, &u64)| match claim.waits {
+        Some(_) => (fair / KEPT).max(claim.floor).min(*fair),
+        None => *fair,
+    };
+    let mut shares: Vec<u64> = claims.iter().zip(&fair).map(kept).collect();
+    let mut rest = pages.saturating_sub(shares.iter().sum());
+    let mut gains: BinaryHeap<(Gain, usize)> =
+        (0..claims.len()).filter_map(|i| Some((next_gain(&claims[i], shares[i], rest)?, i))).collect();
+    while let Some((gain, i)) = gains.pop() {
+        // There may be less left than when this was worked out.
+        if gain.pages <= rest {
+            shares[i] += gain.pages;
+            rest -= gain.pages;
+        }
+        gains.extend(next_gain(&claims[i], shares[i], rest).map(|gain| (gain, i)));
+    }
+    max_min(claims, shares, pages)
+}
+
+/// Divides what is left of `pages` among the claims, which have these `shares` already.
+fn max_min(claims: &[Claim], mut shares: Vec<u64>, pages: u64) -> Vec<u64> {
+    // Those that want more, the easiest to satisfy first.
     let mut open: Vec<usize> = (0..claims.len()).filter(|i| claims[*i].wants > shares[*i]).collect();
     let per_weight = |claim: &Claim| claim.wants as f64 / claim.weight;
     open.sort_by(|a, b| per_weight(&claims[*a]).total_cmp(&per_weight(&claims[*b])));
@@ -38,7 +80,7 @@ pub fn shares(claims: &[Claim], pages: u64) -> Vec<u64> {
     let mut weights: f64 = open.iter().map(|i| claims[*i].weight).sum();
     for i in open {
         let claim = &claims[i];
-        // Its part of what is left, of which its floor is already its own.
+        // Its part of what is left, beyond what it has.
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -53,13 +95,51 @@ pub fn shares(claims: &[Claim], pages: u64) -> Vec<u64> {
     shares
 }
 
+/// What more pages would spare a machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Gain {
+    /// Accesses a second that need not wait, for each of these pages, times the machine's weight. Positive.
+    a_page: f64,
+    pages: u64,
+}
+
+impl Eq for Gain {}
+
+impl Ord for Gain {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.a_page.total_cmp(&other.a_page).then(self.pages.cmp(&other.pages))
+    }
+}
+
+impl PartialOrd for Gain {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The most that a machine that has so many pages would gain for a page by up to `most` more, in whole parts. None where nothing is gained.
+fn next_gain(claim: &Claim, has: u64, most: u64) -> Option<Gain> {
+    let waits = claim.waits?;
+    let at = |pages: u64| {
+        let part = pages as f64 * PARTS as f64 / claim.wants.max(1) as f64;
+        let below = (0..PARTS).rfind(|below| *below as f64 <= part).unwrap_or(0);
+        waits[below] + (waits[below + 1] - waits[below]) * (part - below as f64)
+    };
+    let ends = (1..=PARTS as u64).map(|part| part * claim.wants / PARTS as u64);
+    let gains = ends.filter(|end| *end > has && *end - has <= most).map(|end| Gain {
+        a_page: (at(has) - at(end)) * claim.weight / (end - has) as f64,
+        pages: end - has,
+    });
+    gains.max().filter(|gain| gain.a_page > 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn claim(wants: u64, floor: u64, weight: f64) -> Claim {
-        Claim { vm: VmId(1), wants, floor, weight }
+        Claim { vm: VmId(1), wants, floor, weight, waits: None }
     }
 
     #[test]
@@ -77,6 +157,48 @@ mod tests {
         assert!(divided.iter().sum::<u64>() <= 500);
     }
 
+    /// Of a machine that accesses a page in so many, evenly, so many times a second.
+    fn evenly(wants: u64, pages: u64, rate: f64) -> Claim {
+        let missed = |part| (1.0 - part as f64 * wants as f64 / (PARTS as u64 * pages) as f64).max(0.0);
+        let waits = std::array::from_fn(|part| rate * missed(part));
+        Claim { waits: Some(waits), ..claim(wants, 0, 1.0) }
+    }
+
+    #[test]
+    fn pages_go_where_they_spare_the_most_waits() {
+        // The first one uses a tenth of what it has, the other one all of it.
+        let claims = [evenly(1000, 100, 50.0), evenly(1000, 1000, 50.0)];
+        assert_eq!(shares(&claims, 1000), [250, 750], "half of the fair share is kept");
+        let often = [evenly(1000, 1000, 90.0), evenly(1000, 1000, 10.0)];
+        assert_eq!(shares(&often, 1000), [750, 250]);
+        let important = [evenly(1000, 1000, 90.0), Claim { weight: 20.0, ..evenly(1000, 1000, 10.0) }];
+        assert!(shares(&important, 1000)[1] > 900, "weight counts in both");
+        let unknown = [evenly(1000, 100, 50.0), claim(1000, 0, 1.0)];
+        assert_eq!(
+            shares(&unknown, 1000),
+            [375, 625],
+            "of whom nothing is known has its fair share at least"
+        );
+    }
+
+    #[test]
+    fn a_walk_is_worth_nothing_in_part_and_all_of_it_together() {
+        let walk = |pages: u64, rate| {
+            let waits =
+                std::array::from_fn(
+                    |part| if part as u64 * 1000 >= PARTS as u64 * pages { 0.0 } else { rate },
+                );
+            Claim { waits: Some(waits), ..claim(1000, 0, 1.0) }
+        };
+        // It fits beside half of the other one's fair share, and spares more there than that would.
+        assert_eq!(shares(&[walk(750, 90.0), evenly(1000, 1000, 50.0)], 1000), [750, 250]);
+        let gain = next_gain(&walk(750, 90.0), 250, 1000).unwrap();
+        assert!(gain.pages == 500 && (gain.a_page - 0.18).abs() < 1e-9, "{gain:?}");
+        assert_eq!(next_gain(&walk(750, 90.0), 250, 499), None);
+        // And here it does not: what it would have of it helps the other one.
+        assert_eq!(shares(&[walk(1000, 90.0), evenly(1000, 1000, 50.0)], 1000), [250, 750]);
+    }
+
     #[test]
     fn priority_weighs() {
         assert!(
@@ -89,14 +211,22 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_gets_more_than_it_wants_nor_less_than_its_floor(
-            claims in prop::collection::vec((0u64..10_000, 0u64..1000, 0.1f64..8.0), 0..20), pages in 0u64..100_000,
+            claims in prop::collection::vec((0u64..10_000, 0u64..1000, 0.1f64..8.0, prop::option::of(prop::array::uniform17(0f64..100.0))), 0..20),
+            pages in 0u64..100_000,
         ) {
-            let claims: Vec<_> = claims.into_iter().map(|(wants, floor, weight)| claim(wants, floor, weight)).collect();
+            let claims: Vec<_> = claims
+                .into_iter()
+                .map(|(wants, floor, weight, waits)| Claim { waits, ..claim(wants, floor, weight) })
+                .collect();
             let divided = shares(&claims, pages);
             let floors: u64 = claims.iter().map(|claim| claim.floor.min(claim.wants)).sum();
             prop_assert!(divided.iter().sum::<u64>() <= pages.max(floors));
             for (claim, share) in claims.iter().zip(&divided) {
                 prop_assert!(*share <= claim.wants && *share >= claim.floor.min(claim.wants));
+            }
+            let fair: Vec<Claim> = claims.iter().map(|claim| Claim { waits: None, ..*claim }).collect();
+            for (share, fair) in divided.iter().zip(max_min(&fair, claims.iter().map(|claim| claim.floor.min(claim.wants)).collect(), pages)) {
+                prop_assert!(*share >= fair / KEPT);
             }
             let wanted: u64 = claims.iter().map(|claim| claim.wants).sum();
             if wanted <= pages && floors == 0 {

@@ -8,6 +8,7 @@
 //! It knows what the sources of accesses show (docs/tracking.md): of a page that stays mapped at most one access a round, and
 //! of machines that are not watched in rounds none at all.
 
+mod again;
 mod fenwick;
 mod forecast;
 mod histogram;
@@ -19,8 +20,11 @@ mod vector;
 
 use std::time::Duration;
 
+use derive_more::{Add, Mul};
+
+use self::again::Pages;
 use self::reuse::Reuse;
-use self::spread::Spread;
+use self::spread::{Spread, Width};
 use self::streams::{Steps, Streams};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
@@ -51,12 +55,13 @@ pub struct Observed {
 }
 
 /// Sums over the last epochs, in which older ones count less.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Add, Mul)]
 struct Recent {
     seconds: f64,
     reads: f64,
     writes: f64,
     steps: Steps,
+    pages: Pages,
     cpu_seconds: f64,
     read_bytes: f64,
     written_bytes: f64,
@@ -76,7 +81,9 @@ pub struct Profile {
     spread: Spread,
     series: Series,
     observed: Observed,
-    entropy: Option<f64>,
+    /// Of the last epoch: over what its accesses were spread, and to how many pages they were.
+    width: Option<Width>,
+    used_pages: f64,
     season: Option<Season>,
     comes_again: bool,
     ahead: [Option<Ahead>; AHEAD.len()],
@@ -100,7 +107,8 @@ impl Profile {
             spread: Spread::new(pages),
             series: Series::default(),
             observed: Observed::default(),
-            entropy: None,
+            width: None,
+            used_pages: 0.0,
             season: None,
             comes_again: false,
             ahead: [None; AHEAD.len()],
@@ -126,8 +134,8 @@ impl Profile {
     /// An access that stands for `weight` of them.
     pub fn access(&mut self, page: PageIndex, write: bool, time: Monotonic, weight: u32) {
         *(if write { &mut self.writes } else { &mut self.reads }) += u64::from(weight);
-        self.streams.access(page, weight.into());
-        self.reuse.access(page, time, weight);
+        self.streams.access(page, write, weight.into());
+        self.reuse.access(page, write, time, weight);
         self.spread.access(page, weight.into());
     }
 
@@ -145,26 +153,22 @@ impl Profile {
             (Some(before), Some(now)) => (total(now) - total(before)).max(0.0),
             _ => 0.0,
         };
-        let steps = self.streams.take();
-        let Recent { seconds, reads: r, writes: w, steps: s, cpu_seconds, read_bytes, written_bytes } =
-            self.recent;
-        let faded = |before: f64, now: f64| before * FADE_RATES + now;
-        self.recent = Recent {
-            seconds: faded(seconds, length),
-            reads: faded(r, reads),
-            writes: faded(w, writes),
-            steps: Steps {
-                sequential: faded(s.sequential, steps.sequential),
-                strided: faded(s.strided, steps.strided),
-                other: faded(s.other, steps.other),
-            },
-            cpu_seconds: faded(cpu_seconds, used(|usage| usage.cpu.as_secs_f64())),
-            read_bytes: faded(read_bytes, used(|usage| usage.read_bytes as f64)),
-            written_bytes: faded(written_bytes, used(|usage| usage.written_bytes as f64)),
+        let ended = Recent {
+            seconds: length,
+            reads,
+            writes,
+            steps: self.streams.take(),
+            pages: self.reuse.end_epoch(),
+            cpu_seconds: used(|usage| usage.cpu.as_secs_f64()),
+            read_bytes: used(|usage| usage.read_bytes as f64),
+            written_bytes: used(|usage| usage.written_bytes as f64),
         };
+        self.used_pages = ended.pages.used * self.reuse.stands_for();
+        self.recent = self.recent * FADE_RATES + ended;
+        self.streams.fade(FADE_RATES as f32);
         self.reuse.fade(FADE_REUSE);
         let phases = self.spread.phase_changes();
-        self.entropy = self.spread.end_epoch();
+        self.width = self.spread.end_epoch();
         if self.spread.phase_changes() > phases {
             self.phase_began = self.epoch_began;
         }
@@ -225,6 +229,20 @@ impl Profile {
         self.reuse.miss_ratio(pages)
     }
 
+    /// Accesses a second that would have to wait if 0, 1, ... of `N` - 1 equal parts of so many pages, the last ones accessed, were in memory. None while
+    /// there are no accesses.
+    pub fn waits<const N: usize>(&self, pages: u64) -> Option<[f64; N]> {
+        let (reads, writes) = self.rates();
+        let parts = N.saturating_sub(1).max(1) as u64;
+        self.miss_ratio(pages)?;
+        // A page's first access waits in any case, and so makes no difference between two sizes.
+        let missed = |part: usize| match part {
+            0 => 1.0,
+            _ => self.miss_ratio(part as u64 * pages / parts).unwrap_or(1.0),
+        };
+        Some(std::array::from_fn(|part| (reads + writes) * missed(part)))
+    }
+
     /// Milliseconds after which this share of repeated accesses came.
     pub fn reuse_time(&self, share: f64) -> Option<u64> {
         self.reuse.time(share)
@@ -232,7 +250,7 @@ impl Profile {
 
     /// Of the last epoch's accesses over blocks, bits.
     pub fn entropy(&self) -> Option<f64> {
-        self.entropy
+        self.width.map(|width| width.bits)
     }
 
     /// After how long its accesses come and go again.
@@ -340,6 +358,8 @@ mod tests {
         assert!(sequential > 0.99 && strided < 0.01, "{sequential} {strided}");
         assert!(profile.miss_ratio(700).unwrap() > 0.95);
         assert!(profile.miss_ratio(1100).unwrap() < 0.1);
+        let [nothing, half, all] = profile.waits(1100).unwrap();
+        assert!((nothing - 200.0).abs() < 1.0 && half > 190.0 && all < 20.0, "{nothing} {half} {all}");
         let again = profile.reuse_time(0.5).unwrap();
         assert!((8000..=10_000).contains(&again), "{again} ms");
         assert_eq!(profile.entropy().map(f64::round), Some(1.0), "1,000 pages are two blocks");
@@ -363,6 +383,7 @@ mod tests {
         profile.end_epoch(at(10.0), Observed::default());
         assert_eq!((profile.rates(), profile.sequential()), ((0.0, 0.0), None));
         assert_eq!((profile.miss_ratio(1), profile.reuse_time(0.5), profile.entropy()), (None, None, None));
+        assert_eq!(profile.waits::<3>(100), None);
         assert_eq!((profile.cpus(), profile.usage()), (0.0, None));
     }
 

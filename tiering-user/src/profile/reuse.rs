@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::again::{Again, Pages, Used};
 use super::fenwick::Fenwick;
 use super::histogram::LogHistogram;
 use crate::sys::Monotonic;
@@ -15,6 +16,8 @@ use crate::tiermap::PageIndex;
 const PAGES: usize = 2048;
 /// Accesses of these until their order is numbered anew.
 const ORDER: usize = 8 * PAGES;
+/// By how much of itself a number of pages may be wrong that a sample tells: two standard deviations, about.
+const UNSURE: f64 = 0.05;
 
 /// Accesses of a machine's pages, sampled.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub struct Reuse {
     next: usize,
     distances: LogHistogram,
     times: LogHistogram,
+    again: Again,
     /// Weight of accesses of pages that were not accessed before.
     first: f32,
     /// Weight of all accesses, whether looked at or not.
@@ -38,6 +42,7 @@ pub struct Reuse {
 struct Last {
     number: usize,
     time: Monotonic,
+    used: Used,
 }
 
 impl Default for Reuse {
@@ -50,6 +55,7 @@ impl Default for Reuse {
             next: 0,
             distances: LogHistogram::default(),
             times: LogHistogram::default(),
+            again: Again::default(),
             first: 0.0,
             accesses: 0.0,
         }
@@ -57,7 +63,7 @@ impl Default for Reuse {
 }
 
 impl Reuse {
-    pub fn access(&mut self, page: PageIndex, time: Monotonic, weight: u32) {
+    pub fn access(&mut self, page: PageIndex, write: bool, time: Monotonic, weight: u32) {
         self.accesses += weight as f32;
         let hash = hash(page);
         if u64::from(hash) >= self.limit {
@@ -66,8 +72,9 @@ impl Reuse {
         if self.next == ORDER {
             self.number_anew();
         }
-        let weight = weight as f32 * ((1u64 << 32) as f32 / self.limit as f32);
-        match self.pages.insert(page, Last { number: self.next, time }) {
+        let weight = weight as f32 * self.stands_for() as f32;
+        let used = self.again.access(self.pages.get(&page).map(|last| last.used), write);
+        match self.pages.insert(page, Last { number: self.next, time, used }) {
             Some(last) => {
                 let between = self.order.sum(last.number + 1..self.next);
                 self.order.add(last.number, -1);
@@ -95,6 +102,21 @@ impl Reuse {
         }
     }
 
+    /// Ends an epoch. Returns how many pages were used in it, and in the one before, of those that are looked at.
+    pub fn end_epoch(&mut self) -> Pages {
+        self.again.end_epoch()
+    }
+
+    /// For how many pages each one stands that is looked at.
+    pub fn stands_for(&self) -> f64 {
+        (1u64 << 32) as f64 / self.limit as f64
+    }
+
+    /// Pages that were ever accessed, as the sample tells.
+    fn known_pages(&self) -> f64 {
+        self.pages.len() as f64 * self.stands_for()
+    }
+
     /// Has what was before count less.
     pub fn fade(&mut self, by: f32) {
         self.distances.fade(by);
@@ -107,8 +129,22 @@ impl Reuse {
     /// accesses. A page's first access always waits.
     pub fn miss_ratio(&self, pages: u64) -> Option<f64> {
         let known = f64::from(self.accesses);
-        let misses = self.distances.from(pages.max(1)) + f64::from(self.first);
-        (known > 0.0).then(|| (misses / known).min(1.0))
+        // Where all fit nothing waits again, however far apart the sample says that accesses are.
+        let all = pages as f64 >= self.known_pages() * (1.0 - UNSURE);
+        let again = if all { 0.0 } else { self.distances.from(pages.max(1)) };
+        (known > 0.0).then(|| ((again + f64::from(self.first)) / known).min(1.0))
+    }
+
+    /// The same of repeated accesses alone, if this share of all pages that were ever accessed were in memory. None while none is repeated.
+    pub fn miss_ratio_of_repeated(&self, share: f64) -> Option<f64> {
+        let repeated = self.distances.total();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a number of pages"
+        )]
+        let pages = (self.known_pages() * share) as u64;
+        (repeated > 0.0).then(|| self.distances.from(pages.max(1)) / repeated)
     }
 
     /// The time in milliseconds after which at most this share of repeated accesses came; none while there are none.
@@ -171,7 +207,7 @@ mod tests {
     fn sampled(accesses: &[PageIndex]) -> Reuse {
         let mut reuse = Reuse::default();
         for (at, page) in (0..).zip(accesses) {
-            reuse.access(*page, Monotonic(at * 1_000_000), 1);
+            reuse.access(*page, false, Monotonic(at * 1_000_000), 1);
         }
         reuse
     }
@@ -214,6 +250,8 @@ mod tests {
         let reuse = sampled(&accesses);
         assert!(reuse.miss_ratio(700).unwrap() > 0.99);
         assert!(reuse.miss_ratio(1100).unwrap() < 0.06);
+        assert!(reuse.miss_ratio_of_repeated(0.7).unwrap() > 0.99);
+        assert!(reuse.miss_ratio_of_repeated(1.1).unwrap() < 0.01, "first accesses do not count");
         let again = reuse.time(0.5).unwrap();
         assert!((800..=1000).contains(&again), "a page comes again after a second: {again} ms");
     }
@@ -224,7 +262,7 @@ mod tests {
         for epoch in 0..20 {
             reuse.fade(0.5);
             for access in 0..100 {
-                reuse.access(500, Monotonic((epoch * 100 + access) * 1_000_000 + 10_000_000_000), 1);
+                reuse.access(500, false, Monotonic((epoch * 100 + access) * 1_000_000 + 10_000_000_000), 1);
             }
         }
         assert!(reuse.miss_ratio(1).unwrap() < 0.01, "one page is all it needs now");

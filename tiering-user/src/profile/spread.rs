@@ -21,15 +21,22 @@ pub struct Spread {
     /// What the phase is like: shares of accesses. Zeroes before the first comparison.
     phase: [f64; PARTS],
     changes: u64,
-    /// How different the last accesses were from those of the phase, 0 to 1.
-    apart: f64,
+}
+
+/// Over how many blocks the accesses of an epoch spread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Width {
+    /// Entropy, bits: 0 if all were in one block, n if they were spread evenly over 2 to the power of n.
+    pub bits: f64,
+    /// Blocks in which there were any.
+    pub blocks: u32,
 }
 
 impl Spread {
     /// For RAM of so many pages.
     pub fn new(pages: u32) -> Self {
         let blocks = pages.div_ceil(BLOCK_PAGES).max(1) as usize;
-        Self { blocks: vec![0.0; blocks], parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0, apart: 0.0 }
+        Self { blocks: vec![0.0; blocks], parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0 }
     }
 
     pub fn access(&mut self, page: PageIndex, weight: f64) {
@@ -41,25 +48,22 @@ impl Spread {
         }
     }
 
-    /// Ends an epoch. Returns the entropy of its accesses over blocks, bits: 0 if all were in one block, n if they were spread evenly over
-    /// 2 to the power of n. None where there were none.
-    pub fn end_epoch(&mut self) -> Option<f64> {
+    /// Ends an epoch. Returns over what its accesses were spread; none where there were none.
+    pub fn end_epoch(&mut self) -> Option<Width> {
         let total: f64 = self.blocks.iter().copied().map(f64::from).sum();
         let share = |count: f32| f64::from(count) / total;
-        let used = self.blocks.iter().filter(|count| **count > 0.0);
-        let entropy =
-            (total > 0.0).then(|| used.map(|count| -share(*count) * share(*count).log2()).sum::<f64>());
+        let used = || self.blocks.iter().filter(|count| **count > 0.0);
+        let width = (total > 0.0).then(|| {
+            let bits = used().map(|count| -share(*count) * share(*count).log2()).sum::<f64>();
+            // A sum of nothing but zeroes may be negative zero.
+            Width { bits: bits.max(0.0), blocks: u32::try_from(used().count()).unwrap_or(u32::MAX) }
+        });
         self.blocks.fill(0.0);
         self.compare();
-        // A sum of nothing but zeroes may be negative zero.
-        entropy.map(|entropy| entropy.max(0.0))
+        width
     }
 
     /// How often the machine began to work elsewhere.
-    pub fn apart(&self) -> f64 {
-        self.apart
-    }
-
     pub fn phase_changes(&self) -> u64 {
         self.changes
     }
@@ -72,7 +76,6 @@ impl Spread {
         let now = self.parts.map(|count| count / total);
         self.parts = [0.0; PARTS];
         let apart: f64 = now.iter().zip(&self.phase).map(|(now, was)| (now - was).abs()).sum::<f64>() / 2.0;
-        self.apart = apart;
         let is_first = self.phase.iter().all(|share| *share == 0.0);
         if is_first || apart > ANOTHER_PHASE {
             self.changes += u64::from(!is_first);
@@ -98,7 +101,7 @@ mod tests {
         })
     }
 
-    fn epoch(spread: &mut Spread, pages: impl Iterator<Item = PageIndex>) -> Option<f64> {
+    fn epoch(spread: &mut Spread, pages: impl Iterator<Item = PageIndex>) -> Option<Width> {
         pages.for_each(|page| spread.access(page, 1.0));
         spread.end_epoch()
     }
@@ -107,9 +110,9 @@ mod tests {
     fn entropy_says_over_how_many_blocks_accesses_spread() {
         let mut spread = Spread::new(BLOCKS * BLOCK_PAGES);
         assert_eq!(epoch(&mut spread, 0..0), None);
-        assert_eq!(epoch(&mut spread, 0..BLOCK_PAGES), Some(0.0));
+        assert_eq!(epoch(&mut spread, 0..BLOCK_PAGES), Some(Width { bits: 0.0, blocks: 1 }));
         let evenly = epoch(&mut spread, (0..16).map(|block| block * BLOCK_PAGES)).unwrap();
-        assert!((evenly - 4.0).abs() < 1e-6, "{evenly}");
+        assert!((evenly.bits - 4.0).abs() < 1e-6 && evenly.blocks == 16, "{evenly:?}");
     }
 
     #[test]

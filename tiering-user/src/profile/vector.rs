@@ -1,31 +1,39 @@
 //! A profile as a vector, for comparison with those of other machines.
+//!
+//! What depends on how large a machine is, how large its data are, or for how long it was watched is left out, or told as a share: a large database
+//! should look like a small one.
 
 use super::Profile;
-use crate::sys::PAGE_BYTES;
-use crate::tiermap::BLOCK_PAGES;
+use super::streams::Steps;
 
 /// What the components of [`Profile::vector`] say.
-pub const COMPONENTS: [&str; 20] = [
+pub const COMPONENTS: [&str; 26] = [
     "accesses",
     "writes",
     "sequential",
     "strided",
-    "reuse_p50",
-    "reuse_p90",
-    "spread",
+    "near",
+    "walks",
+    "long_walks",
+    "upward",
+    "sequential_writes",
+    "step_p25",
+    "step_p50",
+    "step_p75",
+    "written_pages",
+    "kept",
+    "written_again",
+    "even",
+    "dense",
     "cpus",
+    "cpu_an_access",
     "disk_reads",
     "disk_writes",
-    "used",
-    "used_minute",
-    "phases",
+    "disk_writes_an_access",
     "missed_half",
     "missed_4th",
     "missed_8th",
     "missed_16th",
-    "missed_64th",
-    "missed_256th",
-    "anonymous",
 ];
 
 /// Components from -1 to 1, 0 in the middle of what is usual.
@@ -34,38 +42,60 @@ pub type Vector = [f32; COMPONENTS.len()];
 /// As of the end of the last epoch.
 pub(super) fn of(profile: &Profile) -> Vector {
     let (reads, writes) = profile.rates();
+    let rate = reads + writes;
     let (read_bytes, written_bytes) = profile.disk_rates();
-    let (sequential, strided) = profile.sequential().unwrap_or_default();
-    let pages = f64::from(profile.pages.max(1));
-    let blocks = (pages / f64::from(BLOCK_PAGES)).ceil().log2().max(1.0);
-    // A fifth of a day's milliseconds is 2^24.
-    let again = |share| profile.reuse_time(share).map_or(1.0, |ms| (ms as f64).max(1.0).log2() / 20.0);
-    let decades = |per_s: f64, most: f64| per_s.max(1.0).log10() / most;
-    let used = |horizon: usize| profile.observed.working_sets[horizon] as f64 / pages;
-    let missed = |halves: u32| profile.miss_ratio(u64::from(profile.pages) >> halves).unwrap_or(1.0);
-    let anonymous =
-        profile.usage().map_or(0.0, |usage| usage.anonymous_bytes as f64 / (pages * PAGE_BYTES as f64));
+    let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
+    // Orders of magnitude from `least` on, of so many.
+    let decades = |value: f64, least: f64, most: f64| (value / least).max(1.0).log10() / most;
+    let an_access = |value: f64| if rate > 0.0 { value / rate } else { 0.0 };
+    let steps = profile.recent.steps;
+    let of_steps = |part: fn(&Steps) -> f64| share(part(&steps), steps.total());
+    // The farthest step is that through a TiB.
+    let step = |share| {
+        profile.streams.distance(share).map_or(0.0, |pages| pages.max(1) as f64).max(1.0).log2() / 28.0
+    };
+    let pages = profile.recent.pages;
+    let (even, dense) = profile.width.map_or((0.0, 0.0), |width| {
+        let blocks = f64::from(width.blocks);
+        let pages = profile.used_pages / blocks;
+        (width.bits / blocks.log2().max(1.0), pages.max(1.0).log2() / 9.0)
+    });
+    let missed = |share| profile.reuse.miss_ratio_of_repeated(share).unwrap_or(1.0);
+    let writes = share(writes, rate);
     [
-        decades(reads + writes, 5.0),
-        writes / (reads + writes).max(f64::EPSILON),
-        sequential,
-        strided,
-        again(0.5),
-        again(0.9),
-        profile.entropy().unwrap_or(0.0) / blocks,
+        decades(rate, 1.0, 5.0),
+        writes,
+        of_steps(|steps| steps.sequential),
+        of_steps(|steps| steps.strided),
+        of_steps(|steps| steps.near),
+        of_steps(|steps| steps.in_walks),
+        of_steps(|steps| steps.in_long_walks),
+        of_steps(|steps| steps.upward),
+        // As many of them as of all are in the middle.
+        if steps.sequential > 0.0 {
+            (1.0 + steps.sequential_writes / steps.sequential - writes) / 2.0
+        } else {
+            0.5
+        },
+        step(0.25),
+        step(0.5),
+        step(0.75),
+        share(pages.written, pages.used),
+        share(pages.kept, pages.used_before),
+        share(pages.written_again, pages.kept_written),
+        even,
+        dense,
         profile.cpus() / 4.0,
-        decades(read_bytes, 9.0),
-        decades(written_bytes, 9.0),
-        used(0),
-        used(1),
-        profile.spread.apart(),
-        missed(1),
-        missed(2),
-        missed(3),
-        missed(4),
-        missed(6),
-        missed(8),
-        anonymous,
+        // Microseconds.
+        decades(an_access(profile.cpus() * 1e6), 1.0, 5.0),
+        decades(read_bytes, 1.0, 9.0),
+        decades(written_bytes, 1.0, 9.0),
+        // From a thousandth of a page on.
+        decades(an_access(written_bytes), 4.0, 5.0),
+        missed(0.5),
+        missed(0.25),
+        missed(0.125),
+        missed(0.0625),
     ]
     .map(|share| (2.0 * share.clamp(0.0, 1.0) - 1.0) as f32)
 }

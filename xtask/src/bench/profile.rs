@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 5] = [
+pub const PARTS: [Part; 6] = [
     Part {
         name: "cost",
         about: "what it takes to keep a machine's profile: time an access and an epoch, and memory",
@@ -21,6 +21,11 @@ pub const PARTS: [Part; 5] = [
     Part {
         name: "replay",
         about: "what the policy sends down against LRU and the best there is, and how fast traces are replayed",
+        place: Place::Here,
+    },
+    Part {
+        name: "quotas",
+        about: "what it is worth to divide memory among machines by what more of it spares each",
         place: Place::Here,
     },
     Part {
