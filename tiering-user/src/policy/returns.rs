@@ -23,8 +23,8 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
     if level == 1 && block.probe.is_known() {
         return Duration::from_secs(block.probe.age(now).into()) <= soon_after(rules);
     }
-    // It was warm until heat cooled.
-    let warm = if level == 1 { cooling_epoch(rules) } else { Duration::ZERO };
+    // It was warm until heat cooled, which in rounds it does sooner.
+    let warm = if level == 1 && rules.armed_at.is_none() { cooling_epoch(rules) } else { Duration::ZERO };
     let left_at = rules.least_idle(level - 1, before.backoff()).max(warm);
     Duration::from_secs(before.idle(now).into()) <= left_at + soon_after(rules)
 }
@@ -66,6 +66,11 @@ mod tests {
     fn coming_back_soon_raises_the_back_off_and_late_clears_it() {
         let entry = PageEntry::found(NVME, Seconds(0));
         let soon = |entry, now| came_back_soon(entry, BlockInfo::default(), &RULES, Seconds(now));
+        let armed = Rules { armed_at: Some(Seconds(0)), ..RULES };
+        assert!(
+            !came_back_soon(entry, BlockInfo::default(), &armed, Seconds(16)),
+            "in rounds it cools sooner"
+        );
         // Warm for 20 s, and 5 s more are soon.
         assert!(soon(entry, 25) && !soon(entry, 26));
         assert!(soon(entry.with_backoff(2), 45) && !soon(entry.with_backoff(2), 46));
