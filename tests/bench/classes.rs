@@ -20,6 +20,8 @@ use tiering_user::profile::{COMPONENTS, Vector};
 const POOLED: f64 = 0.5;
 /// Added to each covariance, as a share of the mean variance of a component: what hardly varies in the runs that there are may do so in others.
 const SHRINK: f64 = 0.1;
+/// Components of which all vectors are closer together count as if they were not.
+const LEAST_DEVIATION: f64 = 0.1;
 /// Of the vectors of runs that it was not learned from, so many percent are within the model's reach, of the first whole epochs and of later ones; and in
 /// how many parts the runs are left out for that.
 const REACHED_AT_FIRST: usize = 99;
@@ -104,8 +106,8 @@ fn fit(epochs: &[Epoch]) -> Result<Model> {
     let squares = vectors.iter().fold(DVector::zeros(width), |sum: DVector<f64>, vector| {
         sum + (vector - &mean).map(|value| value * value)
     });
-    // One component counts as much as another, however little it varies.
-    let scale = squares.map(|sum| 1.0 / ((sum / vectors.len() as f64).sqrt() + 1e-9));
+    // One component counts as much as another, but for those that hardly vary here and may elsewhere.
+    let scale = squares.map(|sum| 1.0 / (sum / vectors.len() as f64).sqrt().max(LEAST_DEVIATION));
 
     let mut programs = Vec::new();
     for kind in Kind::ALL {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
-use tiering_user::policy::{Claim, shares};
+use tiering_user::policy::{Claim, Waits, shares};
 use tiering_user::profile::{EPOCH, Observed, Profile};
 use tiering_user::replay::{AccessAt, lru};
 use tiering_user::sys::Monotonic;
@@ -64,7 +64,9 @@ fn watch(vm: u32, (access, rate): Touching, seed: u64) -> Result<Watched> {
     );
     let pages: Vec<u32> = writes.into_iter().map(|(page, _)| page).collect();
     let wants = pages[..half].iter().collect::<HashSet<_>>().len() as u64;
-    let claim = Claim { vm: VmId(vm), wants, floor: wants / 10, weight: 1.0, waits: profile.waits(wants) };
+    let per_second = |ratios: Waits| ratios.map(|ratio| ratio * rate as f64);
+    let waits = profile.miss_ratios(wants).map(per_second);
+    let claim = Claim { vm: VmId(vm), wants, floor: wants / 10, weight: 1.0, waits };
     Ok(Watched { pages, half, claim })
 }
 
@@ -112,10 +114,14 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
             ensure!(fairly > 0, "nothing waits: {name}");
             ratios.push(by_gain as f64 / fairly as f64 * 100.0);
         }
-        let best = at_best.map_or_else(String::new, |best| format!(", {best} at best"));
-        results.note(
+        let best = at_best
+            .map_or_else(String::new, |best| format!(", {best} with the best of {DIVISIONS} divisions"));
+        let ratio = Repeats::of(&ratios).context("no repeats")?;
+        results.figure(
             &format!("{name}: wait, of those that wait with fair shares, %"),
-            Repeats::of(&ratios).context("no repeats")?,
+            format!("{:.1} ({:.1} to {:.1})", ratio.median, ratio.least, ratio.most),
+            "100 at most",
+            ratio.median <= 100.0,
         );
         results.note("   the last time, fairly and by gain", format!("{fairly}, {by_gain}{best}"));
         all.extend(ratios);

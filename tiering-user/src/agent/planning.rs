@@ -303,7 +303,9 @@ impl State {
                 let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
                 let weight = weight(machine.priority());
                 let wants = counts.get(Place::In(TierId(0)));
-                Claim { vm: machine.target.id, wants, floor, weight, waits: machine.waits(wants) }
+                // Where nothing is missing, everybody has what it wants.
+                let waits = if missing_pages > 0 { machine.waits(wants) } else { None };
+                Claim { vm: machine.target.id, wants, floor, weight, waits }
             })
             .collect();
         let there: u64 = claims.iter().map(|claim| claim.wants).sum();

@@ -26,10 +26,13 @@ impl Machine {
         })
     }
 
-    /// Accesses a second that would wait if it had parts of so many pages of the first tier. None where accesses to pages in memory do not show.
+    /// Accesses of a round that would wait if it had parts of so many pages of the first tier. None where accesses to pages in memory do not show.
+    ///
+    /// Of rounds, not of seconds: rounds of machines that do the same all the time are far apart, though they use as much.
     pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
         self.armed_at?;
-        self.profile.waits(pages)
+        let used = self.rounds.last().used as f64;
+        Some(self.profile.miss_ratios(pages)?.map(|ratio| ratio * used))
     }
 
     /// What `status` says of its profile; none before its first epoch is over.

@@ -70,7 +70,8 @@ impl Belief {
 
     /// What its profile said the last time it was there: until it says something else.
     pub fn seemed(&mut self, class: Class, share: f32) {
-        self.guess(Guess { class: Some(class), confidence: share });
+        // As much as if it had said so all the time.
+        self.guesses = BTreeMap::from([(Some(class), share / (1.0 - KEPT))]);
         self.epochs = FIRM;
     }
 
@@ -160,7 +161,10 @@ mod tests {
         let mut again = Belief::default();
         again.seemed(class, share);
         assert_eq!(again.to_act_on(true), Some(Class::Web));
-        (0..3).for_each(|_| again.guess(guess(Some(Class::Build))));
+        again.guess(guess(Some(Class::Build)));
+        again.guess(guess(None));
+        assert_eq!(again.to_act_on(true), Some(Class::Web), "a boot is not what it does");
+        (0..5).for_each(|_| again.guess(guess(Some(Class::Build))));
         assert_eq!(again.to_act_on(true), Some(Class::Build));
     }
 }

@@ -282,7 +282,7 @@ mod tests {
         let hash = |path| XxHash3_64::oneshot(&std::fs::read(path).unwrap());
         assert_eq!(
             (hash(decisions), hash(epochs)),
-            (1_623_136_422_526_698_287, 11_251_086_681_117_467_014),
+            (1_623_136_422_526_698_287, 15_307_925_960_415_870_161),
             "decisions, and profiles"
         );
     }

@@ -23,8 +23,8 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
     if level == 1 && block.probe.is_known() {
         return Duration::from_secs(block.probe.age(now).into()) <= soon_after(rules);
     }
-    // It was warm until heat cooled, which in rounds it does sooner.
-    let warm = if level == 1 && rules.armed_at.is_none() { cooling_epoch(rules) } else { Duration::ZERO };
+    // It was warm until heat had cooled twice, which in rounds it does sooner.
+    let warm = if level == 1 && rules.armed_at.is_none() { 2 * cooling_epoch(rules) } else { Duration::ZERO };
     let left_at = rules.least_idle(level - 1, before.backoff()).max(warm);
     Duration::from_secs(before.idle(now).into()) <= left_at + soon_after(rules)
 }
@@ -71,9 +71,9 @@ mod tests {
             !came_back_soon(entry, BlockInfo::default(), &armed, Seconds(16)),
             "in rounds it cools sooner"
         );
-        // Warm for 20 s, and 5 s more are soon.
-        assert!(soon(entry, 25) && !soon(entry, 26));
-        assert!(soon(entry.with_backoff(2), 45) && !soon(entry.with_backoff(2), 46));
+        // Warm for 40 s, and 5 s more are soon.
+        assert!(soon(entry, 45) && !soon(entry, 46));
+        assert!(soon(entry.with_backoff(3), 85) && !soon(entry.with_backoff(3), 86));
         assert!(!soon(entry.with_place(DRAM), 1));
         let region = RamRegion { start: Hva(0x10_0000), bytes: 4096, backing: Backing::Anonymous };
         let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));

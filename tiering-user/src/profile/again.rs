@@ -1,16 +1,22 @@
 //! How much of what a machine used in one epoch it uses again in the next, and how much of what it wrote it writes again.
 //!
-//! In: accesses to pages, of which the same ones are looked at each time, and ends of epochs. Out: numbers of such pages.
+//! In: what each page was used for, of those that are looked at, epoch by epoch. Out: numbers of pages.
 
 use derive_more::{Add, Mul};
 
-/// What is known of one page's last use.
-#[derive(Clone, Copy, Debug)]
-pub struct Used {
-    epoch: u64,
-    written: bool,
-    /// In the epoch before that one too.
-    written_before: bool,
+/// What one page was used for in the running epoch, and in the one before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uses {
+    now: Use,
+    before: Use,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    #[default]
+    None,
+    Read,
+    Written,
 }
 
 /// Pages of one epoch, or sums over epochs.
@@ -28,58 +34,39 @@ pub struct Pages {
     pub written_again: f64,
 }
 
-/// The epochs of one machine.
-#[derive(Debug, Default)]
-pub struct Again {
-    /// The running one.
-    epoch: u64,
-    now: Pages,
-}
-
-impl Again {
-    /// Notes an access. `used` is what was known of the page, and is returned as it is known now.
-    pub fn access(&mut self, used: Option<Used>, write: bool) -> Used {
-        let now = &mut self.now;
-        let mut used = used.filter(|used| used.epoch == self.epoch).unwrap_or_else(|| {
-            let before = used.filter(|used| used.epoch + 1 == self.epoch);
-            let written_before = before.is_some_and(|used| used.written);
-            now.used += 1.0;
-            now.kept += f64::from(u8::from(before.is_some()));
-            now.kept_written += f64::from(u8::from(written_before));
-            Used { epoch: self.epoch, written: false, written_before }
-        });
-        if write && !used.written {
-            used.written = true;
-            now.written += 1.0;
-            now.written_again += f64::from(u8::from(used.written_before));
-        }
-        used
+impl Uses {
+    pub fn access(&mut self, write: bool) {
+        self.now = self.now.max(if write { Use::Written } else { Use::Read });
     }
 
-    /// Ends an epoch, and tells of it.
-    pub fn end_epoch(&mut self) -> Pages {
-        self.epoch += 1;
-        let next = Pages { used_before: self.now.used, ..Pages::default() };
-        std::mem::replace(&mut self.now, next)
+    /// Ends an epoch, and adds to it what the page was used for.
+    pub fn end_epoch(&mut self, pages: &mut Pages) {
+        let Self { now, before } = *self;
+        let one_if = |is: bool| f64::from(u8::from(is));
+        let kept = now > Use::None && before > Use::None;
+        let kept_written = kept && before == Use::Written;
+        pages.used += one_if(now > Use::None);
+        pages.written += one_if(now == Use::Written);
+        pages.used_before += one_if(before > Use::None);
+        pages.kept += one_if(kept);
+        pages.kept_written += one_if(kept_written);
+        pages.written_again += one_if(kept_written && now == Use::Written);
+        *self = Self { now: Use::None, before: now };
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
 
     #[test]
     fn what_is_used_and_written_again_is_told_from_what_is_new() {
-        let mut again = Again::default();
-        let mut pages: HashMap<u32, Used> = HashMap::new();
-        let mut epoch = |accesses: &[(u32, bool)]| {
-            for (page, write) in accesses {
-                let used = again.access(pages.get(page).copied(), *write);
-                pages.insert(*page, used);
-            }
-            again.end_epoch()
+        let mut pages = [Uses::default(); 5];
+        let mut epoch = |accesses: &[(usize, bool)]| {
+            accesses.iter().for_each(|(page, write)| pages[*page].access(*write));
+            let mut sum = Pages::default();
+            pages.iter_mut().for_each(|page| page.end_epoch(&mut sum));
+            sum
         };
         let first = epoch(&[(1, true), (1, false), (2, true), (3, false), (3, false)]);
         assert_eq!(first, Pages { used: 3.0, written: 2.0, ..Pages::default() });

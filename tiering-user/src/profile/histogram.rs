@@ -1,6 +1,8 @@
 //! Weights by value on a logarithmic scale: four buckets to each power of two, so a value is known to a quarter of itself.
 
 const BUCKETS_AN_OCTAVE_LOG2: u32 = 2;
+/// Less than a thousandth of an access is none.
+const LEAST: f32 = 1e-3;
 const BUCKETS: usize = 40 << BUCKETS_AN_OCTAVE_LOG2;
 
 /// How much weight each value has.
@@ -22,9 +24,11 @@ impl LogHistogram {
         }
     }
 
-    /// Multiplies all weights, so that what is older counts less.
+    /// Multiplies all weights, so that what is older counts less, and nothing in the end.
     pub fn fade(&mut self, by: f32) {
-        self.weights.iter_mut().for_each(|weight| *weight *= by);
+        for weight in self.weights.iter_mut() {
+            *weight = if *weight < LEAST { 0.0 } else { *weight * by };
+        }
     }
 
     pub fn total(&self) -> f64 {

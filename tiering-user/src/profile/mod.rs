@@ -158,13 +158,19 @@ impl Profile {
             reads,
             writes,
             steps: self.streams.take(),
-            pages: self.reuse.end_epoch(),
+            pages: self.reuse.end_epoch(now),
             cpu_seconds: used(|usage| usage.cpu.as_secs_f64()),
             read_bytes: used(|usage| usage.read_bytes as f64),
             written_bytes: used(|usage| usage.written_bytes as f64),
         };
-        self.used_pages = ended.pages.used * self.reuse.stands_for();
+        self.used_pages = ended.pages.used;
         self.recent = self.recent * FADE_RATES + ended;
+        // What is left of long ago says nothing.
+        if self.recent.reads + self.recent.writes < 1.0 {
+            let Recent { seconds, cpu_seconds, read_bytes, written_bytes, .. } = self.recent;
+            self.recent = Recent { seconds, cpu_seconds, read_bytes, written_bytes, ..Recent::default() };
+            self.streams.forget();
+        }
         self.streams.fade(FADE_RATES as f32);
         self.reuse.fade(FADE_REUSE);
         let phases = self.spread.phase_changes();
@@ -229,18 +235,15 @@ impl Profile {
         self.reuse.miss_ratio(pages)
     }
 
-    /// Accesses a second that would have to wait if 0, 1, ... of `N` - 1 equal parts of so many pages, the last ones accessed, were in memory. None while
-    /// there are no accesses.
-    pub fn waits<const N: usize>(&self, pages: u64) -> Option<[f64; N]> {
-        let (reads, writes) = self.rates();
+    /// [`Self::miss_ratio`] for 0, 1, ... of `N` - 1 equal parts of so many pages.
+    pub fn miss_ratios<const N: usize>(&self, pages: u64) -> Option<[f64; N]> {
         let parts = N.saturating_sub(1).max(1) as u64;
         self.miss_ratio(pages)?;
-        // A page's first access waits in any case, and so makes no difference between two sizes.
         let missed = |part: usize| match part {
             0 => 1.0,
             _ => self.miss_ratio(part as u64 * pages / parts).unwrap_or(1.0),
         };
-        Some(std::array::from_fn(|part| (reads + writes) * missed(part)))
+        Some(std::array::from_fn(missed))
     }
 
     /// Milliseconds after which this share of repeated accesses came.
@@ -358,8 +361,8 @@ mod tests {
         assert!(sequential > 0.99 && strided < 0.01, "{sequential} {strided}");
         assert!(profile.miss_ratio(700).unwrap() > 0.95);
         assert!(profile.miss_ratio(1100).unwrap() < 0.1);
-        let [nothing, half, all] = profile.waits(1100).unwrap();
-        assert!((nothing - 200.0).abs() < 1.0 && half > 190.0 && all < 20.0, "{nothing} {half} {all}");
+        let [nothing, half, all] = profile.miss_ratios(1100).unwrap();
+        assert!(nothing == 1.0 && half > 0.95 && all < 0.1, "{nothing} {half} {all}");
         let again = profile.reuse_time(0.5).unwrap();
         assert!((8000..=10_000).contains(&again), "{again} ms");
         assert_eq!(profile.entropy().map(f64::round), Some(1.0), "1,000 pages are two blocks");
@@ -383,7 +386,7 @@ mod tests {
         profile.end_epoch(at(10.0), Observed::default());
         assert_eq!((profile.rates(), profile.sequential()), ((0.0, 0.0), None));
         assert_eq!((profile.miss_ratio(1), profile.reuse_time(0.5), profile.entropy()), (None, None, None));
-        assert_eq!(profile.waits::<3>(100), None);
+        assert_eq!(profile.miss_ratios::<3>(100), None);
         assert_eq!((profile.cpus(), profile.usage()), (0.0, None));
     }
 

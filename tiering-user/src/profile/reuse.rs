@@ -4,9 +4,11 @@
 //! where there would be too many the limit is lowered. With a share R of all pages looked at, a distance of d sampled pages stands for d / R,
 //! and a sampled access for 1 / R. What is then missing or too much of all accesses is taken as accesses of the nearest distance, as there.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
-use super::again::{Again, Pages, Used};
+use super::again::{Pages, Uses};
 use super::fenwick::Fenwick;
 use super::histogram::LogHistogram;
 use crate::sys::Monotonic;
@@ -16,8 +18,10 @@ use crate::tiermap::PageIndex;
 const PAGES: usize = 2048;
 /// Accesses of these until their order is numbered anew.
 const ORDER: usize = 8 * PAGES;
-/// By how much of itself a number of pages may be wrong that a sample tells: two standard deviations, about.
-const UNSURE: f64 = 0.05;
+/// By how much of itself a number of pages may be wrong that a sample tells: a standard deviation, about.
+const UNSURE: f64 = 0.025;
+/// What was accessed within this is known to a machine that is described by parts of what it knows.
+const KNOWN: Duration = Duration::from_mins(10);
 
 /// Accesses of a machine's pages, sampled.
 #[derive(Debug)]
@@ -31,7 +35,8 @@ pub struct Reuse {
     next: usize,
     distances: LogHistogram,
     times: LogHistogram,
-    again: Again,
+    /// As of the end of the last epoch: pages that are looked at, and were accessed within [`KNOWN`].
+    lately: usize,
     /// Weight of accesses of pages that were not accessed before.
     first: f32,
     /// Weight of all accesses, whether looked at or not.
@@ -42,7 +47,7 @@ pub struct Reuse {
 struct Last {
     number: usize,
     time: Monotonic,
-    used: Used,
+    uses: Uses,
 }
 
 impl Default for Reuse {
@@ -55,7 +60,7 @@ impl Default for Reuse {
             next: 0,
             distances: LogHistogram::default(),
             times: LogHistogram::default(),
-            again: Again::default(),
+            lately: 0,
             first: 0.0,
             accesses: 0.0,
         }
@@ -73,16 +78,21 @@ impl Reuse {
             self.number_anew();
         }
         let weight = weight as f32 * self.stands_for() as f32;
-        let used = self.again.access(self.pages.get(&page).map(|last| last.used), write);
-        match self.pages.insert(page, Last { number: self.next, time, used }) {
-            Some(last) => {
+        match self.pages.entry(page) {
+            Entry::Occupied(mut entry) => {
+                let last = entry.get_mut();
                 let between = self.order.sum(last.number + 1..self.next);
                 self.order.add(last.number, -1);
                 self.distances.add((u64::from(between) << 32) / self.limit, weight);
                 let ms = time.since(last.time).as_millis();
                 self.times.add(u64::try_from(ms).unwrap_or(u64::MAX), weight);
+                (last.number, last.time) = (self.next, time);
+                last.uses.access(write);
             }
-            None => {
+            Entry::Vacant(entry) => {
+                let mut uses = Uses::default();
+                uses.access(write);
+                entry.insert(Last { number: self.next, time, uses });
                 self.first += weight;
                 self.by_hash.insert((hash, page));
             }
@@ -102,19 +112,21 @@ impl Reuse {
         }
     }
 
-    /// Ends an epoch. Returns how many pages were used in it, and in the one before, of those that are looked at.
-    pub fn end_epoch(&mut self) -> Pages {
-        self.again.end_epoch()
+    /// Ends an epoch. Returns how many pages were used in it, and in the one before, as those say that are looked at.
+    pub fn end_epoch(&mut self, now: Monotonic) -> Pages {
+        let mut pages = Pages::default();
+        self.pages.values_mut().for_each(|last| last.uses.end_epoch(&mut pages));
+        self.lately = self.pages.values().filter(|last| now.since(last.time) <= KNOWN).count();
+        pages * self.stands_for()
     }
 
     /// For how many pages each one stands that is looked at.
-    pub fn stands_for(&self) -> f64 {
+    fn stands_for(&self) -> f64 {
         (1u64 << 32) as f64 / self.limit as f64
     }
 
-    /// Pages that were ever accessed, as the sample tells.
-    fn known_pages(&self) -> f64 {
-        self.pages.len() as f64 * self.stands_for()
+    fn is_sampled(&self) -> bool {
+        self.limit < 1 << 32
     }
 
     /// Has what was before count less.
@@ -129,13 +141,15 @@ impl Reuse {
     /// accesses. A page's first access always waits.
     pub fn miss_ratio(&self, pages: u64) -> Option<f64> {
         let known = f64::from(self.accesses);
-        // Where all fit nothing waits again, however far apart the sample says that accesses are.
-        let all = pages as f64 >= self.known_pages() * (1.0 - UNSURE);
+        // Where all fit nothing waits again, however far apart a sample says that accesses are.
+        let unsure = if self.is_sampled() { UNSURE } else { 0.0 };
+        let all = pages as f64 >= self.pages.len() as f64 * self.stands_for() * (1.0 - unsure);
         let again = if all { 0.0 } else { self.distances.from(pages.max(1)) };
         (known > 0.0).then(|| ((again + f64::from(self.first)) / known).min(1.0))
     }
 
-    /// The same of repeated accesses alone, if this share of all pages that were ever accessed were in memory. None while none is repeated.
+    /// The same of repeated accesses alone, if as many pages were in memory as this share of those accessed within ten minutes, as of the end of the last
+    /// epoch. None while none is repeated.
     pub fn miss_ratio_of_repeated(&self, share: f64) -> Option<f64> {
         let repeated = self.distances.total();
         #[expect(
@@ -143,7 +157,7 @@ impl Reuse {
             clippy::cast_sign_loss,
             reason = "a share of a number of pages"
         )]
-        let pages = (self.known_pages() * share) as u64;
+        let pages = (self.lately as f64 * self.stands_for() * share) as u64;
         (repeated > 0.0).then(|| self.distances.from(pages.max(1)) / repeated)
     }
 
@@ -247,13 +261,30 @@ mod tests {
     #[test]
     fn a_loop_waits_for_every_page_until_it_fits() {
         let accesses: Vec<PageIndex> = (0..20).flat_map(|_| 0..1000).collect();
-        let reuse = sampled(&accesses);
+        let mut reuse = sampled(&accesses);
+        assert!(reuse.miss_ratio(960).unwrap() > 0.99, "one that nearly fits waits too");
+        reuse.end_epoch(Monotonic(20_000 * 1_000_000));
         assert!(reuse.miss_ratio(700).unwrap() > 0.99);
         assert!(reuse.miss_ratio(1100).unwrap() < 0.06);
         assert!(reuse.miss_ratio_of_repeated(0.7).unwrap() > 0.99);
         assert!(reuse.miss_ratio_of_repeated(1.1).unwrap() < 0.01, "first accesses do not count");
         let again = reuse.time(0.5).unwrap();
         assert!((800..=1000).contains(&again), "a page comes again after a second: {again} ms");
+    }
+
+    #[test]
+    fn what_is_used_again_is_known_however_small_the_sample_is() {
+        let mut reuse = Reuse::default();
+        let mut epoch = |number: u64| {
+            let now = Monotonic(number * 10_000_000_000);
+            (0..50_000).for_each(|page| reuse.access(page, page % 2 == 0, now, 1));
+            reuse.end_epoch(now)
+        };
+        let first = epoch(1);
+        assert!((first.used - 50_000.0).abs() < 2500.0 && first.kept == 0.0, "{first:?}");
+        let second = epoch(2);
+        assert_eq!((second.kept, second.used_before), (second.used, second.used));
+        assert!(second.written_again == second.written && second.written < 0.55 * second.used, "{second:?}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct Streams {
     streams: [Stream; STREAMS],
     accesses: u64,
     steps: Steps,
-    last: PageIndex,
+    last: Option<PageIndex>,
     /// From each access to the next one, pages.
     distances: LogHistogram,
 }
@@ -65,9 +65,10 @@ impl Streams {
     pub fn access(&mut self, page: PageIndex, write: bool, weight: f64) {
         self.accesses += 1;
         let at = self.accesses;
-        self.distances.add(self.last.abs_diff(page).into(), weight as f32);
-        self.steps.upward += if page > self.last { weight } else { 0.0 };
-        self.last = page;
+        if let Some(last) = self.last.replace(page) {
+            self.distances.add(last.abs_diff(page).into(), weight as f32);
+            self.steps.upward += if page > last { weight } else { 0.0 };
+        }
         let step_to = |stream: &Stream| i64::from(page) - i64::from(stream.last);
         let is_next =
             |stream: &&mut Stream| stream.at > 0 && stream.step != 0 && step_to(stream) == stream.step;
@@ -82,6 +83,12 @@ impl Streams {
             }
             sums.in_walks += if stream.steps >= WALK { weight } else { 0.0 };
             sums.in_long_walks += if stream.steps >= LONG_WALK { weight } else { 0.0 };
+            return;
+        }
+        // To read a page and then write it is no step.
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.at > 0 && stream.last == page) {
+            self.steps.near += weight;
+            stream.at = at;
             return;
         }
         let distance = |stream: &Stream| stream.last.abs_diff(page);
@@ -110,6 +117,11 @@ impl Streams {
     /// Has what was before count less.
     pub fn fade(&mut self, by: f32) {
         self.distances.fade(by);
+    }
+
+    /// Has what was before count for nothing.
+    pub fn forget(&mut self) {
+        self.distances = LogHistogram::default();
     }
 }
 
@@ -156,6 +168,8 @@ mod tests {
         assert!(long.in_walks > 0.99 && long.in_long_walks > 0.98 && long.upward > 0.99, "{long:?}");
         assert!((long.sequential_writes - 0.5).abs() < 0.01, "{long:?}");
         assert!(steps((1000..3000).rev()).upward < 0.01);
+        let twice = steps((2000..6000).map(|access| access / 2));
+        assert!(twice.in_walks > 0.49 && twice.near > 0.49, "each page is read, then written: {twice:?}");
     }
 
     #[test]

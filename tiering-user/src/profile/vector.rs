@@ -47,7 +47,8 @@ pub(super) fn of(profile: &Profile) -> Vector {
     let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
     // Orders of magnitude from `least` on, of so many.
     let decades = |value: f64, least: f64, most: f64| (value / least).max(1.0).log10() / most;
-    let an_access = |value: f64| if rate > 0.0 { value / rate } else { 0.0 };
+    // Where hardly anything is accessed this says nothing.
+    let an_access = |value: f64| value / rate.max(0.1);
     let steps = profile.recent.steps;
     let of_steps = |part: fn(&Steps) -> f64| share(part(&steps), steps.total());
     // The farthest step is that through a TiB.
