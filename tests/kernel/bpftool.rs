@@ -34,7 +34,7 @@ fn maps() -> Vec<String> {
 fn programs_and_maps_are_shown_with_their_fields() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-bpftool", Backend::Anonymous);
-    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
     let used =
         wait_for("faults", || (vm(&agent, "tt-bpftool")["faults_total"].as_u64()? > 1000).then_some(()));
     assert!(used.is_some());

@@ -19,7 +19,7 @@ fn a_new_agent_takes_over_the_swap_files_of_one_that_was_killed_and_loses_nothin
     let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-crash", Backend::Anonymous);
-    let mut agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let mut agent = Agent::start(&host.config("1s"), &[]).unwrap();
     let in_swap = wait_for("pages in both swap tiers", || {
         let vm = vm(&agent, "tt-crash");
         let bytes = |tier: &str| vm["tier_bytes"][tier].as_u64().unwrap();
@@ -35,7 +35,7 @@ fn a_new_agent_takes_over_the_swap_files_of_one_that_was_killed_and_loses_nothin
     std::thread::sleep(Duration::from_secs(7));
     guest.check_alive().unwrap();
 
-    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
     assert!(agent.log().text().contains("taking over a swap file"), "{}", agent.log().text());
     let mut now = host.scratch.swap_areas().unwrap();
     now.retain(|area| areas.contains(area));
@@ -78,8 +78,8 @@ fn came_back(agent: &Agent, guest: &Guest) -> usize {
 fn what_was_learned_of_a_guest_outlives_an_agent_that_is_killed() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-crash", Backend::Anonymous);
-    // The guest walks every 10 s, so that pages which go after 8 s come back soon.
-    let mut agent = Agent::start(&host.config("8s"), &[]).unwrap();
+    // The guest walks every 10 s, so that pages which go when they are no longer warm, after 4 to 8 s, come back soon.
+    let mut agent = Agent::start(&host.config("2s"), &[]).unwrap();
     vm(&agent, "tt-crash");
     // Every half minute it is written down.
     let saved = || agent.status().unwrap()["state_saved_unix_s"].as_u64();

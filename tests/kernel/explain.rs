@@ -62,7 +62,7 @@ fn a_page_is_told_where_it_is_why_and_when_it_goes_on() {
 fn what_the_policy_did_is_told_with_its_reasons() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-explain", Backend::Anonymous);
-    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
     vm(&agent, "tt-explain");
     let told = wait_for("steps down and stages", || {
         let answer = explain(&agent, &[]);

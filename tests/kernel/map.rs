@@ -17,7 +17,7 @@ fn every_page_of_a_stopped_guest_is_where_the_map_says() {
     let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-map", Backend::Anonymous);
-    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
     vm(&agent, "tt-map");
     // Long enough for pages in both swap tiers, some of them come back, some staged.
     std::thread::sleep(Duration::from_secs(20));

@@ -14,7 +14,7 @@ fn idle_pages_go_down_and_what_follows_is_staged_before_it_is_asked_for() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-policy", Backend::Anonymous);
     let report = host.scratch.path().join("report.json");
-    let agent = Agent::start(&host.config("2s"), &["--report", report.to_str().unwrap()]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &["--report", report.to_str().unwrap()]).unwrap();
     vm(&agent, "tt-policy");
 
     let used = wait_for("staged pages to be used", || {
@@ -107,7 +107,7 @@ fn guests_that_come_while_the_agent_runs_are_found_and_those_that_go_are_forgott
 fn shared_memory_is_not_lost_sight_of_while_it_goes_down_and_comes_back() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let mut guest = guest("tt-policy", Backend::Memfd);
-    let agent = Agent::start(&host.config("2s"), &[]).unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
     let touched =
         |vm: &serde_json::Value| vm["ram_bytes"].as_u64().unwrap() - vm["untouched_bytes"].as_u64().unwrap();
     let before = touched(&vm(&agent, "tt-policy"));

@@ -29,7 +29,7 @@ swap = {{ path = "{folder}/{qlc}", size = "2GiB" }}
 
 [policy]
 # A minute is short: pages go early, and the stalls of coming back do not hold the rest up.
-demote_after = "5s"
+demote_after = "1s"
 psi_limit = "20%"
 refault_limit = "100%"
 # So does what watching two emulated guests at full speed costs.
