@@ -12,7 +12,8 @@
 //! A share is a bound only while the tier is short of room.
 //!
 //! # Limits
-//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be.
+//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be, and in steps: machines that are alike can end up a few
+//! parts apart.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
