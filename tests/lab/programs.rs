@@ -34,6 +34,8 @@ fn redis_works_while_the_rest_goes_down(results: &mut Results) -> Result<()> {
     let before = guest.progress()?.len() as u64;
     let last = guest.wait_progress(before + 2, BOOT).context("after its memory went down")?;
     results.note("operations of the last round", last.operations);
+    let class = vm(&agent, NAME)?.map(|vm| vm["class"].to_string());
+    results.note("what it is by its profile", class.unwrap_or_default());
     let result = guest.finish_program()?;
     results.check("operations", result.operations, "> 0", result.operations > 0);
     results.check("Redis' values right", result.data_ok, "true", result.data_ok);
