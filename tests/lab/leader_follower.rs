@@ -182,7 +182,7 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
 
 #[test]
 fn what_the_leader_touches_is_staged_for_the_follower() {
-    let limit = Duration::from_secs(420);
+    let limit = Duration::from_secs(900);
     Scenario { limit, ..Scenario::default() }
         .run("leader_follower::what_the_leader_touches_is_staged_for_the_follower", leader_and_follower);
 }

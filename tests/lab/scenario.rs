@@ -36,7 +36,7 @@ impl Default for Scenario {
             nodes: "dram:1G,cxl:1G",
             nvme: "1G",
             qlc: "2G@iops=2000",
-            limit: Duration::from_secs(240),
+            limit: Duration::from_secs(600),
         }
     }
 }
