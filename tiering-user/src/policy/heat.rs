@@ -15,8 +15,8 @@ use crate::tiermap::VmPages;
 /// Heat 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 const BINS: usize = 6;
 
-/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds. Of 0.5, 1, 2, 3 and 4 the
-/// least that closed a third of the gap to Belady's optimum in replays of real programs at each of four least idle times.
+/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds. How much of the gap to Belady's optimum
+/// that closes in replays of real programs is told in docs/replay.md.
 const EPOCH_FACTOR: u32 = 2;
 const EPOCH_LEAST: Duration = Duration::from_secs(1);
 const EPOCH_MOST: Duration = Duration::from_mins(10);
