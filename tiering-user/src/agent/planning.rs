@@ -55,11 +55,14 @@ impl State {
             }
             self.look_at_round(id);
             let Some(machine) = self.machines.get_mut(&id) else { continue };
-            let epoch = cooling_epoch(&machine.rules(demote_after));
+            let rules = machine.rules(demote_after);
             // Between two rounds nothing shows that would keep a page warm.
             let cool = match machine.armed_at {
                 Some(_) => machine.rounds.take_epoch(),
-                None => Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into()) >= epoch,
+                None => {
+                    let since = Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into());
+                    since >= cooling_epoch(&rules)
+                }
             };
             if cool {
                 machine.cooled_at = clock;
@@ -68,7 +71,6 @@ impl State {
             if cool {
                 machine.pages.all_changed();
             }
-            let rules = machine.rules(demote_after);
             let mut recent = 0;
             machine.pages.for_each(|_, entry| {
                 let idle = Duration::from_secs(entry.idle(clock).into());

@@ -41,7 +41,7 @@ pub use demote::{Held, Rules, demotions};
 pub use free::FreeSpace;
 pub use heat::{Bands, HeatHistogram, cooling_epoch};
 pub use promote::promotions;
-pub use quota::{Claim, PARTS, Waits, shares, weight};
+pub use quota::{Claim, Waits, shares, weight};
 pub use refaults::{Refaults, TooMany};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
