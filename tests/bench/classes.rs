@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use tiering_tests::paths::workspace_root;
 use tiering_tests::program::Kind;
 use tiering_tests::results::Results;
-use tiering_user::class::{self, Belief, Farthest, Guess, Model, Scatter};
+use tiering_user::class::{self, Belief, Guess, Model, Reach, Scatter};
 use tiering_user::config::Class;
 use tiering_user::profile::{COMPONENTS, Vector};
 
@@ -22,10 +22,10 @@ const POOLED: f64 = 0.5;
 const SHRINK: f64 = 0.1;
 /// Components of which all vectors are closer together count as if they were not.
 const LEAST_DEVIATION: f64 = 0.1;
-/// Of the vectors of runs that it was not learned from, so many percent are within the model's reach, of the first whole epochs and of later ones; and in
-/// how many parts the runs are left out for that.
-const REACHED_AT_FIRST: usize = 99;
-const REACHED_LATER: usize = 97;
+/// Of the vectors of runs that it was not learned from, and that are likeliest of a kind, so many percent are within that kind's reach, of the first whole
+/// epochs and of later ones; and in how many parts the runs are left out for that.
+const REACHED_AT_FIRST: usize = 100;
+const REACHED_LATER: usize = 94;
 const FOLDS: usize = 10;
 /// From so many on the agent acts on guesses, where it is to.
 const BELIEVED_AFTER: usize = 3;
@@ -90,8 +90,17 @@ fn epochs() -> Result<Vec<Epoch>> {
 /// Learns from epochs.
 fn learn(epochs: &[Epoch]) -> Result<Model> {
     let mut model = fit(epochs)?;
-    model.farthest = farthest(epochs)?;
+    let looks = looks(epochs)?;
+    for (kind, program) in model.kinds.iter_mut().zip(programs(epochs)) {
+        kind.scatter.reach = reach(looks.iter().filter(|look| look.likeliest == program));
+    }
+    model.scatter.reach = reach(looks.iter());
     Ok(model)
+}
+
+/// Of what there are epochs.
+fn programs(epochs: &[Epoch]) -> impl Iterator<Item = Kind> {
+    Kind::ALL.into_iter().filter(|kind| epochs.iter().any(|epoch| epoch.kind == *kind))
 }
 
 /// A model without an end to its reach.
@@ -109,38 +118,31 @@ fn fit(epochs: &[Epoch]) -> Result<Model> {
     // One component counts as much as another, but for those that hardly vary here and may elsewhere.
     let scale = squares.map(|sum| 1.0 / (sum / vectors.len() as f64).sqrt().max(LEAST_DEVIATION));
 
-    let mut programs = Vec::new();
-    for kind in Kind::ALL {
+    let mut scattered = Vec::new();
+    for kind in programs(epochs) {
         let own = |(epoch, vector): (&Epoch, _)| (epoch.kind == kind).then_some(vector);
         let members: Vec<&DVector<f64>> = epochs.iter().zip(&vectors).filter_map(own).collect();
-        if members.is_empty() {
-            continue;
-        }
         let centre = mean_of(&members);
         let covariance = members.iter().fold(DMatrix::zeros(width, width), |sum: DMatrix<f64>, member| {
             let apart = (*member - &centre).component_mul(&scale);
             sum + &apart * apart.transpose()
         });
-        programs.push((kind, centre, covariance / members.len() as f64));
+        scattered.push((kind, centre, covariance / members.len() as f64));
     }
-    ensure!(!programs.is_empty(), "there is nothing to learn from");
+    ensure!(!scattered.is_empty(), "there is nothing to learn from");
     let pooled =
-        programs.iter().fold(DMatrix::zeros(width, width), |sum: DMatrix<f64>, (_, _, own)| sum + own);
-    let pooled = pooled / programs.len() as f64;
+        scattered.iter().fold(DMatrix::zeros(width, width), |sum: DMatrix<f64>, (_, _, own)| sum + own);
+    let pooled = pooled / scattered.len() as f64;
     let everywhere = DMatrix::identity(width, width) * (SHRINK * pooled.trace() / width as f64);
     let scatter = |covariance: DMatrix<f64>| scatter(covariance + &everywhere, &scale);
-    let kinds = programs.into_iter().map(|(kind, centre, own)| {
+    let kinds = scattered.into_iter().map(|(kind, centre, own)| {
         Ok(class::Kind {
             class: class(kind),
             mean: centre.iter().map(|mean| *mean as f32).collect(),
             scatter: scatter(own * (1.0 - POOLED) + &pooled * POOLED)?,
         })
     });
-    Ok(Model::new(
-        kinds.collect::<Result<_>>()?,
-        scatter(pooled.clone())?,
-        Farthest { at_first: f32::INFINITY, later: f32::INFINITY },
-    ))
+    Ok(Model::new(kinds.collect::<Result<_>>()?, scatter(pooled.clone())?))
 }
 
 /// What takes vectors to where they scatter alike, by their covariance when each component is multiplied by its `scale`.
@@ -150,28 +152,51 @@ fn scatter(covariance: DMatrix<f64>, scale: &DVector<f64>) -> Result<Scatter> {
         2.0 * lower.diagonal().iter().zip(scale).map(|(length, scale)| (length / scale).ln()).sum::<f64>();
     let whiten = lower.try_inverse().context("the vectors do not vary")?;
     let row = |row: usize| (0..=row).map(|column| (whiten[(row, column)] * scale[column]) as f32).collect();
-    Ok(Scatter { rows: (0..whiten.nrows()).map(row).collect(), log_volume: log_volume as f32 })
+    Ok(Scatter {
+        rows: (0..whiten.nrows()).map(row).collect(),
+        log_volume: log_volume as f32,
+        reach: Reach { at_first: f32::INFINITY, later: f32::INFINITY },
+    })
 }
 
-/// How far the vectors of runs are from the likeliest kind of a model that was not learned from them: most of them.
-fn farthest(epochs: &[Epoch]) -> Result<Farthest> {
+/// What a model that had not learned from its run says of an epoch.
+struct Look {
+    likeliest: Kind,
+    distance: f32,
+    /// The epoch's.
+    number: usize,
+}
+
+fn looks(epochs: &[Epoch]) -> Result<Vec<Look>> {
     let runs: BTreeSet<&str> = epochs.iter().map(|epoch| epoch.run.as_str()).collect();
     let fold: BTreeMap<&str, usize> = runs.into_iter().zip((0..FOLDS).cycle()).collect();
-    let (mut at_first, mut later) = (Vec::new(), Vec::new());
+    let mut looks = Vec::new();
     for left in 0..FOLDS {
         let (own, others): (Vec<_>, Vec<_>) =
             epochs.iter().cloned().partition(|epoch| fold[epoch.run.as_str()] == left);
-        let model = fit(&others)?;
-        for epoch in own {
-            let distances = if epoch.number > 1 { &mut later } else { &mut at_first };
-            distances.extend(model.nearest(&epoch.vector).map(|nearest| nearest.distance));
-        }
+        let (model, programs) = (fit(&others)?, programs(&others).collect::<Vec<_>>());
+        let look = |epoch: &Epoch| {
+            let nearest = model.nearest(&epoch.vector)?;
+            Some(Look {
+                likeliest: programs[nearest.kind?],
+                distance: nearest.distance,
+                number: epoch.number,
+            })
+        };
+        looks.extend(own.iter().filter_map(look));
     }
-    let most = |distances: &mut Vec<f32>, percent| {
+    Ok(looks)
+}
+
+/// What most of these are within.
+fn reach<'a>(looks: impl Iterator<Item = &'a Look>) -> Reach {
+    let (first, later): (Vec<_>, Vec<_>) = looks.partition(|look| look.number == 1);
+    let most = |looks: &[&Look], percent| {
+        let mut distances: Vec<f32> = looks.iter().map(|look| look.distance).collect();
         distances.sort_by(f32::total_cmp);
         distances.get(distances.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0.0)
     };
-    Ok(Farthest { at_first: most(&mut at_first, REACHED_AT_FIRST), later: most(&mut later, REACHED_LATER) })
+    Reach { at_first: most(&first, REACHED_AT_FIRST), later: most(&later, REACHED_LATER) }
 }
 
 fn class_of(epoch: &Epoch) -> Class {
@@ -197,21 +222,22 @@ fn rank(epochs: &[Epoch], of: &Epoch) -> usize {
     smaller.map(|epoch| epoch.mib).collect::<BTreeSet<_>>().len()
 }
 
-/// Of a program of which nothing was learned, nor of others of its class: the share of epochs, and of runs after some, that are said to be unknown.
-fn unknown(epochs: &[Epoch], kind: Kind) -> Result<(f64, f64)> {
+/// Of a program of which nothing was learned, nor of others of its class, the shares that are said to be unknown: of first whole epochs, of all, and of
+/// runs after some.
+fn unknown(epochs: &[Epoch], kind: Kind) -> Result<[f64; 3]> {
     let others: Vec<_> = epochs.iter().filter(|epoch| class_of(epoch) != class(kind)).cloned().collect();
     let model = learn(&others)?;
     let own = epochs.iter().filter(|epoch| epoch.kind == kind);
     let said: Vec<_> = own.map(|epoch| (epoch, model.classify(&epoch.vector, epoch.number as u64))).collect();
-    let share = |said: &mut dyn ExactSizeIterator<Item = Option<Class>>| {
-        let all = said.len();
-        said.filter(Option::is_none).count() as f64 / all as f64
+    let share = |said: Vec<Option<Class>>| {
+        said.iter().filter(|class| class.is_none()).count() as f64 / said.len() as f64
     };
-    let by_run = believed(&said);
-    Ok((
-        share(&mut said.iter().map(|(_, guess)| guess.class)),
-        share(&mut by_run.iter().map(|(_, class)| *class)),
-    ))
+    let first = said.iter().filter(|(epoch, _)| epoch.number == 1);
+    Ok([
+        share(first.map(|(_, guess)| guess.class).collect()),
+        share(said.iter().map(|(_, guess)| guess.class).collect()),
+        share(believed(&said).iter().map(|(_, class)| *class).collect()),
+    ])
 }
 
 /// What the agent believes of each run after [`BELIEVED_AFTER`] epochs.
@@ -268,25 +294,25 @@ pub fn evaluate(results: &mut Results) -> Result<()> {
         judge(results, &format!("{name}, all epochs"), all);
         judge(results, &format!("{name}, believed after {BELIEVED_AFTER} epochs"), believed(said));
     }
+    let believed = format!("believed after {BELIEVED_AFTER} epochs");
+    let of = ["first whole epoch", "all epochs", believed.as_str()];
     let mut caught = Vec::new();
     for kind in Kind::ALL {
-        let (epochs, runs) = unknown(&epochs, kind)?;
-        results.note(
-            &format!("unknown of {}, if no such class was learned", kind.name()),
-            format!("{epochs:.2}; believed after {BELIEVED_AFTER} epochs {runs:.2}"),
-        );
-        caught.push((epochs, runs));
+        let shares = unknown(&epochs, kind)?;
+        let said: Vec<_> = of.iter().zip(shares).map(|(of, share)| format!("{of} {share:.2}")).collect();
+        results.note(&format!("unknown of {}, if no such class was learned", kind.name()), said.join(", "));
+        caught.push(shares);
     }
-    let mean = |of: fn(&(f64, f64)) -> f64| caught.iter().map(of).sum::<f64>() / caught.len() as f64;
-    let target = format!("at least {UNKNOWN_LEAST}");
-    let (mean, believed) = (mean(|(epochs, _)| *epochs), mean(|(_, runs)| *runs));
-    results.figure(
-        "unknown programs said to be unknown, the mean",
-        format!("{mean:.2}; believed after {BELIEVED_AFTER} epochs {believed:.2}"),
-        &target,
-        mean >= UNKNOWN_LEAST,
-    );
-    results.headline(format!("{:.0} % of unknown ones caught", mean * 100.0));
+    for (number, of) in of.iter().enumerate() {
+        let mean = caught.iter().map(|shares| shares[number]).sum::<f64>() / caught.len() as f64;
+        results.figure(
+            &format!("unknown programs said to be unknown, {of}"),
+            format!("{mean:.2}"),
+            &format!("at least {UNKNOWN_LEAST}"),
+            mean >= UNKNOWN_LEAST,
+        );
+        results.headline(format!("{:.0} % of unknown ones caught", mean * 100.0));
+    }
     let picture = workspace_root().join("docs/classes.svg");
     let confusion: Confusion = by_run.iter().map(|(epoch, guess)| (class_of(epoch), guess.class)).collect();
     std::fs::write(&picture, confusion.svg()).with_context(|| format!("writing {}", picture.display()))?;

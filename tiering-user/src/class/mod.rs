@@ -11,4 +11,4 @@ mod model;
 
 pub use belief::{Belief, Source};
 pub use labels::{Labels, of_labels};
-pub use model::{Farthest, Guess, Kind, Model, ModelError, Nearest, Scatter, VERSION};
+pub use model::{Guess, Kind, Model, ModelError, Nearest, Reach, Scatter, VERSION};

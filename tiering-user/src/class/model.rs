@@ -12,7 +12,7 @@ use crate::config::Class;
 use crate::profile::{COMPONENTS, Vector};
 
 /// Version of the model's file.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// How likely a class has to be, beside the others.
 const AGREED: f32 = 0.5;
 
@@ -51,16 +51,15 @@ pub struct Model {
     pub kinds: Vec<Kind>,
     /// How vectors of one kind scatter, whichever it is.
     pub scatter: Scatter,
-    pub farthest: Farthest,
     /// More vectors whose class is known, by where [`Self::scatter`] takes them.
     #[serde(skip)]
     more: Vec<(Class, Vec<f32>)>,
 }
 
-/// What is at a greater [distance](Nearest::distance) from the likeliest kind is unknown.
+/// What is at a greater [distance](Nearest::distance) from its likeliest kind is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Farthest {
+pub struct Reach {
     /// At the end of the first whole epoch: of all kinds some have done little until then.
     pub at_first: f32,
     pub later: f32,
@@ -84,16 +83,25 @@ pub struct Scatter {
     pub rows: Vec<Vec<f32>>,
     /// Natural logarithm of the determinant of the covariance.
     pub log_volume: f32,
+    pub reach: Reach,
 }
 
 /// What a vector is likeliest to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Nearest {
     pub class: Class,
+    /// Which one of [`Model::kinds`]; None for a vector that the host added.
+    pub kind: Option<usize>,
     /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): the number of components on average, for one of this kind.
     pub distance: f32,
     /// Twice the logarithm of how likely it is, negated, up to a constant.
     unlikely: f32,
+}
+
+impl Reach {
+    fn after(self, epochs: u64) -> f32 {
+        if epochs > 1 { self.later } else { self.at_first }
+    }
 }
 
 impl Scatter {
@@ -107,7 +115,9 @@ impl Scatter {
         if self.rows.len() != COMPONENTS.len() || !triangle {
             return Err(ModelError::Broken("how vectors scatter is no triangle of all components"));
         }
-        if !self.rows.iter().flatten().chain([&self.log_volume]).all(|number| number.is_finite()) {
+        let Reach { at_first, later } = &self.reach;
+        let numbers = self.rows.iter().flatten().chain([&self.log_volume, at_first, later]);
+        if !numbers.copied().all(f32::is_finite) {
             return Err(ModelError::Broken("a number of it is none"));
         }
         Ok(())
@@ -115,9 +125,9 @@ impl Scatter {
 }
 
 impl Model {
-    pub fn new(kinds: Vec<Kind>, scatter: Scatter, farthest: Farthest) -> Self {
+    pub fn new(kinds: Vec<Kind>, scatter: Scatter) -> Self {
         let components = COMPONENTS.map(str::to_owned).to_vec();
-        Self { version: VERSION, components, kinds, scatter, farthest, more: Vec::new() }
+        Self { version: VERSION, components, kinds, scatter, more: Vec::new() }
     }
 
     /// # Errors
@@ -154,8 +164,9 @@ impl Model {
     /// What a machine with this vector seems to be, after so many whole epochs.
     pub fn classify(&self, vector: &Vector, epochs: u64) -> Guess {
         let mut likely: BTreeMap<Class, f32> = BTreeMap::new();
-        let farthest = if epochs > 1 { self.farthest.later } else { self.farthest.at_first };
-        let Some(nearest) = self.nearest(vector).filter(|nearest| nearest.distance <= farthest) else {
+        let scatter = |kind: Option<usize>| kind.map_or(&self.scatter, |kind| &self.kinds[kind].scatter);
+        let is_near = |nearest: &Nearest| nearest.distance <= scatter(nearest.kind).reach.after(epochs);
+        let Some(nearest) = self.nearest(vector).filter(is_near) else {
             return Guess::default();
         };
         for Nearest { class, unlikely, .. } in self.candidates(vector) {
@@ -173,20 +184,21 @@ impl Model {
     }
 
     fn candidates(&self, vector: &Vector) -> impl Iterator<Item = Nearest> {
-        let of_kind = |kind: &Kind| {
+        let of_kind = |(number, kind): (usize, &Kind)| {
             let difference: Vec<f32> =
                 vector.iter().zip(&kind.mean).map(|(value, mean)| value - mean).collect();
             let distance = kind.scatter.take(&difference).iter().map(|along| along * along).sum::<f32>();
-            Nearest { class: kind.class, distance, unlikely: distance + kind.scatter.log_volume }
+            let unlikely = distance + kind.scatter.log_volume;
+            Nearest { class: kind.class, kind: Some(number), distance, unlikely }
         };
         let at = self.scatter.take(vector);
         // Two vectors of one kind are twice as far from each other as from their mean, squared.
         let log_volume = self.scatter.log_volume + COMPONENTS.len() as f32 * std::f32::consts::LN_2;
         let of_one = move |(class, other): &(Class, Vec<f32>)| {
             let distance = at.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / 2.0;
-            Nearest { class: *class, distance, unlikely: distance + log_volume }
+            Nearest { class: *class, kind: None, distance, unlikely: distance + log_volume }
         };
-        self.kinds.iter().map(of_kind).chain(self.more.iter().map(of_one))
+        self.kinds.iter().enumerate().map(of_kind).chain(self.more.iter().map(of_one))
     }
 
     fn check(&self) -> Result<(), ModelError> {
@@ -197,9 +209,7 @@ impl Model {
         if !self.kinds.iter().all(|kind| kind.mean.len() == COMPONENTS.len()) {
             return Err(ModelError::Broken("a mean has too many or too few components"));
         }
-        let Farthest { at_first, later } = &self.farthest;
-        let numbers = self.kinds.iter().flat_map(|kind| &kind.mean).chain([at_first, later]);
-        if !numbers.copied().all(f32::is_finite) {
+        if !self.kinds.iter().flat_map(|kind| &kind.mean).copied().all(f32::is_finite) {
             return Err(ModelError::Broken("a number of it is none"));
         }
         Ok(())
@@ -210,13 +220,13 @@ impl Model {
 mod tests {
     use super::*;
 
-    const FARTHEST: Farthest = Farthest { at_first: 64.0, later: 25.0 };
+    const REACH: Reach = Reach { at_first: 64.0, later: 25.0 };
 
     /// What scatters by as much in each direction.
     fn scatter(by: f32) -> Scatter {
         let row = |row: usize| (0..=row).map(|column| if column == row { 1.0 / by } else { 0.0 }).collect();
         let log_volume = COMPONENTS.len() as f32 * 2.0 * by.ln();
-        Scatter { rows: (0..COMPONENTS.len()).map(row).collect(), log_volume }
+        Scatter { rows: (0..COMPONENTS.len()).map(row).collect(), log_volume, reach: REACH }
     }
 
     fn kind(class: Class, writes: f32, by: f32) -> Kind {
@@ -225,7 +235,7 @@ mod tests {
 
     /// Web machines write nothing and databases write all the time.
     fn model() -> Model {
-        Model::new(vec![kind(Class::Web, -1.0, 0.1), kind(Class::Database, 0.5, 0.1)], scatter(0.1), FARTHEST)
+        Model::new(vec![kind(Class::Web, -1.0, 0.1), kind(Class::Database, 0.5, 0.1)], scatter(0.1))
     }
 
     fn vector(writes: f32) -> Vector {
@@ -243,21 +253,27 @@ mod tests {
         assert_eq!(model.classify(&vector(-0.25), 2), Guess::default(), "as far as 7 from both");
         assert_eq!(model.classify(&vector(-1.6), 2), Guess::default());
         assert_eq!(model.classify(&vector(-1.6), 1).class, Some(Class::Web), "it has done little yet");
-        let between = Model { farthest: Farthest { later: 100.0, ..FARTHEST }, ..model };
-        let guess = between.classify(&vector(-0.25), 2);
+        let mut far = model;
+        far.kinds.iter_mut().for_each(|kind| kind.scatter.reach.later = 100.0);
+        let guess = far.classify(&vector(-0.25), 2);
         assert!((guess.confidence - 0.5).abs() < 0.01, "as likely: {guess:?}");
     }
 
     #[test]
     fn a_kind_that_scatters_more_reaches_farther() {
-        let model = Model::new(
-            vec![kind(Class::Web, -1.0, 0.1), kind(Class::Build, 0.5, 0.3)],
-            scatter(0.2),
-            FARTHEST,
-        );
+        let model = Model::new(vec![kind(Class::Web, -1.0, 0.1), kind(Class::Build, 0.5, 0.3)], scatter(0.2));
         let nearest = model.nearest(&vector(-0.1)).unwrap();
         assert!(nearest.class == Class::Build && (nearest.distance - 4.0).abs() < 0.01, "{nearest:?}");
         assert_eq!(model.nearest(&vector(-0.9)).unwrap().class, Class::Web, "it fits a narrow one better");
+    }
+
+    #[test]
+    fn each_kind_has_a_reach_of_its_own() {
+        let mut model = model();
+        model.kinds[0].scatter.reach.later = 4.0;
+        assert_eq!(model.classify(&vector(-0.7), 2), Guess::default());
+        assert_eq!(model.classify(&vector(-0.7), 1).class, Some(Class::Web));
+        assert_eq!(model.classify(&vector(0.2), 2).class, Some(Class::Database));
     }
 
     #[test]
@@ -277,7 +293,7 @@ mod tests {
     #[test]
     fn the_built_in_model_can_be_used() {
         let model = Model::built_in().unwrap();
-        assert!(model.kinds.len() > 5 && model.farthest.later > 0.0, "{model:?}");
+        assert!(model.kinds.len() > 5 && model.scatter.reach.later > 0.0, "{model:?}");
         let mean: Vector = model.kinds[0].mean.clone().try_into().unwrap();
         assert_eq!(model.classify(&mean, 2).class, Some(model.kinds[0].class));
     }
