@@ -30,7 +30,8 @@ fn idle_pages_go_down_and_what_follows_is_staged_before_it_is_asked_for() {
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     let events = &report["events"];
     let count = |name: &str| events[name].as_u64().unwrap();
-    assert!(count("produced") > 1000, "{events}");
+    let seen = status["sampled_total"].as_u64().unwrap();
+    assert!(seen > 200 && count("produced") >= seen, "{seen} of this guest, {events}");
     assert_eq!(count("produced"), count("consumed") + count("dropped"), "{events}");
 }
 

@@ -79,19 +79,17 @@ impl Classes {
             if machine.profile.epochs().is_multiple_of(LESSON_EPOCHS)
                 && let Some((class, _)) = machine.class.told()
             {
-                self.learn(class, vector, whole);
+                self.learn(class, vector);
             }
         }
         machine.take_priors(config);
     }
 
     /// A machine of this class, as somebody says who knows, is like this.
-    fn learn(&mut self, class: Class, vector: &Vector, epochs: u64) {
-        // "Other" is no kind; and a database at night is like any machine that does nothing.
-        let at_rest = self
-            .built_in
-            .as_ref()
-            .is_some_and(|model| model.classify(vector, epochs).class == Some(Class::Idle));
+    fn learn(&mut self, class: Class, vector: &Vector) {
+        // "Other" is no kind; and a database at night is like any machine that does nothing, more than like anything else.
+        let nearest = self.built_in.as_ref().and_then(|model| model.nearest(vector));
+        let at_rest = nearest.is_some_and(|nearest| nearest.class == Class::Idle);
         if class == Class::Other || at_rest && class != Class::Idle {
             return;
         }
@@ -228,11 +226,27 @@ mod tests {
     #[test]
     fn little_is_kept_of_each_class_and_nothing_of_other_kinds() {
         let mut classes = Classes::load(|_| None);
-        (0..2 * LEARNED_MOST).for_each(|_| classes.learn(Class::Web, &[0.5; COMPONENTS.len()], 2));
-        classes.learn(Class::Other, &[0.5; COMPONENTS.len()], 2);
+        (0..2 * LEARNED_MOST).for_each(|_| classes.learn(Class::Web, &[0.5; COMPONENTS.len()]));
+        classes.learn(Class::Other, &[0.5; COMPONENTS.len()]);
         let kept: Vec<_> =
             classes.learned.vectors.iter().map(|(class, vectors)| (*class, vectors.len())).collect();
         assert_eq!(kept, [(Class::Web, LEARNED_MOST)]);
+    }
+
+    #[test]
+    fn a_machine_at_rest_teaches_nothing_but_what_idle_ones_are_like() {
+        let mut classes = Classes::load(|_| None);
+        let model = Model::built_in().unwrap();
+        let idle = model.kinds.iter().find(|kind| kind.class == Class::Idle).unwrap();
+        // Hardly at rest: too far for it to be said.
+        let mut vector: Vector = idle.mean.clone().try_into().unwrap();
+        while model.classify(&vector, 2).class.is_some() {
+            vector[0] += 0.01;
+        }
+        classes.learn(Class::Database, &vector);
+        assert_eq!(classes.learned.vectors.len(), 0);
+        classes.learn(Class::Idle, &vector);
+        assert_eq!(classes.learned.vectors[&Class::Idle].len(), 1);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct Model {
     more: Vec<(Class, Vec<f32>)>,
 }
 
-/// What is at a greater [distance](Nearest::distance) from its likeliest kind is unknown.
+/// What is at a greater [distance](Nearest::distance) from all kinds of its likeliest class is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reach {
@@ -92,7 +92,7 @@ pub struct Nearest {
     pub class: Class,
     /// Which one of [`Model::kinds`]; None for a vector that the host added.
     pub kind: Option<usize>,
-    /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): the number of components on average, for one of this kind.
+    /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): at most about the number of components on average, for one of this kind.
     pub distance: f32,
     /// Twice the logarithm of how likely it is, negated, up to a constant.
     unlikely: f32,
@@ -116,6 +116,9 @@ impl Scatter {
             return Err(ModelError::Broken("how vectors scatter is no triangle of all components"));
         }
         let Reach { at_first, later } = &self.reach;
+        if *at_first <= 0.0 || *later <= 0.0 {
+            return Err(ModelError::Broken("a kind reaches nothing"));
+        }
         let numbers = self.rows.iter().flatten().chain([&self.log_volume, at_first, later]);
         if !numbers.copied().all(f32::is_finite) {
             return Err(ModelError::Broken("a number of it is none"));
@@ -164,11 +167,15 @@ impl Model {
     /// What a machine with this vector seems to be, after so many whole epochs.
     pub fn classify(&self, vector: &Vector, epochs: u64) -> Guess {
         let mut likely: BTreeMap<Class, f32> = BTreeMap::new();
+        let Some(nearest) = self.nearest(vector) else { return Guess::default() };
+        // Of its class one kind may be likelier and another one reach farther.
         let scatter = |kind: Option<usize>| kind.map_or(&self.scatter, |kind| &self.kinds[kind].scatter);
-        let is_near = |nearest: &Nearest| nearest.distance <= scatter(nearest.kind).reach.after(epochs);
-        let Some(nearest) = self.nearest(vector).filter(is_near) else {
-            return Guess::default();
+        let reaches = |other: Nearest| {
+            other.class == nearest.class && other.distance <= scatter(other.kind).reach.after(epochs)
         };
+        if !self.candidates(vector).any(reaches) {
+            return Guess::default();
+        }
         for Nearest { class, unlikely, .. } in self.candidates(vector) {
             let share = ((nearest.unlikely - unlikely) / 2.0).exp();
             likely.entry(class).and_modify(|most| *most = most.max(share)).or_insert(share);
@@ -270,10 +277,14 @@ mod tests {
     #[test]
     fn each_kind_has_a_reach_of_its_own() {
         let mut model = model();
-        model.kinds[0].scatter.reach.later = 4.0;
+        model.kinds[0].scatter.reach = Reach { at_first: 16.0, later: 4.0 };
         assert_eq!(model.classify(&vector(-0.7), 2), Guess::default());
         assert_eq!(model.classify(&vector(-0.7), 1).class, Some(Class::Web));
+        assert_eq!(model.classify(&vector(-0.55), 1), Guess::default());
         assert_eq!(model.classify(&vector(0.2), 2).class, Some(Class::Database));
+        // Another kind of the same class that reaches farther is as good.
+        model.kinds.push(kind(Class::Web, -1.0, 0.11));
+        assert_eq!(model.classify(&vector(-0.7), 2).class, Some(Class::Web));
     }
 
     #[test]
@@ -284,18 +295,33 @@ mod tests {
 
     #[test]
     fn what_it_is_told_of_more_vectors_it_says_of_others_like_them() {
-        let told = model().with([(Class::Desktop, &vector(3.0))].into_iter());
+        let mut told = model().with([(Class::Desktop, &vector(3.0))].into_iter());
         assert_eq!(told.classify(&vector(3.1), 2).class, Some(Class::Desktop));
         assert_eq!(told.classify(&vector(3.8), 2).class, None);
         assert_eq!(told.classify(&vector(-0.9), 2).class, Some(Class::Web));
+        told.scatter.reach.later = 1.0;
+        assert_eq!(told.classify(&vector(3.2), 2).class, None, "the reach of all kinds is theirs");
+    }
+
+    #[test]
+    fn what_it_is_told_makes_nothing_unknown_that_was_known() {
+        let mut model = model();
+        model.kinds[0].scatter.reach.later = 100.0;
+        model.scatter.reach.later = 4.0;
+        assert_eq!(model.classify(&vector(-0.3), 2).class, Some(Class::Web));
+        let told = model.with([(Class::Web, &vector(-0.95))].into_iter());
+        assert_eq!(told.nearest(&vector(-0.3)).unwrap().kind, None);
+        assert_eq!(told.classify(&vector(-0.3), 2).class, Some(Class::Web));
     }
 
     #[test]
     fn the_built_in_model_can_be_used() {
         let model = Model::built_in().unwrap();
-        assert!(model.kinds.len() > 5 && model.scatter.reach.later > 0.0, "{model:?}");
-        let mean: Vector = model.kinds[0].mean.clone().try_into().unwrap();
-        assert_eq!(model.classify(&mean, 2).class, Some(model.kinds[0].class));
+        assert!(model.kinds.len() > 5, "{model:?}");
+        for kind in &model.kinds {
+            let mean: Vector = kind.mean.clone().try_into().unwrap();
+            assert_eq!([1, 2].map(|epochs| model.classify(&mean, epochs).class), [Some(kind.class); 2]);
+        }
     }
 
     #[test]
@@ -310,6 +336,9 @@ mod tests {
         assert!(changed(|model| model.kinds[0].mean.truncate(3)).contains("too few components"));
         assert!(changed(|model| model.kinds[1].scatter.rows[3].push(1.0)).contains("no triangle"));
         assert!(changed(|model| model.scatter.rows.truncate(3)).contains("no triangle"));
+        assert!(changed(|model| model.kinds[0].scatter.reach.later = 0.0).contains("reaches nothing"));
+        let endless = serde_json::to_string(&model()).unwrap().replacen("64.0", "1e39", 1);
+        assert!(Model::from_json(&endless).unwrap_err().to_string().contains("a number of it is none"));
         assert!(Model::from_json("{").unwrap_err().to_string().contains("no model"));
         let same = Model::from_json(&serde_json::to_string(&model()).unwrap()).unwrap();
         assert_eq!(same, model());
