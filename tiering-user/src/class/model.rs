@@ -166,17 +166,18 @@ impl Model {
 
     /// What a machine with this vector seems to be, after so many whole epochs.
     pub fn classify(&self, vector: &Vector, epochs: u64) -> Guess {
-        let mut likely: BTreeMap<Class, f32> = BTreeMap::new();
-        let Some(nearest) = self.nearest(vector) else { return Guess::default() };
+        let candidates: Vec<Nearest> = self.candidates(vector).collect();
+        let Some(nearest) = likeliest(candidates.iter().copied()) else { return Guess::default() };
         // Of its class one kind may be likelier and another one reach farther.
         let scatter = |kind: Option<usize>| kind.map_or(&self.scatter, |kind| &self.kinds[kind].scatter);
-        let reaches = |other: Nearest| {
+        let reaches = |other: &Nearest| {
             other.class == nearest.class && other.distance <= scatter(other.kind).reach.after(epochs)
         };
-        if !self.candidates(vector).any(reaches) {
+        if !candidates.iter().any(reaches) {
             return Guess::default();
         }
-        for Nearest { class, unlikely, .. } in self.candidates(vector) {
+        let mut likely: BTreeMap<Class, f32> = BTreeMap::new();
+        for Nearest { class, unlikely, .. } in candidates {
             let share = ((nearest.unlikely - unlikely) / 2.0).exp();
             likely.entry(class).and_modify(|most| *most = most.max(share)).or_insert(share);
         }
@@ -187,7 +188,7 @@ impl Model {
 
     /// What a vector is likeliest to be, however far it is from that. None where nothing is known.
     pub fn nearest(&self, vector: &Vector) -> Option<Nearest> {
-        self.candidates(vector).min_by(|one, other| one.unlikely.total_cmp(&other.unlikely))
+        likeliest(self.candidates(vector))
     }
 
     fn candidates(&self, vector: &Vector) -> impl Iterator<Item = Nearest> {
@@ -221,6 +222,10 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn likeliest(candidates: impl Iterator<Item = Nearest>) -> Option<Nearest> {
+    candidates.min_by(|one, other| one.unlikely.total_cmp(&other.unlikely))
 }
 
 #[cfg(test)]
