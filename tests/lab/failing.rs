@@ -134,7 +134,7 @@ fn node_full(results: &mut Results, host: &Host) -> Result<()> {
 #[test]
 #[ignore = "long: a disk or a node that fails takes its time"]
 fn a_full_node_is_told_of_and_the_other_tiers_go_on() {
-    let scenario = Scenario { limit: Duration::from_secs(420), ..Scenario::default() };
+    let scenario = Scenario::default();
     scenario.run("failing::a_full_node_is_told_of_and_the_other_tiers_go_on", |results: &mut Results| {
         node_full(results, &Host::new()?)
     });
@@ -143,7 +143,7 @@ fn a_full_node_is_told_of_and_the_other_tiers_go_on() {
 #[test]
 #[ignore = "long: all numbers for swap areas are taken first"]
 fn a_tier_that_gets_no_swap_area_is_told_of_and_tried_again() {
-    let scenario = Scenario { limit: Duration::from_secs(420), ..Scenario::default() };
+    let scenario = Scenario::default();
     let test = "failing::a_tier_that_gets_no_swap_area_is_told_of_and_tried_again";
     scenario.run(test, |results: &mut Results| no_area_left(results, &Host::new()?));
 }
@@ -152,9 +152,7 @@ fn a_tier_that_gets_no_swap_area_is_told_of_and_tried_again() {
 #[ignore = "long: pages go idle, are refused, and go again"]
 fn a_full_disk_is_told_of_and_used_again_when_there_is_room() {
     let test = "failing::a_full_disk_is_told_of_and_used_again_when_there_is_room";
-    let limit = Duration::from_secs(500);
-    Scenario { limit, ..Scenario::default() }
-        .run(test, |results: &mut Results| disk_full(results, &Host::new()?));
+    Scenario::default().run(test, |results: &mut Results| disk_full(results, &Host::new()?));
 }
 
 /// A device above the qlc disk that can be told to refuse writes.
@@ -292,7 +290,6 @@ fn drain_with_little_memory(results: &mut Results) -> Result<()> {
 #[test]
 #[ignore = "long: a disk or a node that fails takes its time"]
 fn a_drain_with_too_little_memory_says_so_and_stops_half_way() {
-    let limit = Duration::from_secs(360);
-    Scenario { nodes: "dram:1G", limit, ..Scenario::default() }
+    Scenario { nodes: "dram:1G", ..Scenario::default() }
         .run("failing::a_drain_with_too_little_memory_says_so_and_stops_half_way", drain_with_little_memory);
 }

@@ -1,8 +1,6 @@
 //! What a guest's RAM is on the host decides where it can go: each kind moves as far as the kernel lets it, and what
 //! cannot be moved is refused with its reason.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
@@ -165,8 +163,7 @@ fn check_refused(results: &mut Results, agent: &Agent, still: &Still, word: &str
 #[test]
 #[ignore = "long: five guests one after the other"]
 fn each_kind_of_ram_goes_as_far_as_it_can() {
-    let limit = Duration::from_secs(480);
-    Scenario { limit, ..Scenario::default() }.run(
+    Scenario::default().run(
         "kinds_of_ram::each_kind_of_ram_goes_as_far_as_it_can",
         |results: &mut Results| {
             let host = Host::new()?;

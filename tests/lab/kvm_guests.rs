@@ -1,8 +1,6 @@
 //! The first path with KVM guests: their accesses are seen, idle pages go down through all four tiers, what a guest will touch
 //! next is staged, and its memory is right in the end.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tiering_tests::agent::Agent;
@@ -126,6 +124,6 @@ fn accesses_of_kvm_guests_are_seen_and_followed() {
 #[ignore = "long: the same on the oldest kernel"]
 fn accesses_of_kvm_guests_are_seen_and_followed_on_6_1() {
     // The plugs of the lower tier are really written there.
-    Scenario { kernel: "6.1", limit: Duration::from_secs(480), ..Scenario::default() }
+    Scenario { kernel: "6.1", ..Scenario::default() }
         .run("kvm_guests::accesses_of_kvm_guests_are_seen_and_followed_on_6_1", the_first_path);
 }

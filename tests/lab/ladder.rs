@@ -2,7 +2,6 @@
 //! disk and a slow one.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -190,8 +189,7 @@ fn one_disk(results: &mut Results, host: &Host) -> Result<()> {
 #[ignore = "long: the host is looked at and measured five times"]
 fn a_ladder_is_proposed_and_one_in_the_wrong_order_is_warned_of() {
     // Slow enough that requests wait also where the emulation itself is slow.
-    let limit = Duration::from_secs(400);
-    let scenario = Scenario { nvme: "5G", qlc: "5G@iops=100", limit, ..Scenario::default() };
+    let scenario = Scenario { nvme: "5G", qlc: "5G@iops=100", ..Scenario::default() };
     scenario.run(
         "ladder::a_ladder_is_proposed_and_one_in_the_wrong_order_is_warned_of",
         |results: &mut Results| {

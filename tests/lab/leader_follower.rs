@@ -8,7 +8,6 @@
 //! Times are those of a guest in an emulated host: only their ratios say something.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tiering_tests::agent::Agent;
@@ -182,7 +181,6 @@ fn leader_and_follower(results: &mut Results) -> Result<()> {
 
 #[test]
 fn what_the_leader_touches_is_staged_for_the_follower() {
-    let limit = Duration::from_secs(900);
-    Scenario { limit, ..Scenario::default() }
+    Scenario::default()
         .run("leader_follower::what_the_leader_touches_is_staged_for_the_follower", leader_and_follower);
 }

@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 
 /// One memory node: pages go from there to swap.
 fn scenario() -> Scenario {
-    Scenario { nodes: "dram:2G", limit: Duration::from_secs(400), ..Scenario::default() }
+    Scenario { nodes: "dram:2G", ..Scenario::default() }
 }
 
 /// Ended when dropped.

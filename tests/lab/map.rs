@@ -89,7 +89,5 @@ fn every_page(results: &mut Results) -> Result<()> {
 #[test]
 #[ignore = "long: a KVM guest and half a minute under load"]
 fn every_page_is_where_the_map_says_while_pages_move() {
-    let limit = Duration::from_secs(480);
-    Scenario { limit, ..Scenario::default() }
-        .run("map::every_page_is_where_the_map_says_while_pages_move", every_page);
+    Scenario::default().run("map::every_page_is_where_the_map_says_while_pages_move", every_page);
 }

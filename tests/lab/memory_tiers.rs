@@ -1,8 +1,6 @@
 //! A ladder of two memory tiers and two swap tiers: pages go where they were sent, idle ones go down by themselves, and
 //! what a running guest uses comes back.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use serde_json::Value;
 use tiering_tests::agent::Agent;
@@ -92,8 +90,7 @@ fn hot_set(results: &mut Results, host: &Host) -> Result<()> {
 #[test]
 #[ignore = "long: half a minute of idling, and a KVM guest"]
 fn idle_pages_go_down_by_themselves_and_what_a_guest_uses_comes_back() {
-    let limit = Duration::from_secs(480);
-    Scenario { limit, ..Scenario::default() }.run(
+    Scenario::default().run(
         "memory_tiers::idle_pages_go_down_by_themselves_and_what_a_guest_uses_comes_back",
         |results: &mut Results| {
             let host = Host::new()?;

@@ -1,6 +1,6 @@
 //! A real program in a KVM guest: it goes on while what it does not use goes down the tiers, and its data is right in the end.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tiering_tests::agent::Agent;
@@ -48,6 +48,6 @@ fn redis_works_while_the_rest_goes_down(results: &mut Results) -> Result<()> {
 #[ignore = "long: needs the disk of `cargo xtask setup programs`"]
 fn redis_works_in_a_kvm_guest_that_is_tiered() {
     let Some(()) = skip_or_fail(need_programs()) else { return };
-    Scenario { limit: Duration::from_secs(1100), ..Scenario::default() }
+    Scenario::default()
         .run("programs::redis_works_in_a_kvm_guest_that_is_tiered", redis_works_while_the_rest_goes_down);
 }

@@ -103,6 +103,6 @@ fn what_is_used_stays(results: &mut Results) -> Result<()> {
 #[test]
 #[ignore = "long: 90 MiB go down in an emulated host"]
 fn what_is_used_stays_and_the_rest_goes() {
-    let host = Scenario { nodes: "dram:1G", limit: Duration::from_secs(420), ..Scenario::default() };
+    let host = Scenario { nodes: "dram:1G", ..Scenario::default() };
     host.run("rearming::what_is_used_stays_and_the_rest_goes", what_is_used_stays);
 }

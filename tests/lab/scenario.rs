@@ -26,6 +26,7 @@ pub struct Scenario {
     pub nodes: &'static str,
     pub nvme: &'static str,
     pub qlc: &'static str,
+    /// Ends what hangs; emulation may be slow.
     pub limit: Duration,
 }
 
@@ -36,7 +37,7 @@ impl Default for Scenario {
             nodes: "dram:1G,cxl:1G",
             nvme: "1G",
             qlc: "2G@iops=2000",
-            limit: Duration::from_secs(600),
+            limit: Duration::from_secs(1100),
         }
     }
 }
