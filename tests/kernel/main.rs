@@ -10,6 +10,7 @@ mod crash;
 mod ebpf;
 mod explain;
 mod guest_boots;
+mod harm;
 mod host;
 mod images;
 mod map;

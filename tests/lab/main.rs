@@ -9,6 +9,7 @@ mod bench;
 mod boots;
 mod damon;
 mod failing;
+mod harm;
 mod host;
 mod kernel_6_1;
 mod kinds_of_ram;

@@ -1,0 +1,1 @@
+//! Brakes hold back what is pressed for memory, never its relief.

@@ -1,0 +1,1 @@
+//! What others can make the agent keep is bounded, and so is the agent.

@@ -1,0 +1,1 @@
+//! What hangs, runs out or ends in the middle costs one machine at most.

@@ -1,0 +1,1 @@
+//! Brakes judge each machine by its own control group.

@@ -1,0 +1,1 @@
+//! Pages that come up land on the node that they left.
