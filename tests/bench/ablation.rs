@@ -5,9 +5,10 @@
 
 use crate::host::Host;
 use crate::prefetch::Pair;
-use crate::walk::{Readahead, Round, follow, show};
+use crate::walk::{Round, follow, show};
 use anyhow::Result;
 use std::time::Duration;
+use tiering_tests::readahead::Readahead;
 use tiering_tests::results::Results;
 
 const LAG: Duration = Duration::from_millis(250);

@@ -5,10 +5,11 @@
 
 use crate::host::Host;
 use crate::prefetch::Pair;
-use crate::walk::{Readahead, Round, builder, follow, on_command, show};
+use crate::walk::{Round, builder, follow, on_command, show};
 use anyhow::Result;
 use std::time::Duration;
 use tiering_tests::pattern::Pattern;
+use tiering_tests::readahead::Readahead;
 use tiering_tests::results::Results;
 
 const BOOT: Duration = Duration::from_secs(120);

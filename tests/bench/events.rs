@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tiering_tests::agent::Agent;
 use tiering_tests::faulter::Faulter;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 use tiering_user::bpf::{Faults, PROBE_ROADS};
 use tiering_user::track::VmId;
 use tiering_user::vm::{Scanner, Vm};
@@ -29,7 +30,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     many(results, &agent, &mut faulter, if quick { 2_000_000 } else { 10_000_000 })?;
     let seconds = if quick { 5 } else { 20 };
     let idle = cpu_percent(&agent, || {
-        std::thread::sleep(Duration::from_secs(seconds));
+        stop::sleep(Duration::from_secs(seconds))?;
         Ok(())
     })?;
     results.note("agent with nothing to do, % of a core", format!("{idle:.2}"));
@@ -105,7 +106,7 @@ fn found(faulter: &Faulter) -> Result<Vm> {
         if let Some(vm) = appeared.into_iter().find(|vm| vm.name == faulter.name()) {
             return Ok(vm);
         }
-        std::thread::sleep(Duration::from_millis(50));
+        stop::sleep(Duration::from_millis(50))?;
     }
     bail!("{} is not taken for a machine", faulter.name())
 }
@@ -178,7 +179,7 @@ fn known_name_of(agent: &Agent, faulter: &mut Faulter) -> Result<()> {
 
 /// The status, once nothing is in the ring any more.
 fn settled(agent: &Agent) -> Result<Value> {
-    std::thread::sleep(Duration::from_millis(2500));
+    stop::sleep(Duration::from_millis(2500))?;
     agent.status()
 }
 

@@ -15,6 +15,7 @@ use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::pattern::{Access, PAGE_BYTES, Pattern};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 
 const MIB: usize = 256;
 const IMAGE_SEED: u64 = 11;
@@ -75,7 +76,7 @@ fn round(host: &Host, image: &DiskImage, pattern: &Pattern) -> Result<Round> {
     let mut second = start(SECOND, &agent, image, pattern)?;
     image.leave_cache()?;
     let ours = pass(&mut second)?;
-    std::thread::sleep(PUBLISHED);
+    stop::sleep(PUBLISHED)?;
     let status = agent.status()?;
     let known = status["images"].as_array().and_then(|images| images.first()).context("no image is known")?;
     let number = |field: &str| known[field].as_f64().with_context(|| format!("no {field} in {known}"));

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tiering_tests::stop;
 const LIMIT: Duration = Duration::from_secs(60);
 /// So much of the group may stay in the swap cache.
 const LEFT_BYTES: u64 = 256 << 10;
@@ -56,7 +57,7 @@ impl Group {
                 }
                 _ => drop(self.write("memory.reclaim", &cached.to_string())),
             }
-            std::thread::sleep(Duration::from_millis(20));
+            stop::sleep(Duration::from_millis(20))?;
         }
     }
 

@@ -12,7 +12,7 @@ use tiering_tests::observe::{PAGE, meminfo};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{need_guests, need_root};
-use tiering_tests::stop::Stop;
+use tiering_tests::stop;
 
 /// Of both tiers, and room to breathe.
 const ROOM_BYTES: u64 = 6 << 30;
@@ -23,7 +23,6 @@ const WRITEBACK_BYTES: u64 = 4 << 20;
 /// Gone with everything in it when dropped.
 pub struct Host {
     scratch: Scratch,
-    stop: Stop,
 }
 
 impl Host {
@@ -34,18 +33,12 @@ impl Host {
             swaps.lines().count() == 1,
             "swap areas are on, into which pages could go: switch them off with swapoff -a"
         );
-        let stop = Stop::on_signals()?;
-        Ok(Self { stop, scratch: Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))? })
+        Ok(Self { scratch: Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))? })
     }
 
     /// The folder of a swap tier's files.
     pub fn folder(&self, tier: &str) -> PathBuf {
         self.scratch.path().join(tier)
-    }
-
-    /// Whether somebody wants this to end.
-    pub fn check(&self) -> Result<()> {
-        self.stop.check()
     }
 
     /// The next agent knows nothing of those before.
@@ -71,8 +64,6 @@ impl Host {
 
     /// The same, with these sections in its configuration.
     pub fn agent_with(&self, sections: &str) -> Result<Agent> {
-        // Here a part that was interrupted ends, and leaves nothing behind.
-        self.stop.check()?;
         let folder = self.scratch.path().display();
         let config = format!(
             r#"
@@ -165,7 +156,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !done()? {
         ensure!(began.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        stop::sleep(Duration::from_millis(50))?;
     }
     Ok(())
 }

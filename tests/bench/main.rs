@@ -30,9 +30,14 @@ use anyhow::{Result, bail};
 use std::process::ExitCode;
 use tiering_tests::faulter;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 
 fn main() -> ExitCode {
     faulter::be_one();
+    if let Err(error) = stop::on_signals() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     // Cargo says so to every benchmark.
     let quick = args.iter().any(|arg| arg == "--quick");

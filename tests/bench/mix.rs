@@ -14,6 +14,7 @@ use tiering_tests::agent::Agent;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 
 /// A stage that was not used by then is wasted, and the status tells so.
 const SETTLED: Duration = Duration::from_secs(13);
@@ -34,7 +35,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
         host.forget_state()?;
         let agent = host.agent(true)?;
         let with = walk(&agent, &mut guests)?;
-        std::thread::sleep(SETTLED);
+        stop::sleep(SETTLED)?;
         wasted.push(judge(&agent, &guests, &with, &mut bins)?);
         agent.interrupt()?;
         for (number, (with, without)) in with.iter().zip(&without).enumerate() {

@@ -10,14 +10,15 @@
 
 use crate::host::Host;
 use crate::walk::{
-    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, Walk, follow, send_down,
-    show,
+    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Round, SET_MIB, Staged, Walk, follow, send_down, show,
 };
 use anyhow::Result;
 use std::time::Duration;
 use tiering_tests::guest::Snapshot;
 use tiering_tests::pattern::Access;
+use tiering_tests::readahead::Readahead;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 
 pub const LEADER: &str = "tt-leader";
 pub const FOLLOWER: &str = "tt-follower";
@@ -104,7 +105,7 @@ impl Pair {
     /// The leader's begins, and after the lag the follower's, which is told of.
     pub fn walk(&mut self, lag: Duration) -> Result<Walk> {
         self.leader.begin()?;
-        std::thread::sleep(lag);
+        stop::sleep(lag)?;
         let follower = self.follower.walk()?;
         self.leader.end()?;
         Ok(follower)

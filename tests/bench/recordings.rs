@@ -14,6 +14,7 @@ use tiering_tests::paths;
 use tiering_tests::program::{Kind, Program};
 use tiering_tests::results::Results;
 use tiering_tests::skip::need_programs;
+use tiering_tests::stop;
 
 const BOOT: Duration = Duration::from_secs(240);
 const RECORDED: Duration = Duration::from_secs(62);
@@ -74,7 +75,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let agent = host.agent(false)?;
     let mut recorded = 0;
     for runs in runs.chunks(AT_A_TIME) {
-        host.check()?;
+        stop::check()?;
         let trace = trace(runs);
         // One that was made already is kept: all of them take most of an hour.
         if !trace.exists() {
@@ -135,7 +136,7 @@ fn record(agent: &Agent, runs: &[Run], trace: &Path) -> Result<String> {
             for guest in &guests {
                 agent.tiering(&["move", guest.name(), "--to", "nvme"])?;
             }
-            std::thread::sleep(ROUND.saturating_sub(round.elapsed()));
+            stop::sleep(ROUND.saturating_sub(round.elapsed()))?;
         }
         recording.join().map_err(|_| anyhow!("the recording panicked"))?
     })?;

@@ -9,10 +9,11 @@
 
 use crate::host::{self, Host};
 use crate::walk::{
-    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, Round, SET_MIB, Staged, follow, send_down, show,
+    DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Round, SET_MIB, Staged, follow, send_down, show,
 };
 use anyhow::{Context, Result};
 use tiering_tests::pattern::{Access, PhaseResult};
+use tiering_tests::readahead::Readahead;
 use tiering_tests::results::Results;
 
 /// Has a tenant.

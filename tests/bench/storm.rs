@@ -5,9 +5,10 @@
 //! counts; an agent that knows each guest's own past alone; one that knows nothing yet, and has all; one that has all, and saw them wake once.
 
 use crate::host::Host;
-use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Readahead, follow, send_to};
+use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, follow, send_to};
 use anyhow::Result;
 use tiering_tests::agent::Agent;
+use tiering_tests::readahead::Readahead;
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
 

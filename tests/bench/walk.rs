@@ -8,13 +8,13 @@ use crate::host;
 use anyhow::{Context, Result, ensure};
 use procfs::process::Process;
 use serde_json::Value;
-use std::path::Path;
 use std::time::Duration;
 use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Builder, Guest};
 use tiering_tests::pattern::{Access, Pattern, PhaseResult};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
+use tiering_tests::stop;
 
 /// Few enough that a leader, which waits for the disk as well, is through in a quarter of a second.
 pub const SET_MIB: usize = 8;
@@ -70,7 +70,7 @@ pub struct Staged {
 impl Staged {
     /// After a walk. With `TIERING_BENCH_VERBOSE` in the environment all that `vm show` knows is printed.
     pub fn of(agent: &Agent, name: &str) -> Result<Self> {
-        std::thread::sleep(PUBLISHED);
+        stop::sleep(PUBLISHED)?;
         if std::env::var_os("TIERING_BENCH_VERBOSE").is_some() {
             println!("{}", agent.tiering(&["vm", "show", name])?);
         }
@@ -245,27 +245,4 @@ pub fn show(results: &mut Results, name: &str, in_dram: &PhaseResult, rounds: &[
     row(results, "from the leader's touch to the stage, p50, ms", &|round| round.staged.delay_ms[0], None);
     row(results, "from the leader's touch to the stage, p99, ms", &|round| round.staged.delay_ms[1], None);
     results.headline(format!("{name}: {avoided:.0} % of the stall avoided, {faster:.1} x"));
-}
-/// The kernel's swap readahead; set back when dropped.
-pub struct Readahead {
-    before: String,
-}
-
-const PAGE_CLUSTER: &str = "/proc/sys/vm/page-cluster";
-
-impl Readahead {
-    pub fn keep() -> Result<Self> {
-        Ok(Self { before: std::fs::read_to_string(PAGE_CLUSTER).context(PAGE_CLUSTER)? })
-    }
-
-    /// 2 to the power of this many pages.
-    pub fn set(&self, cluster: &str) -> Result<()> {
-        std::fs::write(Path::new(PAGE_CLUSTER), cluster).context(PAGE_CLUSTER)
-    }
-}
-
-impl Drop for Readahead {
-    fn drop(&mut self) {
-        std::fs::write(PAGE_CLUSTER, &self.before).ok();
-    }
 }

@@ -5,6 +5,7 @@
 
 use crate::lines::Lines;
 use crate::paths;
+use crate::stop;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -55,7 +56,7 @@ impl Agent {
                     agent.log.tail()
                 );
             }
-            std::thread::sleep(POLL);
+            stop::sleep(POLL)?;
         }
         Ok(agent)
     }

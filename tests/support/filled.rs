@@ -8,6 +8,7 @@
 
 use crate::guest::{Builder, Guest};
 use crate::observe::{At, PAGE, pagemap};
+use crate::stop;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::ops::Range;
@@ -50,7 +51,7 @@ impl Filled {
             if began.elapsed() > START_LIMIT {
                 bail!("guest {} does not use its RAM after {START_LIMIT:?}", guest.name());
             }
-            std::thread::sleep(POLL);
+            stop::sleep(POLL)?;
         };
         // As soon as that: its boot and the agent would share one slow processor.
         guest.stop()?;

@@ -21,6 +21,7 @@ pub mod pattern;
 pub mod program;
 pub mod qemu;
 pub mod random;
+pub mod readahead;
 pub mod repeats;
 pub mod results;
 pub mod scratch;

@@ -2,12 +2,27 @@
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tiering_tests::paths::workspace_root;
 
 /// Runs a command whose output is for the user.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
+
+/// The same, and waits for what the command has started too: Ctrl-C ends cargo at once, and what it runs only when that has
+/// cleaned up.
+pub fn run_to_the_end(command: &mut Command) -> Result<()> {
+    let (mut output, end) = std::io::pipe().context("making a pipe")?;
+    let mut child = command.stdout(end).spawn().with_context(|| format!("cannot run {command:?}"))?;
+    // Our copy of the writing end: the pipe ends with the last process that has one.
+    command.stdout(Stdio::null());
+    std::io::copy(&mut output, &mut std::io::stdout()).context("passing the output on")?;
+    let status = child.wait()?;
     if !status.success() {
         bail!("{command:?} failed: {status}");
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiering_tests::kernel::{self, Kernel};
 use tiering_tests::lab::{Disk, Job, Lab, Nodes};
 use tiering_tests::paths::target_dir;
-use tiering_tests::stop::Stop;
+use tiering_tests::stop;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const INTERRUPTED: u8 = 130;
@@ -67,9 +67,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         // virtiofsd changes its own folder.
         out: std::path::absolute(options.out.clone().unwrap_or_else(|| target_dir().join("lab-out")))?,
     };
-    let stop = Stop::on_signals()?;
-    let ran = lab.run(&mut std::io::stdout(), &mut std::io::stderr(), &|| stop.asked());
-    if stop.asked() {
+    stop::on_signals()?;
+    let ran = lab.run(&mut std::io::stdout(), &mut std::io::stderr(), &stop::asked);
+    if stop::asked() {
         eprintln!("interrupted: the lab is gone");
         return Ok(ExitCode::from(INTERRUPTED));
     }

@@ -8,6 +8,7 @@ use crate::locate;
 use crate::pattern::{Access, GuestResult, PHASE, Pattern, PhaseResult, READY, RESULT};
 use crate::program::{PROGRESS, ProgramResult, Progress};
 use crate::qemu::{Load, Machine};
+use crate::stop;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -297,7 +298,7 @@ impl Guest {
                 let tail = self.console.tail();
                 bail!("guest {} {what} after {limit:?}; the end of its console:\n{tail}", self.name());
             }
-            std::thread::sleep(POLL);
+            stop::sleep(POLL)?;
         }
     }
 }

@@ -19,7 +19,7 @@ const EX_CONFIG: u8 = 78;
 /// The agent cannot run, or not go on.
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("the agent needs root: run it with sudo, or as a service")]
+    #[error("the agent needs root: run it with sudo")]
     NotRoot,
     #[error("another agent runs here ({}): stop it first", lock.display())]
     Running { lock: PathBuf },

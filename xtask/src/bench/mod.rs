@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tiering_tests::kernel;
 use tiering_tests::results::Results;
-use tiering_tests::stop::Stop;
+use tiering_tests::stop;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -79,11 +79,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let built = build::build(true)?;
     // What is being measured is interrupted too, and cleans up.
-    let stop = Stop::on_signals()?;
+    stop::on_signals()?;
     let mut failed = Vec::new();
     let mut all = Vec::new();
     for part in parts {
-        stop.check()?;
+        stop::check()?;
         println!("\n{} {}: {}", options.name.text(), part.name, part.about);
         Results::begin_run();
         let ran = part.run(&built, options.quick);

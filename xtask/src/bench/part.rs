@@ -36,7 +36,7 @@ impl Part {
         cargo.env("TIERING_BIN", &built.tiering).env("TIERING_GUEST_INIT", &built.guest_init);
         // What is missing is an error, not a skip.
         cargo.env("TIERING_STRICT", "1");
-        command::run(&mut cargo)
+        command::run_to_the_end(&mut cargo)
     }
 }
 

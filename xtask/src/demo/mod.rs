@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use table::Table;
 use tiering_tests::agent::Agent;
 use tiering_tests::scratch::Scratch;
-use tiering_tests::stop::Stop;
+use tiering_tests::stop;
 
 /// Swap files of 3 GiB, and room to breathe.
 const ROOM_BYTES: u64 = 4 << 30;
@@ -40,13 +40,13 @@ const TICK: Duration = Duration::from_millis(200);
 const INTERRUPTED: u8 = 130;
 
 pub fn run(built: &Built, duration: Duration, report: Option<&Path>, args: &[OsString]) -> Result<ExitCode> {
-    let stop = Stop::on_signals()?;
+    stop::on_signals()?;
     let baseline = Baseline::take();
     let scratch = Scratch::new(ROOM_BYTES).map_err(|skip| anyhow!("{skip}"))?;
     let folder = scratch.path().to_owned();
     let mut pids = Vec::new();
 
-    let played = play(built, &folder, duration, args, &stop, &mut pids);
+    let played = play(built, &folder, duration, args, &mut pids);
     let reported = report.map_or(Ok(()), |file| outcome::copy_report(&folder, file));
     drop(scratch);
 
@@ -57,7 +57,7 @@ pub fn run(built: &Built, duration: Duration, report: Option<&Path>, args: &[OsS
     if left.is_empty() {
         println!("nothing left behind");
     }
-    if stop.asked() {
+    if stop::asked() {
         return Ok(ExitCode::from(INTERRUPTED));
     }
     let all_well = played? && left.is_empty();
@@ -71,31 +71,30 @@ fn play(
     folder: &Path,
     duration: Duration,
     args: &[OsString],
-    stop: &Stop,
     pids: &mut Vec<u32>,
 ) -> Result<bool> {
     println!("starting three guests; they fill their memory first");
     let mut guests = Guests::start(pids)?;
-    wait(stop, "the guests are not ready", BOOT_LIMIT, || guests.ready())?;
+    wait("the guests are not ready", BOOT_LIMIT, || guests.ready())?;
 
     // Declared after the guests, so dropped before them: the agent's VMs do not vanish because the demo fails.
     let mut agent = start_agent(built, folder, args)?;
     pids.push(agent.pid());
-    wait(stop, "the agent does not answer", AGENT_LIMIT, || agent.is_ready())?;
+    wait("the agent does not answer", AGENT_LIMIT, || agent.is_ready())?;
 
     println!("the agent runs for {}", humantime::format_duration(duration));
     let mut table = Table::new();
-    let lived = watch(&mut guests, &mut agent, &mut table, stop, duration, |_| false);
-    if stop.asked() {
+    let lived = watch(&mut guests, &mut agent, &mut table, duration, |_| false);
+    if stop::asked() {
         return lived.map(|()| false);
     }
 
     println!("the guests verify all their memory, also what is in slower tiers");
     guests.send_finish();
     match &lived {
-        Ok(()) => watch(&mut guests, &mut agent, &mut table, stop, VERIFY_LIMIT, Guests::finished)?,
+        Ok(()) => watch(&mut guests, &mut agent, &mut table, VERIFY_LIMIT, Guests::finished)?,
         // Without the agent the guests' memory must be right all the same.
-        Err(_) => wait(stop, "the guests have not verified their memory", VERIFY_LIMIT, || {
+        Err(_) => wait("the guests have not verified their memory", VERIFY_LIMIT, || {
             guests.look();
             Ok(guests.finished())
         })?,
@@ -129,13 +128,12 @@ fn watch(
     guests: &mut Guests,
     agent: &mut Agent,
     table: &mut Table,
-    stop: &Stop,
     limit: Duration,
     done: impl Fn(&Guests) -> bool,
 ) -> Result<()> {
     let ends = Instant::now() + limit;
     while Instant::now() < ends && !done(guests) {
-        stop.check()?;
+        stop::check()?;
         agent.check_alive()?;
         for death in guests.look() {
             table.message(&death);
@@ -152,12 +150,11 @@ fn watch(
 }
 
 /// Waits for `done`, which may fail, and for Ctrl-C.
-fn wait(stop: &Stop, what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let ends = Instant::now() + limit;
     while !done()? {
-        stop.check()?;
         ensure!(Instant::now() < ends, "{what} after {}", humantime::format_duration(limit));
-        std::thread::sleep(TICK);
+        stop::sleep(TICK)?;
     }
     Ok(())
 }
