@@ -7,6 +7,7 @@
 mod bad_input;
 mod bpftool;
 mod crash;
+mod doctor;
 mod ebpf;
 mod explain;
 mod guest_boots;

@@ -63,7 +63,7 @@ use state::State;
 use survey::Survey;
 
 use crate::actuate::{Lanes, Roots};
-use crate::bpf::{Faults, PROBE_ROADS, Pins, Worker, host_admin};
+use crate::bpf::{Faults, PROBE_ROADS, Pins, Worker, host_admin, host_mark};
 use crate::config::Config;
 use crate::store::Store;
 use crate::sys;
@@ -139,8 +139,11 @@ async fn serve(
     let (looked, mut looks) = mpsc::unbounded_channel();
     let scanner = watch::Scanning::start(roots, found, gauged).map_err(Error::Start)?;
     let (watching, mut regions_watched) = mpsc::unbounded_channel();
-    let mark = Path::new(RUN_DIR).join("damon");
-    let damon = Worker::start(host_admin(), mark, watching).map_err(Error::Start)?;
+    // Until a VM needs DAMON, the status says of it what `tiering doctor` says.
+    if config.tracking.damon {
+        faults.probe_regions();
+    }
+    let damon = Worker::start(host_admin(), host_mark(), watching).map_err(Error::Start)?;
     let sweeper = watch::Sweeping::start(places.clone(), looked).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;

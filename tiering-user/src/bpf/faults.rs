@@ -170,7 +170,7 @@ impl Faults {
     /// Tries whether DAMON may be used, and what it finds can be seen.
     pub fn probe_regions(&mut self) {
         if self.attach_regions() {
-            self.regions.probe(&damon::host_admin());
+            self.regions.probe(&damon::host_admin(), &damon::host_mark());
         }
     }
 

@@ -14,7 +14,7 @@ mod rearming;
 mod road;
 mod source;
 
-pub use damon::{Admin, Availability, Setup, Watched, Watching, Worker, host_admin};
+pub use damon::{Admin, Availability, Setup, Watched, Watching, Worker, host_admin, host_mark};
 pub use faults::{BpfError, Counters, Faults, OBJECT};
 pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ROADS, KvmSource};

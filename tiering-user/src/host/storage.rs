@@ -107,7 +107,7 @@ fn huge_pages() -> Check {
         Check::degraded(
             NAME,
             mode,
-            "a demoted huge page is split, and is not collapsed again in this version",
+            "a huge page is split when a part of it goes to swap; it is made huge again once it is back in the first tier",
         )
     } else {
         Check::ok(NAME, mode)
@@ -126,7 +126,7 @@ fn tier(tier: &Tier) -> Check {
                 Ok(()) => {
                     Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20))
                 }
-                Err(error) => Check::missing(&name, error.to_string(), "the tier cannot be used"),
+                Err(error) => Check::missing(&name, error.to_string(), "the agent does not start"),
             }
         }
     }

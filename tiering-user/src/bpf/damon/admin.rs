@@ -12,6 +12,10 @@ use crate::sys::Span;
 
 /// Where they are on a host.
 pub const ROOT: &str = "/sys/kernel/mm/damon/admin";
+/// The set of operations that watches fixed ranges of a process: what the agent tells DAMON to watch, not all that the process maps.
+const OPERATIONS: &str = "fvaddr";
+const NUMBER: &str = "kdamonds/nr_kdamonds";
+const CONTEXT: &str = "kdamonds/0/contexts/0";
 
 /// Whether DAMON may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,31 +58,48 @@ impl Admin {
         Self { root }
     }
 
-    /// Whether DAMON may be used now.
+    /// Whether DAMON may be used now. Where nobody uses it, a kdamond is set up for a moment to see what the kernel offers.
     pub fn availability(&self) -> Availability {
-        match self.read("kdamonds/nr_kdamonds").ok().and_then(|text| text.parse::<u32>().ok()) {
-            Some(0) => Availability::Free,
-            Some(_) => Availability::Taken,
-            None => Availability::Absent("this kernel has no DAMON in sysfs"),
+        let Some(kdamonds) = self.read(NUMBER).ok().and_then(|text| text.parse::<u32>().ok()) else {
+            return Availability::Absent("this kernel is built without CONFIG_DAMON_SYSFS");
+        };
+        match self.operations(kdamonds) {
+            Some(sets) if !sets.lines().any(|set| set == OPERATIONS) => Availability::Absent(
+                "this kernel is built without CONFIG_DAMON_VADDR, and what DAMON finds in physical memory (paddr) belongs to \
+                 several VMs at once",
+            ),
+            _ if kdamonds == 0 => Availability::Free,
+            _ => Availability::Taken,
         }
+    }
+
+    /// The sets of operations that this kernel has, one a line (Linux 5.19 and later). None where that cannot be told: what
+    /// somebody else has set up is read, never changed.
+    fn operations(&self, kdamonds: u32) -> Option<String> {
+        let read = || self.read(&format!("{CONTEXT}/avail_operations")).ok();
+        if kdamonds > 0 {
+            return read();
+        }
+        self.write(NUMBER, "1").ok()?;
+        let sets = self.write("kdamonds/0/contexts/nr_contexts", "1").ok().and_then(|()| read());
+        self.write(NUMBER, "0").ok()?;
+        sets
     }
 
     /// The thread of the one kdamond there is; none where it does not run, or there is not exactly one.
     pub fn kdamond(&self) -> Option<u32> {
-        let is_on =
-            self.read("kdamonds/nr_kdamonds").ok()? == "1" && self.read("kdamonds/0/state").ok()? == "on";
+        let is_on = self.read(NUMBER).ok()? == "1" && self.read("kdamonds/0/state").ok()? == "on";
         if is_on { self.read("kdamonds/0/pid").ok()?.parse().ok() } else { None }
     }
 
     /// The processes that the one kdamond there is was told to watch; none where there is not exactly one.
     pub fn watched(&self) -> Vec<i32> {
-        if self.read("kdamonds/nr_kdamonds").ok().as_deref() != Some("1") {
+        if self.read(NUMBER).ok().as_deref() != Some("1") {
             return Vec::new();
         }
-        let context = "kdamonds/0/contexts/0";
         let count =
-            self.read(&format!("{context}/targets/nr_targets")).ok().and_then(|text| text.parse().ok());
-        let pid = |target| self.read(&format!("{context}/targets/{target}/pid_target")).ok()?.parse().ok();
+            self.read(&format!("{CONTEXT}/targets/nr_targets")).ok().and_then(|text| text.parse().ok());
+        let pid = |target| self.read(&format!("{CONTEXT}/targets/{target}/pid_target")).ok()?.parse().ok();
         (0..count.unwrap_or(0u32)).filter_map(pid).collect()
     }
 
@@ -91,7 +112,7 @@ impl Admin {
         if self.availability() != Availability::Free {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
-        self.write("kdamonds/nr_kdamonds", "1")?;
+        self.write(NUMBER, "1")?;
         let started = self.fill(setup).and_then(|()| {
             self.write("kdamonds/0/state", "on")?;
             let pid = self.read("kdamonds/0/pid")?;
@@ -111,15 +132,13 @@ impl Admin {
     pub fn stop(&self) -> io::Result<()> {
         // One whose processes have all ended is off already, which the kernel calls an error.
         self.write("kdamonds/0/state", "off").ok();
-        self.write("kdamonds/nr_kdamonds", "0")
+        self.write(NUMBER, "0")
     }
 
     fn fill(&self, setup: &Setup) -> io::Result<()> {
         self.write("kdamonds/0/contexts/nr_contexts", "1")?;
-        let context = "kdamonds/0/contexts/0";
-        let write = |file: &str, value: u128| self.write(&format!("{context}/{file}"), &value.to_string());
-        // Only what it is told, not all that the processes map.
-        self.write(&format!("{context}/operations"), "fvaddr")?;
+        let write = |file: &str, value: u128| self.write(&format!("{CONTEXT}/{file}"), &value.to_string());
+        self.write(&format!("{CONTEXT}/operations"), OPERATIONS)?;
         let intervals = "monitoring_attrs/intervals";
         write(&format!("{intervals}/sample_us"), setup.sample_every.as_micros())?;
         write(&format!("{intervals}/aggr_us"), (setup.sample_every * setup.samples).as_micros())?;
@@ -169,20 +188,20 @@ pub(super) mod tests {
     /// Files as the kernel has them once all numbers are written: unlike the kernel's they are all there from the start.
     pub(in super::super) fn files(kdamonds: &str) -> (tempfile::TempDir, Admin) {
         let folder = tempfile::tempdir().unwrap();
-        let context = "kdamonds/0/contexts/0";
-        let mut files = vec![("kdamonds/nr_kdamonds".to_owned(), kdamonds)];
+        let mut files = vec![(format!("{CONTEXT}/avail_operations"), "vaddr\nfvaddr\npaddr")];
+        files.push((NUMBER.to_owned(), kdamonds));
         for (file, text) in [("state", "off"), ("pid", "4711"), ("contexts/nr_contexts", "0")] {
             files.push((format!("kdamonds/0/{file}"), text));
         }
         for file in ["operations", "targets/nr_targets"] {
-            files.push((format!("{context}/{file}"), "0"));
+            files.push((format!("{CONTEXT}/{file}"), "0"));
         }
         for file in ["intervals/sample_us", "intervals/aggr_us", "nr_regions/min", "nr_regions/max"] {
-            files.push((format!("{context}/monitoring_attrs/{file}"), "0"));
+            files.push((format!("{CONTEXT}/monitoring_attrs/{file}"), "0"));
         }
         for target in 0..2 {
             for file in ["pid_target", "regions/nr_regions", "regions/0/start", "regions/0/end"] {
-                files.push((format!("{context}/targets/{target}/{file}"), "0"));
+                files.push((format!("{CONTEXT}/targets/{target}/{file}"), "0"));
             }
         }
         for (file, text) in files {
@@ -242,5 +261,16 @@ pub(super) mod tests {
         let error = admin.start(&setup()).unwrap_err().to_string();
         assert!(error.contains("contexts/0/operations"), "{error}");
         assert_eq!(admin.availability(), Availability::Free, "nothing of ours is left");
+    }
+
+    #[test]
+    fn a_kernel_that_watches_physical_memory_only_is_told_by_its_missing_option_whoever_uses_it() {
+        for (kdamonds, left) in [("0", "0"), ("1", "1")] {
+            let (folder, admin) = files(kdamonds);
+            fs::write(folder.path().join(CONTEXT).join("avail_operations"), "paddr\n").unwrap();
+            let Availability::Absent(why) = admin.availability() else { panic!("it cannot be used") };
+            assert!(why.contains("CONFIG_DAMON_VADDR"), "{why}");
+            assert_eq!(admin.read(NUMBER).unwrap(), left, "as it was");
+        }
     }
 }

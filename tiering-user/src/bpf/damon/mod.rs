@@ -9,7 +9,7 @@
 mod admin;
 mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData, RingBuf};
@@ -71,11 +71,14 @@ impl Regions {
         matches!(self.attached, Some(Ok(())))
     }
 
-    /// Looks whether DAMON may be used now.
-    pub(super) fn probe(&mut self, admin: &Admin) {
+    /// Looks whether DAMON may be used now. `mark` is the file that says that a kdamond is an agent's.
+    pub(super) fn probe(&mut self, admin: &Admin, mark: &Path) {
         self.state = match admin.availability() {
             Availability::Free => Delivery::Idle("free".to_owned()),
-            taken => Watching::not_available(&taken).delivery(),
+            Availability::Taken if worker::is_an_agents(admin, mark) => {
+                Delivery::Idle("used by the agent".to_owned())
+            }
+            unavailable => Watching::not_available(&unavailable).delivery(),
         };
     }
 
@@ -135,4 +138,9 @@ fn attach(ebpf: &mut Ebpf) -> Result<(), String> {
 /// Where the host's DAMON is set up.
 pub fn host_admin() -> Admin {
     Admin::new(PathBuf::from(admin::ROOT))
+}
+
+/// The file that says that the host's kdamond is the agent's.
+pub fn host_mark() -> PathBuf {
+    PathBuf::from("/run/tiering/damon")
 }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
@@ -40,7 +40,7 @@ impl Watching {
 
     pub(super) fn not_available(availability: &Availability) -> Self {
         Self::Failed(match availability {
-            Availability::Free => "it was given back".to_owned(),
+            Availability::Free => "free".to_owned(),
             Availability::Taken => "in use by somebody else, left alone".to_owned(),
             Availability::Absent(why) => (*why).to_owned(),
         })
@@ -141,6 +141,11 @@ impl Running {
             (None, _) => !watched.is_empty() && self.pids.starts_with(&watched),
         }
     }
+}
+
+/// Whether the kdamond that is there now was set up by an agent, running or killed.
+pub(super) fn is_an_agents(admin: &Admin, mark: &Path) -> bool {
+    fs::read_to_string(mark).is_ok_and(|marked| Running::marked(&marked).is(admin))
 }
 
 impl Ours {
