@@ -1,5 +1,6 @@
 //! The threads that carry steps out.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +22,8 @@ use crate::tiermap::Places;
 use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
 use crate::track::VmId;
 
-/// How often an idle mover looks after the plugs.
-const SETTLE_EVERY: Duration = Duration::from_secs(5);
+/// How often an idle mover looks after the plugs, and whether an area of somebody else's has come or gone.
+const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
 /// Something for a lane to do.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub enum Done {
     FreeSwapCache(VmId, u64),
     /// Bytes asked for.
     ReadAhead(u64),
+    /// From now on nothing can be sent to these swap tiers, and why; to all others it can.
+    Hindered(BTreeMap<TierId, String>),
 }
 
 /// What all lanes go by.
@@ -122,9 +125,19 @@ impl Lane {
         let stopping = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut memory = LaneMemory::default();
+            // What an agent before this one left is to be plugged at once.
+            let mut upkeep = Upkeep { is_behind: swap.is_some(), ..Upkeep::default() };
+            // Jobs for tiers above one that is not plugged yet; the others go on meanwhile.
+            let mut waiting = VecDeque::new();
             loop {
-                match jobs.recv_timeout(SETTLE_EVERY) {
+                let next = if upkeep.is_behind { None } else { waiting.pop_front() };
+                let received = match next {
+                    Some(job) => Ok(job),
+                    None => jobs.recv_timeout(if upkeep.is_behind { Duration::ZERO } else { SETTLE_EVERY }),
+                };
+                match received {
                     _ if stopping.load(Ordering::Relaxed) => break,
+                    Ok(job) if must_wait(&job, swap.as_ref()) => waiting.push_back(job),
                     Ok(job) => {
                         if done.send(run(job, &settings, swap.as_mut(), &mut memory)).is_err() {
                             break;
@@ -133,7 +146,9 @@ impl Lane {
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
-                settle(swap.as_mut());
+                if let Some(swap) = &mut swap {
+                    upkeep.go_on(swap, &done);
+                }
             }
             if let Some(swap) = &mut swap {
                 swap.release_empty();
@@ -153,10 +168,38 @@ impl Drop for Lane {
     }
 }
 
-/// Plugs what the last batch left of its tier, and the slots of lower tiers that guests have freed.
-fn settle(swap: Option<&mut SwapTiers>) {
-    if let Some(Err(error)) = swap.map(SwapTiers::settle) {
-        tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");
+/// Whether a job is for a tier that cannot be reached before a lower one is plugged.
+fn must_wait(job: &Job, swap: Option<&SwapTiers>) -> bool {
+    match (job, swap) {
+        (Job::Step(_, Step { action: Action::Place { to }, .. }), Some(swap)) => swap.is_behind(*to),
+        _ => false,
+    }
+}
+
+/// What the mover does between jobs, a little at a time, so that neither a job nor the end waits for it.
+#[derive(Debug, Default)]
+struct Upkeep {
+    /// There is more to plug.
+    is_behind: bool,
+    /// As last told.
+    hindered: BTreeMap<TierId, String>,
+}
+
+impl Upkeep {
+    /// Plugs some of what the last batch left of its tier, of a new file, and of the slots of lower tiers that guests have
+    /// freed. Tells which tiers areas of others are in the way of, when that changes.
+    fn go_on(&mut self, swap: &mut SwapTiers, done: &async_mpsc::UnboundedSender<Done>) {
+        self.is_behind = swap.settle().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");
+            false
+        });
+        if let Ok(hindered) = swap.hindered()
+            && hindered != self.hindered
+        {
+            self.hindered.clone_from(&hindered);
+            // Where nobody listens any more, the lane is about to end.
+            done.send(Done::Hindered(hindered)).ok();
+        }
     }
 }
 

@@ -363,6 +363,7 @@ impl State {
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
             Done::FreeSwapCache(id, bytes) => self.on_freed(id, bytes),
             Done::ReadAhead(bytes) => self.images.done(bytes),
+            Done::Hindered(tiers) => self.on_hindered(tiers),
         }
     }
 
@@ -480,6 +481,24 @@ impl State {
             }
             None => {}
         }
+    }
+
+    /// Areas of others are in the way of these tiers now.
+    fn on_hindered(&mut self, tiers: BTreeMap<TierId, String>) {
+        for (tier, reason) in &tiers {
+            let name = self.place_name(Place::In(*tier));
+            tracing::warn!(tier = name, reason, "the tier takes nothing until that area is gone");
+            for machine in self.machines.values_mut() {
+                machine.forget_plans_for(*tier);
+            }
+        }
+        for tier in self.troubles.hinder(tiers) {
+            tracing::info!(
+                tier = self.place_name(Place::In(tier)),
+                "no other swap area is in the way any more"
+            );
+        }
+        self.status_due = true;
     }
 
     /// Hands the machine's next batch to the mover.

@@ -1,8 +1,9 @@
 //! Tiers that could not take what was sent to them, and when they are tried again.
 //!
-//! In: what a move met, the time. Out: whether a tier takes nothing for now, and why, for the status. A pause of 10 s, doubled
-//! each time the tier fails again, up to 10 minutes; one move that arrives ends it. Meanwhile the other tiers go on. Pure: the
-//! time is an argument. What an operator asks for is tried all the same.
+//! In: what a move met, which tiers are hindered, the time. Out: whether a tier takes nothing for now, and why, for the status. A pause of 10 s, doubled
+//! each time the tier fails again, up to 10 minutes; one move that arrives ends it. A tier that is hindered by an area of
+//! somebody else's takes nothing until that is gone. Meanwhile the other tiers go on. Pure: the time is an argument. What an
+//! operator asks for is tried all the same.
 //!
 //! # Limits
 //! A tier whose disk fails still holds what it held: what cannot be read there any more is lost to its machine.
@@ -18,7 +19,11 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
 /// The tiers in trouble.
 #[derive(Debug, Default)]
-pub(super) struct Troubles(BTreeMap<TierId, Trouble>);
+pub(super) struct Troubles {
+    failed: BTreeMap<TierId, Trouble>,
+    /// By areas of others; as last told.
+    hindered: BTreeMap<TierId, String>,
+}
 
 #[derive(Debug)]
 struct Trouble {
@@ -31,7 +36,7 @@ struct Trouble {
 impl Troubles {
     /// The tier has failed, or failed again. Returns whether that is news.
     pub(super) fn note(&mut self, tier: TierId, text: &str, now: Monotonic) -> bool {
-        let known = self.0.get(&tier);
+        let known = self.failed.get(&tier);
         let pause = match known {
             None => FIRST_PAUSE,
             // What was under way when it failed says no more than the first failure did.
@@ -39,23 +44,33 @@ impl Troubles {
             Some(trouble) => (trouble.pause * 2).min(LONGEST_PAUSE),
         };
         let news = known.is_none_or(|trouble| trouble.text != text);
-        self.0.insert(tier, Trouble { text: text.to_owned(), pause, until: now.after(pause) });
+        self.failed.insert(tier, Trouble { text: text.to_owned(), pause, until: now.after(pause) });
         news
     }
 
     /// Something arrived in the tier. Returns whether it was in trouble.
     pub(super) fn clear(&mut self, tier: TierId) -> bool {
-        self.0.remove(&tier).is_some()
+        self.failed.remove(&tier).is_some()
+    }
+
+    /// These tiers are hindered now, and no others. Returns those that no longer are; what failed there meanwhile did so for
+    /// that reason.
+    pub(super) fn hinder(&mut self, tiers: BTreeMap<TierId, String>) -> Vec<TierId> {
+        let before = std::mem::replace(&mut self.hindered, tiers);
+        let free: Vec<_> = before.into_keys().filter(|tier| !self.hindered.contains_key(tier)).collect();
+        self.failed.retain(|tier, _| !free.contains(tier));
+        free
     }
 
     /// Whether nothing is planned into the tier now.
     pub(super) fn keep_away(&self, tier: TierId, now: Monotonic) -> bool {
-        self.0.get(&tier).is_some_and(|trouble| trouble.until > now)
+        self.hindered.contains_key(&tier) || self.failed.get(&tier).is_some_and(|trouble| trouble.until > now)
     }
 
     /// What is wrong with the tier.
     pub(super) fn of(&self, tier: TierId) -> Option<&str> {
-        self.0.get(&tier).map(|trouble| trouble.text.as_str())
+        let failed = self.failed.get(&tier).map(|trouble| &trouble.text);
+        self.hindered.get(&tier).or(failed).map(String::as_str)
     }
 }
 
@@ -99,5 +114,20 @@ mod tests {
         assert!(!troubles.keep_away(QLC, at(2)));
         assert_eq!(troubles.of(QLC), None);
         assert!(!troubles.clear(QLC));
+    }
+
+    #[test]
+    fn a_tier_that_is_hindered_takes_nothing_until_it_is_not_any_more() {
+        let mut troubles = Troubles::default();
+        let zram = || BTreeMap::from([(QLC, "/dev/zram0 has priority 32767".to_owned())]);
+        assert_eq!(troubles.hinder(zram()), []);
+        troubles.note(QLC, "an operator tried it", at(1));
+        assert!(troubles.keep_away(QLC, at(1_000_000)));
+        assert_eq!(troubles.of(QLC), Some("/dev/zram0 has priority 32767"));
+        assert!(!troubles.keep_away(TierId(1), at(1)));
+        assert_eq!(troubles.hinder(zram()), []);
+        assert_eq!(troubles.hinder(BTreeMap::new()), [QLC]);
+        assert!(!troubles.keep_away(QLC, at(1)));
+        assert_eq!(troubles.of(QLC), None);
     }
 }

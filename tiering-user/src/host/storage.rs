@@ -7,7 +7,7 @@ use super::Check;
 use crate::config::Config;
 use crate::sys::{FIRST_SPECIAL, frames_are_shown};
 use crate::tiers::{
-    BASE_PRIORITY, Ladder, Nodes, Tier, TierKind, check_folder, check_nodes, read_proc_swaps,
+    BASE_PRIORITY, Ladder, Nodes, Tier, TierKind, areas_of_others, check_nodes, check_tier, read_proc_swaps,
 };
 
 /// Swap areas at most: the kernel takes 27 or 28 (23 with device memory), of which this many can be told from what else
@@ -59,12 +59,12 @@ fn swap_areas() -> Check {
         }
     };
     let detail = format!("{} of {MOST_AREAS} on", on.len());
-    let above: Vec<_> =
-        on.iter().filter(|area| area.priority >= BASE_PRIORITY && !is_ours(&area.path)).collect();
+    let others = areas_of_others().unwrap_or_default();
+    let above = others.iter().find(|area| area.priority >= BASE_PRIORITY);
     let zram = on.iter().any(|area| area.path.starts_with("/dev/zram"));
     if on.len() + 2 > MOST_AREAS {
         Check::missing(NAME, detail, "there is no room for the tiers' areas: switch some off")
-    } else if let Some(area) = above.first() {
+    } else if let Some(area) = above {
         let detail = format!("{detail}; {} has priority {}", area.path.display(), area.priority);
         Check::degraded(NAME, detail, "it fills before the tiers: give it a lower priority")
     } else if zram {
@@ -76,10 +76,6 @@ fn swap_areas() -> Check {
     } else {
         Check::ok(NAME, detail)
     }
-}
-
-fn is_ours(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-"))
 }
 
 fn zswap() -> Check {
@@ -122,7 +118,7 @@ fn tier(tier: &Tier) -> Check {
             Err(error) => Check::missing(&name, error.to_string(), "the agent does not start"),
         },
         TierKind::Swap { folder, capacity_bytes, .. } => {
-            match check_folder(folder, to_come(folder, *capacity_bytes)) {
+            match check_tier(&tier.name, folder, *capacity_bytes) {
                 Ok(()) => {
                     Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20))
                 }
@@ -130,15 +126,6 @@ fn tier(tier: &Tier) -> Check {
             }
         }
     }
-}
-
-/// Bytes of a tier that its files which are on do not hold yet.
-fn to_come(folder: &Path, capacity_bytes: u64) -> u64 {
-    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    let on = read_proc_swaps().unwrap_or_default();
-    let made: u64 =
-        on.iter().filter(|line| line.path.parent() == Some(&folder)).map(|line| line.size_bytes).sum();
-    capacity_bytes.saturating_sub(made)
 }
 
 fn read(path: &str) -> String {

@@ -9,6 +9,7 @@ mod clock;
 mod cpu;
 mod frames;
 mod mapping;
+mod mark;
 mod numa;
 mod pagemap;
 mod process_memory;
@@ -23,6 +24,7 @@ pub use buffer::Buffer;
 pub use clock::{Monotonic, now, unix_seconds};
 pub use cpu::{OneCpu, stay_on_cpus};
 pub use frames::{FrameFacts, Frames};
+pub use mark::{folder_is_marked, mark_folder};
 pub use numa::{MoveStatus, PreferNodes, move_pages, node_of, prefer_nodes_of_file};
 pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown, keeps_soft_dirty};
 pub use process_memory::{

@@ -1,15 +1,18 @@
-//! One swap file of a tier: created, switched on, switched off, removed.
+//! One swap file of a tier: made, switched on, switched off, removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::sys::statfs::{FsType, statfs};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::linkat;
 use thiserror::Error;
 
+use super::files::{self, FileId};
 use super::header;
 use crate::sys::{self, PAGE_BYTES};
 
@@ -34,6 +37,8 @@ pub enum AreaError {
          available; free some first"
     )]
     NoMemory { path: PathBuf, used_mib: u64, available_mib: u64 },
+    #[error("{path}: is not the swap file any more that the agent made: it is left alone")]
+    Replaced { path: PathBuf },
     #[error("{path}: cannot {action}: {source}")]
     Io { path: PathBuf, action: &'static str, source: io::Error },
 }
@@ -81,15 +86,9 @@ pub fn check_folder(folder: &Path, bytes: u64) -> Result<(), AreaError> {
 /// # Errors
 /// [`AreaError::Filesystem`], [`AreaError::Io`].
 pub(in crate::tiers) fn free_for_swap(folder: &Path) -> Result<u64, AreaError> {
-    let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = files.filter(|file| is_swap_file(&file.file_name().to_string_lossy()));
-    let held: u64 = ours.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    let files = files::look(folder).unwrap_or_default();
+    let held: u64 = files.iter().filter(|file| file.made_for.is_some()).map(|file| file.bytes).sum();
     Ok(free_bytes(folder)? + held)
-}
-
-/// Whether a file of this name is one that a swap tier makes.
-pub(in crate::tiers) fn is_swap_file(name: &str) -> bool {
-    name.starts_with("segment-") && name.ends_with(".swap")
 }
 
 fn free_bytes(folder: &Path) -> Result<u64, AreaError> {
@@ -104,104 +103,153 @@ fn free_bytes(folder: &Path) -> Result<u64, AreaError> {
     Ok(room.blocks_available() * room.fragment_size())
 }
 
-/// Creates the swap file `path` of `bytes` bytes and switches it on. Leaves no file behind on an error; the folder stays, since
-/// the tier is tried again.
-///
-/// # Errors
-/// Any [`AreaError`].
-pub(super) fn create(path: &Path, bytes: u64, label: &str, priority: i32) -> Result<(), AreaError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    check_folder(folder, bytes)?;
-    fs::create_dir_all(folder).map_err(AreaError::io(folder, "create the folder"))?;
-    let made = write(path, bytes, label).and_then(|()| switch_on(path, priority));
-    if made.is_err() {
-        // The reason it was not made is the error worth telling.
-        fs::remove_file(path).ok();
-    }
-    made
+/// A swap file that an agent made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Own {
+    /// A way to the file that leads through the tier's folder.
+    pub(super) path: PathBuf,
+    pub(super) id: FileId,
+    pub(super) bytes: u64,
 }
 
-fn write(path: &Path, bytes: u64, label: &str) -> Result<(), AreaError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(AreaError::io(path, "create the swap file"))?;
-    let length = i64::try_from(bytes).unwrap_or(i64::MAX);
-    match fallocate(&file, FallocateFlags::empty(), 0, length) {
-        Err(nix::errno::Errno::ENOSPC) => {
-            let path = path.to_owned();
-            return Err(AreaError::Full { path, free_mib: 0, needed_mib: bytes >> 20 });
+impl Own {
+    /// Makes a swap file of `bytes` bytes for `tier`, in a folder that is there. It gets its name when all of it is there, so
+    /// that none is ever without its header, and never takes the name of another file.
+    ///
+    /// # Errors
+    /// Any [`AreaError`].
+    pub(super) fn make(path: &Path, bytes: u64, tier: &str) -> Result<Self, AreaError> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        check_folder(folder, bytes)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_TMPFILE)
+            .open(folder)
+            .map_err(AreaError::io(folder, "create a file there"))?;
+        let length = i64::try_from(bytes).unwrap_or(i64::MAX);
+        match fallocate(&file, FallocateFlags::empty(), 0, length) {
+            Err(nix::errno::Errno::ENOSPC) => {
+                let path = path.to_owned();
+                return Err(AreaError::Full { path, free_mib: 0, needed_mib: bytes >> 20 });
+            }
+            result => {
+                result.map_err(io::Error::from).map_err(AreaError::io(path, "allocate the swap file"))?;
+            }
         }
-        result => result.map_err(io::Error::from).map_err(AreaError::io(path, "allocate the swap file"))?,
+        let pages = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
+        file.write_all(&header::encode(pages, random(), tier))
+            .and_then(|()| file.sync_all())
+            .map_err(AreaError::io(path, "write the swap header"))?;
+        linkat(AT_FDCWD, &through(&file), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+            .map_err(io::Error::from)
+            .map_err(AreaError::io(path, "give the swap file its name"))?;
+        let id = FileId::of(&file.metadata().map_err(AreaError::io(path, "look at the swap file"))?);
+        Ok(Self { path: path.to_owned(), id, bytes })
     }
-    let pages = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
-    file.write_all(&header::encode(pages, random_uuid(), label))
-        .and_then(|()| file.sync_all())
-        .map_err(AreaError::io(path, "write the swap header"))
-}
 
-fn switch_on(path: &Path, priority: i32) -> Result<(), AreaError> {
-    sys::swap_on(path, priority).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM) => AreaError::NoArea { path: path.to_owned() },
-        _ => AreaError::io(path, "switch the swap file on (does its file system hold swap files?)")(error),
-    })
-}
-
-/// Switches the area off, which brings its `used_bytes` back to RAM, and removes the file.
-///
-/// # Errors
-/// [`AreaError::NoMemory`] before anything is done; [`AreaError::Io`].
-pub(super) fn remove(path: &Path, used_bytes: u64) -> Result<(), AreaError> {
-    let available = available_memory();
-    if available < used_bytes {
-        let path = path.to_owned();
-        return Err(AreaError::NoMemory { path, used_mib: used_bytes >> 20, available_mib: available >> 20 });
+    /// The file, if it is still there.
+    fn open(&self) -> Result<File, AreaError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&self.path)
+            .map_err(AreaError::io(&self.path, "open the swap file"))?;
+        let found = file.metadata().map_err(AreaError::io(&self.path, "look at the swap file"))?;
+        if FileId::of(&found) == self.id {
+            Ok(file)
+        } else {
+            Err(AreaError::Replaced { path: self.path.clone() })
+        }
     }
-    sys::swap_off(path).map_err(AreaError::io(path, "switch the swap file off"))?;
-    wipe(path).ok();
-    fs::remove_file(path).map_err(AreaError::io(path, "remove the swap file"))
-}
 
-/// Gives the blocks back at once, so that guest memory does not stay readable in a file that a reader holds open.
-fn wipe(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.write_all_at(&[0; PAGE_BYTES as usize], 0)?;
-    file.set_len(0)
-}
-
-/// Makes sure that what is in the area fits into memory and leaves some there: as much again, or 1 / [`MARGIN_DIVISOR`] of
-/// all memory if that is less.
-///
-/// # Errors
-/// [`AreaError::NoMemory`].
-pub(super) fn check_memory(path: &Path, used_bytes: u64) -> Result<(), AreaError> {
-    use procfs::Current as _;
-    let total = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
-    let available = available_memory();
-    if available < used_bytes + (total / MARGIN_DIVISOR).min(used_bytes) {
-        let path = path.to_owned();
-        return Err(AreaError::NoMemory { path, used_mib: used_bytes >> 20, available_mib: available >> 20 });
+    /// Switches it on, by its path, which is then what `/proc/swaps` shows.
+    ///
+    /// # Errors
+    /// [`AreaError::NoArea`], [`AreaError::Io`].
+    pub(super) fn switch_on(&self, priority: i32) -> Result<(), AreaError> {
+        sys::swap_on(&self.path, priority).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => AreaError::NoArea { path: self.path.clone() },
+            _ => {
+                let action = "switch the swap file on (does its file system hold swap files?)";
+                AreaError::io(&self.path, action)(error)
+            }
+        })
     }
-    Ok(())
+
+    /// Switches it off, which brings what is in it back to RAM.
+    ///
+    /// # Errors
+    /// [`AreaError::Replaced`], [`AreaError::Io`].
+    pub(super) fn switch_off(&self) -> Result<(), AreaError> {
+        let file = self.open()?;
+        // The file that was looked at, whatever lies at its path by now.
+        sys::swap_off(&through(&file)).map_err(AreaError::io(&self.path, "switch the swap file off"))
+    }
+
+    /// Removes it, and gives its blocks back at once, so that guest memory does not stay readable in a file that a reader
+    /// holds open. The kernel refuses that for a file that is on.
+    ///
+    /// # Errors
+    /// [`AreaError::Replaced`], [`AreaError::Io`].
+    pub(super) fn remove(&self) -> Result<(), AreaError> {
+        let file = self.open()?;
+        fs::remove_file(&self.path).map_err(AreaError::io(&self.path, "remove the swap file"))?;
+        // Best effort: whoever has it open still is somebody whom root let read it.
+        file.set_len(0).ok();
+        Ok(())
+    }
 }
 
-fn available_memory() -> u64 {
-    use procfs::Current as _;
-    // Where it cannot be told, the kernel's own refusal (ENOMEM) decides.
-    procfs::Meminfo::current().ok().and_then(|memory| memory.mem_available).unwrap_or(u64::MAX)
+/// A path that leads to an open file, whatever its name is.
+fn through(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// 16 random bytes marked as a version 4 UUID; all zero where the kernel gives none, which is a valid UUID too.
-fn random_uuid() -> [u8; 16] {
-    let mut uuid = [0; 16];
+/// The host's memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pub(super) total_bytes: u64,
+    pub(super) available_bytes: u64,
+}
+
+impl Memory {
+    pub(super) fn now() -> Self {
+        use procfs::Current as _;
+        // Where it cannot be told, the kernel's own refusal (ENOMEM) decides.
+        let memory = procfs::Meminfo::current().ok();
+        Self {
+            total_bytes: memory.as_ref().map_or(0, |memory| memory.mem_total),
+            available_bytes: memory.and_then(|memory| memory.mem_available).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Whether so much can come up from swap and leaves some: as much again, or 1 / [`MARGIN_DIVISOR`] of all memory if that
+    /// is less.
+    pub(super) fn takes(self, used_bytes: u64) -> bool {
+        self.available_bytes >= used_bytes + (self.total_bytes / MARGIN_DIVISOR).min(used_bytes)
+    }
+
+    /// Makes sure that what is in an area can come up.
+    ///
+    /// # Errors
+    /// [`AreaError::NoMemory`].
+    pub(super) fn check(self, area: &Path, used_bytes: u64) -> Result<(), AreaError> {
+        if self.takes(used_bytes) {
+            return Ok(());
+        }
+        let (path, available_mib) = (area.to_owned(), self.available_bytes >> 20);
+        Err(AreaError::NoMemory { path, used_mib: used_bytes >> 20, available_mib })
+    }
+}
+
+/// 16 random bytes; all zero where the kernel gives none: then two files have one UUID, which only confuses people.
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
     if let Ok(source) = File::open("/dev/urandom") {
-        source.read_exact_at(&mut uuid, 0).ok();
+        source.read_exact_at(&mut bytes, 0).ok();
     }
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    uuid
+    bytes
 }
 
 #[cfg(test)]
@@ -228,25 +276,44 @@ mod tests {
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         for (name, mib) in [("segment-0.swap", 1 << 20), ("other.swap", 1 << 21)] {
             // Sparse: it holds what it is long, as a swap file would.
-            File::create(folder.path().join(name)).unwrap().set_len(mib << 20).unwrap();
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.write_all_at(&header::encode(1, random(), "disk"), 0).unwrap();
+            file.set_len(mib << 20).unwrap();
         }
+        let without_header = File::create(folder.path().join("segment-1.swap")).unwrap();
+        without_header.set_len((1 << 21) << 20).unwrap();
         let free = free_for_swap(folder.path()).unwrap() >> 20;
         assert!((1 << 20..1 << 21).contains(&free), "{free} MiB");
     }
 
     #[test]
     fn what_does_not_fit_into_memory_with_something_left_does_not_come_up() {
+        let memory = Memory { total_bytes: 100 << 20, available_bytes: 50 << 20 };
         let area = Path::new("/nowhere/segment-0.swap");
-        check_memory(area, 0).unwrap();
-        check_memory(area, 1 << 20).unwrap();
-        let total = procfs_total();
-        let error = check_memory(area, total - total / MARGIN_DIVISOR + 1).unwrap_err();
-        assert!(error.to_string().starts_with("/nowhere/segment-0.swap: "), "{error}");
-        assert!(matches!(error, AreaError::NoMemory { .. }), "{error}");
+        memory.check(area, 0).unwrap();
+        memory.check(area, 45 << 20).unwrap();
+        let error = memory.check(area, 46 << 20).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/segment-0.swap: 46 MiB must come back"), "{error}");
     }
 
-    fn procfs_total() -> u64 {
-        use procfs::Current as _;
-        procfs::Meminfo::current().unwrap().mem_total
+    #[test]
+    fn a_file_is_made_whole_never_over_another_one_and_removed_only_if_it_is_that_file() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = folder.path().join("segment-0.swap");
+        let own = Own::make(&path, 1 << 20, "nvme").unwrap();
+        let found = files::look(folder.path()).unwrap();
+        assert_eq!(found.iter().map(|file| (file.id, file.bytes)).collect::<Vec<_>>(), [(own.id, 1 << 20)]);
+        Own::make(&path, 1 << 20, "nvme").unwrap_err();
+
+        let moved = folder.path().join("moved");
+        fs::rename(&path, &moved).unwrap();
+        fs::write(&path, "a user's").unwrap();
+        assert!(matches!(own.remove(), Err(AreaError::Replaced { .. })));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&moved, &path).unwrap();
+        own.remove().unwrap_err();
+        fs::rename(&moved, &path).unwrap();
+        own.remove().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -1,25 +1,79 @@
-//! The header of a swap file, as mkswap(8) writes it: the first page of the area.
+//! The header of a swap file: the first page of the area, as mkswap(8) writes it, and the agent's mark in it.
 //!
-//! Layout: `union swap_header` in include/linux/swap.h (Linux 6.1 to 6.18).
+//! Layout: `union swap_header` in include/linux/swap.h (Linux 6.1 to 6.18). The mark is the label `tiering-TIER` together
+//! with a UUID that begins with [`MARK`]; files of versions before the mark have a random UUID of version 4 there.
 
 use crate::sys::PAGE_BYTES;
 
 const PAGE: usize = PAGE_BYTES as usize;
+/// Largest page a kernel may have made an area with; the signature ends the first page.
+const LARGEST_PAGE: usize = 64 << 10;
 const SIGNATURE: &[u8; 10] = b"SWAPSPACE2";
+/// What else may stand in its place: the first version, and images of a suspended system (libblkid, src/superblocks/swap.c).
+const OTHER_SIGNATURES: [&[u8; 9]; 5] =
+    [b"SWAP-SPAC", b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB000"];
 const VERSION_AT: usize = 1024;
 const LAST_PAGE_AT: usize = 1028;
 const UUID_AT: usize = 1036;
 const LABEL_AT: usize = 1052;
 /// Longest label, bytes; what is longer is cut.
 const LABEL_BYTES: usize = 16;
+const LABEL_PREFIX: &str = "tiering-";
+/// How the UUID of an area of ours begins; its version is 8, "custom" (RFC 9562, section 5.8).
+const MARK: [u8; 6] = [0x74, 0x69, 0x65, 0x72, 0x8a, 0x3d];
+/// What has to be read of a file to know its header.
+pub(super) const HEADER_BYTES: usize = LARGEST_PAGE;
 
-/// The first page of a swap area of `pages` pages (this one included).
-pub fn encode(pages: u32, uuid: [u8; 16], label: &str) -> [u8; PAGE] {
+/// A swap header that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// The tier it was made for, cut to eight characters, where an agent made it.
+    pub(super) made_for: Option<String>,
+}
+
+impl Header {
+    /// The header in the first bytes of a file or device, if they are those of a swap area.
+    pub(super) fn decode(start: &[u8]) -> Option<Self> {
+        let mut page = PAGE;
+        while page <= LARGEST_PAGE.min(start.len()) {
+            let signature = &start[page - SIGNATURE.len()..page];
+            if signature == SIGNATURE {
+                let made_for = if page == PAGE { made_for(start) } else { None };
+                return Some(Self { made_for });
+            }
+            if OTHER_SIGNATURES.iter().any(|other| signature.starts_with(&other[..])) {
+                return Some(Self { made_for: None });
+            }
+            page *= 2;
+        }
+        None
+    }
+}
+
+/// The tier in the label, where the UUID is one of ours too.
+fn made_for(page: &[u8]) -> Option<String> {
+    let label = &page[LABEL_AT..][..LABEL_BYTES];
+    let end = label.iter().position(|byte| *byte == 0).unwrap_or(LABEL_BYTES);
+    let tier = std::str::from_utf8(&label[..end]).ok()?.strip_prefix(LABEL_PREFIX)?;
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let uuid = &page[UUID_AT..][..16];
+    let version = uuid[6] >> 4;
+    let ours = version == 8 && uuid.starts_with(&MARK) || version == 4;
+    (ours && !tier.is_empty() && tier.bytes().all(plain)).then(|| tier.to_owned())
+}
+
+/// The first page of a swap area of `pages` pages (this one included) for `tier`. `random` makes its UUID differ from others.
+pub(super) fn encode(pages: u32, random: [u8; 16], tier: &str) -> [u8; PAGE] {
+    let mut uuid = random;
+    uuid[..MARK.len()].copy_from_slice(&MARK);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    let label = format!("{LABEL_PREFIX}{tier}");
+    let label = &label.as_bytes()[..label.len().min(LABEL_BYTES)];
     let mut page = [0; PAGE];
     page[VERSION_AT..][..4].copy_from_slice(&1u32.to_ne_bytes());
     page[LAST_PAGE_AT..][..4].copy_from_slice(&pages.saturating_sub(1).to_ne_bytes());
     page[UUID_AT..][..16].copy_from_slice(&uuid);
-    let label = &label.as_bytes()[..label.len().min(LABEL_BYTES)];
     page[LABEL_AT..][..label.len()].copy_from_slice(label);
     page[PAGE - SIGNATURE.len()..].copy_from_slice(SIGNATURE);
     page
@@ -28,19 +82,69 @@ pub fn encode(pages: u32, uuid: [u8; 16], label: &str) -> [u8; PAGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
     use std::process::Command;
+
+    const RANDOM: [u8; 16] = [0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0x4d, 0xef, 0x81, 2, 3, 4, 5, 6, 7, 8];
 
     #[test]
     fn swaplabel_accepts_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let uuid = [0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0x4d, 0xef, 0x81, 2, 3, 4, 5, 6, 7, 8];
-        let mut area = encode(256, uuid, "tiering-nvme").to_vec();
+        let mut area = encode(256, RANDOM, "nvme").to_vec();
         area.resize(256 * PAGE, 0);
         std::fs::write(file.path(), area).unwrap();
         let shown = Command::new("/usr/sbin/swaplabel").arg(file.path()).output().unwrap();
         let text = String::from_utf8(shown.stdout).unwrap();
         assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
         assert!(text.contains("LABEL: tiering-nvme"), "{text}");
-        assert!(text.contains("UUID:  12345678-9abc-4def-8102-030405060708"), "{text}");
+        assert!(text.contains("UUID:  74696572-8a3d-8def-8102-030405060708"), "{text}");
+    }
+
+    fn mkswap(args: &[&str]) -> Option<Header> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let made = Command::new("/usr/sbin/mkswap").args(args).arg(file.path()).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        decode_file(file.path())
+    }
+
+    fn decode_file(path: &Path) -> Option<Header> {
+        Header::decode(&std::fs::read(path).unwrap()[..HEADER_BYTES])
+    }
+
+    fn ours(tier: &str) -> Option<Header> {
+        Some(Header { made_for: Some(tier.to_owned()) })
+    }
+
+    #[test]
+    fn the_agents_own_files_are_told_from_those_of_others() {
+        assert_eq!(Header::decode(&encode(256, RANDOM, "nvme")), ours("nvme"));
+        assert_eq!(
+            Header::decode(&encode(256, RANDOM, "archive-slow")),
+            ours("archive-"),
+            "labels are short"
+        );
+        let foreign = Some(Header { made_for: None });
+        assert_eq!(mkswap(&[]), foreign);
+        assert_eq!(mkswap(&["-L", "swap"]), foreign);
+        assert_eq!(mkswap(&["-L", "tiering-"]), foreign);
+        assert_eq!(mkswap(&["-L", "tiering-My swap"]), foreign);
+        assert_eq!(
+            mkswap(&["-p", "16384", "-L", "tiering-nvme"]),
+            foreign,
+            "not of this machine's page size"
+        );
+        let time_based = ["-L", "tiering-nvme", "-U", "b7a8a9f0-8d3c-11ee-b9d1-0242ac120002"];
+        assert_eq!(mkswap(&time_based), foreign, "no version of the agent made that UUID");
+        assert_eq!(mkswap(&["-L", "tiering-nvme"]), ours("nvme"), "as earlier versions made it");
+    }
+
+    #[test]
+    fn what_is_no_swap_has_no_header_and_an_image_of_a_suspended_system_has_one() {
+        assert_eq!(Header::decode(b"text"), None);
+        assert_eq!(Header::decode(&[0; 2 * PAGE]), None);
+        let mut suspended = encode(256, RANDOM, "nvme");
+        suspended[PAGE - 10..].copy_from_slice(b"S1SUSPEND\0");
+        assert_eq!(Header::decode(&suspended), Some(Header { made_for: None }));
     }
 }

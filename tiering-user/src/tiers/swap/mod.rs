@@ -4,15 +4,22 @@
 //! ([`SwapTiers`]), which area is whose ([`Areas`]), and everything gone again when a tier is drained.
 
 pub(super) mod area;
+mod claim;
+mod files;
+mod folder;
+mod growing;
 mod header;
+mod leaving;
 mod numbers;
+mod opening;
 mod plug;
 mod proc_swaps;
 mod read_back;
 mod segments;
 mod tiers;
 
-pub use area::{AreaError, check_folder};
+pub use area::AreaError;
+pub use opening::{areas_of_others, check_tier};
 pub use proc_swaps::{SwapLine, read as read_proc_swaps};
 pub use segments::{Area, Areas, BASE_PRIORITY};
 pub use tiers::{SwapError, SwapTiers};

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn line(path: &str) -> SwapLine {
-        SwapLine { path: path.into(), size_bytes: 0, used_bytes: 0, priority: 0 }
+        SwapLine { path: path.into(), is_file: true, size_bytes: 0, used_bytes: 0, priority: 0 }
     }
 
     #[test]

@@ -44,12 +44,13 @@ impl Plug {
     pub(super) fn take(&mut self, free: u64, area: u8, own: &Pagemap) -> io::Result<u64> {
         let mut taken = 0;
         // What lands elsewhere (each CPU first uses up the cluster it had) is given back; a chunk of which
-        // nothing landed here twice in a row means that the rest cannot be had.
+        // next to nothing landed here twice in a row means that the rest cannot be had.
         let mut misses = 0;
         while taken < free && misses < 2 && !self.idle.is_empty() {
             let wanted = usize::try_from(free - taken).unwrap_or(CHUNK_PAGES).max(512);
-            let got = self.take_chunk(wanted.min(CHUNK_PAGES), area, own)?;
-            misses = if got == 0 { misses + 1 } else { 0 };
+            let chunk = wanted.min(CHUNK_PAGES);
+            let got = self.take_chunk(chunk, area, own)?;
+            misses = if got < chunk as u64 / 16 { misses + 1 } else { 0 };
             taken += got;
         }
         Ok(taken)

@@ -1,21 +1,21 @@
 //! The files of the swap tiers: how many, how large, where, with which priority.
 //!
-//! The fastest swap tier is one file. A lower one is made of up to [`SEGMENTS`], added when they are needed, so that the
-//! plug of its free slots stays small. Nothing here moves a page.
+//! The fastest swap tier is one file. The lower ones share [`LOWER_SEGMENTS`], added when they are needed, so that the
+//! plug of their free slots stays small. Nothing here moves a page.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::area::{self, AreaError};
+use super::area::Own;
 use super::plug::Plug;
 use super::proc_swaps::SwapLine;
-use super::tiers::SwapError;
 use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
 use crate::tiers::TierId;
 
-/// Most files of one lower tier.
-const SEGMENTS: u64 = 8;
+/// Most files of all lower tiers together. With the fastest one's that leaves some of the 23 areas that can be told apart
+/// ([`crate::sys::FIRST_SPECIAL`]) to the host. The more there are, the smaller is each, and the sooner it is plugged.
+const LOWER_SEGMENTS: u64 = 16;
 /// Usual least size of such a file.
 const SEGMENT_MIN_BYTES: u64 = 64 << 20;
 /// A rest smaller than this is not worth a file.
@@ -24,9 +24,26 @@ const SEGMENT_LEAST_BYTES: u64 = 16 << 20;
 pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
 pub(super) const PRIORITY_STEP: i32 = 50;
 
+/// The priorities that areas of the swap tier in this place, counted from the fastest, can have.
+pub(super) fn priorities(place: usize) -> Range<i32> {
+    let first = BASE_PRIORITY + i32::try_from(place).unwrap_or(0) * PRIORITY_STEP;
+    first..first + PRIORITY_STEP
+}
+
+/// The number in the name of a swap file that a tier makes.
+pub(super) fn segment_number(name: &str) -> Option<i32> {
+    let number = name.strip_prefix("segment-")?.strip_suffix(".swap")?.parse().ok()?;
+    (segment_name(number) == name && (0..PRIORITY_STEP).contains(&number)).then_some(number)
+}
+
+pub(super) fn segment_name(number: i32) -> String {
+    format!("segment-{number}.swap")
+}
+
 /// An area of ours that is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Area {
+    /// As `/proc/swaps` shows it.
     pub path: PathBuf,
     pub tier: TierId,
     /// The kernel's number, as pagemap shows it.
@@ -68,19 +85,66 @@ pub(super) struct SwapTier {
     pub(super) name: String,
     pub(super) folder: PathBuf,
     pub(super) capacity_bytes: u64,
-    /// The fastest swap tier is never plugged: it is where the kernel's own reclaim belongs.
-    pub(super) fastest: bool,
+    /// Of its areas.
+    pub(super) priorities: Range<i32>,
+    /// Most files it is made of.
+    pub(super) most_segments: u64,
     pub(super) closed: bool,
+    /// Free slots of it wait to be plugged.
+    pub(super) behind: bool,
     pub(super) segments: Vec<Segment>,
 }
 
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) area: Area,
+    pub(super) own: Own,
     pub(super) plug: Option<Plug>,
 }
 
 impl SwapTier {
+    /// The swap tier in this place, counted from the fastest, of so many.
+    pub(super) fn new(
+        id: TierId,
+        name: String,
+        folder: PathBuf,
+        capacity_bytes: u64,
+        place: (usize, usize),
+    ) -> Self {
+        let (place, of) = place;
+        let lower = u64::try_from(of).unwrap_or(1).saturating_sub(1).max(1);
+        Self {
+            id,
+            name,
+            folder,
+            capacity_bytes,
+            priorities: priorities(place),
+            most_segments: if place == 0 { 1 } else { LOWER_SEGMENTS / lower },
+            closed: false,
+            behind: false,
+            segments: Vec::new(),
+        }
+    }
+
+    /// The fastest swap tier is never plugged: it is where the kernel's own reclaim belongs.
+    pub(super) fn is_fastest(&self) -> bool {
+        self.priorities.start == BASE_PRIORITY
+    }
+
+    /// The priority that its pages need others to be below.
+    pub(super) fn lowest_priority(&self) -> i32 {
+        self.segments.iter().map(|segment| segment.area.priority).min().unwrap_or(self.priorities.start)
+    }
+
+    /// Pages it may still take before it holds what the configuration gives it; its files may be larger where that was made less.
+    pub(super) fn allowed_pages(&self, on: &[SwapLine]) -> u64 {
+        let held = |segment: &Segment| {
+            used_bytes(on, &segment.area).saturating_sub(segment.area.plugged_pages * PAGE_BYTES)
+        };
+        let held: u64 = self.segments.iter().map(held).sum();
+        self.capacity_bytes.saturating_sub(held) / PAGE_BYTES
+    }
+
     pub(super) fn made_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.area.bytes).sum()
     }
@@ -88,10 +152,10 @@ impl SwapTier {
     /// Size of the next file where files of `made` bytes are there; 0 where there is none to come.
     pub(super) fn next_segment_bytes(&self, made: u64) -> u64 {
         let rest = self.capacity_bytes.saturating_sub(made);
-        let bytes = match self.fastest {
+        let bytes = match self.is_fastest() {
             true if made > 0 => 0,
             true => rest,
-            false => (self.capacity_bytes / SEGMENTS).max(SEGMENT_MIN_BYTES).min(rest),
+            false => (self.capacity_bytes / self.most_segments).max(SEGMENT_MIN_BYTES).min(rest),
         };
         if bytes < SEGMENT_LEAST_BYTES { 0 } else { bytes / PAGE_BYTES * PAGE_BYTES }
     }
@@ -111,63 +175,23 @@ impl SwapTier {
     }
 }
 
-/// The tier's folder as `/proc/swaps` shows it, made, and found fit for what is not there yet.
-pub(super) fn prepare(folder: &Path, capacity_bytes: u64, on: &[SwapLine]) -> Result<PathBuf, SwapError> {
-    area::check_folder(folder, 0)?;
-    fs::create_dir_all(folder).map_err(AreaError::io(folder, "create the folder"))?;
-    let real = fs::canonicalize(folder).map_err(AreaError::io(folder, "resolve the folder"))?;
-    let made: u64 =
-        on.iter().filter(|line| line.path.parent() == Some(&real)).map(|line| line.size_bytes).sum();
-    area::check_folder(&real, capacity_bytes.saturating_sub(made)).inspect_err(|_| {
-        // Only if nothing is in it.
-        fs::remove_dir(&real).ok();
-    })?;
-    Ok(real)
-}
-
-/// An area of somebody else's that fills before ours would take every batch.
-pub(super) fn refuse_areas_above(tiers: &[SwapTier], on: &[SwapLine]) -> Result<(), SwapError> {
-    let ours = |line: &SwapLine| tiers.iter().any(|tier| line.path.parent() == Some(&tier.folder));
-    match on.iter().find(|line| line.priority >= BASE_PRIORITY && !ours(line)) {
-        None => Ok(()),
-        Some(line) => Err(SwapError::Above { path: line.path.clone(), priority: line.priority }),
-    }
-}
-
 pub(super) fn free_pages(on: &[SwapLine], area: &Area) -> u64 {
     on.iter().find(|line| line.path == area.path).map_or(0, |line| line.free_bytes() / PAGE_BYTES)
 }
 
-/// Swap files of ours that are not on: left by a crash or a reboot, their content means nothing any more.
-pub(super) fn remove_stale_files(folder: &Path, on: &[SwapLine]) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if area::is_swap_file(&name) && !on.iter().any(|line| line.path == path) {
-            tracing::info!(path = %path.display(), "removing a swap file that is not on");
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove it");
-            }
-        }
-    }
+pub(super) fn used_bytes(on: &[SwapLine], area: &Area) -> u64 {
+    on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileId;
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
-    fn tier(capacity_bytes: u64, fastest: bool) -> SwapTier {
-        SwapTier {
-            id: TierId(1),
-            name: "test".into(),
-            folder: "/nowhere".into(),
-            capacity_bytes,
-            fastest,
-            closed: false,
-            segments: Vec::new(),
-        }
+    fn tier(capacity_bytes: u64, place: (usize, usize)) -> SwapTier {
+        SwapTier::new(TierId(1), "test".into(), "/nowhere".into(), capacity_bytes, place)
     }
 
     fn sizes(tier: &SwapTier) -> Vec<u64> {
@@ -184,21 +208,63 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_tier_is_one_file_and_a_lower_one_at_most_eight() {
-        assert_eq!(sizes(&tier(4096 * MIB, true)), [4096]);
-        assert_eq!(sizes(&tier(8192 * MIB, false)), [1024; 8]);
-        assert_eq!(sizes(&tier(200 * MIB, false)), [64, 64, 64]);
-        assert_eq!(sizes(&tier(100 * MIB, false)), [64, 36]);
-        assert_eq!(sizes(&tier(32 * MIB, false)), [32]);
+    fn the_fastest_tier_is_one_file_and_the_lower_ones_share_sixteen() {
+        assert_eq!(sizes(&tier(4096 * MIB, (0, 2))), [4096]);
+        assert_eq!(sizes(&tier(16_384 * MIB, (1, 2))), [1024; 16]);
+        assert_eq!(sizes(&tier(16_384 * MIB, (2, 3))), [2048; 8]);
+        assert_eq!(sizes(&tier(200 * MIB, (1, 2))), [64, 64, 64]);
+        assert_eq!(sizes(&tier(100 * MIB, (1, 2))), [64, 36]);
+        assert_eq!(sizes(&tier(32 * MIB, (1, 2))), [32]);
+        // The longest ladder: one tier of memory and seven of swap.
+        let files: usize = (0..7).map(|place| sizes(&tier(1 << 40, (place, 7))).len()).sum();
+        assert!(files <= 17, "{files} areas");
+    }
+
+    #[test]
+    fn only_names_that_a_tier_gives_are_names_of_its_files() {
+        assert_eq!(segment_number("segment-0.swap"), Some(0));
+        assert_eq!(segment_number(&segment_name(PRIORITY_STEP - 1)), Some(PRIORITY_STEP - 1));
+        for name in
+            ["segment-50.swap", "segment-01.swap", "segment-+1.swap", "segment--1.swap", "segment-.swap"]
+        {
+            assert_eq!(segment_number(name), None, "{name}");
+        }
+        assert_eq!(segment_number("segment-1.swap.bak"), None);
     }
 
     #[test]
     fn a_tier_has_room_only_for_files_that_will_be_made() {
-        for (capacity, files) in [(8192, 8), (100, 2), (200, 3), (32, 1)] {
-            let tier = tier(capacity * MIB, false);
+        for (capacity, files) in [(8192, 16), (100, 2), (200, 3), (32, 1)] {
+            let tier = tier(capacity * MIB, (1, 2));
             let made: u64 = sizes(&tier).iter().map(|mib| mib * MIB).sum();
             // Each file's first page is its header.
             assert_eq!(tier.growth_bytes(), made - files * PAGE_BYTES, "{capacity} MiB");
         }
+    }
+
+    #[test]
+    fn a_tier_that_was_made_smaller_takes_no_more_than_it_may() {
+        let mut tier = tier(100 * MIB, (0, 1));
+        let path = PathBuf::from("/nowhere/segment-0.swap");
+        let own = Own { path: path.clone(), id: FileId { device: 1, inode: 2 }, bytes: 200 * MIB };
+        let area = Area {
+            path,
+            tier: tier.id,
+            number: 0,
+            priority: BASE_PRIORITY,
+            bytes: own.bytes,
+            plugged_pages: 256,
+        };
+        let on = |used_bytes| SwapLine {
+            path: area.path.clone(),
+            is_file: true,
+            size_bytes: area.bytes,
+            used_bytes,
+            priority: BASE_PRIORITY,
+        };
+        let (some, more) = (on(61 * MIB), on(150 * MIB));
+        tier.segments.push(Segment { area, own, plug: None });
+        assert_eq!(tier.allowed_pages(&[some]) * PAGE_BYTES, 40 * MIB, "what is plugged does not count");
+        assert_eq!(tier.allowed_pages(&[more]), 0);
     }
 }

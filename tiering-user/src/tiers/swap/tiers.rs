@@ -3,45 +3,47 @@
 //! A stock kernel fills swap areas by priority, highest first, and offers no choice per process. So:
 //!
 //! 1. The fastest swap tier is one area with the lowest priority of ours; each lower tier has higher ones, and
-//!    is made of up to [`SEGMENTS`] files that are added when they are needed.
+//!    is made of several files that are added when they are needed ([`super::segments`]).
 //! 2. At rest every free slot of the lower tiers is plugged ([`super::plug`]): what the kernel reclaims on its
 //!    own goes to the fastest swap tier.
 //! 3. [`SwapTiers::aim`] opens one tier: it lets go as much of that tier's plug as the batch needs, and uses up
 //!    what this CPU still holds of the area it filled before (a cluster of 512 slots from Linux 6.15 on, a cache
 //!    of 64 before). The caller pages its batch out from the same thread, bound to that CPU.
-//! 4. [`SwapTiers::settle`] plugs what is left.
+//! 4. [`SwapTiers::settle`] plugs what is left, a slice at a time: a new file of many gigabytes takes a while. As long as a tier is
+//!    behind, nothing can be sent to the tiers above it ([`SwapTiers::is_behind`]), and what the kernel reclaims on its own
+//!    goes to that file: to a slower tier than it should, but never astray.
+//!
+//! An area of somebody else's may be switched on at any time. One with a priority above a tier's would take its batches, its
+//! plug and its place in the kernel's order: such a tier takes nothing until it is gone ([`SwapTiers::hindered`]).
 //!
 //! In: the ladder, `/proc/swaps`. Out: areas that are on, and which kernel number belongs to which tier
-//! ([`Areas`]). Areas that an agent before this one left on are taken over with what is in them.
+//! ([`Areas`]). Areas that an agent before this one left on are taken over with what is in them ([`super::opening`]).
 //!
 //! # Limits
 //! While a tier is open, the kernel's own reclaim may take slots of it too. Where a page went is therefore read
 //! back by the caller, never assumed.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::area::{self, AreaError};
+use super::area::AreaError;
 use super::numbers::Numbers;
 use super::plug::Plug;
-use super::proc_swaps;
+use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Area, Areas, BASE_PRIORITY, PRIORITY_STEP, Segment, SwapTier};
-use super::segments::{free_pages, prepare, refuse_areas_above, remove_stale_files};
-use crate::store::Store;
-use crate::sys::{self, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
-use crate::tiers::{Ladder, TierId, TierKind};
+use super::segments::{Areas, BASE_PRIORITY, SwapTier, free_pages};
+use crate::sys::{self, PAGE_BYTES, PageState, Pagemap, ZeroPages};
+use crate::tiers::TierId;
 
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
-const PRIMER_PAGES: usize = 1280;
-/// An area with no more than this in it counts as empty: slots of pages that were freed may linger in the swap cache.
-const EMPTY_BYTES: u64 = 1 << 20;
+pub(super) const PRIMER_PAGES: usize = 1280;
 /// Slots let go beyond a batch: what the primer takes, and what others may take meanwhile.
 const SLACK_PAGES: u64 = 512;
+/// Slots plugged in one go, 64 MiB of them: 50 ms (1.3 GB/s, Linux 6.18, 2 cores).
+const SLICE_PAGES: u64 = 16_384;
 
 /// Why a swap tier cannot be used.
 #[derive(Debug, Error)]
@@ -51,8 +53,23 @@ pub enum SwapError {
     #[error("cannot read /proc/swaps: {0}")]
     ProcSwaps(io::Error),
     #[error(
+        "tier `{tier}`: {} is {what}, and not the agent's: nothing in {} is touched; give the tier a folder of its own, or \
+         switch that file off and move it elsewhere", path.display(), folder.display()
+    )]
+    Foreign { tier: String, path: PathBuf, folder: PathBuf, what: String },
+    #[error(
+        "tiers `{first}` and `{second}` have one folder, by the paths {} and {}: nothing in it is touched; give each tier a \
+         folder of its own", paths[0].display(), paths[1].display()
+    )]
+    OneFolder { first: String, second: String, paths: [PathBuf; 2] },
+    #[error(
+        "{misfits}: to bring {needed_mib} MiB up, {available_mib} MiB of memory are too little, and nothing is changed; start \
+         the agent with the tiers as they were and drain these first (`tiering drain TIER`), or free memory"
+    )]
+    DrainFirst { misfits: String, needed_mib: u64, available_mib: u64 },
+    #[error(
         "{} has priority {priority} and would be filled before the tiers: switch it off with swapoff, or on again \
-         with a lower priority", path.display()
+         with a priority below {BASE_PRIORITY}", path.display()
     )]
     Above { path: PathBuf, priority: i32 },
     #[error("tier `{0}` is no swap tier")]
@@ -63,99 +80,31 @@ pub enum SwapError {
     NoNumber { path: PathBuf },
 }
 
+impl SwapError {
+    pub(super) fn above(line: &SwapLine) -> Self {
+        Self::Above { path: line.path.clone(), priority: line.priority }
+    }
+}
+
 /// The swap tiers, owned by the one thread that pages out.
 #[derive(Debug)]
 pub struct SwapTiers {
-    tiers: Vec<SwapTier>,
-    areas: Areas,
-    numbers: Numbers,
-    own: Pagemap,
-    probes: Probes,
+    /// Fastest first.
+    pub(super) tiers: Vec<SwapTier>,
+    pub(super) areas: Areas,
+    pub(super) numbers: Numbers,
+    pub(super) own: Pagemap,
+    pub(super) probes: Probes,
 }
 
 impl SwapTiers {
-    /// Takes over areas that are on below the tiers' folders, removes files of ours that are not, creates the
-    /// fastest tier's area, and plugs the others.
-    ///
-    /// # Errors
-    /// Any [`SwapError`]; areas that were on stay on.
-    pub fn open(ladder: &Ladder, store: Arc<Store>) -> Result<Self, SwapError> {
-        let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
-        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
-        let mut fastest = true;
-        let mut tiers = Vec::new();
-        for tier in ladder.swap_tiers() {
-            let TierKind::Swap { folder, capacity_bytes, .. } = &tier.kind else { continue };
-            tiers.push(SwapTier {
-                id: tier.id,
-                name: tier.name.clone(),
-                // As /proc/swaps will show it.
-                folder: prepare(folder, *capacity_bytes, &on).inspect_err(|_| remove_folders(&tiers))?,
-                capacity_bytes: *capacity_bytes,
-                fastest,
-                closed: false,
-                segments: Vec::new(),
-            });
-            fastest = false;
-        }
-        refuse_areas_above(&tiers, &on).inspect_err(|_| remove_folders(&tiers))?;
-        let mut this =
-            Self { tiers, areas: Areas::default(), numbers: Numbers(store), own, probes: Probes::default() };
-        match this.take_over() {
-            Ok(()) => Ok(this),
-            Err(error) => {
-                this.release_empty();
-                Err(error)
-            }
-        }
-    }
-
-    fn take_over(&mut self) -> Result<(), SwapError> {
-        self.adopt()?;
-        if let Some(first) = self.tiers.first()
-            && first.segments.is_empty()
-        {
-            self.grow(0)?;
-        }
-        self.settle()
-    }
-
     /// Which areas are ours.
     pub fn areas(&self) -> &Areas {
         &self.areas
     }
 
-    fn adopt(&mut self) -> Result<(), SwapError> {
-        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
-        let numbers = self.numbers.load(&on);
-        for index in 0..self.tiers.len() {
-            let tier = &self.tiers[index];
-            let (id, folder) = (tier.id, tier.folder.clone());
-            let mut segments = Vec::new();
-            for (line, number) in on.iter().zip(&numbers) {
-                if line.path.parent() == Some(&folder) {
-                    tracing::info!(path = %line.path.display(), used_mib = line.used_bytes >> 20, "taking over a swap file");
-                    let area = Area {
-                        path: line.path.clone(),
-                        tier: id,
-                        number: *number,
-                        priority: line.priority,
-                        // The header's page is not counted there.
-                        bytes: line.size_bytes + PAGE_BYTES,
-                        plugged_pages: 0,
-                    };
-                    segments.push(Segment { plug: self.plug_for(index, area.bytes)?, area });
-                }
-            }
-            remove_stale_files(&folder, &on);
-            self.tiers[index].segments = segments;
-        }
-        self.publish();
-        Ok(())
-    }
-
-    fn plug_for(&self, tier: usize, bytes: u64) -> Result<Option<Plug>, SwapError> {
-        if self.tiers[tier].fastest {
+    pub(super) fn plug_for(&self, tier: usize, bytes: u64) -> Result<Option<Plug>, SwapError> {
+        if self.tiers[tier].is_fastest() {
             return Ok(None);
         }
         let slots = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
@@ -166,60 +115,52 @@ impl SwapTiers {
         SwapError::Plug { tier: self.tiers[tier].name.clone(), source }
     }
 
-    /// Adds a swap file to the tier. Returns false where the tier has its full size.
-    fn grow(&mut self, tier: usize) -> Result<bool, SwapError> {
-        let SwapTier { id, name, folder, segments, .. } = &self.tiers[tier];
-        let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
-        let level = BASE_PRIORITY + i32::try_from(tier).unwrap_or(0) * PRIORITY_STEP;
-        // No two areas of one priority: the kernel would fill them in turn.
-        let free = (0..PRIORITY_STEP).find(|n| segments.iter().all(|s| s.area.priority != level + n));
-        let (Some(n), true) = (free, bytes > 0) else { return Ok(false) };
-        let (path, priority) = (folder.join(format!("segment-{n}.swap")), level + n);
-        let id = *id;
-        area::create(&path, bytes, &format!("tiering-{name}"), priority)?;
-        let number = self
-            .find_number(priority)
-            .and_then(|number| number.ok_or_else(|| SwapError::NoNumber { path: path.clone() }));
-        let (number, plug) = match number.and_then(|number| Ok((number, self.plug_for(tier, bytes)?))) {
-            Ok(made) => made,
-            Err(error) => {
-                // The reason it is of no use is the error worth telling.
-                if let Err(error) = area::remove(&path, 0) {
-                    tracing::warn!(%error, "a swap file that is of no use stays");
-                }
-                return Err(error);
+    /// The areas that are on. One of ours that somebody switched off, or on again elsewhere in the order, is ours no more.
+    fn look(&mut self) -> Result<Vec<SwapLine>, SwapError> {
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let mut gone = false;
+        for tier in &mut self.tiers {
+            let is_lost = |area: &super::Area| {
+                !on.iter().any(|line| line.path == area.path && line.priority == area.priority)
+            };
+            for segment in tier.segments.extract_if(.., |segment| is_lost(&segment.area)) {
+                gone = true;
+                let path = segment.area.path.display();
+                tracing::warn!(tier = tier.name, %path, "somebody has switched a swap file of the agent off");
+                // Refused where it is on again.
+                segment.own.remove().ok();
             }
-        };
-        tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap file switched on");
-        let area = Area { path, tier: id, number, priority, bytes, plugged_pages: 0 };
-        self.tiers[tier].segments.push(Segment { area, plug });
-        self.publish();
-        self.numbers.save(&self.areas.list());
-        Ok(true)
-    }
-
-    /// The kernel's number of the area just switched on, which is the one our own pages land in now.
-    fn find_number(&mut self, priority: i32) -> Result<Option<u8>, SwapError> {
-        // Areas above the new one would be filled first.
-        for index in 0..self.tiers.len() {
-            self.plug_up(index, priority)?;
         }
-        let one_cpu = OneCpu::bind();
-        let landed = self.primer_landing().map_err(|source| self.plug_error(0, source))?;
-        drop(one_cpu);
-        let known = self.areas.list();
-        Ok(landed.filter(|number| known.iter().all(|area| area.number != *number)))
+        if gone {
+            self.publish();
+            self.numbers.save(&self.areas.list());
+        }
+        Ok(on)
     }
 
-    /// The number of the area that the kernel fills once what this CPU held of another one is used up.
-    fn primer_landing(&self) -> io::Result<Option<u8>> {
-        let mut pages = ZeroPages::map(PRIMER_PAGES)?;
-        pages.page_out(0, PRIMER_PAGES)?;
-        let last = pages.states(PRIMER_PAGES - 1, 1, &self.own)?;
-        Ok(last.first().and_then(|state| match state {
-            PageState::Swapped { area, .. } => Some(*area),
-            _ => None,
-        }))
+    /// The area of somebody else's that is filled before all others of theirs.
+    fn foremost_of_others<'a>(&self, on: &'a [SwapLine]) -> Option<&'a SwapLine> {
+        let ours = |line: &&SwapLine| {
+            self.tiers.iter().flat_map(|tier| &tier.segments).any(|segment| segment.area.path == line.path)
+        };
+        on.iter().filter(|line| !ours(line)).max_by_key(|line| line.priority)
+    }
+
+    pub(super) fn refuse_areas_above(&self, tier: usize, on: &[SwapLine]) -> Result<(), SwapError> {
+        match self.foremost_of_others(on) {
+            Some(line) if line.priority >= self.tiers[tier].lowest_priority() => Err(SwapError::above(line)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The tiers that nothing can be sent to now, since areas of others would take it, and why.
+    ///
+    /// # Errors
+    /// [`SwapError::ProcSwaps`].
+    pub fn hindered(&self) -> Result<BTreeMap<TierId, String>, SwapError> {
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let why = |tier| self.refuse_areas_above(tier, &on).err().map(|error| error.to_string());
+        Ok((0..self.tiers.len()).filter_map(|tier| Some((self.tiers[tier].id, why(tier)?))).collect())
     }
 
     /// Pages zero pages of our own out until one lands in an area of these numbers, so that this CPU fills that
@@ -254,19 +195,26 @@ impl SwapTiers {
         if self.tiers[index].closed {
             return Ok(0);
         }
+        let on = self.look()?;
+        self.refuse_areas_above(index, &on)?;
         let folder = &self.tiers[index].folder;
         self.probes
             .look(tier, folder, sys::now())
             .map_err(AreaError::io(folder, "write and read back a page"))?;
         // Whatever was freed above the target since the last batch would catch this one.
-        let target = self.tiers[index].segments.iter().map(|segment| segment.area.priority).min();
+        let target = self.tiers[index].lowest_priority();
+        let mut slice = SLICE_PAGES;
         for other in (0..self.tiers.len()).rev().filter(|other| *other != index) {
-            self.plug_up(other, target.unwrap_or(0))?;
+            self.plug_up(other, target, &mut slice)?;
+        }
+        let pages = pages.min(self.tiers[index].allowed_pages(&on));
+        if pages == 0 || self.is_behind(tier) {
+            return Ok(0);
         }
         let wanted = pages + SLACK_PAGES;
         let mut room = self.open_slots(index, wanted)?;
         while room < wanted {
-            match self.grow(index) {
+            match self.grow(index, &on) {
                 Ok(true) => room = self.open_slots(index, wanted)?,
                 Ok(false) => break,
                 // There is room for a part of the batch all the same.
@@ -297,7 +245,7 @@ impl SwapTiers {
         }
         let segments = tier.segments.iter();
         let there: u64 = segments.map(|s| free_pages(&on, &s.area) + s.area.plugged_pages).sum();
-        Ok(there + tier.growth_bytes() / PAGE_BYTES)
+        Ok((there + tier.growth_bytes() / PAGE_BYTES).min(tier.allowed_pages(&on)))
     }
 
     /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
@@ -319,109 +267,64 @@ impl SwapTiers {
         Ok(free)
     }
 
-    /// Plugs all free slots of the lower tiers.
+    /// Plugs free slots of the lower tiers, no more than takes some 50 ms. Returns whether there are more.
     ///
     /// # Errors
     /// Any [`SwapError`].
-    pub fn settle(&mut self) -> Result<(), SwapError> {
+    pub fn settle(&mut self) -> Result<bool, SwapError> {
+        self.look()?;
+        let mut slice = SLICE_PAGES;
         for tier in (0..self.tiers.len()).rev() {
-            self.plug_up(tier, -1)?;
+            self.plug_up(tier, -1, &mut slice)?;
         }
-        Ok(())
+        Ok(self.tiers.iter().any(|tier| tier.behind))
     }
 
-    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first.
-    fn plug_up(&mut self, tier: usize, above: i32) -> Result<(), SwapError> {
+    /// Whether what is sent to the tier now would go to a lower one, of which not all free slots are plugged yet.
+    pub fn is_behind(&self, tier: TierId) -> bool {
+        self.tiers.iter().any(|other| other.id > tier && other.behind)
+    }
+
+    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first, as far as the slice goes.
+    /// What an area of somebody else's would take is left.
+    fn plug_up(&mut self, tier: usize, above: i32, slice: &mut u64) -> Result<(), SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let others = self.foremost_of_others(&on).map_or(-1, |line| line.priority);
         let mut result = Ok(0);
+        let mut behind = false;
         for segment in self.tiers[tier].segments.iter_mut().rev() {
             let free = free_pages(&on, &segment.area);
             if let Some(plug) = &mut segment.plug
                 && free > 0
-                && segment.area.priority > above
+                && segment.area.priority > above.max(others)
             {
-                result = result.and(plug.take(free, segment.area.number, &self.own));
-                segment.area.plugged_pages = plug.held();
+                let part = free.min(*slice);
+                let taken = plug.take(part, segment.area.number, &self.own);
+                let got = *taken.as_ref().unwrap_or(&0);
+                *slice -= got;
+                // Where nothing can be had now, trying again at once is no use.
+                behind |= part < free && (got > 0 || part == 0);
+                result = result.and(taken);
             }
         }
+        self.tiers[tier].behind = behind;
         result.map_err(|source| self.plug_error(tier, source))?;
         self.publish();
         Ok(())
     }
 
-    /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files. Nothing
-    /// is sent to the tier any more. Returns the pages that were in it.
-    ///
-    /// # Errors
-    /// [`AreaError::NoMemory`] where what is in it does not fit; the areas not yet off stay as they are.
-    pub fn drain(&mut self, tier: TierId) -> Result<u64, SwapError> {
-        let index = self.index(tier)?;
-        self.tiers[index].closed = true;
-        let mut brought_up = 0;
-        while let Some(Segment { area, plug }) = self.tiers[index].segments.pop() {
-            drop(plug);
-            let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
-            let used = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
-            let fits = area::check_memory(&area.path, used);
-            if let Err(error) = fits.and_then(|()| area::remove(&area.path, used)) {
-                self.tiers[index].closed = false;
-                let bytes = area.bytes;
-                // First of all: an area that is on is never forgotten.
-                self.tiers[index].segments.push(Segment { area, plug: None });
-                let plug = self.plug_for(index, bytes)?;
-                if let Some(segment) = self.tiers[index].segments.last_mut() {
-                    segment.plug = plug;
-                }
-                self.settle()?;
-                return Err(error.into());
-            }
-            brought_up += used / PAGE_BYTES;
-            self.publish();
-        }
-        self.numbers.save(&self.areas.list());
-        // Only if nothing else is in it.
-        fs::remove_dir(&self.tiers[index].folder).ok();
-        Ok(brought_up)
-    }
-
-    /// Switches off and removes the areas that hold nothing; what holds something stays for the next agent.
-    pub fn release_empty(&mut self) {
-        for tier in &mut self.tiers {
-            for segment in &mut tier.segments {
-                segment.plug = None;
-                segment.area.plugged_pages = 0;
-            }
-            let on = proc_swaps::read().unwrap_or_default();
-            tier.segments.retain(|segment| {
-                let line = on.iter().find(|line| line.path == segment.area.path);
-                let empty = line.is_some_and(|line| line.used_bytes <= EMPTY_BYTES);
-                !empty || area::remove(&segment.area.path, EMPTY_BYTES).is_err()
-            });
-            fs::remove_dir(&tier.folder).ok();
-        }
-        self.publish();
-        self.numbers.save(&self.areas.list());
-    }
-
-    fn index(&self, tier: TierId) -> Result<usize, SwapError> {
+    pub(super) fn index(&self, tier: TierId) -> Result<usize, SwapError> {
         self.tiers
             .iter()
             .position(|candidate| candidate.id == tier)
             .ok_or_else(|| SwapError::NotSwap(format!("level {}", tier.0)))
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
             segment.area.plugged_pages = segment.plug.as_ref().map_or(0, Plug::held);
         }
         let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
         self.areas.set(segments.map(|segment| segment.area.clone()).collect());
-    }
-}
-
-/// Removes folders that are empty.
-fn remove_folders(tiers: &[SwapTier]) {
-    for tier in tiers {
-        fs::remove_dir(&tier.folder).ok();
     }
 }

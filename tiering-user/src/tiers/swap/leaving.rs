@@ -1,0 +1,85 @@
+//! How the areas of a tier go: drained, when somebody asks for it, or at the end of the agent.
+
+use std::thread;
+use std::time::Duration;
+
+use super::area::Memory;
+use super::folder;
+use super::proc_swaps;
+use super::segments::used_bytes;
+use super::tiers::{SwapError, SwapTiers};
+use crate::sys::PAGE_BYTES;
+use crate::tiers::TierId;
+
+/// Slots of a plug that was freed may be counted as used for a moment: so often, and so long each time, it is waited for that.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// More than this is no remainder of a plug.
+const LINGERING_BYTES: u64 = 1 << 20;
+
+impl SwapTiers {
+    /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files. Nothing
+    /// is sent to the tier any more. Returns the pages that were in it.
+    ///
+    /// # Errors
+    /// [`AreaError::NoMemory`](super::AreaError::NoMemory) where what is in it does not fit; the areas not yet off stay as they are.
+    pub fn drain(&mut self, tier: TierId) -> Result<u64, SwapError> {
+        let index = self.index(tier)?;
+        self.tiers[index].closed = true;
+        let mut brought_up = 0;
+        while let Some(segment) = self.tiers[index].segments.last_mut() {
+            segment.plug = None;
+            let (area, own) = (segment.area.clone(), segment.own.clone());
+            let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+            let used = used_bytes(&on, &area);
+            if let Err(error) = Memory::now().check(&area.path, used).and_then(|()| own.switch_off()) {
+                self.tiers[index].closed = false;
+                // An area that is on is never forgotten, and never left without a plug.
+                let plug = self.plug_for(index, area.bytes)?;
+                if let Some(segment) = self.tiers[index].segments.last_mut() {
+                    segment.plug = plug;
+                }
+                self.publish();
+                return Err(error.into());
+            }
+            if let Err(error) = own.remove() {
+                tracing::warn!(%error, "a swap file that is off stays");
+            }
+            self.tiers[index].segments.pop();
+            brought_up += used / PAGE_BYTES;
+            self.publish();
+        }
+        self.numbers.save(&self.areas.list());
+        folder::remove(&self.tiers[index].folder);
+        Ok(brought_up)
+    }
+
+    /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for the next
+    /// agent, since the kernel would look through the page tables of all processes for it.
+    pub fn release_empty(&mut self) {
+        for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
+            segment.plug = None;
+        }
+        for look in 0..LOOKS {
+            let on = proc_swaps::read().unwrap_or_default();
+            let holds = |used: u64| used > 0;
+            for tier in &mut self.tiers {
+                tier.segments.retain(|segment| {
+                    holds(used_bytes(&on, &segment.area))
+                        || segment.own.switch_off().and_then(|()| segment.own.remove()).is_err()
+                });
+            }
+            let little = |used: u64| holds(used) && used <= LINGERING_BYTES;
+            let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
+            if look + 1 == LOOKS || !segments.map(|segment| used_bytes(&on, &segment.area)).any(little) {
+                break;
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
+        for tier in &self.tiers {
+            folder::remove(&tier.folder);
+        }
+        self.publish();
+        self.numbers.save(&self.areas.list());
+    }
+}
