@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
-use tiering_common::{EXTENT_PAGES, FileRead, ImageKey};
+use tiering_common::{EXTENT_PAGES, FileRead, ImageKey, MAX_IMAGES};
 
 use super::kept::Kept;
 use super::knowledge::identity;
@@ -37,8 +37,9 @@ use crate::vm::{FileId, Vm};
 
 const EXTENT_BYTES: u64 = EXTENT_PAGES * PAGE_BYTES;
 const MOST_IN_FLIGHT: u64 = 64 << 20;
-/// Tapes of images that are kept on disk.
+/// Tapes of images that are kept on disk, and how long they are together.
 const MOST_KEPT: usize = 64;
+const MOST_KEPT_BYTES: usize = 16 << 20;
 const IMAGES: &str = "image/";
 /// While an image is in use its tape is written when so much of it, at least of this length, is new: a quarter.
 const WORTH_IT: u64 = 256;
@@ -73,6 +74,8 @@ pub(super) struct Image {
     pub readers: BTreeSet<VmId>,
     /// Read ahead so far.
     pub asked_bytes: u64,
+    /// When it was read last.
+    used: Monotonic,
 }
 
 impl Image {
@@ -106,11 +109,11 @@ impl Images {
             match read(name).as_deref().and_then(Kept::<Header>::parse) {
                 Some(kept) if record_name(&kept.header.image) == *name => {
                     images.kept.insert(kept.header.image.clone(), kept);
+                    images.trim();
                 }
                 _ => drop(images.due.insert(name.clone(), None)),
             }
         }
-        images.trim();
         images
     }
 
@@ -125,20 +128,27 @@ impl Images {
         for (id, fd) in &vm.images {
             let place = (owner.clone(), *id);
             if !self.open.contains_key(&place) {
+                if self.open.len() >= MAX_IMAGES {
+                    tracing::debug!(vm = vm.name, "an image of it is left out: {MAX_IMAGES} are open");
+                    continue;
+                }
                 let path = proc.join(vm.key.pid.to_string()).join("fd").join(fd.to_string());
                 // Who has just ended has none.
-                let Some((identity, file)) = open(&path, *id, &owner) else { continue };
+                let Some((identity, file, allocated_bytes)) = open(&path, *id, &owner) else { continue };
                 let before =
                     self.kept.get(&identity).and_then(|kept| decode(&kept.bytes)).unwrap_or_default();
                 let before = before.into_iter().map(|(extent, _)| extent);
-                let extents = Extent::try_from(identity.bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
+                let extents =
+                    |bytes: u64| Extent::try_from(bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
+                let tape = ImageTape::new(extents(identity.bytes), extents(allocated_bytes), before);
                 let image = Image {
                     identity,
                     id: *id,
                     file: Arc::new(file),
-                    tape: ImageTape::new(extents, before),
+                    tape,
                     readers: BTreeSet::new(),
                     asked_bytes: 0,
+                    used: Monotonic::default(),
                 };
                 self.open.insert(place.clone(), image);
             }
@@ -180,6 +190,7 @@ impl Images {
         let owner = self.owners.get(&vm)?.clone();
         let id = self.numbers.iter().find(|(_, number)| **number == read.image)?.0;
         let image = self.open.get_mut(&(owner, *id))?;
+        image.used = Monotonic(read.time_ns);
         let mut ahead = Vec::new();
         for extent in read.extent..read.extent.saturating_add(read.count) {
             ahead.extend(image.tape.read(vm, extent, threshold, Monotonic(read.time_ns)));
@@ -219,15 +230,22 @@ impl Images {
         self.trim();
     }
 
-    /// Drops what was kept longest ago until the rest is few enough.
+    /// Drops what was kept longest ago until the rest is few and small enough.
     fn trim(&mut self) {
-        while self.kept.len() > MOST_KEPT
+        let mut bytes: usize = self.kept.values().map(|kept| kept.bytes.len()).sum();
+        while (self.kept.len() > MOST_KEPT || bytes > MOST_KEPT_BYTES)
             && let Some((oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.header.saved_unix_s)
         {
             let oldest = oldest.clone();
-            self.kept.remove(&oldest);
-            self.due.insert(record_name(&oldest), None);
+            bytes -= self.forget_kept(&oldest);
         }
+    }
+
+    /// Removes the tape of an image from what is kept. Returns how long it was.
+    fn forget_kept(&mut self, image: &Identity) -> usize {
+        let Some(kept) = self.kept.remove(image) else { return 0 };
+        self.due.insert(record_name(image), None);
+        kept.bytes.len()
     }
 }
 
@@ -244,8 +262,8 @@ fn key(id: FileId) -> ImageKey {
     ImageKey { inode: id.inode, device: u32::try_from(major << 20 | minor).unwrap_or(0), _pad: 0 }
 }
 
-/// The image behind this descriptor of a machine, and what it is known by, if it is still the one that was found.
-fn open(path: &Path, id: FileId, owner: &str) -> Option<(Identity, File)> {
+/// The image behind this descriptor of a machine, what it is known by, and how many bytes of it are allocated, if it is still the one that was found.
+fn open(path: &Path, id: FileId, owner: &str) -> Option<(Identity, File, u64)> {
     // Not to wait for anybody, should it be a pipe by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     let metadata =
@@ -258,7 +276,8 @@ fn open(path: &Path, id: FileId, owner: &str) -> Option<(Identity, File)> {
         bytes: metadata.len(),
         changed_unix_s: metadata.mtime(),
     };
-    Some((identity, file))
+    // In units of 512 bytes, whatever the file system's blocks are (stat(2)).
+    Some((identity, file, metadata.blocks().saturating_mul(512)))
 }
 
 /// Extents as parts of a file, bytes; in their order, neighbours together.

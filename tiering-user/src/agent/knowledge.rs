@@ -3,7 +3,7 @@
 //! In: summaries of blocks as they change; records that an earlier agent wrote. Out: records; pages that begin with the
 //! back-off and the heat that their block had, if the machine is still the same process. Pure: time is an argument.
 //!
-//! One byte a block of 2 MiB: half a KiB for each GiB of a machine. A machine is known again by its UUID, else by its name:
+//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a machine, and nothing for addresses without memory. A machine is known again by its UUID, else by its name:
 //! another process of that identity takes over the totals, and its tape (see [`Tapes`]).
 //!
 //! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the first tier
@@ -21,18 +21,22 @@ use crate::config::Class;
 use crate::predict::Position;
 use crate::store::Record;
 use crate::sys::unix_seconds;
-use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, VmPages};
+use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, Sparse, VmPages};
 use crate::tiers::TierId;
 use crate::vm::{ProcessKey, Vm};
 
 const MACHINES: &str = "machine/";
-const BLOCKS: &str = "blocks/";
+const BLOCKS: &str = "habits/";
+/// As an agent up to 0.1 wrote them: a byte for each block up to the last one.
+const FORMER_BLOCKS: &str = "blocks/";
 /// What was not seen for so long is forgotten, and what is beyond this number.
 const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
 const MOST_MACHINES: usize = 1024;
 /// Most that a byte can say of heat, and of back-off and failed trials.
 const HEAT_MOST: u8 = 15;
 const COUNT_MOST: u8 = 3;
+/// No machine has more: 16 TiB.
+const MOST_BLOCKS: u32 = 1 << 23;
 
 /// A machine, as it is written down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,12 +57,12 @@ pub(super) struct MachineRecord {
 /// What is known of one machine beyond this agent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Knowledge {
-    /// By block.
-    habits: Vec<u8>,
+    /// By block; where there is none the block has no habit.
+    habits: Sparse<u8>,
     /// `habits` changed since it was written down.
     changed: bool,
     /// What an earlier agent knew of the blocks, until the pages are found.
-    recalled: Option<Vec<u8>>,
+    recalled: Option<Sparse<u8>>,
     /// Blocks that were given back what was known of them.
     pub blocks_recalled: u64,
     /// What earlier agents moved.
@@ -74,22 +78,20 @@ pub(super) struct Knowledge {
 impl Knowledge {
     /// Notes how the pages of a block behave now.
     pub(super) fn note(&mut self, block: u32, habit: Habit) {
-        let block = block as usize;
-        if self.habits.len() <= block {
-            self.habits.resize(block + 1, 0);
+        let byte = Some(encode(habit)).filter(|byte| *byte != 0);
+        self.changed |= self.habits.get(block).copied() != byte;
+        match byte {
+            Some(byte) => *self.habits.get_or_insert_with(block, || byte) = byte,
+            None => drop(self.habits.remove(block)),
         }
-        let byte = encode(habit);
-        self.changed |= self.habits[block] != byte;
-        self.habits[block] = byte;
     }
 
     /// Gives the pages, which were found just now, what was known of their blocks.
     pub(super) fn recall(&mut self, pages: &mut VmPages, now: Seconds) {
-        for (block, byte) in (0u32..).zip(self.recalled.take().unwrap_or_default()) {
-            let habit = decode(byte);
-            if habit == Habit::default() {
-                continue;
-            }
+        let blocks = pages.layout().pages().div_ceil(BLOCK_PAGES);
+        let recalled = self.recalled.take().unwrap_or_default();
+        for (block, byte) in recalled.iter().take_while(|(block, _)| *block < blocks) {
+            let habit = decode(*byte);
             self.blocks_recalled += 1;
             pages.recall_trials(block, habit.failures, now);
             for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
@@ -115,6 +117,38 @@ fn decode(byte: u8) -> Habit {
     Habit { failures: byte >> 6, backoff: byte >> 4 & COUNT_MOST, heat: byte & HEAT_MOST }
 }
 
+/// Habits as they are written down: the first block of each run of them (4 bytes, little-endian), how many there are (4 bytes), and their bytes.
+fn pack(habits: &Sparse<u8>) -> Vec<u8> {
+    let all: Vec<(u32, u8)> = habits.iter().map(|(block, byte)| (block, *byte)).collect();
+    let mut packed = Vec::new();
+    for run in all.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
+        // No machine has as many blocks.
+        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        packed.extend(run[0].0.to_le_bytes().into_iter().chain(count.to_le_bytes()));
+        packed.extend(run.iter().map(|(_, byte)| byte));
+    }
+    packed
+}
+
+/// What [`pack`] gave. Nothing behind the first thing that is wrong is believed.
+fn unpack(packed: &[u8]) -> Sparse<u8> {
+    let mut habits = Sparse::default();
+    let mut rest = packed;
+    while let Some((head, behind)) = rest.split_first_chunk::<8>() {
+        let [first, count] =
+            [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+        let Some((bytes, behind)) = behind.split_at_checked(count as usize) else { break };
+        if first > MOST_BLOCKS || count > MOST_BLOCKS {
+            break;
+        }
+        for (block, byte) in (first..).zip(bytes).filter(|(_, byte)| **byte != 0) {
+            *habits.get_or_insert_with(block, || 0) = *byte;
+        }
+        rest = behind;
+    }
+    habits
+}
+
 /// What is known of machines that are not there, by identity.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -136,6 +170,9 @@ impl Memory {
         unix_s: u64,
     ) -> (Self, Tenants) {
         let mut memory = Self { boot_id, ..Self::default() };
+        memory.due.extend(
+            names.iter().filter(|name| name.starts_with(FORMER_BLOCKS)).map(|name| (name.clone(), None)),
+        );
         let mut found = Vec::new();
         for name in names.iter().filter(|name| name.starts_with(MACHINES)) {
             let record = read(name).and_then(|bytes| serde_json::from_slice::<MachineRecord>(&bytes).ok());
@@ -178,12 +215,12 @@ impl Memory {
         let Some((record, blocks)) = self.known.remove(&identity(vm)) else { return Knowledge::default() };
         let process = ProcessKey { pid: record.pid, start_time_ticks: record.start_time_ticks };
         let same = record.boot_id == self.boot_id && process == vm.key && record.pages == pages;
-        let blocks = if same { blocks } else { Vec::new() };
+        let habits = if same { unpack(&blocks) } else { Sparse::default() };
         Knowledge {
             // What was taken out of the memory is written down again, also if nothing new is learned.
-            changed: !blocks.is_empty(),
-            habits: blocks.clone(),
-            recalled: same.then_some(blocks),
+            changed: habits.len() > 0,
+            recalled: same.then(|| habits.clone()),
+            habits,
             before: Moved {
                 demoted: record.demoted_pages,
                 promoted: record.promoted_pages,
@@ -209,7 +246,7 @@ impl Memory {
             self.histories.remove(&oldest);
             self.due.extend(records(&oldest, None, Some(None)));
         }
-        self.known.insert(identity, (record, machine.knowledge.habits.clone()));
+        self.known.insert(identity, (record, pack(&machine.knowledge.habits)));
     }
 
     /// All that must be written down now; tapes that are little changed only if it is the `last` time.
@@ -230,7 +267,7 @@ impl Memory {
                 self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), count, last);
                 self.histories.keep(&identity, machine, unix_s, last);
                 let knowledge = &mut machine.knowledge;
-                let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(knowledge.habits.clone()));
+                let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(pack(&knowledge.habits)));
                 due.extend(records(&identity, Some(&record), blocks));
             }
         }
@@ -310,8 +347,16 @@ mod tests {
             promoted_pages: 3,
             seemed: None,
         };
-        let blocks = vec![encode(Habit { backoff: 2, heat: 4, failures: 3 }), 0];
-        records(identity, Some(&record), Some(Some(blocks)))
+        let habits = habits(&[(0, encode(Habit { backoff: 2, heat: 4, failures: 3 }))]);
+        records(identity, Some(&record), Some(Some(pack(&habits))))
+    }
+
+    fn habits(of: &[(u32, u8)]) -> Sparse<u8> {
+        let mut habits = Sparse::default();
+        for (block, byte) in of {
+            habits.get_or_insert_with(*block, || *byte);
+        }
+        habits
     }
 
     fn load(boot_id: &str, written: &[Record], unix_s: u64) -> Memory {
@@ -343,12 +388,12 @@ mod tests {
     fn another_process_or_boot_gets_the_totals_only() {
         let mut other_process = load("boot", &written(1, 100, "name/web-1"), 200);
         let known = other_process.recall(&vm(2, None), PAGES);
-        assert_eq!((known.recalled, known.before.demoted), (None, 7));
+        assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
         let mut other_boot = load("later", &written(1, 100, "name/web-1"), 200);
         let known = other_boot.recall(&vm(1, None), PAGES);
-        assert_eq!((known.recalled, known.before.demoted), (None, 7));
+        assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
         let mut other_size = load("boot", &written(1, 100, "name/web-1"), 200);
-        assert_eq!(other_size.recall(&vm(1, None), PAGES + 1).recalled, None);
+        assert!(other_size.recall(&vm(1, None), PAGES + 1).recalled.is_none());
     }
 
     #[test]
@@ -397,7 +442,7 @@ mod tests {
         let mut memory = load("boot", &old, 100 + FORGET_AFTER_S + 1);
         assert_eq!(memory.recall(&vm(1, Some("old")), PAGES).before.demoted, 0);
         let due = memory.records(std::iter::empty(), 0, false);
-        assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("blocks/uuid/old".to_owned(), None)]);
+        assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("habits/uuid/old".to_owned(), None)]);
         assert!(memory.records(std::iter::empty(), 0, false).is_empty());
     }
 
@@ -408,7 +453,40 @@ mod tests {
         assert!(!known.changed);
         known.note(3, Habit { backoff: 1, heat: 200, failures: 2 });
         assert!(known.changed);
-        assert_eq!(known.habits, [0, 0, 0, 0x9f]);
+        assert!(known.habits.iter().eq([(3, &0x9f)]));
         assert_eq!(decode(0x9f), Habit { backoff: 1, heat: 15, failures: 2 });
+        known.note(3, Habit::default());
+        assert_eq!(known.habits.len(), 0);
+    }
+
+    #[test]
+    fn habits_are_as_long_as_they_are_many_wherever_they_are() {
+        let far = habits(&[(7, 1), (8, 2), (MOST_BLOCKS - 1, 3)]);
+        let packed = pack(&far);
+        assert_eq!(packed.len(), 8 + 2 + 8 + 1);
+        assert!(unpack(&packed).iter().eq(far.iter()));
+        let mut known = Knowledge { recalled: Some(far), ..Knowledge::default() };
+        let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
+        known.recall(&mut pages, Seconds(1));
+        assert_eq!(known.blocks_recalled, 0, "the machine has four blocks");
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_believed() {
+        let packed = pack(&habits(&[(7, 1), (9, 2)]));
+        assert!(unpack(&packed[..packed.len() - 1]).iter().eq([(7, &1)]), "cut off");
+        for first in [MOST_BLOCKS + 1, u32::MAX] {
+            let wrong = [&first.to_le_bytes()[..], &[1, 0, 0, 0, 5]].concat();
+            assert_eq!(unpack(&wrong).len(), 0);
+        }
+        let long = [&0u32.to_le_bytes()[..], &u32::MAX.to_le_bytes(), &[5; 20]].concat();
+        assert_eq!(unpack(&long).len(), 0, "more bytes than there are");
+    }
+
+    #[test]
+    fn what_a_former_agent_wrote_in_another_form_is_removed() {
+        let mut memory = load("boot", &[("blocks/uuid/u".to_owned(), Some(vec![1, 2]))], 200);
+        let due = memory.records(std::iter::empty(), 0, false);
+        assert_eq!(due, [("blocks/uuid/u".to_owned(), None)]);
     }
 }

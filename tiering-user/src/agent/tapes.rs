@@ -107,11 +107,13 @@ impl Tapes {
         for name in names {
             let Some(identity) = name.strip_prefix(TAPES) else { continue };
             match read(name).as_deref().and_then(Kept::parse).filter(|_| known(identity)) {
-                Some(kept) => drop(tapes.kept.insert(identity.to_owned(), kept)),
+                Some(kept) => {
+                    tapes.kept.insert(identity.to_owned(), kept);
+                    tapes.trim();
+                }
                 None => drop(tapes.due.insert(name.clone(), None)),
             }
         }
-        tapes.trim();
         let mut keys = BTreeMap::new();
         for name in names {
             let Some(tenant) = name.strip_prefix(KEYS) else { continue };

@@ -7,6 +7,7 @@
 //! For the same reason the tape is not written anew while it is trusted.
 //!
 //! # Limits
+//! Of a sparse image only as many extents are remembered as are allocated: one that reads holes forgets the rest sooner.
 //! Where machines read an image at the same time their orders are mixed on its tape.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,6 +30,8 @@ const COMPARED: usize = 64;
 /// Extents on the tape by which a machine that goes on may seem to go back: several reads are under way at a time.
 const BACK_MOST: u64 = 16;
 const WINDOW: Range<u32> = 64..1024;
+/// Extents that are remembered in any case: not all file systems tell at once what is allocated.
+const FEW: u32 = 1024;
 /// What is judged at a time.
 const EPISODE: u32 = 8;
 /// Of what was compared at first.
@@ -93,9 +96,10 @@ pub struct ImageTape {
 }
 
 impl ImageTape {
-    /// The tape of an image of so many extents, of which this was read in this order before.
-    pub fn new(extents: u32, before: impl IntoIterator<Item = Extent>) -> Self {
-        let mut tape = Tape::new(extents);
+    /// The tape of an image of so many extents, of which as many are `allocated`: no more are remembered, or [`FEW`]. This was read in this order
+    /// before.
+    pub fn new(extents: u32, allocated: u32, before: impl IntoIterator<Item = Extent>) -> Self {
+        let mut tape = Tape::new(allocated.max(FEW).min(extents));
         before.into_iter().filter(|extent| *extent < extents).for_each(|extent| {
             tape.record(extent, None);
         });
@@ -222,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_is_read_ahead_but_for_a_few_extents() {
-        let mut tape = ImageTape::new(1000, []);
+        let mut tape = ImageTape::new(1000, 1000, []);
         assert_eq!(walk(&mut tape, order(), 0), (1000, 0), "nothing is known");
         for pass in 1..4 {
             let (waited, in_vain) = walk(&mut tape, order(), pass * 100_000);
@@ -234,7 +238,7 @@ mod tests {
 
     #[test]
     fn another_order_is_given_up_for_the_one_that_is_read_now() {
-        let mut tape = ImageTape::new(10_000, (0..10_000).map(|number| number * 7 % 10_000));
+        let mut tape = ImageTape::new(10_000, 10_000, (0..10_000).map(|number| number * 7 % 10_000));
         walk(&mut tape, (0..2000).map(|number| number * 7 % 10_000), 0);
         assert!(tape.confidence() > 0.9);
         // Extents far from each other on the tape.
@@ -247,8 +251,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sparse_image_costs_what_it_holds_and_not_what_it_is_long() {
+        let last = (16u64 << 40 >> 16) as u32 - 1;
+        let mut tape = ImageTape::new(last + 1, 0, []);
+        for extent in 0..100_000 {
+            tape.read(VM, last - extent, 0.5, at(extent.into()));
+        }
+        assert_eq!(tape.tape().len(), FEW as usize);
+        assert!(tape.tape().bytes() < 64 << 10, "{}", tape.tape().bytes());
+    }
+
+    #[test]
     fn a_tape_that_was_kept_is_compared_before_it_is_trusted() {
-        let mut tape = ImageTape::new(1000, order().chain([5000]));
+        let mut tape = ImageTape::new(1000, 1000, order().chain([5000]));
         let ahead: Vec<_> = order().take(16).map(|extent| tape.read(VM, extent, 0.5, at(0)).len()).collect();
         assert_eq!(ahead, [0; 16]);
         assert!(walk(&mut tape, order().skip(16), 1).0 < 100);

@@ -8,13 +8,14 @@
 //! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older
 //! than its length. The index of tags has one entry for all tags of equal low bits, so now and then a place is not found.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::Tag;
 use crate::tiermap::PageIndex;
 
-/// Most pages a tape remembers: 4 MiB, and 12 more where there are tags. The index takes 4 bytes more for each page up to the
-/// highest one recorded.
+/// Most pages a tape remembers: 4 MiB, and 12 more where there are tags. The index takes 18 MiB more at most: it holds the pages that
+/// are on the tape and no others, whatever their numbers are.
 const MOST: usize = 1 << 20;
 
 /// A place on a tape. Never reused.
@@ -42,11 +43,11 @@ pub struct Tape {
     ring: Vec<PageIndex>,
     capacity: usize,
     next: u64,
-    /// For each page the low half of the position after the one where it stands last; true only if the ring says so.
-    last: Vec<u32>,
+    /// For each page on the tape the low half of the position after the one where it stands last.
+    last: HashMap<PageIndex, u32>,
     /// Beside `ring`, from the first tag on; 0 is none.
     tags: Vec<u64>,
-    /// For the low bits of a tag the same as `last` for a page.
+    /// For the low bits of a tag the same; true only if the ring says so.
     last_of_tag: Vec<u32>,
 }
 
@@ -55,7 +56,7 @@ impl Tape {
     pub fn new(pages: u32) -> Self {
         let capacity = (pages as usize).clamp(1, MOST);
         let (tags, last_of_tag) = (Vec::new(), Vec::new());
-        Self { ring: Vec::new(), capacity, next: 0, last: Vec::new(), tags, last_of_tag }
+        Self { ring: Vec::new(), capacity, next: 0, last: HashMap::new(), tags, last_of_tag }
     }
 
     /// The tape of a machine of `pages` pages that touched these, in order. Pages that it cannot have are left out.
@@ -77,6 +78,13 @@ impl Tape {
         self.ring.is_empty()
     }
 
+    /// Memory that it takes, bytes.
+    pub fn bytes(&self) -> u64 {
+        // A byte beside each entry tells whether it is taken.
+        let index = self.last.capacity() * (size_of::<(PageIndex, u32)>() + 1);
+        (self.ring.capacity() * 4 + index + self.tags.capacity() * 8 + self.last_of_tag.capacity() * 4) as u64
+    }
+
     /// The latest touches, at most so many, oldest first.
     pub fn latest(&self, most: usize) -> impl Iterator<Item = Touch> + '_ {
         let first = self.next.saturating_sub(most as u64);
@@ -90,13 +98,14 @@ impl Tape {
         if slot == self.ring.len() {
             self.ring.push(page);
         } else {
-            self.ring[slot] = page;
+            let overwritten = std::mem::replace(&mut self.ring[slot], page);
+            let there = (self.next - self.capacity as u64 + 1) as u32;
+            if self.last.get(&overwritten) == Some(&there) {
+                self.last.remove(&overwritten);
+            }
         }
         self.next += 1;
-        if self.last.len() <= page as usize {
-            self.last.resize(page as usize + 1, 0);
-        }
-        self.last[page as usize] = self.next as u32;
+        self.last.insert(page, self.next as u32);
         self.record_tag(slot, tag);
         // What was just overwritten may be the place that was found.
         before.filter(|position| self.holds(position.0))
@@ -119,7 +128,7 @@ impl Tape {
 
     /// Where `page` stands last.
     pub fn find(&self, page: PageIndex) -> Option<Position> {
-        let at = self.position(*self.last.get(page as usize)?)?;
+        let at = self.position(*self.last.get(&page)?)?;
         (self.ring[self.slot(at)] == page).then_some(Position(at))
     }
 
@@ -227,6 +236,16 @@ mod tests {
 
     fn following(tape: &Tape, position: Position, pages: u32) -> Vec<PageIndex> {
         tape.part(position.plus(1)..position.plus(1 + pages)).map(|(_, page, _)| page).collect()
+    }
+
+    #[test]
+    fn what_it_takes_follows_from_its_touches_and_not_from_the_numbers_of_pages() {
+        let mut tape = Tape::new(100);
+        for page in 0..1000u32 {
+            tape.record(u32::MAX - page * 1_000_003, None);
+        }
+        assert_eq!((tape.len(), tape.last.len()), (100, 100));
+        assert!(tape.bytes() < 4096, "{}", tape.bytes());
     }
 
     proptest! {

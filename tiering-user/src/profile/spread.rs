@@ -1,6 +1,6 @@
 //! Over which parts of its RAM a machine's accesses spread, and when that changes.
 
-use crate::tiermap::{BLOCK_PAGES, PageIndex};
+use crate::tiermap::{BLOCK_PAGES, PageIndex, Sparse};
 
 /// Equal parts of RAM that are compared: fine enough to tell where a machine works, coarse enough that few accesses show it.
 const PARTS: usize = 64;
@@ -15,7 +15,9 @@ const LEARN: f64 = 0.25;
 #[derive(Debug)]
 pub struct Spread {
     /// Of the running epoch, by block.
-    blocks: Vec<f32>,
+    blocks: Sparse<f32>,
+    /// Blocks of RAM.
+    count: u32,
     /// Since the last comparison.
     parts: [f64; PARTS],
     /// What the phase is like: shares of accesses. Zeroes before the first comparison.
@@ -35,30 +37,30 @@ pub struct Width {
 impl Spread {
     /// For RAM of so many pages.
     pub fn new(pages: u32) -> Self {
-        let blocks = pages.div_ceil(BLOCK_PAGES).max(1) as usize;
-        Self { blocks: vec![0.0; blocks], parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0 }
+        let count = pages.div_ceil(BLOCK_PAGES).max(1);
+        Self { blocks: Sparse::default(), count, parts: [0.0; PARTS], phase: [0.0; PARTS], changes: 0 }
     }
 
     pub fn access(&mut self, page: PageIndex, weight: f64) {
-        let block = (page / BLOCK_PAGES) as usize;
-        let part = block * PARTS / self.blocks.len();
-        if let (Some(count), Some(part)) = (self.blocks.get_mut(block), self.parts.get_mut(part)) {
-            *count += weight as f32;
+        let block = page / BLOCK_PAGES;
+        let part = block as usize * PARTS / self.count as usize;
+        if let Some(part) = self.parts.get_mut(part) {
+            *self.blocks.get_or_insert_with(block, || 0.0) += weight as f32;
             *part += weight;
         }
     }
 
     /// Ends an epoch. Returns over what its accesses were spread; none where there were none.
     pub fn end_epoch(&mut self) -> Option<Width> {
-        let total: f64 = self.blocks.iter().copied().map(f64::from).sum();
+        let total: f64 = self.blocks.iter().map(|(_, count)| f64::from(*count)).sum();
         let share = |count: f32| f64::from(count) / total;
-        let used = || self.blocks.iter().filter(|count| **count > 0.0);
+        let used = || self.blocks.iter().map(|(_, count)| *count).filter(|count| *count > 0.0);
         let width = (total > 0.0).then(|| {
-            let bits = used().map(|count| -share(*count) * share(*count).log2()).sum::<f64>();
+            let bits = used().map(|count| -share(count) * share(count).log2()).sum::<f64>();
             // A sum of nothing but zeroes may be negative zero.
             Width { bits: bits.max(0.0), blocks: u32::try_from(used().count()).unwrap_or(u32::MAX) }
         });
-        self.blocks.fill(0.0);
+        self.blocks = Sparse::default();
         self.compare();
         width
     }

@@ -3,40 +3,37 @@
 //! In: block numbers, as pages change. Out: as many changed blocks as are asked for, in turn, so that a machine that
 //! changes faster than it is looked at is still seen as a whole.
 
-#[derive(Clone, Debug)]
+use super::sparse::Sparse;
+
+#[derive(Clone, Debug, Default)]
 pub(super) struct DirtyBlocks {
-    bits: Vec<u64>,
+    /// 64 blocks each; there only where one of them is changed.
+    words: Sparse<u64>,
     /// Word at which the next look begins.
-    next: usize,
+    next: u32,
 }
 
 impl DirtyBlocks {
-    pub(super) fn new(blocks: usize) -> Self {
-        Self { bits: vec![0; blocks.div_ceil(64)], next: 0 }
-    }
-
     pub(super) fn mark(&mut self, block: u32) {
-        if let Some(word) = self.bits.get_mut((block / 64) as usize) {
-            *word |= 1 << (block % 64);
-        }
+        *self.words.get_or_insert_with(block / 64, || 0) |= 1 << (block % 64);
     }
 
     /// Takes out at most `most` blocks, and goes on there the next time.
     pub(super) fn take(&mut self, most: usize) -> Vec<u32> {
         let mut taken = Vec::new();
-        let words = self.bits.len();
-        for step in 0..words {
-            let index = (self.next + step) % words;
-            let first = u32::try_from(index * 64).unwrap_or(u32::MAX);
-            let word = &mut self.bits[index];
+        let indexes: Vec<u32> = self.words.iter().map(|(index, _)| index).collect();
+        let (before, behind) = indexes.split_at(indexes.partition_point(|index| *index < self.next));
+        for &index in behind.iter().chain(before) {
+            let Some(word) = self.words.get_mut(index) else { continue };
             while *word != 0 {
                 if taken.len() >= most {
                     self.next = index;
                     return taken;
                 }
-                taken.push(first + word.trailing_zeros());
+                taken.push(index * 64 + word.trailing_zeros());
                 *word &= *word - 1;
             }
+            self.words.remove(index);
         }
         taken
     }
@@ -48,14 +45,13 @@ mod tests {
 
     #[test]
     fn every_changed_block_is_taken_once_and_in_turn() {
-        let mut dirty = DirtyBlocks::new(200);
+        let mut dirty = DirtyBlocks::default();
         [3, 64, 65, 199].into_iter().for_each(|block| dirty.mark(block));
         assert_eq!(dirty.take(2), [3, 64]);
         dirty.mark(3);
         assert_eq!(dirty.take(2), [65, 199], "what changes all the time does not keep others waiting");
         assert_eq!(dirty.take(9), [3]);
         assert!(dirty.take(9).is_empty());
-        dirty.mark(70_000);
-        assert!(dirty.take(9).is_empty(), "there is no such block");
+        assert_eq!(dirty.words.len(), 0, "what is taken leaves nothing behind");
     }
 }

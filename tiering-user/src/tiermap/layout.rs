@@ -2,11 +2,15 @@
 //!
 //! The pages of a virtual machine are numbered from 0 through its regions, in order of address.
 
+use super::table::BLOCK_PAGES;
 use crate::sys::PAGE_BYTES;
 use crate::vm::{Backing, Hva, RamRegion};
 
 /// Number of a page in one virtual machine.
 pub type PageIndex = u32;
+
+/// Pages that are numbered: 16 TiB but for two blocks, so that the number behind any block is a page number, too.
+const MOST_PAGES: u32 = u32::MAX - (2 * BLOCK_PAGES - 1);
 
 /// Pages in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +22,18 @@ pub struct PageRun {
 impl PageRun {
     /// The pages of the run.
     pub fn pages(self) -> std::ops::Range<PageIndex> {
-        self.first..self.first + self.count
+        self.first..self.first.saturating_add(self.count)
+    }
+
+    /// The run cut where blocks of the table end.
+    pub(super) fn by_block(self) -> impl Iterator<Item = Self> {
+        let std::ops::Range { mut start, end } = self.pages();
+        std::iter::from_fn(move || {
+            let block_end = (start / BLOCK_PAGES + 1).saturating_mul(BLOCK_PAGES).min(end);
+            let part = Self { first: start, count: block_end.checked_sub(start)? };
+            start = block_end;
+            (part.count > 0).then_some(part)
+        })
     }
 }
 
@@ -55,14 +70,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of these regions. What lies beyond 2^32 pages (16 TiB) is left out.
+    /// The layout of these regions. What lies beyond the first 16 TiB less 4 MiB is left out: its accesses do not count, and it is not moved.
     pub fn new(regions: &[RamRegion]) -> Self {
         let mut regions: Vec<_> = regions.to_vec();
         regions.sort_by_key(|region| region.start.0);
         let mut first = 0u32;
         let mut parts = Vec::with_capacity(regions.len());
         for region in &regions {
-            let room = u64::from(u32::MAX - first);
+            let room = u64::from(MOST_PAGES - first);
             let pages = u32::try_from((region.bytes / PAGE_BYTES).min(room)).unwrap_or(u32::MAX);
             parts.push(Part {
                 start: region.start.0,
@@ -154,6 +169,25 @@ mod tests {
                 (PageRun { first: 8, count: 2 }, Hva(0x20_0000), false)
             ]
         );
+    }
+
+    #[test]
+    fn numbers_do_not_overflow_in_an_address_space_of_any_size() {
+        let region = |start, bytes| RamRegion { start: Hva(start), bytes, backing: Backing::Anonymous };
+        let layout = Layout::new(&[region(0x10_0000, 100 << 40), region(0x7000_0000_0000, u64::MAX / 2)]);
+        assert_eq!(layout.pages(), MOST_PAGES);
+        let last = MOST_PAGES - 1;
+        assert_eq!(layout.locate(last).and_then(|(hva, _)| layout.page(hva)), Some(last));
+        assert_eq!(layout.page(Hva(0x10_0000 + (99 << 40))), None);
+        assert!((last / BLOCK_PAGES + 2).checked_mul(BLOCK_PAGES).is_some());
+        assert_eq!(PageRun { first: last, count: u32::MAX }.pages().len(), 1024);
+    }
+
+    #[test]
+    fn a_run_is_cut_where_a_block_ends() {
+        let parts: Vec<_> = PageRun { first: 500, count: 600 }.by_block().map(PageRun::pages).collect();
+        assert_eq!(parts, [500..512, 512..1024, 1024..1100]);
+        assert_eq!(PageRun { first: 512, count: 0 }.by_block().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The mapping table: for every page of every virtual machine, in which tier it is and how warm.
 //!
 //! In: accesses, outcomes of moves, and sweeps of the page tables. Out: look-ups by page, counts per tier, and
-//! walks for the policy. Four bytes a page, allocated for each 2 MiB block that was ever touched. Frames and swap
+//! walks for the policy. Four bytes a page, allocated for each 2 MiB block of which some page is in memory or in swap. Frames and swap
 //! slots go stale, so they are read when asked for and not kept here.
 //!
 //! # Limits
@@ -14,6 +14,7 @@ mod entry;
 mod layout;
 mod places;
 mod shared_file;
+mod sparse;
 mod summary;
 mod sweep;
 mod table;
@@ -25,6 +26,7 @@ pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;
 pub use shared_file::SharedFile;
+pub use sparse::Sparse;
 pub use summary::{BlockSummary, Habit};
 pub use sweep::{Sweep, is_huge, sweep, written};
 pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

@@ -6,6 +6,7 @@ use super::block::{BlockInfo, Probe};
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
+use super::sparse::Sparse;
 use super::sweep::Sweep;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::Shown;
@@ -13,7 +14,22 @@ use crate::track::Shown;
 /// Pages of a block, the unit of allocation: 2 MiB.
 pub const BLOCK_PAGES: u32 = 512;
 
-pub(super) type Block = [PageEntry; BLOCK_PAGES as usize];
+/// A block of which some page is, or was until lately, in memory or in swap.
+#[derive(Clone, Debug)]
+struct Block {
+    info: BlockInfo,
+    entries: [PageEntry; BLOCK_PAGES as usize],
+}
+
+impl Block {
+    fn new() -> Box<Self> {
+        Box::new(Self { info: BlockInfo::default(), entries: [PageEntry::default(); BLOCK_PAGES as usize] })
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.entries.iter().all(|entry| entry.place() == Place::Untouched)
+    }
+}
 
 /// Pages by place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +73,11 @@ pub struct Touch {
 pub struct VmPages {
     layout: Layout,
     node_tiers: NodeTiers,
-    blocks: Vec<Option<Box<Block>>>,
-    infos: Vec<BlockInfo>,
+    blocks: Sparse<Box<Block>>,
+    /// No more blocks than these are taken in.
+    most_blocks: usize,
+    /// Pages that were not taken in since then.
+    left_out_pages: u64,
     /// What came of the huge blocks that were sent down as a whole.
     huge_probe: Probe,
     counts: PlaceCounts,
@@ -68,12 +87,30 @@ pub struct VmPages {
 impl VmPages {
     /// A table in which no page was touched yet, on a host with these memory tiers.
     pub fn new(layout: Layout, node_tiers: NodeTiers) -> Self {
-        let pages = layout.pages();
-        let blocks = vec![None; pages.div_ceil(BLOCK_PAGES) as usize];
-        let infos = vec![BlockInfo::default(); blocks.len()];
-        let counts = PlaceCounts { untouched: u64::from(pages), ..PlaceCounts::default() };
-        let changed = DirtyBlocks::new(blocks.len());
-        Self { layout, node_tiers, blocks, infos, huge_probe: Probe::default(), counts, changed }
+        let counts = PlaceCounts { untouched: u64::from(layout.pages()), ..PlaceCounts::default() };
+        Self {
+            layout,
+            node_tiers,
+            blocks: Sparse::default(),
+            most_blocks: usize::MAX,
+            left_out_pages: 0,
+            huge_probe: Probe::default(),
+            counts,
+            changed: DirtyBlocks::default(),
+        }
+    }
+
+    /// Memory that the blocks take, bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.blocks.len() * size_of::<Block>()) as u64
+    }
+
+    /// Lets the table grow by so many bytes at most until the next call. Returns how many pages were not taken in since the last one: they count as
+    /// untouched.
+    pub fn may_grow_by(&mut self, bytes: u64) -> u64 {
+        let blocks = usize::try_from(bytes / size_of::<Block>() as u64).unwrap_or(usize::MAX);
+        self.most_blocks = self.blocks.len().saturating_add(blocks);
+        std::mem::take(&mut self.left_out_pages)
     }
 
     /// Which tiers are memory.
@@ -107,8 +144,8 @@ impl VmPages {
 
     /// What is known of `page`; the default entry for pages never touched and for numbers that are none.
     pub fn get(&self, page: PageIndex) -> PageEntry {
-        let block = self.blocks.get((page / BLOCK_PAGES) as usize).and_then(Option::as_deref);
-        block.map_or(PageEntry::default(), |block| block[(page % BLOCK_PAGES) as usize])
+        let block = self.blocks.get(page / BLOCK_PAGES);
+        block.map_or(PageEntry::default(), |block| block.entries[(page % BLOCK_PAGES) as usize])
     }
 
     /// Replaces the entry of `page` by what `change` makes of it.
@@ -116,8 +153,12 @@ impl VmPages {
         if page >= self.layout.pages() {
             return;
         }
-        let block = self.blocks[(page / BLOCK_PAGES) as usize].get_or_insert_with(empty_block);
-        let entry = &mut block[(page % BLOCK_PAGES) as usize];
+        if self.blocks.len() >= self.most_blocks && self.blocks.get(page / BLOCK_PAGES).is_none() {
+            self.left_out_pages += 1;
+            return;
+        }
+        let block = self.blocks.get_or_insert_with(page / BLOCK_PAGES, Block::new);
+        let entry = &mut block.entries[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
         self.changed.mark(page / BLOCK_PAGES);
@@ -128,18 +169,29 @@ impl VmPages {
     }
 
     /// The entries of this block; `None` where no page of it was touched.
-    pub(super) fn block(&self, block: u32) -> Option<&Block> {
-        self.blocks.get(block as usize)?.as_deref()
+    pub(super) fn block(&self, block: u32) -> Option<&[PageEntry]> {
+        Some(&self.blocks.get(block)?.entries)
     }
 
-    /// At most `most` blocks of which some page changed since they were taken here last.
+    fn info_mut(&mut self, page: PageIndex) -> Option<&mut BlockInfo> {
+        self.blocks.get_mut(page / BLOCK_PAGES).map(|block| &mut block.info)
+    }
+
+    /// At most `most` blocks of which some page changed since they were taken here last. Those that have no page any more take no memory
+    /// from then on.
     pub fn take_changed(&mut self, most: usize) -> Vec<u32> {
-        self.changed.take(most)
+        let taken = self.changed.take(most);
+        for block in &taken {
+            if self.blocks.get(*block).is_some_and(|block| block.is_untouched()) {
+                self.blocks.remove(*block);
+            }
+        }
+        taken
     }
 
     /// Lets every block that has pages count as changed.
     pub fn all_changed(&mut self) {
-        for (block, _) in (0u32..).zip(&self.blocks).filter(|(_, block)| block.is_some()) {
+        for (block, _) in self.blocks.iter() {
             self.changed.mark(block);
         }
     }
@@ -153,10 +205,10 @@ impl VmPages {
         let was_lower = self.in_swap(before.place());
         let first_use = self.in_lower_memory(before.place()) && before.heat() == 0;
         if (was_lower || first_use)
-            && let Some(info) = self.infos.get_mut((page / BLOCK_PAGES) as usize)
+            && let Some(block) = self.blocks.get_mut(page / BLOCK_PAGES)
         {
-            info.probe.note_return(now);
-            if std::mem::take(&mut info.out) {
+            block.info.probe.note_return(now);
+            if std::mem::take(&mut block.info.out) {
                 self.huge_probe.note_return(now);
             }
         }
@@ -168,7 +220,7 @@ impl VmPages {
     pub fn sent_down(&mut self, pages: &[PageIndex], window: u16, planned: Seconds, now: Seconds) {
         let mut huge_blocks = 0;
         for chunk in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
-            let Some(info) = self.infos.get_mut((chunk[0] / BLOCK_PAGES) as usize) else { continue };
+            let Some(info) = self.info_mut(chunk[0]) else { continue };
             let mut units = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
             if info.huge {
                 info.out = true;
@@ -185,8 +237,8 @@ impl VmPages {
 
     /// Begins a block with so many failed trials in a row, which an earlier agent saw.
     pub fn recall_trials(&mut self, block: u32, failures: u8, now: Seconds) {
-        if let Some(info) = self.infos.get_mut(block as usize) {
-            info.probe = Probe::recalled(failures, now);
+        if let Some(block) = self.blocks.get_mut(block) {
+            block.info.probe = Probe::recalled(failures, now);
         }
     }
 
@@ -197,13 +249,15 @@ impl VmPages {
 
     /// What is known of the block that holds `page`.
     pub fn block_of(&self, page: PageIndex) -> BlockInfo {
-        self.infos.get((page / BLOCK_PAGES) as usize).copied().unwrap_or_default()
+        self.blocks.get(page / BLOCK_PAGES).map(|block| block.info).unwrap_or_default()
     }
 
     /// Takes over which blocks are huge pages now: the first page of each, ascending.
     pub fn set_huge(&mut self, huge: &[PageIndex]) {
-        for (first, info) in (0u32..).step_by(BLOCK_PAGES as usize).zip(&mut self.infos) {
-            info.huge = huge.binary_search(&first).is_ok();
+        for (block, Block { info, .. }) in
+            self.blocks.iter_mut().map(|(number, block)| (number, &mut **block))
+        {
+            info.huge = huge.binary_search(&(block * BLOCK_PAGES)).is_ok();
             info.was_huge |= info.huge;
             info.given_up &= !info.huge;
         }
@@ -212,7 +266,7 @@ impl VmPages {
     /// Notes that these blocks were to become huge pages: the next sweep tells which are, and the others are given up.
     pub fn tried_to_collapse(&mut self, pages: &[PageIndex]) {
         for first in pages.iter().filter(|page| **page % BLOCK_PAGES == 0) {
-            if let Some(info) = self.infos.get_mut((first / BLOCK_PAGES) as usize) {
+            if let Some(info) = self.info_mut(*first) {
                 info.given_up = true;
             }
         }
@@ -220,17 +274,15 @@ impl VmPages {
 
     /// Blocks that were huge pages and are not now.
     pub fn split_blocks(&self) -> u64 {
-        self.infos.iter().filter(|info| info.was_huge && !info.huge).count() as u64
+        self.blocks.iter().filter(|(_, block)| block.info.was_huge && !block.info.huge).count() as u64
     }
 
     /// Calls `visit` for every block of which some page was touched, with the first page's number.
     pub fn for_each_block(&self, mut visit: impl FnMut(PageIndex, BlockInfo, &[PageEntry])) {
-        let firsts = (0u32..).step_by(BLOCK_PAGES as usize);
-        for ((first, block), info) in firsts.zip(&self.blocks).zip(&self.infos) {
-            if let Some(block) = block {
-                let pages = (self.layout.pages() - first).min(BLOCK_PAGES) as usize;
-                visit(first, *info, &block[..pages]);
-            }
+        for (number, block) in self.blocks.iter() {
+            let first = number * BLOCK_PAGES;
+            let pages = (self.layout.pages() - first).min(BLOCK_PAGES) as usize;
+            visit(first, block.info, &block.entries[..pages]);
         }
     }
 
@@ -254,12 +306,19 @@ impl VmPages {
         let mut unseen = 0;
         let mut next = 0;
         let end = PageRun { first: self.layout.pages(), count: 0 };
+        let known: Vec<u32> = self.blocks.iter().map(|(block, _)| block).collect();
         for (run, place) in sweep.runs.iter().copied().chain([(end, Place::Untouched)]) {
-            for page in next..run.first {
-                let entry = self.get(page);
-                let accessed_since = entry.heat() > 0 && entry.idle(now) <= age;
-                if entry.place() != Place::Untouched && !accessed_since {
-                    self.update(page, |_| PageEntry::default());
+            // Most of what was not found was not known either.
+            let between = known.iter().skip(known.partition_point(|block| *block < next / BLOCK_PAGES));
+            for block in
+                between.map_while(|block| Some(block * BLOCK_PAGES).filter(|first| *first < run.first))
+            {
+                for page in next.max(block)..run.first.min(block + BLOCK_PAGES) {
+                    let entry = self.get(page);
+                    let accessed_since = entry.heat() > 0 && entry.idle(now) <= age;
+                    if entry.place() != Place::Untouched && !accessed_since {
+                        self.update(page, |_| PageEntry::default());
+                    }
                 }
             }
             next = run.first + run.count;
@@ -299,9 +358,8 @@ impl VmPages {
 
     /// Calls `visit` for every page that was touched.
     pub fn for_each(&self, mut visit: impl FnMut(PageIndex, PageEntry)) {
-        for (index, block) in (0u32..).zip(&self.blocks) {
-            let Some(block) = block else { continue };
-            for (page, entry) in (index * BLOCK_PAGES..).zip(block.iter()) {
+        for (number, block) in self.blocks.iter() {
+            for (page, entry) in (number * BLOCK_PAGES..).zip(&block.entries) {
                 if entry.place() != Place::Untouched {
                     visit(page, *entry);
                 }
@@ -313,10 +371,16 @@ impl VmPages {
     /// many there are.
     pub fn touch_region(&mut self, run: PageRun, now: Seconds, times: u8) -> u64 {
         let mut pages = 0;
-        for page in run.pages() {
-            if self.in_memory(self.get(page).place()) {
-                pages += 1;
-                self.update(page, |entry| entry.probably_accessed(now, times));
+        for part in run.by_block() {
+            // Most of a large range may be nothing but addresses.
+            if self.blocks.get(part.first / BLOCK_PAGES).is_none() {
+                continue;
+            }
+            for page in part.pages() {
+                if self.in_memory(self.get(page).place()) {
+                    pages += 1;
+                    self.update(page, |entry| entry.probably_accessed(now, times));
+                }
             }
         }
         pages
@@ -346,7 +410,7 @@ impl VmPages {
         let (new_age, age) = (now.0.wrapping_sub(again.0), now.0.wrapping_sub(began.0));
         let last = Seconds(again.0.wrapping_sub(1));
         let node_tiers = self.node_tiers;
-        for entry in self.blocks.iter_mut().flatten().flat_map(|block| block.iter_mut()) {
+        for entry in self.blocks.iter_mut().flat_map(|(_, block)| &mut block.entries) {
             if !matches!(entry.place(), Place::In(tier) if node_tiers.contains(tier)) {
                 continue;
             }
@@ -366,17 +430,13 @@ impl VmPages {
 
     /// Lets time pass: keeps idle ages from wrapping around and, if `cool`, halves the heat of every page.
     pub fn age(&mut self, now: Seconds, cool: bool) {
-        let probes = self.infos.iter_mut().map(|info| &mut info.probe).chain([&mut self.huge_probe]);
-        probes.for_each(|probe| probe.cap_age(now));
-        for entry in self.blocks.iter_mut().flatten().flat_map(|block| block.iter_mut()) {
-            if entry.place() != Place::Untouched {
+        self.huge_probe.cap_age(now);
+        for (_, block) in self.blocks.iter_mut() {
+            block.info.probe.cap_age(now);
+            for entry in block.entries.iter_mut().filter(|entry| entry.place() != Place::Untouched) {
                 let capped = entry.cap_idle(now);
                 *entry = if cool { capped.cooled() } else { capped };
             }
         }
     }
-}
-
-fn empty_block() -> Box<Block> {
-    Box::new([PageEntry::default(); BLOCK_PAGES as usize])
 }

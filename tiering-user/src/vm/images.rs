@@ -4,7 +4,8 @@
 //! has it open. What cannot be read is left out.
 //!
 //! # Limits
-//! An image on a block device is not found, nor one that is opened later than the VM was.
+//! An image on a block device is not found, nor one that is opened later than the VM was. Of a process with more than [`MOST_DESCRIPTORS`]
+//! descriptors, or more than [`MOST_IMAGES`] images, the rest is left out.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +17,9 @@ use super::process::Proc;
 
 /// A smaller file is no image of anything.
 const LEAST_BYTES: u64 = 1 << 20;
+/// Descriptors that are looked at, and images that are taken: a process may have a million files open.
+const MOST_DESCRIPTORS: usize = 4096;
+const MOST_IMAGES: usize = 64;
 
 /// A file on this host, as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +36,11 @@ impl FileId {
 
 pub(super) fn images(process: &Proc) -> BTreeMap<FileId, i32> {
     let files = process.read("fd", |p| {
-        let read_only = p.fd()?.flatten().filter(|file| !file.mode().contains(FDPermissions::WRITE));
+        let read_only = p
+            .fd()?
+            .take(MOST_DESCRIPTORS)
+            .flatten()
+            .filter(|file| !file.mode().contains(FDPermissions::WRITE));
         Ok(read_only.map(|file| file.fd).collect::<Vec<_>>())
     });
     let identity = |file: i32| {
@@ -41,7 +49,14 @@ pub(super) fn images(process: &Proc) -> BTreeMap<FileId, i32> {
         let image = metadata.is_file() && metadata.len() >= LEAST_BYTES;
         image.then(|| (FileId::of(&metadata), file))
     };
-    files.unwrap_or_default().into_iter().filter_map(identity).collect()
+    let mut images = BTreeMap::new();
+    for (id, file) in files.unwrap_or_default().into_iter().filter_map(identity) {
+        if images.len() >= MOST_IMAGES {
+            break;
+        }
+        images.insert(id, file);
+    }
+    images
 }
 
 #[cfg(test)]
