@@ -1,1 +1,163 @@
-//! Brakes judge each machine by its own control group.
+//! Brakes judge each VM by its own control group, and spare nobody's room; what is missing goes down once and is freed.
+
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tiering_tests::agent::Agent;
+use tiering_tests::results::Results;
+
+use crate::host::{Host, Memcg, drain_and_end, known_vm, number, shell, wait_for};
+use crate::scenario::Scenario;
+use crate::still::Still;
+
+const MIB: u64 = 1 << 20;
+/// Larger than what its reader may keep of it.
+const FILE: &str = "/run/tiers/nvme/read-again-and-again";
+
+/// One memory node: pages go from there to swap.
+fn scenario() -> Scenario {
+    Scenario { nodes: "dram:2G", ..Scenario::default() }
+}
+
+fn demoted(agent: &Agent, still: &Still) -> Result<u64> {
+    Ok(number(&known_vm(agent, &still.name)?["demoted_bytes_total"]))
+}
+
+fn limited_by(agent: &Agent, still: &Still) -> Result<String> {
+    Ok(known_vm(agent, &still.name)?["limited_by"].as_str().unwrap_or_default().to_owned())
+}
+
+/// A process that reads a file again and again, in the group of a VM that has no room for it. Ended when dropped.
+struct Reader(Child);
+
+impl Reader {
+    fn beside(group: &Memcg) -> Result<Self> {
+        // Of the group page cache gives way, and the VM stays in memory: what goes down is the agent's doing.
+        shell(&format!("echo 0 > /proc/sys/vm/swappiness; head -c 128M /dev/urandom > {FILE}"))?;
+        let script = format!("sleep 2; while :; do cat {FILE} > /dev/null; done");
+        let reader = Self(Command::new("sh").args(["-c", &script]).spawn()?);
+        group.add(reader.0.id())?;
+        group.set("memory.high", group.bytes("memory.current")? + 8 * MIB)?;
+        Ok(reader)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Two VMs that go down as soon as they may: a group with a promise keeps all of them until then.
+fn start_both(agent: &Agent) -> Result<[(Still, Memcg); 2]> {
+    let promise = [("memory.min", 1024 * MIB)];
+    Ok([Still::in_group(agent, "calm", &promise)?, Still::in_group(agent, "stalls", &promise)?])
+}
+
+fn stalls(results: &mut Results) -> Result<()> {
+    let host = Host::new()?;
+    let config = host.config("1s").replace("psi_limit = \"100%\"\n", "");
+    let agent = Agent::start(&config, &[])?;
+    let [(calm, calm_group), (stalls, stalls_group)] = start_both(&agent)?;
+    // What they are like by themselves.
+    std::thread::sleep(Duration::from_secs(30));
+    let reader = Reader::beside(&stalls_group)?;
+    let why = wait_for("its brake", || {
+        Ok(Some(limited_by(&agent, &stalls)?).filter(|why| why.contains("waited for memory")))
+    })?;
+    results.check("a VM whose group stalls: held back by", why, "waited for memory", true);
+    for group in [&calm_group, &stalls_group] {
+        group.set("memory.min", 0)?;
+    }
+    let went = wait_for("the other VM to go down", || {
+        Ok(Some(demoted(&agent, &calm)?).filter(|bytes| *bytes >= 32 * MIB))
+    })?;
+    results.check("the VM beside it: MiB demoted", went / MIB, ">= 32", true);
+    let went = demoted(&agent, &stalls)?;
+    results.check("the VM whose group stalls: KiB demoted meanwhile", went >> 10, "0", went == 0);
+    let host_stalls = shell("cat /proc/pressure/memory")?;
+    results.note("the host's stalls", host_stalls.lines().next().unwrap_or_default());
+    let ended = agent.interrupt()?;
+    results.check("agent's exit code", format!("{:?}", ended.code), "Some(0)", ended.code == Some(0));
+
+    // Where its room is needed it goes, whatever it waits for.
+    let agent = Agent::start(&config.replace("[policy]", "[policy]\nfree_target = \"99%\""), &[])?;
+    let went = wait_for("a VM over its share to go down", || {
+        Ok(Some(demoted(&agent, &stalls)?).filter(|bytes| *bytes >= 32 * MIB))
+    })?;
+    results.check("room is short: MiB demoted of the VM whose group stalls", went / MIB, ">= 32", true);
+    drop(reader);
+    shell(&format!("rm {FILE}"))?;
+    stalls_group.set("memory.high", "max")?;
+    for still in [&calm, &stalls] {
+        still.check_content(results)?;
+    }
+    drop((calm, stalls));
+    drain_and_end(results, agent, &host)
+}
+
+#[test]
+fn a_vm_whose_own_group_stalls_is_held_back_alone_and_not_where_its_room_is_needed() {
+    scenario().run(
+        "harm::brakes::a_vm_whose_own_group_stalls_is_held_back_alone_and_not_where_its_room_is_needed",
+        stalls,
+    );
+}
+
+/// Bytes of a line of /proc/meminfo.
+fn meminfo(name: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = value.and_then(|value| value.split_whitespace().next()).context("no such line")?;
+    Ok(kib.parse::<u64>()? << 10)
+}
+
+fn shortage(results: &mut Results) -> Result<()> {
+    const MISSING: u64 = 48 * MIB;
+    /// Half of it is when pages go that are idle for long enough anyway.
+    const WATCHED: Duration = Duration::from_secs(100);
+    let host = Host::new()?;
+    // The agent that they are shown to ends before the one that is judged.
+    let agent = Agent::start(&host.config("1h"), &[])?;
+    let stills: Vec<_> = ["a", "b", "c", "d"]
+        .into_iter()
+        .map(|kind| Still::in_group(&agent, kind, &[]))
+        .collect::<Result<_>>()?;
+    agent.interrupt()?;
+    let target = meminfo("MemAvailable")? + MISSING;
+    let percent = target as f64 / meminfo("MemTotal")? as f64 * 100.0;
+    let config = host.config("2m").replace("[policy]", &format!("[policy]\nfree_target = \"{percent:.4}%\""));
+    let began = Instant::now();
+    let agent = Agent::start(&config, &[])?;
+    let all = || stills.iter().map(|(still, _)| demoted(&agent, still)).sum::<Result<u64>>();
+    let (mut missing, mut went) = (0, 0);
+    while began.elapsed() < WATCHED {
+        let before = all()?;
+        let without = (meminfo("MemAvailable")? + meminfo("SwapCached")?).saturating_sub(before);
+        missing = missing.max(target.saturating_sub(without));
+        if began.elapsed() < WATCHED {
+            went = before;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let wanted = format!("at most 1.5 times the {} that were missing", missing / MIB);
+    results.check("of 256 MiB: MiB demoted", went / MIB, &wanted, went * 2 <= missing * 3);
+    results.check("the same", went / MIB, "half of that at least", went * 2 >= missing);
+    // What went is not only as good as free.
+    let (left, short) = (meminfo("SwapCached")?, target.saturating_sub(meminfo("MemAvailable")?));
+    results.check("MiB that are still missing without copies", short / MIB, "8 at most", short <= 8 * MIB);
+    results.note("MiB left in the swap cache", left / MIB);
+    for (still, _) in &stills {
+        still.check_content(results)?;
+    }
+    drop(stills);
+    drain_and_end(results, agent, &host)
+}
+
+#[test]
+fn what_a_shortage_lacks_goes_down_once_and_becomes_free() {
+    scenario().run("harm::brakes::what_a_shortage_lacks_goes_down_once_and_becomes_free", shortage);
+}

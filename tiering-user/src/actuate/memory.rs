@@ -27,7 +27,7 @@ pub fn room_bytes(memory: NodeMemory) -> u64 {
     memory.free.saturating_sub(memory.total / MARGIN_DIVISOR)
 }
 
-/// The same for any memory tier: in the first one the page cache gives way. All there is, where that cannot be told.
+/// The same for any memory tier: in the first one the page cache gives way, and copies in the swap cache. All there is, where that cannot be told.
 fn room_for(tier: TierId, memory: NodeMemory) -> u64 {
     match tier {
         TierId(0) if memory.total == 0 => u64::MAX,
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_twentieth_of_a_lower_tier_stays_free() {
-        let memory = |free| NodeMemory { total: 1000, free, available: 1000 };
+        let memory = |free| NodeMemory { total: 1000, free, available: 1000, copies: 0 };
         assert_eq!(room_bytes(memory(1000)), 950);
         assert_eq!(room_bytes(memory(51)), 1);
         assert_eq!(room_bytes(memory(49)), 0, "what the page cache holds does not count");

@@ -1,10 +1,10 @@
 //! The brakes of the host and of each machine: reads what they go by, keeps their state, says what limits a machine.
 //!
-//! In, once a second: pressure, free memory, what the scanner found of each machine's control groups, and what was
+//! In, once a second: free memory, what the scanner found of each machine's control groups, and what was
 //! demoted and came back. Out: pages that may go to each tier, and `limited_by` of the status. The rules are `policy`'s.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::time::Duration;
 
 use procfs::Current as _;
 use procfs::process::Process;
@@ -13,13 +13,14 @@ use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, Outcome, Skip};
 use crate::policy::{
-    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, TierLoad, TooMany,
+    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls,
+    TierLoad, TooMany, Waited, Wanted, fault_wait,
 };
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::tiermap::Place;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
-use crate::vm::{GroupMemory, ProcessKey, Usage, psi_some_avg10};
+use crate::vm::{GroupMemory, ProcessKey, Usage};
 
 /// Over how many seconds the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 5.0;
@@ -37,6 +38,8 @@ pub(super) struct Gauge {
     pub memory: GroupMemory,
     pub ksm_bytes: Option<u64>,
     pub usage: Option<Usage>,
+    /// When it was read.
+    pub at: Monotonic,
 }
 
 /// The brakes of the host.
@@ -49,6 +52,8 @@ pub(super) struct HostBrakes {
     cpu_read: Option<(f64, Monotonic)>,
     /// Of the first tier, percent; written by the look at memory.
     pub free_percent: Option<f64>,
+    /// What the first tier has less free than it should, without copies in the swap cache; what is being freed is taken off.
+    pub short_bytes: u64,
     /// All that is in the swap cache.
     pub swap_cached_bytes: u64,
     /// Of the swap tiers.
@@ -62,8 +67,11 @@ pub(super) struct MachineBrakes {
     governors: Vec<Governor>,
     rates: Vec<Rate>,
     refaults: Refaults,
-    /// Pages that came back since the last second, and made the guest wait.
-    pub returned: u64,
+    /// Pages that came back since the last second, and made the guest wait, by where they were.
+    returned: BTreeMap<Place, u64>,
+    /// How long it waited for such pages so far.
+    waited: Duration,
+    stalls: Stalls,
     gauge: Option<Gauge>,
     /// By the gauge: the groups have no room for pages from swap.
     full: bool,
@@ -80,6 +88,11 @@ impl MachineBrakes {
     fn take_gauge(&mut self, gauge: Gauge) {
         self.full = Room::from_swap(&gauge.memory).pages < ROOM_LEAST_PAGES;
         self.gauge = Some(gauge);
+    }
+
+    /// The guest had to wait for pages that were there.
+    pub(super) fn waited_for(&mut self, place: Place, pages: u64) {
+        *self.returned.entry(place).or_default() += pages;
     }
 
     fn memory(&self) -> Option<&GroupMemory> {
@@ -124,7 +137,7 @@ impl MachineBrakes {
     /// A step is done.
     pub(super) fn on_outcome(&mut self, outcome: &Outcome) {
         if outcome.skipped.contains_key(&Skip::NoSwap) {
-            self.refused_swap = Some(sys::now().after(std::time::Duration::from_secs(NO_SWAP_REST_S)));
+            self.refused_swap = Some(sys::now().after(Duration::from_secs(NO_SWAP_REST_S)));
         }
     }
 
@@ -133,21 +146,41 @@ impl MachineBrakes {
         self.refused_swap.is_some_and(|until| now < until)
     }
 
-    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for
-    /// `refault_limit` percent a minute once they are demoted; without `room_to_spare` it may have to wait for more.
-    fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, room_to_spare: bool) -> Option<TooMany> {
-        self.refaults.second(std::mem::take(&mut self.returned), in_memory, refault_limit);
-        self.refaults.too_many().filter(|_| room_to_spare)
+    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for `refault_limit` percent a
+    /// minute once they are demoted.
+    fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, host: &HostBrakes) -> Option<TooMany> {
+        let returned = std::mem::take(&mut self.returned);
+        let wait = |(place, pages): (&Place, &u64)| match place {
+            Place::In(tier) => host.tier_loads.get(tier).map(|load| fault_wait(*pages, load)),
+            // Whose device that is cannot be told.
+            Place::OtherSwap | Place::Untouched => None,
+        };
+        self.waited += returned.iter().filter_map(wait).sum::<Duration>();
+        self.refaults.second(returned.values().sum(), in_memory, refault_limit);
+        self.refaults.too_many()
+    }
+
+    /// A second has passed: how long the machine waited, by its own control group, else by its faults.
+    fn look_at_stalls(&mut self, now: Monotonic) {
+        let faults = Waited { source: StallSource::Faults, total: self.waited, at: now };
+        let group = |gauge: &Gauge| {
+            let pressure = gauge.memory.pressure.as_ref()?;
+            Some(Waited { source: StallSource::Group, total: pressure.some, at: gauge.at })
+        };
+        self.stalls.look(Some(self.gauge.as_ref().and_then(group).unwrap_or(faults)));
+    }
+
+    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share.
+    fn relief_pages(&self, excess_pages: u64) -> u64 {
+        if self.full { u64::MAX } else { excess_pages }
     }
 
     /// A second has passed; `load` says what is the same for all tiers.
     fn second(&mut self, load: Load, tiers: usize, node_tiers: NodeTiers, host: &HostBrakes) {
         self.governors.resize(tiers, Governor::default());
-        let group_psi = self.memory().and_then(|memory| memory.psi_some_avg10);
         let rates = (0u8..).zip(&mut self.governors).map(|(level, governor)| {
             let to_swap = !node_tiers.contains(TierId(level));
             governor.second(&Load {
-                group_psi,
                 from_swap: level > node_tiers.0,
                 tier: host.tier_loads.get(&TierId(level)).copied().unwrap_or_default(),
                 refaults: load.refaults.filter(|_| to_swap),
@@ -164,7 +197,8 @@ impl MachineBrakes {
         let room =
             |room: Room, least| room.limit.filter(|_| room.pages < least).map(|limit| limit.to_string());
         let same = |text: String| (text.clone(), text);
-        let now_braking = lower().find(|limited| matches!(limited, Limited::By(_)));
+        let now_braking =
+            lower().find(|limited| matches!(limited, Limited::By(_) | Limited::ButForRelief(_)));
         None.or_else(|| rate(now_braking?))
             .or_else(|| self.rests(now).then(|| same(Skip::NoSwap.to_string())))
             .or_else(|| room(self.room_to_swap()?, 1).map(same))
@@ -211,10 +245,7 @@ impl State {
         self.braking.tier_loads = swap_tiers.map(|tier| (tier.id, self.survey.tier_load(tier.id))).collect();
         let memory = procfs::Meminfo::current().ok();
         self.braking.swap_cached_bytes = memory.map_or(0, |memory| memory.swap_cached);
-        let pressure = fs::read_to_string("/proc/pressure/memory").unwrap_or_default();
         Load {
-            host_psi: psi_some_avg10(&pressure),
-            psi_limit: self.config.policy.psi_limit.0,
             slow_read: self.config.policy.slow_read.0,
             free_percent: self.braking.free_percent,
             least_free_percent: self.config.policy.free_target.0 / 2.0,
@@ -227,15 +258,17 @@ impl State {
         let now = sys::now();
         let (tiers, node_tiers) = (self.ladder.tiers().len(), self.ladder.node_tiers());
         let cpu_limit = self.config.policy.cpu_limit.0;
-        let refault_limit = self.config.policy.refault_limit.0;
+        let (refault_limit, psi_limit) = (self.config.policy.refault_limit.0, self.config.policy.psi_limit.0);
         let spent = self.spent_budget(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        // Where the room is needed, on the host or in its group, the kernel would take it otherwise.
-        let room_to_spare = machine.excess_pages == 0 && machine.braking.may_stage();
         let counts = machine.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
-        let refaults = machine.braking.count_refaults(in_memory, refault_limit, room_to_spare);
-        machine.braking.second(Load { refaults, ..load }, tiers, node_tiers, &self.braking);
+        let relief_pages = machine.braking.relief_pages(machine.excess_pages);
+        let refaults = machine.braking.count_refaults(in_memory, refault_limit, &self.braking);
+        machine.braking.look_at_stalls(now);
+        let stall = machine.braking.stalls.above(psi_limit);
+        let load = Load { stall, refaults, relief_pages, ..load };
+        machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
         let strongest = strongest.or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
@@ -250,21 +283,28 @@ impl State {
         spent.next().map(|name| format!("tier {name} took its writes of the day (daily_writes)"))
     }
 
-    /// Has a part of what page-outs left in the swap cache freed, if the operator wants that.
+    /// Has a part of what page-outs left in the swap cache freed, where the first tier is short or the operator wants that.
     fn free_swap_cache(&mut self, id: VmId, now: Monotonic) {
         let psi_limit = self.config.policy.psi_limit.0;
+        let wanted = match self.braking.short_bytes {
+            0 if self.config.policy.free_swap_cache => Wanted::Tidy,
+            0 => return,
+            bytes => Wanted::Short { bytes },
+        };
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        if !self.config.policy.free_swap_cache || self.dry_run || machine.braking.freeing {
+        if self.dry_run || machine.braking.freeing {
             return;
         }
         let braking = &mut machine.braking;
+        let stalls = braking.stalls.above(psi_limit).is_some();
         let due = braking
             .gauge
             .as_ref()
-            .map_or(0, |gauge| braking.left_behind.due_bytes(&gauge.memory, psi_limit, now));
+            .map_or(0, |gauge| braking.left_behind.due_bytes(&gauge.memory, wanted, stalls, now));
         if due > 0 {
             braking.left_behind.take(due / PAGE_BYTES);
             braking.freeing = true;
+            self.braking.short_bytes = self.braking.short_bytes.saturating_sub(due);
             self.lanes.send(Job::FreeSwapCache(machine.target.clone(), due));
         }
     }
@@ -302,6 +342,9 @@ impl Machine {
         if matches!(outcome.action, Action::Place { to } if !self.pages.node_tiers().contains(to)) {
             self.braking.left_behind.paged_out(outcome.moved_pages, sys::now());
         }
+        if matches!(outcome.action, Action::Place { to } if to > TierId(0)) && outcome.moved_pages > 0 {
+            self.braking.stalls.demoted(sys::now());
+        }
     }
 }
 
@@ -317,7 +360,8 @@ fn cpu_seconds() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::Headroom;
+    use crate::policy::Stall;
+    use crate::vm::{Headroom, Pressure};
 
     const NODES: NodeTiers = NodeTiers(1);
     const NVME: TierId = TierId(1);
@@ -342,6 +386,7 @@ mod tests {
             memory,
             ksm_bytes: None,
             usage: None,
+            at: Monotonic(0),
         });
         braking
     }
@@ -367,26 +412,69 @@ mod tests {
         assert_eq!(braking.allowed(NVME, NODES), MOST, "page-out makes room");
     }
 
+    const STALL: Stall =
+        Stall { source: StallSource::Group, percent: 50.0, own_percent: 0.0, limit_percent: 1.0 };
+
     #[test]
     fn stalls_come_before_all_else_and_stop_all_tiers() {
         let mut braking = braking(Some(2), None);
-        let load = Load { host_psi: Some(50.0), psi_limit: 1.0, ..Load::default() };
+        let load = Load { stall: Some(STALL), ..Load::default() };
         braking.second(load, 3, NODES, &HostBrakes::default());
         assert_eq!((braking.allowed(NVME, NODES), braking.allowed(QLC, NODES)), (0, 0));
-        assert!(why(&braking).unwrap().starts_with("tasks of the host waited"));
+        assert!(why(&braking).unwrap().starts_with("its control group waited"));
     }
 
     #[test]
-    fn too_many_pages_that_come_back_stop_the_swap_tiers_where_there_is_room_to_spare() {
-        let mut braking = MachineBrakes { returned: 1600, ..MachineBrakes::default() };
-        let refaults = braking.count_refaults(10_000, 1.0, true);
+    fn too_many_pages_that_come_back_stop_the_swap_tiers_but_for_what_makes_room() {
+        let mut braking = MachineBrakes::default();
+        braking.waited_for(Place::In(NVME), 1600);
+        let refaults = braking.count_refaults(10_000, 1.0, &HostBrakes::default());
         let load = Load { refaults, ..Load::default() };
         braking.second(load, 3, NODES, &HostBrakes::default());
         assert_eq!(braking.allowed(NVME, NODES), 0);
         assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
         braking.second(load, 3, NodeTiers(2), &HostBrakes::default());
         assert!(braking.allowed(NVME, NodeTiers(2)) > 0, "a memory tier");
-        assert_eq!(braking.count_refaults(10_000, 1.0, false), None, "others need the room");
+        let load = Load { relief_pages: braking.relief_pages(700), ..load };
+        braking.second(load, 3, NODES, &HostBrakes::default());
+        assert_eq!(braking.allowed(NVME, NODES), 700, "what it has beyond its share");
+        assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
+    }
+
+    #[test]
+    fn a_full_group_is_relieved_whatever_its_machine_waits_for() {
+        let mut braking = braking(None, Some(2));
+        let load = Load { stall: Some(STALL), relief_pages: braking.relief_pages(0), ..Load::default() };
+        braking.second(load, 3, NODES, &HostBrakes::default());
+        assert_eq!(braking.allowed(NVME, NODES), MOST);
+        assert!(why(&braking).unwrap().starts_with("its control group waited"));
+    }
+
+    /// Twenty seconds, in each of which it waits for so many pages that take 1 ms each.
+    fn wait(braking: &mut MachineBrakes, from_s: u64, pages: u64) -> Option<Stall> {
+        let load = TierLoad { reads: 1000, read_latency_ns: Some(1_000_000), ..TierLoad::default() };
+        let host = HostBrakes { tier_loads: BTreeMap::from([(NVME, load)]), ..HostBrakes::default() };
+        for second in from_s..from_s + 20 {
+            braking.waited_for(Place::In(NVME), pages);
+            braking.waited_for(Place::OtherSwap, 5);
+            braking.count_refaults(10_000, 100.0, &host);
+            braking.look_at_stalls(Monotonic(second * 1_000_000_000));
+        }
+        braking.stalls.above(0.5)
+    }
+
+    #[test]
+    fn without_a_group_of_its_own_a_machine_is_judged_by_the_pages_it_waits_for() {
+        let mut braking = braking(None, None);
+        assert_eq!(wait(&mut braking, 0, 0), None);
+        let stall = wait(&mut braking, 20, 30).unwrap();
+        assert_eq!((stall.source, stall.percent.round()), (StallSource::Faults, 3.0));
+        assert!(stall.to_string().starts_with("it waited for pages from swap for 3.00 % of"));
+        // The scanner tells of a group that holds this machine alone.
+        let gauge = braking.gauge.as_mut().unwrap();
+        gauge.memory.pressure = Some(Pressure { group: "/vm".to_owned(), some: Duration::from_secs(9) });
+        braking.look_at_stalls(Monotonic(50_000_000_000));
+        assert_eq!(braking.stalls.above(0.5), None, "which is not compared with the former");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) struct Queued {
     pub planned: Seconds,
     /// The operator's request it is part of.
     pub ticket: Option<u64>,
+    /// Pages that leave the first tier by it, as of when it was queued.
+    leaving: u64,
 }
 
 /// Totals of what the mover did, pages.
@@ -270,7 +272,9 @@ impl Machine {
             self.moved.ping_pong += weight * u64::from(soon);
             if touch.was_lower {
                 self.braking.left_behind.take(weight);
-                self.braking.returned += weight * u64::from(!ready.is_some_and(|used| used.in_time));
+                if !ready.is_some_and(|used| used.in_time) {
+                    self.braking.waited_for(touch.before.place(), weight);
+                }
             }
         }
         let came_up = touch.was_lower || staged.is_some();
@@ -310,12 +314,27 @@ impl Machine {
         }
         let batches: Vec<_> = private.chunks(BATCH_PAGES).chain(shared.chunks(BATCH_PAGES)).collect();
         let count = batches.len();
+        let goes_down = matches!(step.action, Action::Place { to } if to > TierId(0));
+        let leaves = |page: &&PageIndex| goes_down && self.pages.get(**page).place() == Place::In(TierId(0));
         self.queue.extend(batches.into_iter().map(|pages| Queued {
             step: Step { pages: pages.to_vec(), ..step.clone() },
             planned,
             ticket,
+            leaving: pages.iter().filter(leaves).count() as u64,
         }));
         count
+    }
+
+    /// Pages of the first tier that are on their way to a lower one.
+    pub(super) fn leaving_pages(&self) -> u64 {
+        self.queue.iter().chain(&self.in_flight).map(|queued| queued.leaving).sum()
+    }
+
+    /// Pages of private memory that are staged and not mapped: the kernel has them in the swap cache.
+    pub(super) fn staged_in_swap_cache(&self) -> u64 {
+        let layout = self.pages.layout();
+        let private = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| !shared);
+        self.stages.up_unmapped().filter(private).count() as u64
     }
 
     /// The next batch for the mover, after a last look: what was accessed since it was planned stays.

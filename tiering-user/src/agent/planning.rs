@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use procfs::Current as _;
 use tiering_common::VmMoves;
 
 use super::machine::Machine;
@@ -11,13 +10,13 @@ use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
 use crate::policy::{
-    Action, Claim, HeatHistogram, Reason, Step, collapses, cooling_epoch, demotions, promotions, shares,
-    weight,
+    Action, Claim, HeatHistogram, Holding, Reason, Step, collapses, cooling_epoch, demotions, promotions,
+    relief, weight,
 };
 use crate::predict::Wasted;
 use crate::sys::{self, PAGE_BYTES};
 use crate::tiermap::{BLOCK_PAGES, Place};
-use crate::tiers::{TierId, TierKind, read_proc_swaps};
+use crate::tiers::{NodeMemory, TierId, TierKind, read_proc_swaps};
 use crate::trace::Event;
 use crate::track::VmId;
 
@@ -250,17 +249,18 @@ impl State {
     /// How full the first tier is, and what each machine may have of it.
     fn look_at_memory(&mut self) {
         // The host's figure says nothing of the first tier where other tiers are memory too.
-        let (available, total) = if self.ladder.node_tiers().0 > 1 {
-            let memory = self.places.nodes.memory(TierId(0));
-            (memory.available, memory.total)
-        } else if let Ok(memory) = procfs::Meminfo::current() {
-            (memory.mem_available.unwrap_or(memory.mem_free), memory.mem_total)
-        } else {
-            // Where it cannot be told, nothing is in a hurry.
-            return;
+        let memory = match self.ladder.node_tiers().0 {
+            0 | 1 => NodeMemory::of_host(),
+            _ => Some(self.places.nodes.memory(TierId(0))),
         };
-        let target = self.free_target_bytes(total);
-        self.braking.free_percent = Some(available as f64 / total as f64 * 100.0);
+        // Where it cannot be told, nothing is in a hurry.
+        let Some(memory) = memory else { return };
+        let target = self.free_target_bytes(memory.total);
+        // Staged pages are in the swap cache too, and are not there to be freed.
+        let staged: u64 = self.machines.values().map(Machine::staged_in_swap_cache).sum();
+        let available = memory.available - (staged * PAGE_BYTES).min(memory.copies);
+        self.braking.short_bytes = target.saturating_sub(memory.available - memory.copies);
+        self.braking.free_percent = Some(available as f64 / memory.total as f64 * 100.0);
         self.may_stage = available >= target / 2;
         self.may_map_stages = available >= target;
         let missing_pages =
@@ -293,7 +293,7 @@ impl State {
         let floor = self.config.policy.floor.0 / 100.0;
         // What cannot go down is no room for anybody else.
         let movable = || self.machines.values().filter(|machine| machine.unmovable().is_none());
-        let claims: Vec<Claim> = movable()
+        let holdings: Vec<Holding> = movable()
             .map(|machine| {
                 let counts = machine.pages.counts();
                 let touched = u64::from(machine.pages.layout().pages()) - counts.get(Place::Untouched);
@@ -304,19 +304,20 @@ impl State {
                 )]
                 let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
                 let weight = weight(machine.priority());
-                let wants = counts.get(Place::In(TierId(0)));
+                let there = counts.get(Place::In(TierId(0)));
+                let leaving = machine.leaving_pages().min(there);
+                let wants = there - leaving;
                 // Where nothing is missing, everybody has what it wants.
                 let waits = if missing_pages > 0 { machine.waits(wants) } else { None };
-                Claim { vm: machine.target.id, wants, floor, weight, waits }
+                let claim = Claim { vm: machine.target.id, wants, floor, weight, waits };
+                Holding { claim, leaving }
             })
             .collect();
-        let there: u64 = claims.iter().map(|claim| claim.wants).sum();
-        let shares = shares(&claims, there.saturating_sub(missing_pages));
-        let spare_pages = spare_pages / (claims.len() as u64).max(1);
-        for (claim, share) in claims.iter().zip(shares) {
-            if let Some(machine) = self.machines.get_mut(&claim.vm) {
-                machine.excess_pages = claim.wants - share;
-                machine.room_pages = share + spare_pages;
+        let spare_pages = spare_pages / (holdings.len() as u64).max(1);
+        for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
+            if let Some(machine) = self.machines.get_mut(&holding.claim.vm) {
+                machine.excess_pages = relief.excess_pages;
+                machine.room_pages = relief.share_pages + spare_pages;
             }
         }
     }

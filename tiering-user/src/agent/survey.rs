@@ -91,6 +91,7 @@ impl Survey {
             read_latency_ns: load.and_then(|load| load.read_latency_ns),
             read_latency_at_rest_ns: self.at_rest_ns.get(usize::from(tier.0)).copied().flatten(),
             in_flight: load.map(|load| load.in_flight),
+            reads: load.map_or(0, |load| load.reads),
         }
     }
 

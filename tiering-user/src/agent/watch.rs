@@ -13,7 +13,8 @@ use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, Layout, PageRun, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{
-    Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, ksm_bytes, usage,
+    Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, keep_own_pressure,
+    ksm_bytes, usage,
 };
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -51,7 +52,7 @@ impl Scanning {
                     return;
                 }
                 // The next ones are as good where nobody has taken these.
-                gauged.try_send(scanner.known().map(|key| gauge(&roots, key)).collect()).ok();
+                gauged.try_send(gauges(&roots, scanner.known())).ok();
                 if stopped.recv_timeout(SCAN_EVERY) != Err(std_mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -61,10 +62,16 @@ impl Scanning {
     }
 }
 
+fn gauges(roots: &Roots, vms: impl Iterator<Item = ProcessKey>) -> Vec<Gauge> {
+    let mut gauges: Vec<Gauge> = vms.map(|key| gauge(roots, key)).collect();
+    keep_own_pressure(gauges.iter_mut().map(|gauge| &mut gauge.memory));
+    gauges
+}
+
 fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
     let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key.pid), usage(&roots.proc, key.pid));
-    Gauge { key, memory, ksm_bytes, usage }
+    Gauge { key, memory, ksm_bytes, usage, at: sys::now() }
 }
 
 /// Whether a machine is refused for a reason that may be over some time.

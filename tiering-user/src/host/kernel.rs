@@ -156,7 +156,11 @@ fn pressure() -> Check {
     if Path::new("/proc/pressure/memory").exists() {
         Check::ok(NAME, "/proc/pressure/memory")
     } else {
-        Check::degraded(NAME, "off", "demotion does not back off when memory stalls; boot with psi=1")
+        Check::degraded(
+            NAME,
+            "off",
+            "whether a VM stalls is told by the pages it waits for alone; boot with psi=1",
+        )
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! In, once a second: a [`Load`]. Out: a [`Rate`], and what limits it. Fast down, slow up: while something brakes, the rate
 //! halves every second; when nothing does, it grows by [`STEP`] every second, so that it is whole again after a minute.
-//! Where tasks wait for memory already, where too many pages come back, and where pages would have to come up first and there is
-//! no memory for that, nothing goes at all; a slow device leaves a trickle, which shows when it is over.
+//! Where the machine waits for memory more than it does by itself, where too many pages come back, and where pages would have to
+//! come up first and there is no memory for that, nothing goes at all; a slow device leaves a trickle, which shows when it is over.
+//!
+//! The first two spare the machine, and never keep room from those who lack it: what it has beyond its share of the first tier while
+//! that is short, or what fills its control group, goes all the same. Otherwise the kernel would take pages of whomever it meets.
 //!
 //! Pure: one call is one second.
 //!
@@ -14,6 +17,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::refaults::TooMany;
+use super::stalls::Stall;
 
 /// Most pages a second: 256 MiB, as many as are planned at a time.
 pub const MOST: u64 = 65_536;
@@ -34,16 +38,15 @@ pub struct TierLoad {
     /// The same, when nothing else was going on.
     pub read_latency_at_rest_ns: Option<u64>,
     pub in_flight: Option<u64>,
+    /// Reads of the last second, whoever asked for them.
+    pub reads: u64,
 }
 
 /// What the brakes go by; none where it cannot be told, which brakes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Percent of the last 10 s in which a task of the host, or of the machine's control group, waited for memory.
-    pub host_psi: Option<f64>,
-    pub group_psi: Option<f64>,
-    /// Above which of that it is too much.
-    pub psi_limit: f64,
+    /// The machine waits for memory more than it does by itself.
+    pub stall: Option<Stall>,
     /// Percent of the first tier that is free, and the least of it for moves that need memory on the way.
     pub free_percent: Option<f64>,
     pub least_free_percent: f64,
@@ -54,52 +57,52 @@ pub struct Load {
     pub slow_read: Duration,
     /// The machine waited for too many of the pages that went down.
     pub refaults: Option<TooMany>,
+    /// Pages that make room which others lack: those go whatever the machine itself waits for.
+    pub relief_pages: u64,
 }
 
 /// What slows demotion down.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Brake {
-    HostStalls { percent: f64, limit: f64 },
-    GroupStalls { percent: f64, limit: f64 },
+    Stalls(Stall),
     LittleMemory { percent: f64, least: f64 },
     SlowDevice { read_latency_ns: u64, at_rest_ns: u64 },
     LongQueue { in_flight: u64 },
     Refaults(TooMany),
 }
 
+/// What a brake leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    Nothing,
+    Relief,
+    Trickle,
+}
+
 impl Brake {
-    /// The brake that this load calls for, the hardest first.
-    fn of(load: &Load) -> Option<Self> {
-        let limit = load.psi_limit;
+    /// The brakes that this load calls for, the hardest first.
+    fn all(load: &Load) -> impl Iterator<Item = Self> {
         let least = load.least_free_percent;
+        let short = load.free_percent.filter(|free| load.from_swap && *free < least);
         let slow = |ns: &u64| {
             let rest = load.tier.read_latency_at_rest_ns;
             Duration::from_nanos(*ns) > load.slow_read && rest.is_some_and(|rest| *ns > rest * SLOW_FACTOR)
         };
-        None.or_else(|| {
-            load.host_psi.filter(|p| *p > limit).map(|percent| Self::HostStalls { percent, limit })
-        })
-        .or_else(|| load.group_psi.filter(|p| *p > limit).map(|percent| Self::GroupStalls { percent, limit }))
-        .or_else(|| {
-            let short = load.free_percent.filter(|free| load.from_swap && *free < least);
-            short.map(|percent| Self::LittleMemory { percent, least })
-        })
-        .or_else(|| load.refaults.map(Self::Refaults))
-        .or_else(|| {
-            let read_latency_ns = load.tier.read_latency_ns.filter(slow)?;
-            let at_rest_ns = load.tier.read_latency_at_rest_ns?;
-            Some(Self::SlowDevice { read_latency_ns, at_rest_ns })
-        })
-        .or_else(|| {
-            let long = load.tier.in_flight.filter(|in_flight| *in_flight > LONG_QUEUE);
-            long.map(|in_flight| Self::LongQueue { in_flight })
-        })
+        let slow = load.tier.read_latency_ns.filter(slow).zip(load.tier.read_latency_at_rest_ns);
+        let long = load.tier.in_flight.filter(|in_flight| *in_flight > LONG_QUEUE);
+        let brakes = [
+            load.stall.map(Self::Stalls),
+            short.map(|percent| Self::LittleMemory { percent, least }),
+            load.refaults.map(Self::Refaults),
+            slow.map(|(read_latency_ns, at_rest_ns)| Self::SlowDevice { read_latency_ns, at_rest_ns }),
+            long.map(|in_flight| Self::LongQueue { in_flight }),
+        ];
+        brakes.into_iter().flatten()
     }
 
     fn kind(self) -> &'static str {
         match self {
-            Self::HostStalls { .. } => "stalls on the host",
-            Self::GroupStalls { .. } => "stalls in the control group",
+            Self::Stalls(_) => "stalls",
             Self::LittleMemory { .. } => "little memory",
             Self::SlowDevice { .. } => "slow device",
             Self::LongQueue { .. } => "long queue",
@@ -107,27 +110,19 @@ impl Brake {
         }
     }
 
-    /// Whether nothing goes while it holds.
-    fn stops(self) -> bool {
-        !matches!(self, Self::SlowDevice { .. } | Self::LongQueue { .. })
+    fn leaves(self) -> Leaves {
+        match self {
+            Self::LittleMemory { .. } => Leaves::Nothing,
+            Self::Stalls(_) | Self::Refaults(_) => Leaves::Relief,
+            Self::SlowDevice { .. } | Self::LongQueue { .. } => Leaves::Trickle,
+        }
     }
 }
 
 impl fmt::Display for Brake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::HostStalls { percent, limit } => {
-                write!(
-                    f,
-                    "tasks of the host waited for memory for {percent:.2} % of the last 10 s (limit {limit} %)"
-                )
-            }
-            Self::GroupStalls { percent, limit } => {
-                write!(
-                    f,
-                    "its control group waited for memory for {percent:.2} % of the last 10 s (limit {limit} %)"
-                )
-            }
+            Self::Stalls(stall) => stall.fmt(f),
             Self::LittleMemory { percent, least } => write!(
                 f,
                 "{percent:.1} % of the first tier is free: pages come up on their way between swap tiers from {least} % on"
@@ -152,7 +147,7 @@ impl Limited {
     pub fn kind(self) -> Option<&'static str> {
         match self {
             Self::No => None,
-            Self::By(brake) | Self::Until(brake) => Some(brake.kind()),
+            Self::By(brake) | Self::ButForRelief(brake) | Self::Until(brake) => Some(brake.kind()),
         }
     }
 }
@@ -170,6 +165,8 @@ pub enum Limited {
     No,
     /// Now.
     By(Brake),
+    /// Now, and what makes room that others lack goes all the same.
+    ButForRelief(Brake),
     /// It is over, and the rate is on its way up again.
     Until(Brake),
 }
@@ -179,39 +176,57 @@ impl fmt::Display for Limited {
         match self {
             Self::No => f.write_str("nothing"),
             Self::By(brake) => brake.fmt(f),
+            Self::ButForRelief(brake) => {
+                write!(f, "{brake}; only what makes room where memory is short goes down")
+            }
             Self::Until(brake) => write!(f, "slowly up again: {brake}"),
         }
     }
 }
 
 /// The brakes of one machine towards one tier.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Governor {
-    pages_per_s: u64,
+    all: Ramp,
+    /// What the tier's device bears, which holds for relief too.
+    device: Ramp,
     last: Option<Brake>,
 }
 
-impl Default for Governor {
+/// A rate that falls fast and rises slowly, pages a second.
+#[derive(Clone, Copy, Debug)]
+struct Ramp(u64);
+
+impl Default for Ramp {
     fn default() -> Self {
-        Self { pages_per_s: MOST, last: None }
+        Self(MOST)
+    }
+}
+
+impl Ramp {
+    fn second(&mut self, braked: bool) {
+        self.0 = if braked { (self.0 / 2).max(LEAST) } else { (self.0 + STEP).min(MOST) };
     }
 }
 
 impl Governor {
     /// A second has passed.
     pub fn second(&mut self, load: &Load) -> Rate {
-        if let Some(brake) = Brake::of(load) {
-            self.last = Some(brake);
-            self.pages_per_s = (self.pages_per_s / 2).max(LEAST);
-            let pages_per_s = if brake.stops() { 0 } else { self.pages_per_s };
-            return Rate { pages_per_s, limited_by: Limited::By(brake) };
-        }
-        self.pages_per_s = (self.pages_per_s + STEP).min(MOST);
-        if self.pages_per_s == MOST {
-            self.last = None;
-        }
-        let limited_by = self.last.map_or(Limited::No, Limited::Until);
-        Rate { pages_per_s: self.pages_per_s, limited_by }
+        let any = |leaves| Brake::all(load).any(|brake| brake.leaves() == leaves);
+        let brake = Brake::all(load).next();
+        self.all.second(brake.is_some());
+        self.device.second(any(Leaves::Trickle));
+        self.last = brake.or(self.last).filter(|_| self.all.0 < MOST);
+        let stops = any(Leaves::Nothing);
+        let relief = if stops { 0 } else { load.relief_pages.min(self.device.0) };
+        let ordinary = if stops || any(Leaves::Relief) { 0 } else { self.all.0 };
+        let limited_by = match (brake, self.last) {
+            (Some(brake), _) if ordinary == 0 && relief > 0 => Limited::ButForRelief(brake),
+            (Some(brake), _) => Limited::By(brake),
+            (None, Some(last)) => Limited::Until(last),
+            (None, None) => Limited::No,
+        };
+        Rate { pages_per_s: ordinary.max(relief), limited_by }
     }
 }
 
@@ -255,31 +270,32 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::StallSource;
     use proptest::prelude::*;
 
     const CALM: Load = Load {
-        host_psi: Some(0.0),
-        group_psi: None,
-        psi_limit: 0.5,
+        stall: None,
         free_percent: Some(50.0),
         least_free_percent: 5.0,
         from_swap: false,
-        tier: TierLoad { read_latency_ns: None, read_latency_at_rest_ns: None, in_flight: None },
+        tier: TierLoad { read_latency_ns: None, read_latency_at_rest_ns: None, in_flight: None, reads: 0 },
         slow_read: Duration::from_millis(1),
         refaults: None,
+        relief_pages: 0,
     };
 
     const TOO_MANY: TooMany = TooMany { debt_pages: 900.4, pages_a_minute: 600.0 };
+    const STALL: Stall =
+        Stall { source: StallSource::Group, percent: 3.25, own_percent: 0.1, limit_percent: 0.5 };
 
     fn load() -> impl Strategy<Value = Load> {
         let percent = || proptest::option::of(0.0..100.0_f64);
         let number = || proptest::option::of(0..1_000_000_u64);
         let tier = (number(), number(), number());
-        (percent(), percent(), percent(), any::<bool>(), any::<bool>(), tier).prop_map(
-            |(host_psi, group_psi, free_percent, too_many, from_swap, tier)| Load {
-                host_psi,
-                group_psi,
-                psi_limit: 20.0,
+        let relief = prop_oneof![Just(0), 0..1_000_000_u64];
+        (percent(), any::<[bool; 3]>(), tier, relief).prop_map(
+            |(free_percent, [stalls, too_many, from_swap], tier, relief_pages)| Load {
+                stall: stalls.then_some(STALL),
                 free_percent,
                 least_free_percent: 5.0,
                 from_swap,
@@ -287,9 +303,11 @@ mod tests {
                     read_latency_ns: tier.0,
                     read_latency_at_rest_ns: tier.1,
                     in_flight: tier.2,
+                    reads: 0,
                 },
                 slow_read: Duration::from_millis(1),
                 refaults: too_many.then_some(TOO_MANY),
+                relief_pages,
             },
         )
     }
@@ -304,11 +322,13 @@ mod tests {
             for load in &loads {
                 let rate = governor.second(load);
                 prop_assert!(rate.pages_per_s <= MOST);
-                match rate.limited_by {
-                    Limited::By(_) => prop_assert!(rate.pages_per_s <= (before / 2).max(LEAST)),
-                    Limited::Until(_) | Limited::No => prop_assert!(rate.pages_per_s <= before + STEP),
-                }
-                before = governor.pages_per_s;
+                let most = match rate.limited_by {
+                    Limited::By(_) => (before / 2).max(LEAST).max(load.relief_pages),
+                    Limited::ButForRelief(_) => load.relief_pages,
+                    Limited::Until(_) | Limited::No => (before + STEP).max(load.relief_pages),
+                };
+                prop_assert!(rate.pages_per_s <= most);
+                before = governor.all.0;
             }
             let seconds = (0..).take_while(|_| governor.second(&CALM).limited_by != Limited::No).count() as u64;
             prop_assert!(seconds <= MOST / STEP, "{} s to recover", seconds);
@@ -316,8 +336,20 @@ mod tests {
         }
 
         #[test]
-        fn what_cannot_be_told_brakes_nothing(psi_limit in 0.0..100.0_f64, from_swap: bool) {
-            let rate = Governor::default().second(&Load { psi_limit, from_swap, ..Load::default() });
+        fn what_makes_room_is_held_back_by_nothing_that_the_machine_waits_for(
+            loads in proptest::collection::vec(load(), 1..50), relief_pages in 1..1_000_000_u64,
+        ) {
+            let (mut stalls, mut calm) = (Governor::default(), Governor::default());
+            for load in loads {
+                let load = Load { relief_pages, ..load };
+                let without = calm.second(&Load { stall: None, refaults: None, ..load });
+                prop_assert!(stalls.second(&load).pages_per_s >= relief_pages.min(without.pages_per_s));
+            }
+        }
+
+        #[test]
+        fn what_cannot_be_told_brakes_nothing(relief_pages: u64, from_swap: bool) {
+            let rate = Governor::default().second(&Load { relief_pages, from_swap, ..Load::default() });
             prop_assert_eq!(rate, Rate { pages_per_s: MOST, limited_by: Limited::No });
         }
 
@@ -340,17 +372,27 @@ mod tests {
     }
 
     #[test]
-    fn while_tasks_wait_for_memory_nothing_goes_and_the_reason_is_told() {
-        let host = brake(|load| load.host_psi = Some(3.25));
-        assert_eq!(host.pages_per_s, 0);
-        assert_eq!(
-            host.limited_by.to_string(),
-            "tasks of the host waited for memory for 3.25 % of the last 10 s (limit 0.5 %)"
+    fn while_the_machine_waits_for_memory_nothing_goes_and_the_reason_is_told() {
+        let rate = brake(|load| load.stall = Some(STALL));
+        assert_eq!(rate, Rate { pages_per_s: 0, limited_by: Limited::By(Brake::Stalls(STALL)) });
+        assert!(rate.limited_by.to_string().starts_with("its control group waited for memory for 3.25 % of"));
+    }
+
+    #[test]
+    fn what_makes_room_goes_while_the_machine_waits_but_not_faster_than_the_device_bears() {
+        let mut load = Load { stall: Some(STALL), relief_pages: 700, ..CALM };
+        let rate = Governor::default().second(&load);
+        assert_eq!(rate, Rate { pages_per_s: 700, limited_by: Limited::ButForRelief(Brake::Stalls(STALL)) });
+        assert!(
+            rate.limited_by.to_string().ends_with("; only what makes room where memory is short goes down")
         );
-        let group = brake(|load| load.group_psi = Some(0.51));
-        assert_eq!(group.pages_per_s, 0);
-        assert!(group.limited_by.to_string().starts_with("its control group waited"));
-        assert_eq!(brake(|load| load.group_psi = Some(0.5)).limited_by, Limited::No, "at the limit");
+        load.relief_pages = u64::MAX;
+        assert_eq!(Governor::default().second(&load).pages_per_s, MOST);
+        load.tier.in_flight = Some(65);
+        assert_eq!(Governor::default().second(&load).pages_per_s, MOST / 2);
+        load.from_swap = true;
+        load.free_percent = Some(4.0);
+        assert_eq!(Governor::default().second(&load).pages_per_s, 0, "it would need the room that is short");
     }
 
     #[test]
@@ -403,10 +445,15 @@ mod tests {
     #[test]
     fn the_rate_stays_limited_until_it_is_whole_again() {
         let mut governor = Governor::default();
-        governor.second(&Load { host_psi: Some(9.0), ..CALM });
+        let stalls = Load { stall: Some(STALL), ..CALM };
+        for _ in 0..20 {
+            governor.second(&stalls);
+        }
         let rate = governor.second(&CALM);
-        assert_eq!(rate.pages_per_s, MOST / 2 + STEP);
-        assert!(rate.limited_by.to_string().starts_with("slowly up again: tasks of the host"));
+        assert_eq!(rate.pages_per_s, LEAST + STEP);
+        assert!(rate.limited_by.to_string().starts_with("slowly up again: its control group"));
+        let rate = governor.second(&Load { relief_pages: 9000, ..CALM });
+        assert_eq!(rate.pages_per_s, 9000, "and what makes room at once");
     }
 
     #[test]

@@ -1,34 +1,31 @@
 //! How much of the first tier should be free, ahead of need.
 //!
-//! What is kept free is the configured share and, while memory is being used up, what the next [`AHEAD_S`] seconds will take
-//! at the rate of the last ones, or what machines are expected to need soon, whichever is more.
+//! What is kept available is the configured share, and as much as was used up in the last [`AHEAD`] seconds or as VMs are
+//! expected to need soon, whichever is more.
+
+use std::collections::VecDeque;
 
 /// Seconds that are looked ahead: a demotion by trial takes several.
-const AHEAD_S: f64 = 10.0;
-/// Weight of the last second in the rate.
-const LATEST: f64 = 0.25;
+const AHEAD: usize = 10;
 
 /// Watches how fast the first tier fills; asked once a second.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FreeSpace {
-    last: Option<u64>,
-    /// Moving average, bytes a second; never negative.
-    used_up_a_second: f64,
+    /// What was available in the last seconds, bytes; the latest last.
+    available: VecDeque<u64>,
 }
 
 impl FreeSpace {
-    /// Takes in what is `available` now and what more is expected to be needed, bytes. Returns how much is missing to what should be available.
+    /// Takes in what is `available` now (free, page cache, and copies in the swap cache, which all give way without being written)
+    /// and what more is expected to be needed, bytes. Returns how much is missing to what should be available.
     pub fn missing(&mut self, available: u64, target: u64, expected: u64) -> u64 {
-        let used_up = self.last.map_or(0, |last| last.saturating_sub(available));
-        self.last = Some(available);
-        self.used_up_a_second += (used_up as f64 - self.used_up_a_second) * LATEST;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "positive, and bytes of a host"
-        )]
-        let ahead = (self.used_up_a_second * AHEAD_S) as u64;
-        target.saturating_add(ahead.max(expected)).saturating_sub(available)
+        self.available.push_back(available);
+        if self.available.len() > AHEAD + 1 {
+            self.available.pop_front();
+        }
+        // From end to end: what is used and given back within that time is not used up.
+        let used_up = self.available.front().map_or(0, |first| first.saturating_sub(available));
+        target.saturating_add(used_up.max(expected)).saturating_sub(available)
     }
 }
 
@@ -63,5 +60,16 @@ mod tests {
         // What stops filling needs no more than the target, after a while.
         let missing: Vec<u64> = (0..40).map(|_| free.missing(15_000, 10_000, 0)).collect();
         assert_eq!(missing.last(), Some(&0));
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_not_used_up() {
+        let mut free = FreeSpace::default();
+        let mut most = 0;
+        for second in 0..100 {
+            let available = if second % 2 == 0 { 20_000 } else { 15_000 };
+            most = most.max(free.missing(available, 10_000, 0));
+        }
+        assert_eq!(most, 0);
     }
 }

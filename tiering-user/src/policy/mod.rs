@@ -7,11 +7,11 @@
 //!    after it had gone. Longest idle first (LRU within the tier), by trial ([`demotions`]), and nothing that is warm
 //!    ([`HeatHistogram`]).
 //! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`]) give
-//!    what they have in excess after a quarter of that time.
+//!    what they have in excess after a quarter of that time ([`relief`]).
 //! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that has
 //!    room.
 //! 4. A block that was a huge page and is back in the first tier becomes one again ([`collapses`]).
-//! 5. The brakes ([`Governor`], [`Room`], [`Refaults`]) say how much may go down in a second, down to nothing.
+//! 5. The brakes ([`Governor`], [`Room`], [`Refaults`], [`Stalls`]) say how much may go down in a second, down to nothing.
 //!
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
@@ -28,8 +28,10 @@ mod heat;
 mod promote;
 mod quota;
 mod refaults;
+mod relief;
 mod returns;
 mod room;
+mod stalls;
 mod swap_cache;
 
 use std::fmt;
@@ -43,9 +45,11 @@ pub use heat::{Bands, HeatHistogram, cooling_epoch};
 pub use promote::promotions;
 pub use quota::{Claim, Waits, shares, weight};
 pub use refaults::{Refaults, TooMany};
+pub use relief::{Holding, Relief, relief};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
-pub use swap_cache::LeftBehind;
+pub use stalls::{Stall, StallSource, Stalls, Waited, fault_wait};
+pub use swap_cache::{LeftBehind, Wanted};
 
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;

@@ -1,9 +1,9 @@
-//! How much of what page-outs left in the swap cache may be freed by now.
+//! How much of what page-outs left in the swap cache is to be freed now.
 //!
 //! A page that was paged out leaves the page table, and its copy stays in memory, in the swap cache, until the kernel
-//! reclaims it: a page that comes back soon costs no read. So what was paged out waits for [`PROBATION`], and what came back
-//! meanwhile is taken off. The rest is freed in steps of [`STEP_BYTES`], and no more than the machine's group has in the swap
-//! cache. Pure.
+//! reclaims it: a page that comes back soon costs no read. So what was paged out waits, and what came back
+//! meanwhile is taken off. How long depends on how short memory is ([`Wanted`]). The rest is freed in steps of [`STEP_BYTES`], and
+//! no more than the machine's group has in the swap cache. Pure.
 //!
 //! # Limits
 //! How much, not which: the kernel chooses the pages.
@@ -14,8 +14,20 @@ use std::time::Duration;
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::vm::GroupMemory;
 
+/// Why copies are to be freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The operator wants it (`policy.free_swap_cache`): a copy stays for half a minute, in case its page comes back, and nothing is
+    /// freed while the VM waits for memory.
+    Tidy,
+    /// The first tier has so many bytes less free than it should, without copies: a copy stays until it is written.
+    Short { bytes: u64 },
+}
+
 /// How long a copy stays, in case its page comes back.
 const PROBATION: Duration = Duration::from_secs(30);
+/// How long a write to a tier may take: until then the kernel cannot free the copy, and would take another page instead.
+const WRITTEN_AFTER: Duration = Duration::from_secs(5);
 /// Bytes freed at a time.
 const STEP_BYTES: u64 = 8 << 20;
 /// Twice as many seconds as the probation.
@@ -54,15 +66,19 @@ impl LeftBehind {
         }
     }
 
-    /// Bytes to free now: none while the group waits for memory, and none of a group that holds other processes too.
-    pub fn due_bytes(&self, memory: &GroupMemory, psi_limit: f64, now: Monotonic) -> u64 {
-        let calm = memory.psi_some_avg10.is_none_or(|percent| percent <= psi_limit);
-        if !calm || !memory.holds_only_vm {
+    /// Bytes to free now: none of a group that holds other processes too.
+    pub fn due_bytes(&self, memory: &GroupMemory, wanted: Wanted, stalls: bool, now: Monotonic) -> u64 {
+        let (stays, most) = match wanted {
+            Wanted::Tidy if stalls => return 0,
+            Wanted::Tidy => (PROBATION, STEP_BYTES),
+            Wanted::Short { bytes } => (WRITTEN_AFTER, bytes.min(STEP_BYTES)),
+        };
+        if !memory.holds_only_vm {
             return 0;
         }
-        let old = self.0.iter().take_while(|(at, _)| now.since(*at) >= PROBATION);
+        let old = self.0.iter().take_while(|(at, _)| now.since(*at) >= stays);
         let pages: u64 = old.map(|(_, pages)| pages).sum();
-        (pages * PAGE_BYTES).min(memory.swap_cached_bytes.unwrap_or(0)).min(STEP_BYTES)
+        (pages * PAGE_BYTES).min(memory.swap_cached_bytes.unwrap_or(0)).min(most)
     }
 }
 
@@ -88,7 +104,7 @@ mod tests {
         left.paged_out(1024, at(10));
         left.paged_out(4096, at(20));
         let due = |left: &LeftBehind, cached_mib, seconds| {
-            left.due_bytes(&memory(cached_mib), 1.0, at(seconds)) >> 20
+            left.due_bytes(&memory(cached_mib), Wanted::Tidy, false, at(seconds)) >> 20
         };
         assert_eq!(due(&left, 64, 39), 0);
         assert_eq!(due(&left, 64, 40), 4);
@@ -108,18 +124,28 @@ mod tests {
             left.paged_out(1, at(second));
         }
         assert_eq!(left.0.len(), ENTRIES_MOST);
-        assert_eq!(left.due_bytes(&memory(64), 1.0, at(9999)), 2000 * PAGE_BYTES);
+        assert_eq!(left.due_bytes(&memory(64), Wanted::Tidy, false, at(9999)), 2000 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn where_memory_is_short_copies_go_as_soon_as_they_are_written_and_no_more_than_is_missing() {
+        let mut left = LeftBehind::default();
+        left.paged_out(4096, at(10));
+        let due = |bytes, seconds| left.due_bytes(&memory(64), Wanted::Short { bytes }, true, at(seconds));
+        assert_eq!((due(1 << 30, 14), due(1 << 30, 15)), (0, STEP_BYTES), "also while the VM waits");
+        assert_eq!(due(4096, 15), 4096);
     }
 
     #[test]
     fn nothing_is_freed_of_a_group_that_waits_or_holds_others() {
         let mut left = LeftBehind::default();
         left.paged_out(1024, at(0));
-        let waits = GroupMemory { psi_some_avg10: Some(1.5), ..memory(64) };
-        assert_eq!(left.due_bytes(&waits, 1.0, at(99)), 0);
+        assert_eq!(left.due_bytes(&memory(64), Wanted::Tidy, true, at(99)), 0);
         let shared = GroupMemory { holds_only_vm: false, ..memory(64) };
-        assert_eq!(left.due_bytes(&shared, 1.0, at(99)), 0);
         let untold = GroupMemory { swap_cached_bytes: None, ..memory(64) };
-        assert_eq!(left.due_bytes(&untold, 1.0, at(99)), 0);
+        for wanted in [Wanted::Tidy, Wanted::Short { bytes: 1 << 30 }] {
+            assert_eq!(left.due_bytes(&shared, wanted, false, at(99)), 0);
+            assert_eq!(left.due_bytes(&untold, wanted, false, at(99)), 0);
+        }
     }
 }

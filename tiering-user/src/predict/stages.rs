@@ -283,6 +283,12 @@ impl Stages {
         self.open.get(&page).map(|stage| stage.request.origin)
     }
 
+    /// Pages that are up in memory and wait, not mapped, for their first touch.
+    pub fn up_unmapped(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        let waits = |stage: &Stage| stage.done.is_some() && stage.request.in_memory && !stage.mapped;
+        self.open.iter().filter(move |(_, stage)| waits(stage)).map(|(page, _)| *page)
+    }
+
     /// `page`, which is up, was mapped too.
     pub fn mapped(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get(&page) {

@@ -13,6 +13,7 @@ use super::TierId;
 /// What one disk did in the last second, whoever asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceLoad {
+    pub reads: u64,
     /// Mean time of a read, queueing included; none where nothing was read.
     pub read_latency_ns: Option<u64>,
     /// Mean time of a write; none where nothing was written.
@@ -51,6 +52,7 @@ impl DeviceLoad {
             ms.saturating_sub(ms_before).saturating_mul(1_000_000).checked_div(done)
         };
         Self {
+            reads: after.reads.saturating_sub(before.reads),
             read_latency_ns: mean_ns(before.reads, after.reads, before.read_ms, after.read_ms),
             write_latency_ns: mean_ns(before.writes, after.writes, before.write_ms, after.write_ms),
             in_flight: after.in_flight,
@@ -98,8 +100,12 @@ mod tests {
     #[test]
     fn means_are_of_what_was_done_between_two_looks() {
         let load = DeviceLoad::between(&stat(BEFORE), &stat(AFTER));
-        let expected =
-            DeviceLoad { read_latency_ns: Some(10_000_000), write_latency_ns: Some(2_000_000), in_flight: 3 };
+        let expected = DeviceLoad {
+            reads: 10,
+            read_latency_ns: Some(10_000_000),
+            write_latency_ns: Some(2_000_000),
+            in_flight: 3,
+        };
         assert_eq!(load, expected);
     }
 

@@ -44,8 +44,49 @@ pub enum NodeError {
 pub struct NodeMemory {
     pub total: u64,
     pub free: u64,
-    /// Free, or in the page cache, which gives way.
+    /// Free, or in the page cache, or copies: both give way.
     pub available: u64,
+    /// What page-outs left in the swap cache, and is not mapped.
+    pub copies: u64,
+}
+
+/// Anonymous memory of a node or of the host, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Anonymous {
+    /// On the kernel's lists of anonymous memory, active and inactive.
+    listed: u64,
+    mapped: u64,
+    shared: u64,
+    locked: u64,
+    swap_cached: u64,
+}
+
+impl Anonymous {
+    /// What is in the swap cache and not mapped: copies that page-outs left, and pages read ahead. The kernel frees it without a write.
+    /// `SwapCached` alone counts what was read back and is mapped too. Locked memory is mapped and on no such list
+    /// (include/linux/mmzone.h, mm/mlock.c, Linux 6.1 to 6.18).
+    fn copies(self) -> u64 {
+        let listed = self.listed.saturating_add(self.locked);
+        listed.saturating_sub(self.mapped.saturating_add(self.shared)).min(self.swap_cached)
+    }
+}
+
+impl NodeMemory {
+    /// That of the whole host; none where the kernel does not tell.
+    pub fn of_host() -> Option<Self> {
+        use procfs::Current as _;
+        let memory = procfs::Meminfo::current().ok()?;
+        let anonymous = Anonymous {
+            listed: memory.active_anon? + memory.inactive_anon?,
+            mapped: memory.anon_pages?,
+            shared: memory.shmem?,
+            locked: memory.mlocked.unwrap_or(0),
+            swap_cached: memory.swap_cached,
+        };
+        let (free, copies) = (memory.mem_free, anonymous.copies());
+        let available = memory.mem_available.unwrap_or(free) + copies;
+        Some(Self { total: memory.mem_total, free, available, copies })
+    }
 }
 
 /// The nodes of all node tiers; shared by everyone who reads pagemap.
@@ -130,6 +171,7 @@ impl Nodes {
             total: sum.total + node.total,
             free: sum.free + node.free,
             available: sum.available + node.available,
+            copies: sum.copies + node.copies,
         })
     }
 
@@ -223,8 +265,17 @@ pub(super) fn memory_of(sys_root: &Path, node: u32) -> Option<NodeMemory> {
         found.next()?.parse::<u64>().ok().map(|kib| kib << 10)
     };
     let (total, free) = (field("MemTotal:")?, field("MemFree:")?);
-    let cache = field("Active(file):").unwrap_or(0) + field("Inactive(file):").unwrap_or(0);
-    Some(NodeMemory { total, free, available: free + cache })
+    let bytes = |name| field(name).unwrap_or(0);
+    let cache = bytes("Active(file):") + bytes("Inactive(file):");
+    let anonymous = Anonymous {
+        listed: bytes("Active(anon):") + bytes("Inactive(anon):"),
+        mapped: bytes("AnonPages:"),
+        shared: bytes("Shmem:"),
+        locked: bytes("Mlocked:"),
+        swap_cached: bytes("SwapCached:"),
+    };
+    let copies = anonymous.copies();
+    Some(NodeMemory { total, free, available: free + cache + copies, copies })
 }
 
 #[cfg(test)]
@@ -255,7 +306,9 @@ mod tests {
             let (total, free) = ((blocks.len() as u64 * 128) << 10, free_mib << 10);
             let meminfo = format!(
                 "Node {node} MemTotal:       {total} kB\nNode {node} MemFree:        {free} kB\n\
-                 Node {node} Active(anon):   4 kB\nNode {node} Active(file):   8 kB\nNode {node} Inactive(file): 16 kB\n"
+                 Node {node} Active(anon):   4 kB\nNode {node} Active(file):   8 kB\nNode {node} Inactive(file): 16 kB\n\
+                 Node {node} SwapCached: 9 kB\nNode {node} Inactive(anon): 40 kB\nNode {node} AnonPages:  36 kB\n\
+                 Node {node} Shmem:      3 kB\nNode {node} Mlocked:        2 kB\n"
             );
             fs::write(folder.join("meminfo"), meminfo).unwrap();
             self
@@ -288,7 +341,29 @@ mod tests {
         assert_eq!(nodes.roomiest(TierId(1)), Some(2));
         let lower = nodes.memory(TierId(1));
         assert_eq!((lower.total >> 20, lower.free >> 20), (3 * 128, 50));
-        assert_eq!(lower.available - lower.free, (2 * 24) << 10);
+        // Lists 44 and locked 2, of which mapped 36 and shared 3.
+        assert_eq!(lower.copies, (2 * 7) << 10);
+        assert_eq!(lower.available - lower.free, (2 * (24 + 7)) << 10);
+    }
+
+    #[test]
+    fn what_is_mapped_again_is_no_copy_and_no_more_are_told_than_the_swap_cache_holds() {
+        let paged_out = Anonymous { listed: 265, mapped: 18, shared: 8, locked: 15, swap_cached: 256 };
+        assert_eq!(paged_out.copies(), 254);
+        let half_read_back = Anonymous { mapped: 145, ..paged_out };
+        assert_eq!(half_read_back.copies(), 127, "half of the swap cache");
+        let other_memory = Anonymous { listed: 9000, ..paged_out };
+        assert_eq!(other_memory.copies(), 256);
+        assert_eq!(Anonymous { mapped: 9000, ..paged_out }.copies(), 0);
+    }
+
+    #[test]
+    fn the_hosts_memory_is_told() {
+        let host = NodeMemory::of_host().unwrap();
+        assert!(
+            host.free <= host.available && host.available <= host.total && host.copies <= host.total,
+            "{host:?}"
+        );
     }
 
     #[test]

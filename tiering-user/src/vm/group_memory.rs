@@ -18,12 +18,17 @@
 //! `inactive_anon`) are the mapped pages (`anon`), shared memory (`shmem`), and the copies (include/linux/mmzone.h, Linux
 //! 6.1 to 6.18).
 //!
+//! How long the group waited for memory comes from its `memory.pressure`. That is the VM's own only where no other VM is in the
+//! group or below it ([`keep_own_pressure`]); helpers of the VM (swtpm, virtiofsd, virt-launcher) are taken for a part of it.
+//!
 //! Limits: a group's neighbours, which may have been promised more than their parent was, are not looked at. In a cgroup
 //! namespace of its own the agent sees relative paths (`/../..`), of which nothing is concluded. Limits of cgroup v1 are
 //! not read.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::ProcessKey;
 use super::cgroup;
@@ -58,9 +63,19 @@ impl Headroom {
     }
 }
 
+/// How long a group has waited for memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pressure {
+    pub group: String,
+    /// Time in which one of its tasks at least waited, since the group was made.
+    pub some: Duration,
+}
+
 /// What a VM's control groups say of its memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GroupMemory {
+    /// The group that the process is in, whether it counts memory or not.
+    pub path: Option<String>,
     /// The nearest group that counts memory: what the VM uses is charged there. None where no group does.
     pub group: Option<String>,
     pub swap: Headroom,
@@ -70,8 +85,8 @@ pub struct GroupMemory {
     pub swap_fails: Option<u64>,
     /// Of the group, in the swap cache and not mapped.
     pub swap_cached_bytes: Option<u64>,
-    /// Percent of the last 10 s in which a task of the group waited for memory.
-    pub psi_some_avg10: Option<f64>,
+    /// Of the group that counts memory; where none does, of the nearest one that is no group of threads.
+    pub pressure: Option<Pressure>,
     /// The group and those below it hold no other process.
     pub holds_only_vm: bool,
 }
@@ -93,6 +108,7 @@ impl GroupMemory {
         if path.split('/').any(|part| part == "..") {
             return this;
         }
+        this.path = Some(path.to_owned());
         // The root itself has no limits.
         let own_path = Path::new(path.trim_start_matches('/'));
         let mut groups: Vec<&Path> =
@@ -117,11 +133,13 @@ impl GroupMemory {
             this.swap_cached_bytes = group.copies();
             this.group = Some(group.name);
         }
-        // A group of threads, below the one that counts, sees some of the tasks only.
-        let own = cgroup_root.join(this.group.as_deref().unwrap_or(path).trim_start_matches('/'));
-        let pressure = std::fs::read_to_string(own.join("memory.pressure")).ok();
-        this.psi_some_avg10 = pressure.as_deref().and_then(psi_some_avg10);
-        this.holds_only_vm = this.group.is_some() && holds_only(&own, pid);
+        let name = this.group.as_deref().or_else(|| domain(cgroup_root, path));
+        let folder = |name: &str| cgroup_root.join(name.trim_start_matches('/'));
+        this.pressure = name.and_then(|name| {
+            let text = std::fs::read_to_string(folder(name).join("memory.pressure")).ok()?;
+            Some(Pressure { group: name.to_owned(), some: some_total(&text)? })
+        });
+        this.holds_only_vm = this.group.as_deref().is_some_and(|group| holds_only(&folder(group), pid));
         this
     }
 }
@@ -243,11 +261,39 @@ fn holds_only(folder: &Path, pid: i32) -> bool {
         && children.filter(|path| path.is_dir()).all(|child| holds_only(&child, pid))
 }
 
-/// Percent of the last 10 s in which some task waited, from a pressure file's text.
-#[must_use]
-pub fn psi_some_avg10(text: &str) -> Option<f64> {
+/// The nearest group on the way up that holds whole processes: one of threads sees some of the tasks only.
+fn domain<'a>(cgroup_root: &Path, path: &'a str) -> Option<&'a str> {
+    let mut group = path;
+    while group.len() > 1 {
+        let kind =
+            std::fs::read_to_string(cgroup_root.join(group.trim_start_matches('/')).join("cgroup.type"));
+        if !kind.is_ok_and(|kind| kind.trim() == "threaded") {
+            return Some(group);
+        }
+        group = &group[..group.rfind('/')?];
+    }
+    None
+}
+
+/// Time in which some task waited, from a pressure file's text.
+fn some_total(text: &str) -> Option<Duration> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
-    line.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+    let us = line.split(' ').find_map(|field| field.strip_prefix("total="))?.parse().ok()?;
+    Some(Duration::from_micros(us))
+}
+
+/// Of all VMs of the host: takes away the pressure of groups that hold more than one of them.
+pub fn keep_own_pressure<'a>(memories: impl IntoIterator<Item = &'a mut GroupMemory>) {
+    let mut memories: Vec<&mut GroupMemory> = memories.into_iter().collect();
+    let mut vms: HashMap<PathBuf, u32> = HashMap::new();
+    for path in memories.iter().filter_map(|memory| memory.path.as_deref()) {
+        for group in Path::new(path).ancestors() {
+            *vms.entry(group.to_owned()).or_default() += 1;
+        }
+    }
+    for memory in &mut memories {
+        memory.pressure.take_if(|pressure| vms.get(Path::new(&pressure.group)) != Some(&1));
+    }
 }
 
 #[cfg(test)]
@@ -370,14 +416,63 @@ mod tests {
         assert!(!tree.read().holds_only_vm);
     }
 
+    const PRESSURE: &str =
+        "some avg10=1.25 avg60=0.10 avg300=0.00 total=123\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=4";
+
+    fn pressure(group: &str) -> Option<Pressure> {
+        Some(Pressure { group: group.to_owned(), some: Duration::from_micros(123) })
+    }
+
     #[test]
     fn pressure_is_the_groups_own() {
         let tree = Tree::new();
-        tree.set("machine.slice", "memory.pressure", "some avg10=9.00 avg60=0.00 avg300=0.00 total=1");
-        assert_eq!(tree.read().psi_some_avg10, None);
-        let own = "some avg10=1.25 avg60=0.10 avg300=0.00 total=123\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=4";
-        tree.set("machine.slice/vm.scope", "memory.pressure", own);
-        assert_eq!(tree.read().psi_some_avg10, Some(1.25));
+        tree.set("machine.slice", "memory.pressure", PRESSURE);
+        assert_eq!(tree.read().pressure, None);
+        tree.set("machine.slice/vm.scope", "memory.pressure", PRESSURE);
+        assert_eq!(tree.read().pressure, pressure("/machine.slice/vm.scope"));
+        tree.set("machine.slice/vm.scope", "memory.pressure", "");
+        assert_eq!(tree.read().pressure, None, "switched off");
+    }
+
+    #[test]
+    fn a_group_of_threads_is_passed_over_also_where_no_group_counts_memory() {
+        let tree = Tree::new();
+        let emulator = "other.slice/vm.scope/libvirt/emulator";
+        std::fs::create_dir_all(tree.0.path().join(emulator)).unwrap();
+        for (group, kind) in [
+            (emulator, "threaded"),
+            ("other.slice/vm.scope/libvirt", "threaded"),
+            ("other.slice/vm.scope", "domain threaded"),
+        ] {
+            tree.set(group, "cgroup.type", kind);
+            tree.set(group, "memory.pressure", PRESSURE);
+        }
+        let memory = GroupMemory::read(tree.0.path(), &format!("/{emulator}"), PID);
+        assert_eq!((memory.group, memory.pressure), (None, pressure("/other.slice/vm.scope")));
+    }
+
+    #[test]
+    fn a_group_that_holds_two_vms_says_of_neither_how_long_it_waits() {
+        let vm = |path: &str, group: &str| GroupMemory {
+            path: Some(path.to_owned()),
+            pressure: pressure(group),
+            ..GroupMemory::default()
+        };
+        let mut memories = [
+            vm("/machine.slice/a.scope/libvirt/emulator", "/machine.slice/a.scope"),
+            // The name of one begins with that of another.
+            vm("/machine.slice/a.scope2", "/machine.slice/a.scope2"),
+            // All VMs of an Incus host are in one group.
+            vm("/incus.service", "/incus.service"),
+            vm("/incus.service", "/incus.service"),
+            // One is below the other.
+            vm("/user.slice", "/user.slice"),
+            vm("/user.slice/b.scope", "/user.slice/b.scope"),
+            GroupMemory::default(),
+        ];
+        keep_own_pressure(&mut memories);
+        let told: Vec<bool> = memories.iter().map(|memory| memory.pressure.is_some()).collect();
+        assert_eq!(told, [true, true, false, false, false, true, false]);
     }
 
     #[test]

@@ -46,7 +46,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
-pub use group_memory::{GroupMemory, Headroom, psi_some_avg10};
+pub use group_memory::{GroupMemory, Headroom, Pressure, keep_own_pressure};
 pub use images::FileId;
 pub use ksm::ksm_bytes;
 pub use process::VmError;
