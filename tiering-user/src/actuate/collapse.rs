@@ -22,6 +22,11 @@ fn try_collapse(target: &Target, places: &Places, outcome: &mut Outcome) -> io::
     let pagemap = Pagemap::open(target.process.pid())?;
     for block in asked.chunks(BLOCK_PAGES as usize) {
         let Some((start, _)) = target.layout.locate(block[0]) else { continue };
+        // The kernel would fill them with pages of zeroes.
+        if !target.given_back(block)?.is_empty() {
+            outcome.skip(Skip::Absent, block.len() as u64);
+            continue;
+        }
         let mut tries = TRIES;
         while tries > 0 && !is_huge(&pagemap, start)? {
             target.advise(block, Advice::Collapse)?;

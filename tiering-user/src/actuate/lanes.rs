@@ -240,7 +240,9 @@ fn run_stage(target: &Target, step: Step, settings: &Settings, recent: &mut Rece
     } else if let Some(why) = recent.leave_out(target, &settings.roots, &mut outcome) {
         outcome.skip(why, asked);
     } else if let Action::Stage { to } = step.action {
+        let given_back = outcome.leave_out_given_back(target);
         stage(target, to, &settings.places, &mut outcome);
+        outcome.found_absent(&given_back);
     } else {
         map_staged(target, &settings.places, &mut outcome);
     }
@@ -272,7 +274,13 @@ fn run_step(
     } else if let Some(why) = target.refusal(&settings.roots, within_memory) {
         outcome.skip(why, asked);
     } else {
+        let moves = matches!(step.action, Action::Place { .. });
+        let given_back = if moves { outcome.leave_out_given_back(target) } else { Vec::new() };
         let fails_before = limits::leave_out(target, &settings.roots, places, &mut outcome);
+        // A machine that cannot be read any more is told of by what comes next.
+        if moves {
+            target.note_homes(&outcome.asked, places).ok();
+        }
         match (step.action, swap) {
             _ if outcome.asked.is_empty() => {}
             (Action::Place { to }, _) if to_memory(to) => {
@@ -287,6 +295,7 @@ fn run_step(
             }
         }
         limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
+        outcome.found_absent(&given_back);
     }
     outcome.finished = sys::now();
     outcome

@@ -1,7 +1,8 @@
 //! Pages into a memory tier, from wherever they are.
 //!
-//! 1. What is in swap is brought up and mapped, by a thread that prefers the tier's nodes.
-//! 2. What is in memory elsewhere is moved to the node of the tier that has most free ([`sys::move_pages`]).
+//! 1. What is in swap is brought up and mapped, by a thread that prefers the node it left, else the tier's nodes.
+//! 2. What is in memory elsewhere is moved to the node it left, else to the node of the tier that has most free
+//!    ([`sys::move_pages`]).
 //! 3. Where they are is read back.
 //!
 //! # Limits
@@ -96,19 +97,25 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     tried
 }
 
-/// Has what this thread brings up land in the tier, where there is a choice: with one memory tier, or a machine that binds
-/// its RAM to nodes, the kernel's own is right.
-pub(super) fn prefer(target: &Target, to: TierId, places: &Places) -> Option<PreferNodes> {
+/// Has what this thread brings up land on its home, if it has one, else in the tier, where there is a choice: with one
+/// memory tier, or a machine that binds its RAM to nodes, the kernel's own is right. Where it cannot be had, pages come
+/// up on the node that this thread runs on.
+pub(super) fn prefer(target: &Target, home: Option<u32>, to: TierId, places: &Places) -> Option<PreferNodes> {
+    if let Some(home) = home {
+        return PreferNodes::set(&[home]).ok();
+    }
     let free_to_choose = places.nodes.tiers().0 > 1 && !target.vm.numa_bound;
     free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
 }
 
 /// Maps pages that are in swap. The caller asks only for pages of shared memory that exist.
 fn bring_up(target: &Target, pages: &[PageIndex], to: TierId, places: &Places) -> std::io::Result<()> {
-    // Where it cannot be had, they come up on the node that this thread runs on, and are moved from there.
-    let _prefer = prefer(target, to, places);
-    target.advise(pages, Advice::WillNeed)?;
-    target.touch_read(pages)
+    target.by_home(to, pages, places).into_iter().try_for_each(|(home, pages)| {
+        // Those that come up elsewhere are moved from there.
+        let _prefer = prefer(target, home, to, places);
+        target.advise(&pages, Advice::WillNeed)?;
+        target.touch_read(&pages)
+    })
 }
 
 /// Moves those of the pages that are in memory, and not in `to`. Why one stays is noted in `refused`.
@@ -126,8 +133,13 @@ fn migrate(
         left.retain(|page| !refused.contains_key(page));
         // Small calls that move nothing would only be followed by smaller ones.
         let stuck = round > 1 && left.len() == rest.len();
-        let Some(node) = places.nodes.roomiest(to).filter(|_| !left.is_empty() && !stuck) else { break };
-        for chunk in left.chunks(call_pages) {
+        let Some(roomiest) = places.nodes.roomiest(to).filter(|_| !left.is_empty() && !stuck) else { break };
+        let by_home = target.by_home(to, &left, places);
+        let calls = by_home.iter().flat_map(|(home, pages)| {
+            let node = home.filter(|home| places.nodes.has_room(*home)).unwrap_or(roomiest);
+            pages.chunks(call_pages).map(move |chunk| (node, chunk))
+        });
+        for (node, chunk) in calls {
             match sys::move_pages(&target.process, &target.addresses(chunk), node) {
                 Ok(statuses) => {
                     let whys = chunk.iter().zip(statuses);

@@ -6,6 +6,7 @@
 //! second), act, read back where the pages are, and send an [`Outcome`]. The *reader* has parts of images read into the page cache. Nothing here decides.
 
 mod collapse;
+mod homes;
 mod lanes;
 mod later;
 mod limits;
@@ -18,6 +19,7 @@ mod swap_cache;
 mod tags;
 mod target;
 
+pub use homes::Homes;
 pub use lanes::{Done, Job, Lanes};
 pub use memory::room_bytes;
 pub use target::{Outcome, Roots, Skip, Target};

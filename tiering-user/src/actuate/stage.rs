@@ -12,9 +12,10 @@ const DROP_PAGES: usize = 256;
 /// Starts to read the pages of `outcome` into memory. They stay unmapped, so that the first touch is still seen;
 /// pagemap shows them as swapped until then.
 pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
-    // Where it cannot be had, they come up on the node that this thread runs on.
-    let _prefer = prefer(target, to, places);
-    let result = target.advise(&outcome.asked, Advice::WillNeed);
+    let result = target.by_home(to, &outcome.asked, places).into_iter().try_for_each(|(home, pages)| {
+        let _prefer = prefer(target, home, to, places);
+        target.advise(&pages, Advice::WillNeed)
+    });
     if result.is_ok() {
         outcome.moved_pages = outcome.asked.len() as u64;
     }
@@ -23,10 +24,13 @@ pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut 
 
 /// Waits until staged pages are read, and maps them.
 pub(super) fn map_staged(target: &Target, places: &Places, outcome: &mut Outcome) {
-    // A page whose stage came to nothing comes up now: in the first tier, as all that is mapped ahead of need.
-    let _prefer = prefer(target, TierId(0), places);
     let asked = outcome.asked.clone();
-    let result = target.touch_read(&asked).and_then(|()| {
+    // A page whose stage came to nothing comes up now: in the first tier, as all that is mapped ahead of need.
+    let touched = target.by_home(TierId(0), &asked, places).into_iter().try_for_each(|(home, pages)| {
+        let _prefer = prefer(target, home, TierId(0), places);
+        target.touch_read(&pages)
+    });
+    let result = touched.and_then(|()| {
         outcome.found = found(target, &asked, &target.states(&asked)?, places);
         outcome.moved_pages = outcome.found.iter().map(|(run, _)| u64::from(run.count)).sum();
         Ok(())

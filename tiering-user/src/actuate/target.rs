@@ -6,10 +6,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::homes::Homes;
 use crate::policy::{Action, GroupLimit, Reason};
 use crate::predict::{Tag, TagKey};
 use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pagemap, Pidfd, Span};
-use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, into_runs};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, SharedFile, into_runs};
 use crate::track::VmId;
 use crate::vm::{self, Refusal, Scope, Vm};
 
@@ -34,6 +35,8 @@ pub struct Target {
     pub layout: Arc<Layout>,
     /// Where other machines may learn from this one.
     pub tag_key: Option<Arc<TagKey>>,
+    /// Written by the lanes.
+    pub homes: Arc<Homes>,
 }
 
 /// Why pages were left alone.
@@ -142,6 +145,24 @@ impl Outcome {
         }
     }
 
+    /// Leaves out pages that do not exist: the table must not take them for swapped any longer.
+    pub(super) fn leave_out_given_back(&mut self, target: &Target) -> Vec<PageIndex> {
+        // A machine that cannot be read any more is told of by what comes next.
+        let given_back = target.given_back(&self.asked).unwrap_or_default();
+        if !given_back.is_empty() {
+            self.asked.retain(|page| given_back.binary_search(page).is_err());
+            self.left_out.extend(&given_back);
+            self.skip(Skip::Absent, given_back.len() as u64);
+        }
+        given_back
+    }
+
+    /// Notes that these pages do not exist.
+    pub(super) fn found_absent(&mut self, pages: &[PageIndex]) {
+        self.found.extend(place_runs(pages, pages.iter().map(|_| Place::Untouched)));
+        self.found.sort_by_key(|(run, _)| run.first);
+    }
+
     /// Notes pages that were in `from` and are where they should be.
     pub(super) fn moved(&mut self, from: Place, wanted: Place, pages: u64) {
         if from != wanted {
@@ -232,30 +253,65 @@ impl Target {
         Ok(())
     }
 
-    /// Maps these pages by reading a byte of each.
+    /// Those of these ascending pages that do not exist, neither in memory nor in swap: never touched, or given back by
+    /// the guest's balloon. To touch one brings it into existence, for nothing: shared memory is allocated, private
+    /// memory gets at least a page table.
+    pub(super) fn given_back(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
+        let states = self.states(pages)?;
+        let absent = pages.iter().zip(states).filter(|(_, state)| *state == PageState::Absent);
+        let mut absent: Vec<PageIndex> = absent.map(|(page, _)| *page).collect();
+        // Pagemap does not tell shared memory in swap from a hole.
+        for (region, start, _) in self.layout.regions().filter(|(.., shared)| *shared) {
+            let here = absent.partition_point(|page| *page < region.first)
+                ..absent.partition_point(|page| *page < region.first + region.count);
+            if here.is_empty() {
+                continue;
+            }
+            let file = SharedFile::behind(self.process.pid(), start)?;
+            let mut there = Vec::new();
+            for run in into_runs(&absent[here.clone()], u32::MAX) {
+                let parts = file.pages(PageRun { first: run.first - region.first, count: run.count })?;
+                there.extend(parts.into_iter().flatten().map(|page| region.first + page));
+            }
+            let holes = absent[here.clone()].iter().copied();
+            let holes: Vec<_> = holes.filter(|page| there.binary_search(page).is_err()).collect();
+            absent.splice(here, holes);
+        }
+        Ok(absent)
+    }
+
+    /// Maps these ascending pages by reading a byte of each, as far as they exist.
     pub(super) fn touch_read(&self, pages: &[PageIndex]) -> io::Result<()> {
-        let spans: Vec<Span> = pages
-            .iter()
-            .filter_map(|page| self.layout.locate(*page))
-            .map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES })
-            .collect();
-        let mut rest = spans.as_slice();
-        while !rest.is_empty() {
-            let chunk = &rest[..rest.len().min(MAX_RANGES_PER_CALL)];
-            let touched = match sys::touch_read(&self.process, chunk) {
-                Ok(touched) => touched,
-                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
-                Err(error) => return Err(error),
-            };
-            // The page after the last one touched cannot be: go on behind it.
-            rest = &rest[(touched + usize::from(touched < chunk.len())).min(rest.len())..];
+        for chunk in pages.chunks(MAX_RANGES_PER_CALL) {
+            let existing = self.existing(chunk)?;
+            let existing = existing.iter().filter_map(|page| self.layout.locate(*page));
+            let spans: Vec<_> = existing.map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES }).collect();
+            let mut rest = spans.as_slice();
+            while !rest.is_empty() {
+                let touched = match sys::touch_read(&self.process, rest) {
+                    Ok(touched) => touched,
+                    Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
+                    Err(error) => return Err(error),
+                };
+                // The page after the last one touched cannot be: go on behind it.
+                rest = rest.get(touched + 1..).unwrap_or_default();
+            }
         }
         Ok(())
     }
 
-    /// Makes these pages give back their swap slots.
+    /// Makes these ascending pages give back their swap slots, as far as they exist.
     pub(super) fn touch_write(&self, pages: &[PageIndex]) -> io::Result<()> {
-        self.spans(pages).into_iter().try_for_each(|span| sys::touch_write(&self.process, span))
+        pages.chunks(MAX_RANGES_PER_CALL).try_for_each(|chunk| {
+            let spans = self.spans(&self.existing(chunk)?);
+            spans.into_iter().try_for_each(|span| sys::touch_write(&self.process, span))
+        })
+    }
+
+    /// Looked at just before they are touched.
+    fn existing(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
+        let given_back = self.given_back(pages)?;
+        Ok(pages.iter().copied().filter(|page| given_back.binary_search(page).is_err()).collect())
     }
 
     /// The addresses of these pages, in this order.

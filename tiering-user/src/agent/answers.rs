@@ -267,7 +267,7 @@ impl State {
             }
         };
         for id in self.machines.keys().copied().collect::<Vec<_>>() {
-            self.start_sweep(id);
+            self.sweep_if_moved(id);
         }
         self.status_due = true;
         let waiting = std::mem::take(&mut self.drains);

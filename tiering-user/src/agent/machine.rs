@@ -10,9 +10,10 @@ use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use super::rearming::SeenBy;
+use super::sweeping::{LastSweep, SweepUnderWay};
 use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
-use crate::actuate::{Outcome, Skip, Target};
+use crate::actuate::{Homes, Outcome, Skip, Target};
 use crate::class::Belief;
 use crate::config::{Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
@@ -120,8 +121,8 @@ pub(super) struct Machine {
     pub is_swept: bool,
     /// Shared guest RAM in huge pages.
     pub shared_huge_bytes: u64,
-    pub sweep_running: bool,
-    pub swept_at: Option<Monotonic>,
+    pub sweep: Option<SweepUnderWay>,
+    pub swept: LastSweep,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
 }
@@ -144,6 +145,7 @@ impl Machine {
             process: Arc::new(process),
             layout: Arc::new(layout.clone()),
             tag_key,
+            homes: Arc::new(Homes::new(layout.pages())),
         };
         Self {
             target,
@@ -189,8 +191,8 @@ impl Machine {
             seen_by: SeenBy::default(),
             is_swept: false,
             shared_huge_bytes: 0,
-            sweep_running: false,
-            swept_at: None,
+            sweep: None,
+            swept: LastSweep::default(),
             rest_until: Monotonic::default(),
         }
     }
@@ -443,8 +445,8 @@ impl Machine {
             }
             Action::Collapse => {
                 self.moved.collapsed += outcome.moved_pages;
-                // What was not tried is not given up.
-                if outcome.skipped.keys().all(|skip| *skip == Skip::NotCollapsed) {
+                // What was not tried is not given up, but for blocks of which the guest has given something back.
+                if outcome.skipped.keys().all(|skip| matches!(skip, Skip::NotCollapsed | Skip::Absent)) {
                     self.pages.tried_to_collapse(&outcome.asked);
                 }
             }

@@ -101,9 +101,10 @@ impl State {
                 },
             );
             // Where the kernel has moved something since, at once.
-            let sweep_after = |at| if at < self.kernel_moved_at { SWEEP_LEAST } else { sweep_every };
-            if machine.swept_at.is_none_or(|at| sys::now().since(at) >= sweep_after(at)) {
-                self.start_sweep(id);
+            let moved_since = machine.swept.began.is_some_and(|began| began < self.kernel_moved_at);
+            let sweep_after = if moved_since { SWEEP_LEAST } else { sweep_every };
+            if machine.swept.is_over(sweep_after, now) {
+                self.sweep_if_moved(id);
             }
             if ended.is_some() {
                 self.look_at_class(id);
@@ -132,7 +133,9 @@ impl State {
         let now = sys::now();
         let Some(machine) = self.machines.get(&id) else { return };
         let busy = machine.in_flight.is_some() || !machine.queue.is_empty();
-        if busy || machine.rest_until > now || machine.braking.rests(now) || machine.unmovable().is_some() {
+        // Before its page tables were read once, most of its pages are not known.
+        let unknown = !machine.is_swept || machine.unmovable().is_some();
+        if busy || unknown || machine.rest_until > now || machine.braking.rests(now) {
             return;
         }
         let rules = machine.rules(self.config.policy.demote_after.0);

@@ -109,7 +109,9 @@ impl State {
         let Some(recording) = &mut self.recording else { return };
         let wanted =
             |machine: &&Machine, only: &BTreeSet<String>| only.is_empty() || only.contains(&machine.id);
-        for machine in self.machines.values().filter(|machine| machine.is_swept) {
+        // A machine that is not moved is not swept: what its accesses have told of it is all that is known.
+        let told = |machine: &&Machine| machine.is_swept || machine.unmovable().is_some();
+        for machine in self.machines.values().filter(told) {
             let room = recording.sink.capacity() > 0;
             if room && wanted(&machine, &recording.only) && !recording.knows(machine.target.id) {
                 recording.tell(machine, now);

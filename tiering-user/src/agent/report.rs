@@ -21,7 +21,7 @@ use crate::telemetry::status::{
     PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
-use crate::tiers::{NodeMemory, Tier, TierKind};
+use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
 use crate::vm::{Accel, FileId};
 
 /// Writes the status to the report file, if one is asked for. A reader never sees half of it.
@@ -54,8 +54,8 @@ impl State {
         }
         let used = self.swap_used_bytes();
         let tiers = self.ladder.tiers().iter().map(|tier| {
-            let vm_pages: u64 =
-                self.machines.values().map(|m| m.pages.counts().get(Place::In(tier.id))).sum();
+            let pages = |machine| places(machine).get(&Place::In(tier.id)).copied().unwrap_or(0);
+            let vm_pages: u64 = self.machines.values().map(pages).sum();
             let swap_used = used.get(&tier.id).copied().unwrap_or(0);
             let mut status = TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
@@ -182,13 +182,17 @@ impl State {
             limited_by: machine.braking.limited_by(),
             ram_bytes: vm.ram_bytes(),
             tier_bytes: self.bytes_by_name(&places(machine)),
+            page_tables_read: machine.is_swept,
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
             huge_bytes: machine.huge_bytes,
             huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
             collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
             ksm_bytes: machine.braking.ksm_bytes(),
             swap_cached_bytes: machine.braking.swap_cached_bytes(),
-            untouched_bytes: machine.pages.counts().get(Place::Untouched) * PAGE_BYTES,
+            free_page_reporting: Some(vm.free_page_reporting),
+            untouched_bytes: vm
+                .ram_bytes()
+                .saturating_sub(places(machine).values().sum::<u64>() * PAGE_BYTES),
             wss_bytes: machine.working_set_pages * PAGE_BYTES,
             profile: machine.profile_status(),
             reads_total: counters.reads,
@@ -271,9 +275,16 @@ fn calibration(known: &Calibration) -> PrefetchCalibration {
     PrefetchCalibration { brier: known.brier(), bins: bins.collect() }
 }
 
+/// Pages by place. Of a machine whose page tables are not read, since it is not moved, what its process has in memory.
 fn places(machine: &Machine) -> BTreeMap<Place, u64> {
+    if let Some(usage) =
+        machine.braking.usage().filter(|_| !machine.is_swept && machine.unmovable().is_some())
+    {
+        let pages = (usage.anonymous_bytes + usage.shared_bytes) / PAGE_BYTES;
+        return [(Place::In(TierId(0)), pages.min(machine.pages.layout().pages().into()))].into();
+    }
     let counts = machine.pages.counts();
-    let tiers = (0..14).map(|level| Place::In(crate::tiers::TierId(level)));
+    let tiers = (0..14).map(|level| Place::In(TierId(level)));
     tiers.chain([Place::OtherSwap]).map(|place| (place, counts.get(place))).filter(|(_, n)| *n > 0).collect()
 }
 

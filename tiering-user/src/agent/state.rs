@@ -323,7 +323,7 @@ impl State {
         }
         self.admit_images(&machine, faults);
         self.machines.insert(id, machine);
-        self.start_sweep(id);
+        self.sweep_if_moved(id);
     }
 
     fn forget(&mut self, key: ProcessKey, faults: &mut Faults) {

@@ -1,51 +1,144 @@
-//! What the sweeper is sent, and what comes back.
+//! Sweeps: the page tables of a machine are read part by part, and each part is taken over as soon as it was read.
+//!
+//! The sweeper has one part of a machine at a time, so that a large machine does not keep others waiting, and the sweep
+//! of one that ends is over with the part under way. A part tells of the time at which it was read: what was accessed
+//! or moved since then is known better. Machines that are never moved are swept when somebody asks for their map, and
+//! else not at all.
+
+use std::time::Duration;
 
 use super::state::State;
 use super::watch::{Look, Looked, Swept};
-use crate::sys;
+use crate::sys::{self, Monotonic};
+use crate::tiermap::{PageIndex, Sweep, part};
 use crate::track::VmId;
 
+/// A machine rests from being swept for so many times as long as that took.
+const REST_FACTOR: u32 = 4;
+
+/// A sweep under way.
+#[derive(Debug)]
+pub(super) struct SweepUnderWay {
+    began: Monotonic,
+    /// Where the part begins that comes next.
+    next: PageIndex,
+    /// No part was out of date when it came.
+    fresh: bool,
+    huge_bytes: u64,
+    shared_huge_bytes: u64,
+}
+
+impl SweepUnderWay {
+    fn note(&mut self, sweep: &Sweep, fresh: bool) {
+        self.next = sweep.part.first + sweep.part.count;
+        self.fresh &= fresh;
+        self.huge_bytes += sweep.huge_bytes;
+        self.shared_huge_bytes += sweep.shared_huge_bytes;
+    }
+}
+
+/// When a machine was swept last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LastSweep {
+    pub began: Option<Monotonic>,
+    took: Duration,
+}
+
+impl LastSweep {
+    /// Whether the next one is due, `every` so often.
+    pub(super) fn is_over(self, every: Duration, now: Monotonic) -> bool {
+        self.began.is_none_or(|began| now.since(began) >= every.max(self.took * REST_FACTOR))
+    }
+}
+
 impl State {
+    /// Sends a machine to the sweeper, if it is one that is moved.
+    pub(super) fn sweep_if_moved(&mut self, id: VmId) {
+        if self.machines.get(&id).is_some_and(|machine| machine.unmovable().is_none()) {
+            self.start_sweep(id);
+        }
+    }
+
     /// Sends a machine to the sweeper, unless it is there already.
     pub(super) fn start_sweep(&mut self, id: VmId) {
-        if let Some(machine) = self.machines.get_mut(&id)
-            && !machine.sweep_running
-        {
-            machine.sweep_running = true;
-            machine.swept_at = Some(sys::now());
-            self.sweeper.send(machine.target.clone(), Look::Sweep);
-        }
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.sweep.is_none()) else {
+            return;
+        };
+        let began = sys::now();
+        machine.swept.began = Some(began);
+        let all = SweepUnderWay { began, next: 0, fresh: true, huge_bytes: 0, shared_huge_bytes: 0 };
+        machine.sweep = Some(all);
+        self.sweep_next_part(id);
+    }
+
+    /// Returns false where no part is left.
+    fn sweep_next_part(&mut self, id: VmId) -> bool {
+        let Some(machine) = self.machines.get(&id) else { return false };
+        let next = machine.sweep.as_ref().and_then(|sweep| part(machine.pages.layout(), sweep.next));
+        let Some(part) = next else { return false };
+        self.sweeper.send(machine.target.clone(), Look::Sweep(part));
+        true
     }
 
     /// The sweeper has finished something.
     pub(super) fn on_looked(&mut self, looked: Looked) {
         match looked {
-            Looked::Swept(swept) => self.on_sweep(swept),
+            Looked::Swept(swept) => self.on_swept(swept),
             Looked::Rearmed(rearmed) => self.on_rearmed(rearmed),
         }
     }
 
-    fn on_sweep(&mut self, swept: Swept) {
-        let now = self.clock.seconds();
+    fn on_swept(&mut self, swept: Swept) {
+        let (now, id) = (self.clock.seconds(), swept.vm);
         let began = self.clock.seconds_at(swept.began);
-        let Some(machine) = self.machines.get_mut(&swept.vm) else { return };
-        machine.sweep_running = false;
-        machine.huge_bytes = swept.huge_bytes;
-        machine.shared_huge_bytes = swept.shared_huge_bytes;
-        let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(under_way) = &mut machine.sweep else { return };
         match swept.sweep {
-            Ok(sweep) if fresh => {
-                machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
-                machine.pages.set_huge(&sweep.huge);
-                machine.is_swept = true;
-                machine.knowledge.recall(&mut machine.pages, now);
+            Ok(sweep) => {
+                let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
+                if fresh {
+                    machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
+                    machine.pages.set_huge(sweep.part, &sweep.huge);
+                }
+                under_way.note(&sweep, fresh);
+                if !self.sweep_next_part(id) {
+                    self.end_sweep(id);
+                }
             }
-            Ok(_) => {}
             Err(error) => {
                 tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed");
-                self.fail_maps(swept.vm);
+                machine.sweep = None;
+                self.fail_maps(id);
             }
         }
-        self.answer_maps(swept.vm, swept.began, fresh);
+    }
+
+    fn end_sweep(&mut self, id: VmId) {
+        let now = self.clock.seconds();
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(ended) = machine.sweep.take() else { return };
+        machine.swept.took = sys::now().since(ended.began);
+        machine.huge_bytes = ended.huge_bytes;
+        machine.shared_huge_bytes = ended.shared_huge_bytes;
+        if ended.fresh {
+            machine.is_swept = true;
+            machine.knowledge.recall(&mut machine.pages, now);
+        }
+        self.answer_maps(id, ended.began, ended.fresh);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_takes_long_to_sweep_is_swept_less_often() {
+        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
+        let every = Duration::from_secs(30);
+        assert!(LastSweep::default().is_over(every, at(0)));
+        let last = |took| LastSweep { began: Some(at(100)), took: Duration::from_secs(took) };
+        assert!(!last(2).is_over(every, at(129)) && last(2).is_over(every, at(130)));
+        assert!(!last(20).is_over(every, at(179)) && last(20).is_over(every, at(180)));
     }
 }

@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use super::braking::Gauge;
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
-use crate::tiermap::{self, Layout, PageRun, Places, Sweep};
+use crate::tiermap::{self, PageRun, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{
-    Changes, GroupMemory, Hva, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, keep_own_pressure,
-    ksm_bytes, usage,
+    Changes, GroupMemory, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, keep_own_pressure, ksm_bytes,
+    usage,
 };
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -86,15 +86,12 @@ fn refresh(scanner: &Scanner, refused: &[Vm]) -> Vec<Vm> {
     looked_at.filter(|(old, new)| old.refusal != new.refusal).map(|(_, new)| new).collect()
 }
 
-/// What a sweep found.
+/// A part of a machine's page tables was read.
 #[derive(Debug)]
 pub(super) struct Swept {
     pub vm: VmId,
     pub began: Monotonic,
     pub sweep: io::Result<Sweep>,
-    /// Guest RAM in anonymous huge pages, and in those of shared memory.
-    pub huge_bytes: u64,
-    pub shared_huge_bytes: u64,
 }
 
 /// A machine's pages were armed anew.
@@ -111,7 +108,7 @@ pub(super) struct Rearmed {
 /// What the sweeper can do with a machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Look {
-    Sweep,
+    Sweep(PageRun),
     Rearm,
 }
 
@@ -134,7 +131,7 @@ impl Sweeping {
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
             for (target, look) in queue {
                 let result = match look {
-                    Look::Sweep => Looked::Swept(sweep(&target, &places)),
+                    Look::Sweep(part) => Looked::Swept(sweep(&target, part, &places)),
                     Look::Rearm => Looked::Rearmed(rearm(&target)),
                 };
                 if looked.send(result).is_err() {
@@ -151,14 +148,13 @@ impl Sweeping {
     }
 }
 
-fn sweep(target: &Target, places: &Places) -> Swept {
+fn sweep(target: &Target, part: PageRun, places: &Places) -> Swept {
     let began = sys::now();
-    let pid = target.process.pid();
-    let sweep = tiermap::sweep(pid, &target.layout, places);
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let bytes = |fields: &[&str]| huge_bytes_in(&smaps, &target.layout, fields);
-    let (huge_bytes, shared_huge_bytes) = (bytes(&ANONYMOUS), bytes(&SHARED));
-    Swept { vm: target.id, began, sweep, huge_bytes, shared_huge_bytes }
+    let sweep = tiermap::sweep(target.process.pid(), &target.layout, part, places);
+    // Of a process that has ended there is nothing left to read, which is no error.
+    let ended = || Err(io::Error::from_raw_os_error(libc::ESRCH));
+    let sweep = if target.process.is_alive() { sweep } else { ended() };
+    Swept { vm: target.id, began, sweep }
 }
 
 fn rearm(target: &Target) -> Rearmed {
@@ -166,45 +162,4 @@ fn rearm(target: &Target) -> Rearmed {
     let began = sys::now();
     let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
     Rearmed { vm: target.id, began, took, written }
-}
-
-/// Lines of smaps that tell of huge pages.
-const ANONYMOUS: [&str; 1] = ["AnonHugePages:"];
-const SHARED: [&str; 4] = ["ShmemPmdMapped:", "FilePmdMapped:", "Shared_Hugetlb:", "Private_Hugetlb:"];
-
-/// Guest RAM in huge pages of some kind; 0 where it cannot be told. A process has others: QEMU's buffer for emulation.
-fn huge_bytes_in(smaps: &str, ram: &Layout, fields: &[&str]) -> u64 {
-    let mut in_ram = false;
-    let mut kib = 0;
-    for line in smaps.lines() {
-        let start = line.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
-        if let Some(start) = start {
-            in_ram = ram.page(Hva(start)).is_some();
-        } else if let Some(value) =
-            fields.iter().find_map(|field| line.strip_prefix(field)).filter(|_| in_ram)
-        {
-            kib += value.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
-        }
-    }
-    kib << 10
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vm::{Backing, RamRegion};
-
-    #[test]
-    fn huge_pages_beside_guest_ram_do_not_count() {
-        let ram = Layout::new(&[RamRegion {
-            start: Hva(0x7f00_0020_0000),
-            bytes: 4 << 20,
-            backing: Backing::Anonymous,
-        }]);
-        let smaps = "7f0000200000-7f0000600000 rw-p 00000000 00:00 0\nAnonHugePages:      4096 kB\nShmemPmdMapped:     2048 kB\n\
-                     7f1000000000-7f1001000000 rwxp 00000000 00:00 0\nAnonHugePages:     16384 kB\n";
-        assert_eq!(huge_bytes_in(smaps, &ram, &ANONYMOUS), 4 << 20);
-        assert_eq!(huge_bytes_in(smaps, &ram, &SHARED), 2 << 20);
-        assert_eq!(huge_bytes_in("", &ram, &SHARED), 0);
-    }
 }

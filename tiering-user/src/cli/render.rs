@@ -196,6 +196,10 @@ pub fn vm(vm: &VmStatus) -> String {
         row(&format!("in {tier}"), format!("{} (peak {})", size(*bytes), size(peak)));
     }
     row("untouched", size(vm.untouched_bytes));
+    if !vm.page_tables_read {
+        let why = "not read yet: this is what its process has in memory (`tiering map` reads them)";
+        row("page tables", why.to_owned());
+    }
     row(
         "in huge pages",
         format!(
@@ -210,6 +214,15 @@ pub fn vm(vm: &VmStatus) -> String {
         "in the swap cache",
         vm.swap_cached_bytes.map_or_else(|| "its control group does not tell".to_owned(), size),
     );
+    let reporting = match vm.free_page_reporting {
+        None => "the agent does not tell",
+        Some(true) => "yes: what the guest has free is given back, and not moved",
+        Some(false) => {
+            "no: pages that the guest has freed look like any other and go to swap; give it a balloon with \
+             `free-page-reporting=on`"
+        }
+    };
+    row("free page reporting", reporting.to_owned());
     row("working set", size(vm.wss_bytes));
     row("accesses seen", format!("{} reads, {} writes", vm.reads_total, vm.writes_total));
     let sampled = match vm.sampled_one_in {

@@ -58,9 +58,10 @@ mod tests {
         let plan =
             |pages: &VmPages, now| collapses(VmId(1), pages, &RULES, 10, Seconds(now)).map(|step| step.pages);
         assert_eq!(plan(&pages, 2), None, "none was huge");
-        pages.set_huge(&[0, BLOCK_PAGES]);
+        let all = PageRun { first: 0, count: 3 * BLOCK_PAGES };
+        pages.set_huge(all, &[0, BLOCK_PAGES]);
         assert_eq!(plan(&pages, 2), None, "they are");
-        pages.set_huge(&[]);
+        pages.set_huge(all, &[]);
         pages.place(PageRun { first: 0, count: 65 }, Place::In(TierId(1)));
         let second: Vec<_> = (BLOCK_PAGES..2 * BLOCK_PAGES).collect();
         assert_eq!(plan(&pages, 2), Some(second.clone()), "of the first too much is missing");

@@ -366,7 +366,7 @@ mod tests {
         touch(&mut pages, 0..blocks * BLOCK_PAGES, Seconds(0));
         cool(&mut pages);
         let firsts: Vec<PageIndex> = (0..blocks).map(|block| block * BLOCK_PAGES).collect();
-        pages.set_huge(&firsts);
+        pages.set_huge(PageRun { first: 0, count: blocks * BLOCK_PAGES }, &firsts);
         pages.touch(5, Seconds(15), false);
         let first = chosen(&pages, 20);
         assert_eq!(first.len(), 2 * 512, "2 of 127 blocks");

@@ -1,5 +1,11 @@
 //! `/proc/PID/pagemap`: where each page of a process is, and `PAGEMAP_SCAN`, which tells it by ranges.
+//!
+//! Both read page tables under the process's `mmap_lock`: whoever maps or unmaps memory there waits, and whoever faults
+//! behind that (fs/proc/task_mmu.c, Linux 6.1 to 6.18). So one call covers at most [`WALK_BYTES`], and a [`Pagemap`] of
+//! another process pauses for [`PAUSE`] as soon as its calls have taken [`HELD_MOST`] in all. Calls in quick succession
+//! are like one long call: a reader may take the lock again before a waiting writer wakes up.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -7,6 +13,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{PAGE_BYTES, ZeroPages};
 
@@ -61,9 +69,15 @@ pub struct ScanRange {
     pub huge: bool,
 }
 
-/// An open pagemap.
+/// An open pagemap. Reading much of another process's takes longer than the kernel needs for it: see above.
 #[derive(Debug)]
-pub struct Pagemap(File);
+pub struct Pagemap {
+    file: File,
+    /// Nobody else waits for our own.
+    own: bool,
+    /// How long the calls since the last pause took.
+    held: Cell<Duration>,
+}
 
 impl Pagemap {
     /// Opens that of process `pid`.
@@ -71,7 +85,8 @@ impl Pagemap {
     /// # Errors
     /// `ENOENT` (gone), `EACCES` (no CAP_SYS_PTRACE).
     pub fn open(pid: i32) -> io::Result<Self> {
-        File::open(Path::new("/proc").join(pid.to_string()).join("pagemap")).map(Self)
+        let file = File::open(Path::new("/proc").join(pid.to_string()).join("pagemap"))?;
+        Ok(Self { file, own: false, held: Cell::default() })
     }
 
     /// Opens our own.
@@ -79,7 +94,7 @@ impl Pagemap {
     /// # Errors
     /// As [`Self::open`].
     pub fn of_self() -> io::Result<Self> {
-        File::open("/proc/self/pagemap").map(Self)
+        Ok(Self { file: File::open("/proc/self/pagemap")?, own: true, held: Cell::default() })
     }
 
     /// Reads `count` pages from address `hva`.
@@ -93,7 +108,12 @@ impl Pagemap {
 
     fn entries(&self, hva: u64, count: usize) -> io::Result<impl Iterator<Item = u64> + use<>> {
         let mut bytes = vec![0u8; count * 8];
-        self.0.read_exact_at(&mut bytes, hva / PAGE_BYTES * 8)?;
+        let chunk_bytes = (WALK_BYTES / PAGE_BYTES * 8) as usize;
+        for (chunk, offset) in
+            bytes.chunks_mut(chunk_bytes).zip((hva / PAGE_BYTES * 8..).step_by(chunk_bytes))
+        {
+            self.briefly(|| self.file.read_exact_at(chunk, offset))?;
+        }
         Ok((0..count).map(move |entry| {
             let at = entry * 8;
             u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]))
@@ -155,6 +175,19 @@ impl Pagemap {
         Ok(())
     }
 
+    /// Makes one call that holds the process's `mmap_lock`, and pauses where this and the calls before it took long.
+    fn briefly<T>(&self, call: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = call();
+        let held = self.held.get() + began.elapsed();
+        let pauses = !self.own && held >= HELD_MOST;
+        if pauses {
+            thread::sleep(PAUSE);
+        }
+        self.held.set(if pauses { Duration::ZERO } else { held });
+        result
+    }
+
     /// `PAGEMAP_SCAN` with `request`, as often as it takes.
     fn walk(
         &self,
@@ -165,17 +198,21 @@ impl Pagemap {
         let mut regions = [PageRegion::default(); 512];
         let mut next = range.start;
         while next < range.end {
+            // A call ends between huge pages: each is told of as a whole.
+            let most = (next + WALK_BYTES) & !(WALK_BYTES - 1);
             let mut request = ScanRequest {
                 size: size_of::<ScanRequest>() as u64,
                 start: next,
-                end: range.end,
+                end: range.end.min(most),
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
                 ..request
             };
-            // SAFETY: `request` has the size it says, and `vec` points to `vec_len` regions that outlive the call.
-            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut request) };
-            let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+            let count = self.briefly(|| {
+                // SAFETY: `request` has the size it says, and `vec` points to `vec_len` regions that outlive the call.
+                let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut request) };
+                usize::try_from(count).map_err(|_| io::Error::last_os_error())
+            })?;
             regions.iter().take(count).for_each(&mut found);
             if request.walk_end <= next {
                 return Err(io::Error::other("PAGEMAP_SCAN made no progress"));
@@ -232,6 +269,12 @@ const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
 const SOFT_DIRTY: u64 = 1 << 55;
 /// Entries of pagemap that are read at a time.
 const CHUNK_PAGES: u64 = 16_384;
+/// Address space of one call: 0.1 to 0.2 ms of `PAGEMAP_SCAN`, 0.45 ms of reading entries (Linux 6.18).
+const WALK_BYTES: u64 = 64 << 20;
+/// After so much time in calls a pause is due.
+const HELD_MOST: Duration = Duration::from_micros(500);
+/// Long enough for a writer that waits to wake up and take the lock.
+const PAUSE: Duration = Duration::from_millis(1);
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
@@ -299,6 +342,29 @@ mod tests {
         let read: Vec<bool> = states.iter().map(|state| *state != PageState::Absent).collect();
         assert_eq!(scanned, read);
         assert_eq!(scanned.iter().filter(|there| **there).count(), 4);
+    }
+
+    #[test]
+    fn what_takes_several_calls_is_read_like_what_takes_one() {
+        let pages = (2 * WALK_BYTES / PAGE_BYTES + 7) as usize;
+        let mut memory = ZeroPages::map(pages).unwrap();
+        let there = [0, 16_383, 16_384, 20_000, 32_768, pages - 1];
+        there.into_iter().for_each(|page| memory.write_touch(page));
+        let start = memory.start() as u64;
+        let other = Pagemap::open(std::process::id().cast_signed()).unwrap();
+        let states = other.read(start, pages).unwrap();
+        let read: Vec<usize> =
+            (0..pages).filter(|page| matches!(states[*page], PageState::Present { .. })).collect();
+        assert_eq!(read, there);
+        let mut scanned = Vec::new();
+        match other.scan(start, start + pages as u64 * PAGE_BYTES, |range| {
+            let pages = (range.start..range.end).step_by(PAGE_BYTES as usize);
+            scanned.extend(pages.map(|hva| ((hva - start) / PAGE_BYTES) as usize));
+        }) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => return,
+            result => result.unwrap(),
+        }
+        assert_eq!(scanned, there);
     }
 
     #[test]

@@ -170,6 +170,9 @@ pub struct VmStatus {
     pub ram_bytes: u64,
     /// Guest RAM by tier name, and `swap` where the device is not known.
     pub tier_bytes: BTreeMap<String, u64>,
+    /// Whether `tier_bytes` comes from its page tables. Those of a VM that is not moved are read only when somebody
+    /// asks for its map: until then it is what its process has in memory.
+    pub page_tables_read: bool,
     /// Highest value of each entry of `tier_bytes` so far.
     pub tier_bytes_peak: BTreeMap<String, u64>,
     /// Guest RAM in huge pages.
@@ -182,6 +185,8 @@ pub struct VmStatus {
     pub ksm_bytes: Option<u64>,
     /// Copies that page-outs left in the swap cache; `None` where its control group holds others too, or does not tell.
     pub swap_cached_bytes: Option<u64>,
+    /// Whether the guest gives back what it has free; `None` where the agent does not tell.
+    pub free_page_reporting: Option<bool>,
     /// Guest RAM that was never touched and is in no tier.
     pub untouched_bytes: u64,
     /// Working set.

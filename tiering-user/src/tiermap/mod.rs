@@ -28,5 +28,5 @@ pub use places::Places;
 pub use shared_file::SharedFile;
 pub use sparse::Sparse;
 pub use summary::{BlockSummary, Habit};
-pub use sweep::{Sweep, is_huge, sweep, written};
+pub use sweep::{Sweep, is_huge, part, sweep, written};
 pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};

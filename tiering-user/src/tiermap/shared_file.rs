@@ -6,9 +6,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd as _;
-
-use nix::unistd::{Whence, lseek};
 
 use super::layout::{PageRun, pages_between};
 use crate::sys::{self, PAGE_BYTES};
@@ -43,30 +40,22 @@ impl SharedFile {
         sys::prefer_nodes_of_file(&self.file, offset, u64::from(pages.count) * PAGE_BYTES, nodes)
     }
 
-    /// The parts of the region of `pages` pages that have data in RAM or in swap, as page offsets from its start.
-    pub(super) fn data_ranges(&self, pages: u32) -> io::Result<Vec<Range<u32>>> {
-        let end = self.base + u64::from(pages) * PAGE_BYTES;
-        let mut ranges = Vec::new();
-        let mut at = self.base;
-        while at < end {
-            let Some(data) = self.seek(at, Whence::SeekData)? else { break };
-            let hole = self.seek(data, Whence::SeekHole)?.unwrap_or(end).min(end);
-            if data >= end {
-                break;
+    /// The parts of this run of pages, counted from the start of the region, that exist in RAM or in swap. The others
+    /// were never touched, or the guest has given them back.
+    ///
+    /// # Errors
+    /// As [`sys::pages_of_file`].
+    pub fn pages(&self, run: PageRun) -> io::Result<Vec<Range<u32>>> {
+        let byte = |page: u32| self.base + u64::from(page) * PAGE_BYTES;
+        let mut parts: Vec<Range<u32>> = Vec::new();
+        sys::pages_of_file(&self.file, byte(run.first)..byte(run.first + run.count), &mut |found| {
+            let part = pages_between(self.base, found.start)..pages_between(self.base, found.end);
+            match parts.last_mut() {
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => parts.push(part),
             }
-            ranges.push(pages_between(self.base, data)..pages_between(self.base, hole));
-            at = hole;
-        }
-        Ok(ranges)
-    }
-
-    /// The next data or hole; `None` where there is none up to the end of the file.
-    fn seek(&self, at: u64, whence: Whence) -> io::Result<Option<u64>> {
-        match lseek(self.file.as_fd(), i64::try_from(at).unwrap_or(i64::MAX), whence) {
-            Ok(found) => Ok(u64::try_from(found).ok()),
-            Err(nix::errno::Errno::ENXIO) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        })?;
+        Ok(parts)
     }
 }
 

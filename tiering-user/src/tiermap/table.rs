@@ -252,12 +252,11 @@ impl VmPages {
         self.blocks.get(page / BLOCK_PAGES).map(|block| block.info).unwrap_or_default()
     }
 
-    /// Takes over which blocks are huge pages now: the first page of each, ascending.
-    pub fn set_huge(&mut self, huge: &[PageIndex]) {
-        for (block, Block { info, .. }) in
-            self.blocks.iter_mut().map(|(number, block)| (number, &mut **block))
-        {
-            info.huge = huge.binary_search(&(block * BLOCK_PAGES)).is_ok();
+    /// Takes over which blocks of `part` are huge pages now: the first page of each, ascending.
+    pub fn set_huge(&mut self, part: PageRun, huge: &[PageIndex]) {
+        for first in part.pages().step_by(BLOCK_PAGES as usize) {
+            let Some(info) = self.info_mut(first) else { continue };
+            info.huge = huge.binary_search(&first).is_ok();
             info.was_huge |= info.huge;
             info.given_up &= !info.huge;
         }
@@ -299,14 +298,15 @@ impl VmPages {
         }
     }
 
-    /// Takes over what a sweep found that began at `began`; an access since then knows better, but not on which node.
-    /// Returns how many pages had come back to memory unseen, which counts as an access.
+    /// Takes over what a sweep of a part found that began at `began`; an access since then knows better, but not on
+    /// which node. Returns how many pages had come back to memory unseen, which counts as an access.
     pub fn apply(&mut self, sweep: &Sweep, began: Seconds, now: Seconds) -> u64 {
         let age = now.0.wrapping_sub(began.0);
         let mut unseen = 0;
-        let mut next = 0;
-        let end = PageRun { first: self.layout.pages(), count: 0 };
-        let known: Vec<u32> = self.blocks.iter().map(|(block, _)| block).collect();
+        let mut next = sweep.part.first;
+        let end = PageRun { first: sweep.part.first + sweep.part.count, count: 0 };
+        let blocks = next / BLOCK_PAGES..end.first.div_ceil(BLOCK_PAGES);
+        let known: Vec<u32> = blocks.filter(|block| self.blocks.get(*block).is_some()).collect();
         for (run, place) in sweep.runs.iter().copied().chain([(end, Place::Untouched)]) {
             // Most of what was not found was not known either.
             let between = known.iter().skip(known.partition_point(|block| *block < next / BLOCK_PAGES));

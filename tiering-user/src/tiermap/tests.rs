@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const PAGES: u32 = 1200;
+const ALL: PageRun = PageRun { first: 0, count: PAGES };
 const DRAM: Place = Place::In(TierId(0));
 const CXL: Place = Place::In(TierId(1));
 const NVME: Place = Place::In(TierId(2));
@@ -21,7 +22,7 @@ fn table() -> VmPages {
 }
 
 fn run(first: u32, count: u32, place: Place) -> Sweep {
-    Sweep { runs: vec![(PageRun { first, count }, place)], ..Sweep::default() }
+    Sweep { runs: vec![(PageRun { first, count }, place)], ..Sweep::of(ALL) }
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ proptest! {
                 Change::Sweep(mut runs) => {
                     runs.sort_unstable_by_key(|run| run.0);
                     let mut swept = BTreeMap::new();
-                    let mut sweep = Sweep::default();
+                    let mut sweep = Sweep::of(ALL);
                     let mut next = 0;
                     for (first, count, place) in runs {
                         let count = count.min(PAGES - first);
@@ -175,4 +176,22 @@ fn what_was_written_in_a_round_counts_as_accessed_and_tells_what_was_not_seen() 
     }
     assert_eq!((table.get(3).heat(), table.get(4).heat(), table.get(6).heat()), (2, 2, 1));
     assert!(!table.get(6).written());
+}
+
+#[test]
+fn a_sweep_of_a_part_says_nothing_of_the_rest() {
+    let mut table = table();
+    for (page, was) in [(3, DRAM), (600, NVME), (700, DRAM), (1100, QLC)] {
+        table.place(PageRun { first: page, count: 1 }, was);
+    }
+    let part = PageRun { first: BLOCK_PAGES, count: BLOCK_PAGES };
+    let found = vec![(PageRun { first: 600, count: 1 }, QLC)];
+    let sweep = Sweep { runs: found, huge: vec![BLOCK_PAGES], ..Sweep::of(part) };
+    table.apply(&sweep, Seconds(9), Seconds(9));
+    table.set_huge(sweep.part, &sweep.huge);
+    let places = [3, 600, 700, 1100].map(|page| table.get(page).place());
+    assert_eq!(places, [DRAM, QLC, Place::Untouched, QLC]);
+    assert_eq!([3, 600, 1100].map(|page| table.block_of(page).huge), [false, true, false]);
+    table.set_huge(PageRun { first: 0, count: BLOCK_PAGES }, &[]);
+    assert!(table.block_of(600).huge);
 }

@@ -1,13 +1,13 @@
 //! The memory nodes behind the upper rungs of the ladder.
 //!
-//! In: the ladder, and `devices/system/node` and `devices/system/memory` below the root of sysfs. Out: which tier a frame
-//! of memory belongs to, and how much memory a tier's nodes have. Moves nothing.
+//! In: the ladder, and `devices/system/node`, `cpu` and `memory` below the root of sysfs. Out: which node and tier a
+//! frame of memory belongs to, and how much memory a tier's nodes have. Moves nothing.
 //!
 //! # Limits
 //! A memory block that two nodes share (they meet inside of it) counts as the first one's. Without CAP_SYS_ADMIN pagemap
 //! shows no frame numbers: all that is in memory is then taken to be in the first tier.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,15 +98,17 @@ struct Inner {
     sys_root: PathBuf,
     /// Node numbers of each node tier, fastest first.
     tiers: Vec<Vec<u32>>,
+    /// More than one node counts as the first tier's.
+    first_tier_is_spread: bool,
     blocks: Mutex<Blocks>,
 }
 
-/// Which memory block belongs to which tier.
+/// Which memory block belongs to which node.
 #[derive(Debug, Default)]
 struct Blocks {
     /// 0 where it is not known.
     block_pages: u64,
-    tiers: HashMap<u64, TierId>,
+    nodes: HashMap<u64, u32>,
     loaded: Monotonic,
 }
 
@@ -122,7 +124,7 @@ impl Nodes {
             check_nodes(sys_root, &tier.name, nodes)?;
             tiers.push(nodes.clone());
         }
-        let blocks = Blocks::load(sys_root, &tiers, sys::now());
+        let blocks = Blocks::load(sys_root, sys::now());
         for (tier, nodes) in ladder.tiers().iter().zip(&tiers).filter(|_| tiers.len() > 1) {
             let listed = |node: &u32| !memory_blocks(sys_root, *node).is_empty();
             if blocks.block_pages == 0 || !nodes.iter().all(listed) {
@@ -130,7 +132,11 @@ impl Nodes {
                 return Err(NodeError::NoBlocks { tier: tier.name.clone(), path });
             }
         }
-        Ok(Self(Arc::new(Inner { sys_root: sys_root.to_owned(), tiers, blocks: Mutex::new(blocks) })))
+        let first_tier: BTreeSet<u32> =
+            blocks.nodes.values().copied().filter(|node| level(&tiers, *node) == TierId(0)).collect();
+        let first_tier_is_spread = first_tier.len() > 1;
+        let blocks = Mutex::new(blocks);
+        Ok(Self(Arc::new(Inner { sys_root: sys_root.to_owned(), tiers, first_tier_is_spread, blocks })))
     }
 
     /// How many tiers there are.
@@ -144,19 +150,45 @@ impl Nodes {
         if self.0.tiers.len() <= 1 {
             return Some(TierId(0));
         }
+        self.node_of(pfn).map(|node| level(&self.0.tiers, node))
+    }
+
+    /// The node of this frame; none where its block is not known.
+    pub fn node_of(&self, pfn: u64) -> Option<u32> {
         // What pagemap shows to those who may not see frame numbers.
         if pfn == 0 {
             return None;
         }
         let mut blocks = self.0.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tier) = blocks.tier_of(pfn) {
-            return Some(tier);
+        if let Some(node) = blocks.node_of(pfn) {
+            return Some(node);
         }
         let now = sys::now();
         if now.since(blocks.loaded) >= RELOAD_EVERY {
-            *blocks = Blocks::load(&self.0.sys_root, &self.0.tiers, now);
+            *blocks = Blocks::load(&self.0.sys_root, now);
         }
-        blocks.tier_of(pfn)
+        blocks.node_of(pfn)
+    }
+
+    /// Whether a page of the first tier can be on one of several nodes.
+    pub fn first_tier_is_spread(&self) -> bool {
+        self.0.first_tier_is_spread
+    }
+
+    /// The node of this frame, if it is one of the first tier.
+    pub fn first_tier_node_of(&self, pfn: u64) -> Option<u32> {
+        self.node_of(pfn).filter(|node| level(&self.0.tiers, *node) == TierId(0))
+    }
+
+    /// The node of the first tier that this processor belongs to.
+    pub fn first_tier_node_of_cpu(&self, cpu: u32) -> Option<u32> {
+        let folder = self.0.sys_root.join(format!("devices/system/cpu/cpu{cpu}"));
+        numbered(&folder, "node").into_iter().find(|node| level(&self.0.tiers, *node) == TierId(0))
+    }
+
+    /// Whether pages can be moved to this node without filling it up: a twentieth of it stays free.
+    pub fn has_room(&self, node: u32) -> bool {
+        memory_of(&self.0.sys_root, node).is_some_and(|memory| memory.free > memory.total / 20)
     }
 
     /// The nodes of this tier; none for a swap tier.
@@ -186,31 +218,32 @@ impl Default for Nodes {
     /// One tier, which holds all memory.
     fn default() -> Self {
         let (sys_root, tiers, blocks) = (PathBuf::new(), vec![Vec::new()], Mutex::default());
-        Self(Arc::new(Inner { sys_root, tiers, blocks }))
+        Self(Arc::new(Inner { sys_root, tiers, first_tier_is_spread: false, blocks }))
     }
 }
 
 impl Blocks {
-    fn load(sys_root: &Path, tiers: &[Vec<u32>], now: Monotonic) -> Self {
+    fn load(sys_root: &Path, now: Monotonic) -> Self {
         let size = fs::read_to_string(sys_root.join("devices/system/memory/block_size_bytes"));
         let bytes = size.ok().and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
-        let in_tier: BTreeMap<u32, TierId> = (0u8..)
-            .zip(tiers)
-            .flat_map(|(level, nodes)| nodes.iter().map(move |node| (*node, TierId(level))))
-            .collect();
-        let mut blocks = HashMap::new();
+        let mut nodes = HashMap::new();
         for node in present_nodes(sys_root) {
-            let tier = in_tier.get(&node).copied().unwrap_or(TierId(0));
             for block in memory_blocks(sys_root, node) {
-                blocks.entry(block).or_insert(tier);
+                nodes.entry(block).or_insert(node);
             }
         }
-        Self { block_pages: bytes / PAGE_BYTES, tiers: blocks, loaded: now }
+        Self { block_pages: bytes / PAGE_BYTES, nodes, loaded: now }
     }
 
-    fn tier_of(&self, pfn: u64) -> Option<TierId> {
-        self.tiers.get(&pfn.checked_div(self.block_pages)?).copied()
+    fn node_of(&self, pfn: u64) -> Option<u32> {
+        self.nodes.get(&pfn.checked_div(self.block_pages)?).copied()
     }
+}
+
+/// The tier of a node; the first one for a node that is in none.
+fn level(tiers: &[Vec<u32>], node: u32) -> TierId {
+    let tier = (0u8..).zip(tiers).find(|(_, nodes)| nodes.contains(&node));
+    tier.map_or(TierId(0), |(level, _)| TierId(level))
 }
 
 /// Makes sure that all nodes of a tier are there and have memory.
@@ -375,6 +408,22 @@ mod tests {
         nodes.0.blocks.lock().unwrap().loaded = Monotonic(0);
         assert_eq!(nodes.tier_of(frame(41)), Some(TierId(1)));
         drop(tree);
+    }
+
+    #[test]
+    fn pages_of_two_sockets_and_processors_have_a_node_of_the_first_tier() {
+        let tree = Tree::new().node(0, &[0], 100).node(1, &[40], 6).node(2, &[60], 30);
+        fs::create_dir_all(tree.0.path().join("devices/system/cpu/cpu5/node1")).unwrap();
+        let nodes = tree.open(&[&[0, 1], &[2]]).unwrap();
+        assert!(nodes.first_tier_is_spread());
+        assert_eq!([0, 40, 60].map(|block| nodes.first_tier_node_of(frame(block))), [Some(0), Some(1), None]);
+        assert_eq!([5, 6].map(|cpu| nodes.first_tier_node_of_cpu(cpu)), [Some(1), None]);
+        assert_eq!([0, 1].map(|node| nodes.has_room(node)), [true, false], "a twentieth stays free");
+        assert!(
+            tree.open(&[&[0], &[2]]).unwrap().first_tier_is_spread(),
+            "a node of no tier counts as the first"
+        );
+        assert!(!tree.open(&[&[0], &[1, 2]]).unwrap().first_tier_is_spread());
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) struct CommandLine {
     /// NVDIMM or `pmem=on`.
     pub(super) persistent: bool,
     pub(super) virtio_mem: bool,
+    /// The balloon gives back what the guest has free.
+    pub(super) free_page_reporting: bool,
     pub(super) vhost_user: bool,
     /// `policy=bind` on a memory object.
     pub(super) numa_bound: bool,
@@ -151,6 +153,8 @@ impl CommandLine {
                 self.vhost_user |= driver.starts_with("vhost-user-");
                 self.virtio_mem |= driver.starts_with("virtio-mem");
                 self.persistent |= driver == "nvdimm" || driver.starts_with("virtio-pmem");
+                self.free_page_reporting |=
+                    driver.starts_with("virtio-balloon") && device.is_on("free-page-reporting");
                 if driver == "pc-dimm" && seen.dimms.len() < MAX_OBJECTS {
                     seen.dimms.extend(device.get("memdev").map(str::to_owned));
                 }

@@ -157,6 +157,8 @@ pub struct Vm {
     pub cgroup: Option<String>,
     /// RAM is strictly bound to NUMA nodes: moves must stay inside the set.
     pub numa_bound: bool,
+    /// Its balloon gives back what the guest has free.
+    pub free_page_reporting: bool,
     /// Base images that it had open when it was found, each with a descriptor of its.
     pub images: BTreeMap<FileId, i32>,
 }

@@ -185,6 +185,7 @@ impl Scanner {
             incoming: command.incoming,
             cgroup: runtime.cgroup.clone(),
             numa_bound: command.numa_bound,
+            free_page_reporting: command.free_page_reporting,
             images: images(process),
         };
         vm.refusal = judge(vm.fixed_refusal.as_ref(), &runtime, vm.ram_bytes(), vm.incoming);

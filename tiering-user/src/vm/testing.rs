@@ -25,6 +25,7 @@ pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
         incoming: false,
         cgroup: None,
         numa_bound: false,
+        free_page_reporting: false,
         images: BTreeMap::new(),
     }
 }

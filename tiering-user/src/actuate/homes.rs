@@ -1,0 +1,178 @@
+//! The memory node of the first tier that each block of a machine was on last, so that what comes up lands there again.
+//!
+//! A page that is brought up for another process lands on a node that the caller prefers, else on that of the caller.
+//! So the lanes note the node of each block of 2 MiB before they take it out of the first tier, and prefer it when they
+//! bring pages of it up. Where nothing was noted, because the kernel paged the block out or another agent did, they
+//! take the first that is known of:
+//!
+//! 1. the node of those pages of the block that are in memory,
+//! 2. the node of the nearest block that has one,
+//! 3. the node of most processors that the machine's threads ran on last.
+//!
+//! # Limits One node a block: a block whose pages lie on several nodes comes up on the one that had most of them. A
+//! machine that binds its RAM has its own policy. What `swapoff` brings up (a drain, the agent's end) lands on the node
+//! of the mover, whose policy counts there (`unuse_pte_range` in mm/swapfile.c, Linux 6.1 to 6.18).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::target::Target;
+use crate::sys::PageState;
+use crate::tiermap::{BLOCK_PAGES, PageIndex, Places};
+use crate::tiers::TierId;
+
+/// Blocks of which memory is taken at a time: 8 GiB of guest RAM.
+const CHUNK_BLOCKS: usize = 4096;
+/// How far away a block may be to count as near: 128 MiB.
+const NEAR_BLOCKS: u32 = 64;
+
+type Chunk = [AtomicU8; CHUNK_BLOCKS];
+
+/// Node by block. Shared by the lanes.
+#[derive(Debug)]
+pub struct Homes(Box<[OnceLock<Box<Chunk>>]>);
+
+impl Homes {
+    /// For a machine of so many pages; takes no memory before something is noted.
+    pub fn new(pages: u32) -> Self {
+        let chunks = (pages.div_ceil(BLOCK_PAGES) as usize).div_ceil(CHUNK_BLOCKS);
+        Self((0..chunks).map(|_| OnceLock::new()).collect())
+    }
+
+    fn get(&self, block: u32) -> Option<u32> {
+        let chunk = self.0.get(block as usize / CHUNK_BLOCKS)?.get()?;
+        // 0 is none.
+        chunk[block as usize % CHUNK_BLOCKS].load(Ordering::Relaxed).checked_sub(1).map(u32::from)
+    }
+
+    fn note(&self, block: u32, node: u32) {
+        let Some(chunk) = self.0.get(block as usize / CHUNK_BLOCKS) else { return };
+        // Of nodes with higher numbers nothing is noted.
+        if let Some(byte) = node.checked_add(1).and_then(|byte| u8::try_from(byte).ok()) {
+            let chunk = chunk.get_or_init(|| Box::new([const { AtomicU8::new(0) }; CHUNK_BLOCKS]));
+            chunk[block as usize % CHUNK_BLOCKS].store(byte, Ordering::Relaxed);
+        }
+    }
+
+    fn nearest(&self, block: u32) -> Option<u32> {
+        (1..=NEAR_BLOCKS).find_map(|far| {
+            let before = block.checked_sub(far).and_then(|block| self.get(block));
+            before.or_else(|| self.get(block.checked_add(far)?))
+        })
+    }
+}
+
+impl Target {
+    /// Notes where those of these ascending pages are that are in the first tier now.
+    pub(super) fn note_homes(&self, pages: &[PageIndex], places: &Places) -> io::Result<()> {
+        if !self.has_homes(places) {
+            return Ok(());
+        }
+        let found: Vec<_> = pages.iter().copied().zip(self.states(pages)?).collect();
+        for block in found.chunk_by(|(a, _), (b, _)| a / BLOCK_PAGES == b / BLOCK_PAGES) {
+            if let Some(node) = commonest(block.iter().filter_map(|(_, state)| node_of(*state, places))) {
+                self.homes.note(block[0].0 / BLOCK_PAGES, node);
+            }
+        }
+        Ok(())
+    }
+
+    /// These ascending pages by the node that they should come up on in the tier `to`; none where any of its nodes is
+    /// right.
+    pub(super) fn by_home(
+        &self,
+        to: TierId,
+        pages: &[PageIndex],
+        places: &Places,
+    ) -> Vec<(Option<u32>, Vec<PageIndex>)> {
+        if to != TierId(0) || !self.has_homes(places) {
+            return vec![(None, pages.to_vec())];
+        }
+        let mut by_home: BTreeMap<Option<u32>, Vec<PageIndex>> = BTreeMap::new();
+        for pages in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
+            let block = pages[0] / BLOCK_PAGES;
+            let home = self.homes.get(block).or_else(|| {
+                let likely = self.likely_home(block, places)?;
+                self.homes.note(block, likely);
+                Some(likely)
+            });
+            by_home.entry(home).or_default().extend(pages);
+        }
+        by_home.into_iter().collect()
+    }
+
+    fn has_homes(&self, places: &Places) -> bool {
+        places.nodes.first_tier_is_spread() && !self.vm.numa_bound
+    }
+
+    fn likely_home(&self, block: u32, places: &Places) -> Option<u32> {
+        let end = (block + 1).saturating_mul(BLOCK_PAGES).min(self.layout.pages());
+        let pages: Vec<_> = (block * BLOCK_PAGES..end).collect();
+        let states = self.states(&pages).unwrap_or_default();
+        commonest(states.into_iter().filter_map(|state| node_of(state, places)))
+            .or_else(|| self.homes.nearest(block))
+            .or_else(|| {
+                let cpus = last_cpus(self.process.pid()).unwrap_or_default();
+                commonest(cpus.into_iter().filter_map(|cpu| places.nodes.first_tier_node_of_cpu(cpu)))
+            })
+    }
+}
+
+fn node_of(state: PageState, places: &Places) -> Option<u32> {
+    match state {
+        PageState::Present { pfn } => places.nodes.first_tier_node_of(pfn),
+        PageState::Absent | PageState::Zero | PageState::Swapped { .. } => None,
+    }
+}
+
+/// The processor that each thread of a process ran on last.
+fn last_cpus(pid: i32) -> io::Result<Vec<u32>> {
+    let stats = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let stats = stats.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    Ok(stats.filter_map(|stat| last_cpu(&stat)).collect())
+}
+
+/// Field 39 of `/proc/PID/task/TID/stat`. The second one, in parentheses, is a name that may hold anything.
+fn last_cpu(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?.parse().ok()
+}
+
+fn commonest(nodes: impl Iterator<Item = u32>) -> Option<u32> {
+    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    nodes.for_each(|node| *counts.entry(node).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(node, _)| node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_the_node_that_was_noted_or_that_of_the_nearest_one() {
+        let homes = Homes::new(u32::MAX);
+        let far = u32::MAX / BLOCK_PAGES;
+        assert_eq!((homes.get(7), homes.nearest(7)), (None, None));
+        homes.note(3, 0);
+        homes.note(10, 1);
+        homes.note(far, 5);
+        assert_eq!([3, 10, far].map(|block| homes.get(block)), [Some(0), Some(1), Some(5)]);
+        assert_eq!([5, 8, 10 + NEAR_BLOCKS].map(|block| homes.nearest(block)), [Some(0), Some(1), Some(1)]);
+        assert_eq!(homes.nearest(11 + NEAR_BLOCKS), None);
+        homes.note(3, 1);
+        homes.note(far + 1, 1);
+        homes.note(4, 700);
+        assert_eq!([3, far + CHUNK_BLOCKS as u32, 4].map(|block| homes.get(block)), [Some(1), None, None]);
+    }
+
+    #[test]
+    fn the_commonest_node_wins_and_a_threads_name_is_no_field() {
+        assert_eq!(commonest([1, 0, 1].into_iter()), Some(1));
+        assert_eq!(commonest(std::iter::empty()), None);
+        let fields: Vec<_> = (3..=52).map(|field| field.to_string()).collect();
+        assert_eq!(last_cpu(&format!("17 (CPU 0/KVM) 1 2) {}", fields.join(" "))), Some(39));
+        assert!(!last_cpus(std::process::id().cast_signed()).unwrap().is_empty());
+    }
+}
