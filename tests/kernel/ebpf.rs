@@ -197,6 +197,7 @@ fn this_process(memory: &ZeroPages) -> Vm {
         incoming: false,
         cgroup: None,
         numa_bound: false,
+        free_page_reporting: false,
         images: BTreeMap::new(),
     }
 }

@@ -53,6 +53,16 @@ impl Spread {
     }
 }
 
+/// The node, 0 or 1, of each page that is in memory.
+pub fn nodes(pid: u32, ram: &Range<u64>) -> Result<Vec<Option<u32>>> {
+    let blocks = Blocks::read()?;
+    let node = |at| match at {
+        At::Memory { pfn } => blocks.on_node_1(pfn).map(|on_1| Some(u32::from(on_1))),
+        At::Zero | At::Nowhere | At::Swap { .. } => Ok(None),
+    };
+    pagemap(pid, ram.start, (ram.end - ram.start) / PAGE)?.into_iter().map(node).collect()
+}
+
 /// What the lab's tiers are made of at one moment.
 pub struct Tiers {
     blocks: Blocks,

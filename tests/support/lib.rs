@@ -26,5 +26,6 @@ pub mod repeats;
 pub mod results;
 pub mod scratch;
 pub mod skip;
+pub mod stand_in;
 pub mod stop;
 mod words;

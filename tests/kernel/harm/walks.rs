@@ -1,1 +1,77 @@
-//! What the agent reads of a guest's page tables does not make the guest wait.
+//! Reading a guest's page tables does not keep the guest waiting, and those of guests that are never moved are not
+//! read.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tiering_tests::agent::Agent;
+use tiering_tests::guest::Backend;
+use tiering_tests::skip::skip_or_fail;
+use tiering_tests::stand_in::StandIn;
+
+use crate::host::{Host, drain_and_end, guest, runs, vm};
+
+const MEMORY_MIB: u32 = 4096;
+/// Time in which waits are measured; the guest is swept again and again meanwhile.
+const WINDOW: Duration = Duration::from_secs(3);
+/// Of so many windows the quietest counts: on a virtual machine the processor itself is away now and then.
+const WINDOWS: usize = 5;
+const LONGEST: Duration = Duration::from_millis(2);
+
+/// The longest wait of the guest's thread in the quietest window.
+fn longest_wait(guest: &mut StandIn, what: &str, meanwhile: impl Fn()) -> Duration {
+    let windows = (0..WINDOWS).map(|_| {
+        guest.begin_to_map(WINDOW).unwrap();
+        let (began, mut times) = (Instant::now(), 0);
+        while began.elapsed() < WINDOW {
+            meanwhile();
+            times += 1;
+        }
+        let waits = guest.waits().unwrap();
+        println!("{what} {times} times: the longest of {} waits {:?}", waits.rounds, waits.longest);
+        waits.longest
+    });
+    windows.min().unwrap()
+}
+
+#[test]
+fn a_thread_that_maps_and_faults_waits_less_than_2_ms_while_its_guest_of_4_gib_is_swept() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let program = Path::new(env!("CARGO_BIN_EXE_tiering-stand-in"));
+    let mut guest = StandIn::start(program, host.scratch.path(), "tt-walks", MEMORY_MIB).unwrap();
+    let alone = longest_wait(&mut guest, "no agent,", || std::thread::sleep(WINDOW / 10));
+
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-walks");
+    // Some of it in swap, which is read page by page.
+    let start = guest.ram().start;
+    let part = |mib: u64| format!("{start:#x}..{:#x}", start + (mib << 20));
+    agent.tiering(&["move", "tt-walks", "--to", "nvme", "--hva", &part(256)]).unwrap();
+    // Each map is that of a sweep of the whole guest, which began after it was asked for.
+    let sweep = || drop(agent.tiering(&["map", "tt-walks", "--json", "--hva", &part(1)]).unwrap());
+    let swept = longest_wait(&mut guest, "swept", sweep);
+    assert!(swept < LONGEST, "{swept:?}, and {alone:?} without an agent");
+    drop(guest);
+    drain_and_end(agent, &host);
+}
+
+/// How often page tables were read of a guest in which nothing happens, by the idle time of pages that a sweep found:
+/// known or not.
+#[test]
+fn a_guest_that_is_only_watched_is_not_swept_before_an_operator_asks() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let guest = guest("excluded", Backend::Anonymous);
+    guest.stop().unwrap();
+    let agent = Agent::start(&host.config("1s"), &[]).unwrap();
+    let swept = || vm(&agent, "excluded")["page_tables_read"].clone();
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(swept(), false);
+    let status = vm(&agent, "excluded");
+    assert!(status["tier_bytes"]["dram"].as_u64() > Some(64 << 20), "what its process holds: {status}");
+    let in_memory = |runs: &[serde_json::Value]| {
+        runs.iter().filter(|run| run["tier"] == "dram").filter_map(|run| run["pages"].as_u64()).sum::<u64>()
+    };
+    assert!(in_memory(&runs(&agent, "excluded")) > 64 * 256);
+    assert_eq!(swept(), true);
+    drain_and_end(agent, &host);
+}
