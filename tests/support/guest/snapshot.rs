@@ -7,10 +7,9 @@ use super::builder::launch;
 use super::{Guest, POLL};
 use crate::kernel;
 use crate::qemu::Machine;
+use crate::qmp::Qmp;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,12 +63,7 @@ impl Snapshot {
 }
 
 fn write_state(monitor: &Path, file: &Path) -> Result<()> {
-    let stream =
-        UnixStream::connect(monitor).with_context(|| format!("connecting to {}", monitor.display()))?;
-    stream.set_read_timeout(Some(SAVE_LIMIT))?;
-    let mut qmp = Qmp { lines: BufReader::new(stream.try_clone()?), stream };
-    qmp.answer().context("the greeting")?;
-    qmp.run(&json!({"execute": "qmp_capabilities"}))?;
+    let mut qmp = Qmp::connect(monitor)?;
     // Not stopped before: its clones would be too.
     qmp.run(&json!({"execute": "migrate", "arguments": {"uri": format!("exec:cat > {}", file.display())}}))?;
     let began = Instant::now();
@@ -81,31 +75,5 @@ fn write_state(monitor: &Path, file: &Path) -> Result<()> {
             _ => ensure!(began.elapsed() < SAVE_LIMIT, "not done after {SAVE_LIMIT:?}: {migration}"),
         }
         std::thread::sleep(POLL);
-    }
-}
-
-/// QEMU's monitor: a line of JSON each way.
-struct Qmp {
-    stream: UnixStream,
-    lines: BufReader<UnixStream>,
-}
-
-impl Qmp {
-    fn run(&mut self, command: &Value) -> Result<Value> {
-        self.stream.write_all(format!("{command}\n").as_bytes())?;
-        loop {
-            let mut answer = self.answer().with_context(|| format!("after {command}"))?;
-            ensure!(answer.get("error").is_none(), "{command}: {answer}");
-            // All else is an event.
-            if let Some(returned) = answer.get_mut("return") {
-                return Ok(returned.take());
-            }
-        }
-    }
-
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        ensure!(self.lines.read_line(&mut line)? > 0, "QEMU hung up");
-        serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))
     }
 }

@@ -66,6 +66,7 @@ fn place_private(
     let only_from_swap = outcome.reason == Reason::MayBeTouched;
     let can_go = |at| at != wanted && at != Place::Untouched && !(only_from_swap && places.in_memory(at));
     let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, can_go);
+    pages.retain(|page| !target.layout.is_hugetlb(*page));
     let room = swap.room(to).map_err(failed)?;
     keep(room, &mut pages, outcome);
     // What is in swap has its tag since it went there.
@@ -89,6 +90,7 @@ fn place_private(
             (was, is) if is == wanted => outcome.moved(was, wanted, 1),
             (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
+            _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
             _ if tried.is_err() || !was_tried(page) => {}
             (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),

@@ -58,6 +58,8 @@ pub enum Skip {
     NoRoom(GroupLimit),
     /// Left by the kernel, which found no swap for the machine's control group.
     NoSwap,
+    /// From the hugetlb pool: cannot be swapped.
+    Hugetlb,
     /// Mapped by another process too, so that they stay on their node.
     MappedElsewhere,
     /// Bound to their node by the machine's own configuration.
@@ -93,6 +95,7 @@ impl fmt::Display for Skip {
             Self::NoSwap => f.write_str(
                 "left by the kernel, which found no swap for the control group (memory.swap.events)",
             ),
+            Self::Hugetlb => f.write_str("from the hugetlb pool, which cannot be swapped"),
             Self::MappedElsewhere => f.write_str("mapped by another process too: stays on its node"),
             Self::Bound => f.write_str("the machine binds its RAM to memory nodes (policy=bind)"),
             Self::ElsewhereInSwap => f.write_str("in another swap area"),

@@ -1,6 +1,7 @@
 //! One virtual machine, as the agent keeps it.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +20,11 @@ use crate::config::{Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
-use crate::sys::{self, Monotonic, Pidfd};
-use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, Place, Seconds, VmPages};
+use crate::sys::{self, Monotonic, PAGE_BYTES, Pidfd};
+use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, Rounds, VmId};
-use crate::vm::{GuestRange, Hva, Refusal, Scope, Vm};
+use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
 
 /// Pages of one job: 32 MiB, so that the last look before each is recent.
 const BATCH_PAGES: usize = 8192;
@@ -119,6 +120,8 @@ pub(super) struct Machine {
     pub seen_by: SeenBy,
     /// Its page tables were looked at once.
     pub is_swept: bool,
+    /// Room for RAM (virtio-mem) in which nothing was ever touched; written by sweeps.
+    pub unplugged_bytes: u64,
     /// Shared guest RAM in huge pages.
     pub shared_huge_bytes: u64,
     pub sweep: Option<SweepUnderWay>,
@@ -139,6 +142,7 @@ impl Machine {
     ) -> Self {
         let layout = Layout::new(&vm.ram);
         let proof = LayoutProof::new(&vm);
+        let unplugged_bytes = vm.on_demand.iter().map(|region| region.bytes).sum();
         let target = Target {
             id: number,
             vm: Arc::new(vm),
@@ -190,6 +194,7 @@ impl Machine {
             rearm_running: false,
             seen_by: SeenBy::default(),
             is_swept: false,
+            unplugged_bytes,
             shared_huge_bytes: 0,
             sweep: None,
             swept: LastSweep::default(),
@@ -230,6 +235,28 @@ impl Machine {
         }
         let applies = |refusal: &&Refusal| !node_tiers.contains(to) || refusal.scope() != Scope::NodesOnly;
         self.target.vm.refusal.as_ref().filter(applies).map(ToString::to_string)
+    }
+
+    /// The pages of this part of a sweep that lie in RAM which is plugged on demand, and are there.
+    pub(super) fn plugged_pages(&self, sweep: &Sweep) -> u64 {
+        let layout = self.pages.layout();
+        let pages = |region: &RamRegion| {
+            let first = layout.page(region.start)?;
+            Some(first..first + u32::try_from(region.bytes / PAGE_BYTES).ok()?)
+        };
+        let inside = |part: Range<u32>| {
+            let of = |run: &PageRun| {
+                (run.first + run.count).min(part.end).saturating_sub(run.first.max(part.start))
+            };
+            sweep.runs.iter().map(|(run, _)| u64::from(of(run))).sum::<u64>()
+        };
+        self.target.vm.on_demand.iter().filter_map(pages).map(inside).sum()
+    }
+
+    /// So many pages of the RAM that is plugged on demand are there.
+    pub(super) fn note_plugged(&mut self, pages: u64) {
+        let room: u64 = self.target.vm.on_demand.iter().map(|region| region.bytes).sum();
+        self.unplugged_bytes = room.saturating_sub(pages * PAGE_BYTES);
     }
 
     /// Why nothing of it is moved to any tier below the first one, if so.

@@ -17,8 +17,8 @@ use crate::sys::PAGE_BYTES;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
     self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
-    PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin, PrefetchOrigins,
-    PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
+    LeftAloneStatus, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
+    PrefetchOrigins, PrefetchWay, SourceState, SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
@@ -180,7 +180,8 @@ impl State {
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: machine.braking.limited_by(),
-            ram_bytes: vm.ram_bytes(),
+            ram_bytes: vm.ram_bytes().saturating_sub(machine.unplugged_bytes),
+            left_alone: machine.left_alone(),
             tier_bytes: self.bytes_by_name(&places(machine)),
             page_tables_read: machine.is_swept,
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
@@ -192,7 +193,8 @@ impl State {
             free_page_reporting: Some(vm.free_page_reporting),
             untouched_bytes: vm
                 .ram_bytes()
-                .saturating_sub(places(machine).values().sum::<u64>() * PAGE_BYTES),
+                .saturating_sub(places(machine).values().sum::<u64>() * PAGE_BYTES)
+                .saturating_sub(machine.unplugged_bytes),
             wss_bytes: machine.working_set_pages * PAGE_BYTES,
             profile: machine.profile_status(),
             reads_total: counters.reads,
@@ -228,6 +230,18 @@ impl State {
                 calibration: calibration(machine.stages.calibration()),
             },
         }
+    }
+}
+
+impl Machine {
+    fn left_alone(&self) -> Vec<LeftAloneStatus> {
+        let parts = self.target.vm.left_alone.iter();
+        let parts = parts.map(|part| LeftAloneStatus { bytes: part.bytes, reason: part.why.to_string() });
+        let unplugged = (self.unplugged_bytes > 0).then(|| LeftAloneStatus {
+            bytes: self.unplugged_bytes,
+            reason: "room of virtio-mem that is not plugged, or was never touched".to_owned(),
+        });
+        parts.chain(unplugged).collect()
     }
 }
 

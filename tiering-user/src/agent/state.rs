@@ -261,17 +261,18 @@ impl State {
             tracing::warn!(%error, "a process was left out");
         }
         for key in changes.gone {
-            self.forget(key, faults);
+            self.forget(key, "has ended", faults);
         }
         if self.config.discover.qemu {
-            for vm in changes.appeared {
+            for vm in changes.appeared.into_iter().chain(changes.changed) {
                 self.admit(vm, faults);
             }
         }
     }
 
     fn admit(&mut self, vm: Vm, faults: &mut Faults) {
-        self.forget(vm.key, faults);
+        // One that has changed is taken in anew: its pages have other numbers.
+        self.forget(vm.key, "has changed, ask again", faults);
         let process = match Pidfd::open(vm.key.pid) {
             Ok(process) => process,
             // It ended between the scan and now: the next scan says so.
@@ -321,12 +322,15 @@ impl State {
                 tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved");
             }
         }
+        for part in &vm.left_alone {
+            tracing::info!(vm = vm.name, mib = part.bytes >> 20, reason = %part.why, "a part of it is left alone");
+        }
         self.admit_images(&machine, faults);
         self.machines.insert(id, machine);
         self.sweep_if_moved(id);
     }
 
-    fn forget(&mut self, key: ProcessKey, faults: &mut Faults) {
+    fn forget(&mut self, key: ProcessKey, why: &str, faults: &mut Faults) {
         let Some(id) = self.machines.values().find(|m| m.target.vm.key == key).map(|m| m.target.id) else {
             return;
         };
@@ -339,7 +343,7 @@ impl State {
             if !self.machines.values().any(|other| other.is_twin_of(&machine)) {
                 self.memory.keep(&mut machine, sys::unix_seconds());
             }
-            tracing::info!(vm = machine.target.vm.name, pid = key.pid, "gone");
+            tracing::info!(vm = machine.target.vm.name, pid = key.pid, "{why}");
             if let Some(tenant) = &machine.settings.tenant {
                 self.tenants.leave(tenant, id);
             }
@@ -351,7 +355,7 @@ impl State {
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
             self.fail_maps(id);
             for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
-                ticket.fail(ApiError::NotFound("the virtual machine has ended".into()));
+                ticket.fail(ApiError::NotFound(format!("the virtual machine {why}")));
             }
         }
     }
@@ -434,6 +438,7 @@ impl State {
                 | Skip::Locked
                 | Skip::Shared
                 | Skip::TierFailed(_)
+                | Skip::Hugetlb
                 | Skip::MappedElsewhere
                 | Skip::Bound
                 | Skip::Absent

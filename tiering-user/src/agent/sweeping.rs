@@ -26,6 +26,8 @@ pub(super) struct SweepUnderWay {
     fresh: bool,
     huge_bytes: u64,
     shared_huge_bytes: u64,
+    /// Of RAM that is plugged on demand.
+    plugged_pages: u64,
 }
 
 impl SweepUnderWay {
@@ -66,7 +68,7 @@ impl State {
         };
         let began = sys::now();
         machine.swept.began = Some(began);
-        let all = SweepUnderWay { began, next: 0, fresh: true, huge_bytes: 0, shared_huge_bytes: 0 };
+        let all = SweepUnderWay { began, next: 0, fresh: true, huge_bytes: 0, shared_huge_bytes: 0, plugged_pages: 0 };
         machine.sweep = Some(all);
         self.sweep_next_part(id);
     }
@@ -92,6 +94,7 @@ impl State {
         let (now, id) = (self.clock.seconds(), swept.vm);
         let began = self.clock.seconds_at(swept.began);
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        let plugged_pages = swept.sweep.as_ref().map_or(0, |sweep| machine.plugged_pages(sweep));
         let Some(under_way) = &mut machine.sweep else { return };
         match swept.sweep {
             Ok(sweep) => {
@@ -101,6 +104,7 @@ impl State {
                     machine.pages.set_huge(sweep.part, &sweep.huge);
                 }
                 under_way.note(&sweep, fresh);
+                under_way.plugged_pages += plugged_pages;
                 if !self.sweep_next_part(id) {
                     self.end_sweep(id);
                 }
@@ -120,6 +124,7 @@ impl State {
         machine.swept.took = sys::now().since(ended.began);
         machine.huge_bytes = ended.huge_bytes;
         machine.shared_huge_bytes = ended.shared_huge_bytes;
+        machine.note_plugged(ended.plugged_pages);
         if ended.fresh {
             machine.is_swept = true;
             machine.knowledge.recall(&mut machine.pages, now);

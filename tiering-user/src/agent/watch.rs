@@ -12,15 +12,9 @@ use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, PageRun, Places, Sweep};
 use crate::track::VmId;
-use crate::vm::{
-    Changes, GroupMemory, ProcessKey, Refusal, Scanner, Scope, Vm, VmError, keep_own_pressure, ksm_bytes,
-    usage,
-};
+use crate::vm::{Changes, GroupMemory, ProcessKey, Scanner, VmError, keep_own_pressure, ksm_bytes, usage};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
-
-/// Scans between two looks at machines that were refused for a reason that may pass.
-const REFRESH_EVERY: u32 = 10;
 
 /// Looks for machines; the thread ends soon after this is dropped.
 pub(super) struct Scanning {
@@ -37,17 +31,8 @@ impl Scanning {
         let (stop, stopped) = std_mpsc::channel::<()>();
         thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
             let mut scanner = Scanner::new(&roots.proc, &roots.cgroup);
-            let mut refused = Vec::new();
-            for scan in 1u32.. {
-                let mut changes = scanner.scan();
-                if let Ok(changes) = &mut changes {
-                    refused.retain(|vm: &Vm| !changes.gone.contains(&vm.key));
-                    if scan.is_multiple_of(REFRESH_EVERY) {
-                        changes.appeared.extend(refresh(&scanner, &refused));
-                    }
-                    refused.retain(|vm| changes.appeared.iter().all(|new| new.key != vm.key));
-                    refused.extend(changes.appeared.iter().filter(|vm| may_pass(vm)).cloned());
-                }
+            loop {
+                let changes = scanner.scan();
                 if found.blocking_send(changes).is_err() {
                     return;
                 }
@@ -74,19 +59,6 @@ fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     Gauge { key, memory, ksm_bytes, usage, at: sys::now() }
 }
 
-/// Whether a machine is refused for a reason that may be over some time.
-fn may_pass(vm: &Vm) -> bool {
-    let scope = vm.refusal.as_ref().map(Refusal::scope);
-    matches!(scope, Some(Scope::ForNow | Scope::WatchOnly))
-}
-
-/// Those of the machines for which the reason is another one by now, or none. They are taken in anew.
-fn refresh(scanner: &Scanner, refused: &[Vm]) -> Vec<Vm> {
-    let looked_at = refused.iter().filter_map(|vm| Some((vm, scanner.refresh(vm.key).ok()?)));
-    looked_at.filter(|(old, new)| old.refusal != new.refusal).map(|(_, new)| new).collect()
-}
-
-/// A part of a machine's page tables was read.
 #[derive(Debug)]
 pub(super) struct Swept {
     pub vm: VmId,

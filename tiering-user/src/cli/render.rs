@@ -191,6 +191,9 @@ pub fn vm(vm: &VmStatus) -> String {
     row("movable", movable(vm));
     row("held back", vm.limited_by.clone().unwrap_or_else(|| "no".to_owned()));
     row("ram", size(vm.ram_bytes));
+    for part in &vm.left_alone {
+        row("left alone", format!("{}: {}", size(part.bytes), part.reason));
+    }
     for (tier, bytes) in &vm.tier_bytes {
         let peak = vm.tier_bytes_peak.get(tier).copied().unwrap_or(*bytes);
         row(&format!("in {tier}"), format!("{} (peak {})", size(*bytes), size(peak)));

@@ -167,7 +167,10 @@ pub struct VmStatus {
     pub reason: Option<String>,
     /// What holds its demotion back now, if something does.
     pub limited_by: Option<String>,
+    /// Without what is left alone.
     pub ram_bytes: u64,
+    /// Memory of the guest that is left alone, or moved less far than the rest, also where the VM is movable.
+    pub left_alone: Vec<LeftAloneStatus>,
     /// Guest RAM by tier name, and `swap` where the device is not known.
     pub tier_bytes: BTreeMap<String, u64>,
     /// Whether `tier_bytes` comes from its page tables. Those of a VM that is not moved are read only when somebody
@@ -208,6 +211,14 @@ pub struct VmStatus {
     /// Pages that came back soon after they went down: within half of `demote_after`, a minute at most.
     pub ping_pong_pages: u64,
     pub prefetch: PrefetchCounts,
+}
+
+/// A part of a VM's memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftAloneStatus {
+    pub bytes: u64,
+    pub reason: String,
 }
 
 /// Rounds in which a VM's mapped pages show their accesses anew.

@@ -88,7 +88,7 @@ fn the_json_has_the_documented_fields() {
     let vm = serde_json::json!({
         "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
         "class": {"name": "unknown", "confidence": 0.0, "source": null}, "movable": false, "reason": null,
-        "limited_by": null, "ram_bytes": 0, "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
+        "limited_by": null, "ram_bytes": 0, "left_alone": [], "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
         "page_tables_read": false,
         "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
         "ksm_bytes": null, "swap_cached_bytes": null, "free_page_reporting": null,

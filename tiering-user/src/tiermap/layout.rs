@@ -60,6 +60,7 @@ struct Part {
     first: PageIndex,
     pages: u32,
     shared: bool,
+    hugetlb: bool,
 }
 
 /// Where the pages of one virtual machine lie.
@@ -84,6 +85,7 @@ impl Layout {
                 first,
                 pages,
                 shared: matches!(region.backing, Backing::Shared { .. }),
+                hugetlb: region.backing == Backing::Hugetlb,
             });
             first += pages;
         }
@@ -101,6 +103,12 @@ impl Layout {
         let part = self.parts.get(after.checked_sub(1)?)?;
         let offset = u32::try_from((hva.0 - part.start) / PAGE_BYTES).ok()?;
         (offset < part.pages).then(|| part.first + offset)
+    }
+
+    /// Whether this page comes from the hugetlb pool.
+    pub fn is_hugetlb(&self, page: PageIndex) -> bool {
+        let after = self.parts.partition_point(|part| part.first <= page);
+        after.checked_sub(1).and_then(|at| self.parts.get(at)).is_some_and(|part| part.hugetlb)
     }
 
     /// The address of this page, and whether its region is shared memory.

@@ -9,19 +9,21 @@
 //! |---|---|
 //! | `scan` | compares the process list with what is known, builds a `Vm` |
 //! | `process` | reads one process's files, tells "ended" from "not allowed" |
-//! | `options`, `cmdline` | QEMU's option syntax, and the options that matter here |
-//! | `ram` | picks guest RAM out of the mappings |
+//! | `options`, `arguments`, `readconfig`, `cmdline` | QEMU's option syntax, where options come from, and those that matter here |
+//! | `ram`, `medium` | picks guest RAM out of the mappings, and what it is made of |
+//! | `parts` | what of it is managed, what is left alone |
 //! | `gpa` | where guest-physical addresses lie in it |
 //! | `libvirt` | labels that an operator gave it |
 //! | `images` | which base images it reads |
-//! | `runtime`, `cgroup`, `mappers` | facts that change while a VM runs |
+//! | `runtime`, `cgroup`, `mappers`, `rare_flags` | facts that change while a VM runs |
 //! | `refusal` | judges the facts |
 //! | `group_memory`, `ksm`, `usage` | how much room its control groups leave, what is merged of it, what its process uses |
 //!
-//! Limits: guests of other hypervisors are not found. Memory added after the start (DIMMs plugged by monitor command)
-//! is not part of [`Vm::ram`]. A migration shows only where QEMU names its threads (libvirt, KubeVirt and Proxmox ask
-//! it to). Where several memory blocks have one size, which is which is an educated guess ([`Vm::ram`]).
+//! Limits: guests of other hypervisors are not found. A migration shows only where QEMU names its threads (libvirt,
+//! KubeVirt and Proxmox ask it to). Where several memory blocks have one size, which is which is an educated guess
+//! ([`Vm::ram`]). Memory that was plugged before the agent started has no guest-physical address.
 
+mod arguments;
 mod cgroup;
 mod cmdline;
 mod gpa;
@@ -30,9 +32,13 @@ mod images;
 mod ksm;
 pub mod libvirt;
 mod mappers;
+mod medium;
 mod options;
+mod parts;
 mod process;
 mod ram;
+mod rare_flags;
+mod readconfig;
 mod refusal;
 mod runtime;
 mod scan;
@@ -50,7 +56,7 @@ pub use group_memory::{GroupMemory, Headroom, Pressure, keep_own_pressure};
 pub use images::FileId;
 pub use ksm::ksm_bytes;
 pub use process::VmError;
-pub use refusal::{Refusal, Scope};
+pub use refusal::{Apart, LeftAlone, Refusal, Scope};
 pub use scan::{Changes, Scanner, recheck};
 pub use usage::{Usage, usage};
 
@@ -144,12 +150,17 @@ pub struct Vm {
     /// In guest-physical order. Equal-sized blocks are told apart by address (blocks that QEMU creates later lie lower
     /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under [`Refusal::LayoutUnclear`].
     pub ram: Vec<RamRegion>,
+    /// Those of the regions that have room for more than is plugged (virtio-mem): what of them was never touched is not
+    /// there.
+    pub on_demand: Vec<RamRegion>,
+    /// Memory of the guest that is not in `ram`, or is moved less far than the rest of it.
+    pub left_alone: Vec<LeftAlone>,
     /// The same RAM with its guest-physical addresses, by rule and not proved.
     pub guest_ranges: Vec<GuestRange>,
     /// Why the RAM may not be moved, as of the last look; [`recheck`] brings it up to date.
     pub refusal: Option<Refusal>,
     /// The part of `refusal` that command line, mappings and other mapping processes decide; only
-    /// [`Scanner::refresh`] looks at it again.
+    /// [`Scanner::scan`] looks at it again.
     pub fixed_refusal: Option<Refusal>,
     /// Started to receive a migration; over once its virtual CPUs run.
     pub incoming: bool,

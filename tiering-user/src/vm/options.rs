@@ -10,6 +10,16 @@ use serde_json::Value;
 pub(super) struct Options(Vec<(String, String)>);
 
 impl Options {
+    /// Pairs that were read elsewhere.
+    pub(super) fn of(pairs: Vec<(String, String)>) -> Options {
+        Options(pairs)
+    }
+
+    /// Gives `key` another value.
+    pub(super) fn set(&mut self, key: &str, value: &str) {
+        self.0.push((key.to_owned(), value.to_owned()));
+    }
+
     /// Parses `text`; a first item without `=` is the value of `implied`.
     pub(super) fn parse(text: &str, implied: &str) -> Options {
         if text.starts_with('{')
@@ -69,9 +79,14 @@ fn split_items(text: &str) -> Vec<String> {
     items
 }
 
-/// Bytes of a QEMU size (`4096`, `1.5G`, `1048576k`); a number without a suffix counts `default_unit` bytes.
+/// Bytes of a QEMU size (`4096`, `1.5G`, `1048576k`, `0x40000000`); a number without a suffix counts `default_unit` bytes.
 pub(super) fn size_bytes(text: &str, default_unit: u64) -> Option<u64> {
     let text = text.trim();
+    if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        // QEMU gives the default unit to what ends in a decimal digit (hw/core/machine.c, QEMU 7.2).
+        let unit = if digits.ends_with(|c: char| c.is_ascii_digit()) { default_unit } else { 1 };
+        return u64::from_str_radix(digits, 16).ok()?.checked_mul(unit);
+    }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let unit = match suffix {
@@ -82,6 +97,7 @@ pub(super) fn size_bytes(text: &str, default_unit: u64) -> Option<u64> {
         "g" | "G" => 1 << 30,
         "t" | "T" => 1 << 40,
         "p" | "P" => 1 << 50,
+        "e" | "E" => 1 << 60,
         _ => return None,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -131,6 +147,8 @@ mod tests {
         assert_eq!(size_bytes("1048576k", 1 << 20), Some(1 << 30));
         assert_eq!(size_bytes("1.5G", 1), Some(1536 << 20));
         assert_eq!(size_bytes("134217728", 1), Some(128 << 20));
+        assert_eq!(size_bytes("0x8000000", 1), Some(128 << 20));
+        assert_eq!((size_bytes("0x80", 1 << 20), size_bytes("0x", 1)), (Some(128 << 20), None));
         for nonsense in ["", "G", "4X", "-1", "1..5G", "99999999999999999999", "18446744073709551615P", "4€"]
         {
             assert_eq!(size_bytes(nonsense, 1), None, "{nonsense}");

@@ -4,7 +4,7 @@
 //! All files are opened relative to the process's own directory, so a pid that is reused in the middle cannot mix two
 //! processes: reads of the old one fail.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -94,26 +94,36 @@ impl Proc {
         Ok(arguments)
     }
 
-    /// Mappings from `maps` or, with flags and sizes, `smaps`.
-    pub(super) fn mappings(&self, file: &str) -> Result<MemoryMaps, VmError> {
+    /// Its mappings, from `maps`: no page table is walked for it.
+    pub(super) fn mappings(&self) -> Result<MemoryMaps, VmError> {
+        // Paths are other people's: procfs 0.18 rejects bytes that are not UTF-8, and panics on a file named
+        // /SYSV with fewer than eight digits behind it.
+        let text = self.text("maps")?.replace("/SYSV", "/sysv");
+        self.read("maps", |_| MemoryMaps::from_read(text.as_bytes()))
+    }
+
+    /// A file as text, with bytes that are not UTF-8 replaced.
+    pub(super) fn text(&self, file: &str) -> Result<String, VmError> {
         self.read(file, |process| {
             let mut bytes = Vec::new();
             process.open_relative(file)?.read_to_end(&mut bytes)?;
-            // Paths are other people's: procfs 0.18 rejects bytes that are not UTF-8, and panics on a file named
-            // /SYSV with fewer than eight digits behind it.
-            let text = String::from_utf8_lossy(&bytes).replace("/SYSV", "/sysv");
-            MemoryMaps::from_read(text.as_bytes())
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
         })
     }
 
-    /// Device numbers (major, minor) of the tmpfs mounts the process sees.
-    pub(super) fn tmpfs_devices(&self) -> Result<HashSet<(i32, i32)>, VmError> {
+    /// Size of its address space, in pages: it changes when something is mapped or unmapped.
+    pub(super) fn mapped_pages(&self) -> Result<u64, VmError> {
+        Ok(self.read("statm", Process::statm)?.size)
+    }
+
+    /// Types of the file systems that the process sees mounted, by device number (major, minor).
+    pub(super) fn file_systems(&self) -> Result<HashMap<(i32, i32), String>, VmError> {
         let mounts = self.read("mountinfo", Process::mountinfo)?;
-        let tmpfs = mounts.iter().filter(|mount| mount.fs_type == "tmpfs");
-        Ok(tmpfs
+        Ok(mounts
+            .into_iter()
             .filter_map(|mount| {
                 let (major, minor) = mount.majmin.split_once(':')?;
-                Some((major.parse().ok()?, minor.parse().ok()?))
+                Some(((major.parse().ok()?, minor.parse().ok()?), mount.fs_type))
             })
             .collect())
     }

@@ -29,8 +29,13 @@ pub enum Refusal {
     DeviceAssigned { what: String },
     #[error("it is a confidential guest (SEV, TDX or alike)")]
     Confidential,
-    #[error("its RAM is a persistent file or NVDIMM ({what})")]
-    PersistentMemory { what: String },
+    #[error("its memory is in a guest_memfd, which the kernel can neither swap nor move to another node")]
+    GuestMemfd,
+    #[error(
+        "its RAM is the file {what} on storage, not memory, and page-out would write to it: give it a memory backend, or a \
+         file on /dev/shm, to have it managed"
+    )]
+    OnStorage { what: String },
     #[error("it has real-time threads")]
     Realtime,
     #[error("it runs in a Guaranteed pod")]
@@ -43,8 +48,11 @@ pub enum Refusal {
         "its memory layout is not understood: {announced_bytes} bytes announced on the command line, {found_bytes} found"
     )]
     LayoutUnclear { announced_bytes: u64, found_bytes: u64 },
-    #[error("it uses virtio-mem, whose layout changes")]
-    VirtioMem,
+    #[error(
+        "its memory layout is unknown, so it is only watched: what -readconfig names cannot be read ({why}); have the file \
+         stay where it is while the VM runs"
+    )]
+    LayoutUnknown { why: String },
     #[error("it is being migrated, saved or dumped (thread {thread})")]
     Migrating { thread: String },
     #[error("it waits for an incoming migration")]
@@ -69,12 +77,13 @@ impl Refusal {
             Refusal::MemoryLocked
             | Refusal::DeviceAssigned { .. }
             | Refusal::Confidential
-            | Refusal::PersistentMemory { .. }
+            | Refusal::GuestMemfd
+            | Refusal::OnStorage { .. }
             | Refusal::Realtime
             | Refusal::GuaranteedPod
             | Refusal::Critical { .. }
             | Refusal::Gone => Scope::Never,
-            Refusal::LayoutUnclear { .. } | Refusal::VirtioMem => Scope::WatchOnly,
+            Refusal::LayoutUnclear { .. } | Refusal::LayoutUnknown { .. } => Scope::WatchOnly,
             Refusal::Migrating { .. }
             | Refusal::Incoming
             | Refusal::Userfaultfd
@@ -84,6 +93,29 @@ impl Refusal {
             }
         }
     }
+}
+
+/// A part of a VM's memory that is left alone, or moved less far than the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    pub bytes: u64,
+    pub why: Apart,
+}
+
+/// Why a part of a VM's memory is left alone. The text is what users see as `reason`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Apart {
+    #[error("the image of a persistent device (NVDIMM, virtio-pmem; {what}), which is no RAM")]
+    Image { what: String },
+    #[error(
+        "RAM in the file {what} on storage, not memory: page-out would write to it; give it a memory backend, or a file on \
+         /dev/shm, to have it managed"
+    )]
+    OnStorage { what: String },
+    #[error("RAM from the hugetlb pool, which cannot be swapped: it moves between memory tiers only")]
+    Hugetlb,
+    #[error("RAM in more parts than can be watched: plug fewer and larger DIMMs to have it managed")]
+    TooManyParts,
 }
 
 /// The refusal that reaches furthest, the first one among equals.
@@ -107,6 +139,7 @@ pub(super) fn judge(
         }
     };
     add_if(runtime.confidential, Refusal::Confidential);
+    add_if(runtime.guest_memfd, Refusal::GuestMemfd);
     if let Some(what) = &runtime.assigned_device {
         add_if(true, Refusal::DeviceAssigned { what: what.clone() });
     }

@@ -13,6 +13,8 @@ use super::{Accel, printable};
 /// A virtual CPU that has not run yet has used next to nothing for its own start; half a second (100 ticks a second
 /// on every architecture that runs VMs) says the guest is running.
 const VCPU_RAN_TICKS: u64 = 50;
+/// A process that has used this much of a processor may have brought up and paged out any amount of memory.
+const YOUNG_TICKS: u64 = 1000;
 /// Thread names of outgoing and incoming migration, snapshots and dumps, as QEMU's sources have them (4.0 to 10.0).
 const MIGRATION_THREADS: [&str; 6] =
     ["mig/", "live_migration", "multifd", "postcopy/", "bg_snapshot", "dump_thread"];
@@ -26,8 +28,15 @@ pub(super) struct Runtime {
     pub(super) assigned_device: Option<String>,
     pub(super) confidential: bool,
     pub(super) userfaultfd: bool,
+    /// A `guest_memfd` holds memory of the guest.
+    pub(super) guest_memfd: bool,
     pub(super) locked_bytes: u64,
     pub(super) pinned_bytes: u64,
+    pub(super) resident_bytes: u64,
+    /// Private memory only.
+    pub(super) swapped_bytes: u64,
+    /// No virtual CPU has run yet, and the process has hardly worked.
+    pub(super) is_young: bool,
     pub(super) migration_thread: Option<String>,
     pub(super) realtime: bool,
     pub(super) vcpus_ran: bool,
@@ -54,6 +63,10 @@ impl Runtime {
         let status = process.read("status", Process::status)?;
         runtime.locked_bytes = status.vmlck.unwrap_or(0).saturating_mul(1024);
         runtime.pinned_bytes = status.vmpin.unwrap_or(0).saturating_mul(1024);
+        runtime.resident_bytes = status.vmrss.unwrap_or(0).saturating_mul(1024);
+        runtime.swapped_bytes = status.vmswap.unwrap_or(0).saturating_mul(1024);
+        let stat = process.stat()?;
+        runtime.is_young = !runtime.vcpus_ran && stat.utime.saturating_add(stat.stime) < YOUNG_TICKS;
         runtime.oom_score_adj = process.read("oom_score_adj", Process::oom_score_adj)?;
         runtime.cgroup = cgroup::path(&process.read("cgroup", Process::cgroups)?);
         runtime.swap_forbidden_by =
@@ -69,7 +82,7 @@ impl Runtime {
         match target {
             FDTarget::AnonInode(name) => match name.as_str() {
                 "kvm-vm" => self.kvm = true,
-                "[kvm-gmem]" => self.confidential = true,
+                name if name.contains("kvm-gmem") || name.contains("guest_memfd") => self.guest_memfd = true,
                 "[userfaultfd]" => self.userfaultfd = true,
                 name if name.starts_with("[vfio") => self.assigned_device = Some(printable(name)),
                 _ => {}

@@ -19,6 +19,8 @@ pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
         namespace: None,
         accel: Accel::Tcg,
         ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
+        on_demand: Vec::new(),
+        left_alone: Vec::new(),
         guest_ranges: vec![GuestRange { start, bytes, gpa: Some(Gpa(0)) }],
         refusal: None,
         fixed_refusal: None,
@@ -75,6 +77,19 @@ impl FakeHost {
         self.write(pid, file, &[&old, bytes].concat());
     }
 
+    /// A file that the process sees at `path`.
+    pub(super) fn put_file(&self, pid: i32, path: &str, text: &str) {
+        let file = self.proc_root.join(pid.to_string()).join("root").join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+
+    /// The process `pid` becomes another one, without a new start.
+    pub(super) fn becomes(&self, pid: i32, guest: &Guest) {
+        self.end(pid);
+        self.start(pid, guest);
+    }
+
     pub(super) fn forbid_swap(&self, group: &str) {
         let group = self.cgroup_root.join(group);
         std::fs::create_dir_all(&group).unwrap();
@@ -95,6 +110,7 @@ pub(super) struct Guest {
     start_time_ticks: u64,
     state: char,
     locked_kib: u64,
+    resident_kib: u64,
 }
 
 impl Guest {
@@ -126,11 +142,15 @@ impl Guest {
             start_time_ticks: 5000,
             state: 'S',
             locked_kib: 0,
+            resident_kib: 40 << 10,
         }
     }
 
     pub(super) fn memfd(name: &str, ram_mib: u64) -> Guest {
-        Guest::kvm(name, ram_mib).without_ram().file_mapping(
+        let object = format!("memory-backend-memfd,id=ram,size={ram_mib}M,share=on");
+        let guest =
+            Guest::kvm(name, ram_mib).more_arguments(&["-object", &object, "-numa", "node,memdev=ram"]);
+        guest.without_ram().file_mapping(
             "7f8000000000",
             ram_mib,
             "00:01",
@@ -207,6 +227,11 @@ impl Guest {
         self
     }
 
+    pub(super) fn resident_kib(mut self, kib: u64) -> Guest {
+        self.resident_kib = kib;
+        self
+    }
+
     fn write(&self, dir: &Path, pid: i32) {
         let put = |file: &str, text: &str| std::fs::write(dir.join(file), text).unwrap();
         std::fs::create_dir_all(dir.join("fd")).unwrap();
@@ -223,6 +248,11 @@ impl Guest {
         put("cmdline", &(self.arguments.join("\0") + "\0"));
         let maps = self.other_mappings.clone() + &self.ram;
         put("smaps", &maps);
+        let mapped_kib: u64 = maps
+            .lines()
+            .filter_map(|line| line.strip_prefix("Size:")?.trim().split(' ').next()?.parse::<u64>().ok())
+            .sum();
+        put("statm", &format!("{} 10000 2000 1800 0 9000 0\n", mapped_kib / 4));
         let headers = maps.lines().filter(|line| !line.starts_with(|c: char| c.is_ascii_uppercase()));
         put("maps", &headers.fold(String::new(), |text, line| text + line + "\n"));
         put("oom_score_adj", "0\n");
@@ -237,10 +267,11 @@ impl Guest {
             &format!(
                 "Name:\tqemu-system-x86\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t{pid}\nNgid:\t0\nPid:\t{pid}\n\
                  PPid:\t1\nTracerPid:\t0\nUid:\t107\t107\t107\t107\nGid:\t107\t107\t107\t107\nFDSize:\t64\n\
-                 Groups:\t107 \nVmLck:\t{} kB\nVmPin:\t0 kB\nThreads:\t{}\nSigQ:\t0/95\n\
+                 Groups:\t107 \nVmLck:\t{} kB\nVmPin:\t0 kB\nVmRSS:\t{} kB\nThreads:\t{}\nSigQ:\t0/95\n\
                  SigPnd:\t0\nShdPnd:\t0\nSigBlk:\t0\nSigIgn:\t0\nSigCgt:\t0\n\
                  CapInh:\t0\nCapPrm:\t0\nCapEff:\t0\n",
                 self.locked_kib,
+                self.resident_kib,
                 self.threads.len()
             ),
         );
@@ -255,7 +286,7 @@ impl Guest {
     }
 }
 
-/// One entry of smaps.
+/// One entry of smaps, and of a mapping that children do not inherit (`dc`: guest memory) the guard page behind it.
 fn mapping(start: &str, kib: u64, perms: &str, device: &str, inode: u64, path: &str, flags: &str) -> String {
     let end = u64::from_str_radix(start, 16).unwrap() + (kib << 10);
     let page_kib = if flags.contains("ht") { 2048 } else { 4 };
@@ -268,5 +299,9 @@ fn mapping(start: &str, kib: u64, perms: &str, device: &str, inode: u64, path: &
          THPeligible:           1\nVmFlags: {flags} \n"
     )
     .unwrap();
+    if flags.contains("dc") {
+        writeln!(text, "{end:x}-{:x} ---p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: mr mw me", end + 4096)
+            .unwrap();
+    }
     text
 }

@@ -9,6 +9,20 @@ fn only(changes: Changes) -> Vm {
     changes.appeared.into_iter().next().unwrap()
 }
 
+/// The one VM that changes within so many scans.
+fn changed(scanner: &mut Scanner, scans: u32) -> Vm {
+    let mut changed = (0..scans).flat_map(|_| {
+        let changes = scanner.scan().unwrap();
+        assert!(changes.errors.is_empty() && changes.gone.is_empty(), "{changes:?}");
+        changes.changed
+    });
+    changed.next().expect("a change")
+}
+
+fn sizes_mib(vm: &Vm) -> Vec<u64> {
+    vm.ram.iter().map(|region| region.bytes / MIB).collect()
+}
+
 /// What a scan says of one guest.
 fn seen(guest: &Guest) -> (Option<Refusal>, Vm) {
     let host = FakeHost::new();
@@ -60,7 +74,6 @@ fn only_changes_are_told_and_a_reused_pid_is_another_vm() {
     assert_eq!(changes.gone, [old.key]);
     assert_eq!(only(changes).name, "new");
     assert_eq!(recheck(host.proc_root(), host.cgroup_root(), &old), Some(Refusal::Gone));
-    assert!(matches!(scanner.refresh(old.key), Err(VmError::Gone { pid: 100 })));
 
     host.end(100);
     assert_eq!(scanner.scan().unwrap().gone.len(), 1);
@@ -134,25 +147,58 @@ fn memfd_ram_that_a_vhost_user_daemon_maps_moves_between_nodes_only() {
     assert_eq!(alone.refusal, None, "the sole mapper may be paged out");
 
     host.start(200, &Guest::memfd("daemon", 256).exe("/usr/libexec/virtiofsd"));
-    let refused = scanner.refresh(alone.key).unwrap().refusal.unwrap();
+    let refused = changed(&mut scanner, scan::MAPPERS_SCANS).refusal.unwrap();
     assert_eq!(refused, Refusal::SharedMapper { pid: 200 });
     assert_eq!(refused.scope(), Scope::NodesOnly);
+
+    host.end(200);
+    assert_eq!(changed(&mut scanner, scan::MAPPERS_SCANS).refusal, None);
+}
+
+#[test]
+fn a_daemon_that_maps_ram_of_a_vm_without_vhost_user_devices_is_seen_by_its_pages() {
+    let host = FakeHost::new();
+    host.start(100, &Guest::memfd("a", 1));
+    let mut scanner = host.scanner();
+    only(scanner.scan().unwrap());
+    host.start(200, &Guest::memfd("daemon", 1).exe("/usr/libexec/virtiofsd"));
+    let pages = |entry: u64| {
+        // Sparse: the entries of the region alone.
+        let pagemap = std::fs::File::create(host.proc_root().join("100/pagemap")).unwrap();
+        let first = 0x7f80_0000_0000_u64 / 4096;
+        std::os::unix::fs::FileExt::write_all_at(&pagemap, &entry.to_ne_bytes().repeat(256), first * 8)
+            .unwrap();
+    };
+    pages(1 << 63 | 1 << 56 | 7);
+    assert!((0..scan::MAPPERS_SCANS).all(|_| scanner.scan().unwrap().changed.is_empty()), "its own alone");
+    pages(1 << 63 | 7);
+    assert_eq!(changed(&mut scanner, scan::AGAIN_SCANS).refusal, Some(Refusal::SharedMapper { pid: 200 }));
 }
 
 #[test]
 fn a_tmpfs_file_is_memory_and_a_file_on_disk_is_not() {
     let file = |device: &str, path: &str| {
         let flags = "rd wr sh mr mw me ms dc";
-        seen(&Guest::kvm("a", 64).without_ram().file_mapping("7f0000000000", 64, device, path, flags))
+        let guest = Guest::kvm("a", 64).more_arguments(&["-mem-path", "/x"]).without_ram();
+        seen(&guest.file_mapping("7f0000000000", 64, device, path, flags))
     };
     assert_eq!(file("00:1b", "/dev/shm/qemu_back_mem.pc.ram.El6EbW (deleted)").0, None);
     let (refusal, _) = file("fe:01", "/var/lib/ram.img");
-    assert_eq!(refusal, Some(Refusal::PersistentMemory { what: "/var/lib/ram.img".to_owned() }));
+    assert_eq!(refusal, Some(Refusal::OnStorage { what: "/var/lib/ram.img".to_owned() }));
+    let (refusal, vm) = file("fe:01", "/var/tmp/qemu_back_mem.pc.ram.El6EbW (deleted)");
+    assert_eq!(refusal.unwrap().scope(), Scope::Never, "page-out would write the file");
+    assert_eq!(vm.ram_bytes(), 64 * MIB);
 }
 
 #[test]
 fn hugetlb_ram_moves_between_nodes_only() {
-    let guest = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr dc de ht");
+    let guest = Guest::kvm("a", 64).without_ram().mapping(
+        "7f0000000000",
+        64,
+        "rw-p",
+        "/anon_hugepage (deleted)",
+        "rd wr dc de ht",
+    );
     let (refusal, vm) = seen(&guest);
     assert_eq!((refusal.unwrap().scope(), &vm.ram[0].backing), (Scope::NodesOnly, &Backing::Hugetlb));
 }
@@ -242,12 +288,12 @@ fn what_is_not_understood_of_a_file_is_an_error_that_names_it_once() {
     let host = FakeHost::new();
     host.start(100, &Guest::kvm("broken", 64));
     host.start(101, &Guest::kvm("fine", 64));
-    host.write(100, "smaps", b"nonsense\n");
+    host.write(100, "maps", b"nonsense\n");
     let mut scanner = host.scanner();
     let changes = scanner.scan().unwrap();
     assert_eq!(changes.appeared.len(), 1, "the other VM is found");
     let message = changes.errors[0].to_string();
-    assert!(message.starts_with("cannot read smaps of process 100"), "{message}");
+    assert!(message.starts_with("cannot read maps of process 100"), "{message}");
     assert!(scanner.scan().unwrap().errors.is_empty());
 }
 
@@ -260,11 +306,7 @@ fn hostile_bytes_in_names_and_paths_hide_nothing() {
         "cmdline",
         b"kvm\0-name\0\xff\xfe\x1b[31m\0-m\0".iter().chain(b"64\0").copied().collect::<Vec<_>>().as_slice(),
     );
-    host.append(
-        100,
-        "smaps",
-        b"7d0000000000-7d0000001000 r--s 00000000 00:01 7    /SYSV\xff\nVmFlags: rd \n",
-    );
+    host.append(100, "maps", b"7d0000000000-7d0000001000 r--s 00000000 00:01 7    /SYSV\xff\n");
     let vm = only(host.scanner().scan().unwrap());
     assert_eq!(vm.name, "\u{fffd}\u{fffd}[31m");
     assert_eq!(vm.refusal, None);
@@ -312,10 +354,234 @@ fn equal_blocks_are_told_apart_by_the_order_of_their_creation() {
 #[test]
 fn a_block_that_the_kernel_has_split_is_one_region() {
     let guest = Guest::kvm("a", 96).without_ram();
-    let guest = guest.mapping("7f0000000000", 32, "rw-p", "", "rd wr dc");
+    let guest = guest.mapping("7f0000000000", 32, "rw-p", "", "rd wr");
     let (refusal, vm) = seen(&guest.mapping("7f0002000000", 64, "rw-p", "", "rd wr dc hg"));
     assert_eq!(refusal, None);
     assert_eq!((vm.ram.len(), vm.ram[0].start, vm.ram_bytes()), (1, Hva(0x7f00_0000_0000), 96 * MIB));
+}
+
+#[test]
+fn what_lies_right_below_ram_is_not_taken_for_a_part_of_it() {
+    let guest = Guest::kvm("a", 64).without_ram().mapping("7efffff00000", 1, "rw-p", "", "rd wr");
+    let (refusal, vm) = seen(&guest.mapping("7f0000000000", 64, "rw-p", "", "rd wr dc"));
+    assert_eq!((refusal, vm.ram[0].start, vm.ram_bytes()), (None, Hva(0x7f00_0000_0000), 64 * MIB));
+}
+
+#[test]
+fn of_two_mappings_of_one_size_the_one_before_a_guard_page_is_ram() {
+    let guest = Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", "rd wr dc");
+    let (_, vm) = seen(&guest.mapping("7f9000000000", 64, "rw-p", "", "rd wr"));
+    assert_eq!(vm.ram[0].start, Hva(0x7f00_0000_0000));
+}
+
+const IN_A_FILE: &str = "[machine]\n  type = \"q35\"\n[memory]\n  size = \"64M\"\n";
+
+#[test]
+fn a_vm_whose_memory_is_in_a_configuration_file_is_found_and_one_without_the_file_is_watched() {
+    let host = FakeHost::new();
+    let guest = Guest::kvm("a", 64).arguments(&[
+        "qemu-system-x86_64",
+        "-name",
+        "v1",
+        "-readconfig",
+        "/run/qemu.conf",
+    ]);
+    host.start(100, &guest);
+    host.put_file(100, "/run/qemu.conf", IN_A_FILE);
+    let mut scanner = host.scanner();
+    let vm = only(scanner.scan().unwrap());
+    assert_eq!((vm.name.as_str(), vm.ram_bytes(), vm.refusal), ("v1", 64 * MIB, None));
+    host.becomes(100, &guest);
+    assert!((0..120).all(|_| scanner.scan().unwrap().changed.is_empty()), "removed after it was read");
+
+    let unread = only(host.scanner().scan().unwrap());
+    let refusal = unread.refusal.unwrap();
+    assert_eq!(refusal.scope(), Scope::WatchOnly);
+    assert!(refusal.to_string().contains("/run/qemu.conf: No such file"), "{refusal}");
+}
+
+/// A machine with memory slots.
+fn pluggable() -> Guest {
+    Guest::kvm("a", 64).more_arguments(&["-m", "slots=4,maxmem=8G"])
+}
+
+#[test]
+fn a_dimm_is_seen_when_it_is_plugged_and_when_it_is_unplugged() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &pluggable());
+    only(scanner.scan().unwrap());
+    let one = pluggable().mapping("7f2000000000", 256, "rw-p", "", "rd wr dc");
+    host.becomes(100, &one);
+    let vm = changed(&mut scanner, 1);
+    assert_eq!((sizes_mib(&vm), &vm.refusal), (vec![64, 256], &None));
+    let gpas =
+        |vm: &Vm| vm.guest_ranges.iter().map(|range| range.gpa.map(|gpa| gpa.0 / MIB)).collect::<Vec<_>>();
+    assert_eq!(gpas(&vm), [Some(0), Some(4096)]);
+
+    let two = one.mapping("7f3000000000", 128, "rw-p", "", "rd wr dc");
+    host.becomes(100, &two);
+    let vm = changed(&mut scanner, 1);
+    assert_eq!((sizes_mib(&vm), gpas(&vm)), (vec![64, 128, 256], vec![Some(0), Some(4352), Some(4096)]));
+
+    host.becomes(100, &pluggable().mapping("7f3000000000", 128, "rw-p", "", "rd wr dc"));
+    let vm = changed(&mut scanner, 1);
+    assert_eq!(
+        (sizes_mib(&vm), gpas(&vm)),
+        (vec![64, 128], vec![Some(0), Some(4352)]),
+        "it stays where it is"
+    );
+    assert!(scanner.scan().unwrap().changed.is_empty());
+
+    let late = only(host.scanner().scan().unwrap());
+    assert_eq!(gpas(&late), [Some(0), None], "nothing says in which order they were plugged");
+}
+
+#[test]
+fn only_what_looks_like_a_dimm_is_taken_for_one() {
+    let sizes = |guest: &Guest| sizes_mib(&seen(guest).1);
+    let dimm = |guest: Guest| guest.mapping("7f2000000000", 256, "rw-p", "", "rd wr dc");
+    assert_eq!(sizes(&dimm(pluggable())), [64, 256]);
+    assert_eq!(sizes(&dimm(Guest::kvm("a", 64))), [64], "a machine without slots");
+    assert_eq!(sizes(&pluggable().mapping("7f2000000000", 256, "rw-p", "", "rd wr")), [64], "no guard page");
+    assert_eq!(sizes(&pluggable().mapping("7f2000001000", 256, "rw-p", "", "rd wr dc")), [64], "not aligned");
+    assert_eq!(
+        sizes(&pluggable().mapping("7f2000000000", 255, "rw-p", "", "rd wr dc")),
+        [64],
+        "no whole huge pages"
+    );
+    let video = ["-device", "qxl-vga"];
+    let with_video = pluggable().more_arguments(&video).mapping("7f2000000000", 64, "rw-p", "", "rd wr dc");
+    assert_eq!(sizes(&with_video), [64]);
+}
+
+#[test]
+fn a_dimm_of_the_command_line_that_is_unplugged_is_not_missed() {
+    let dimm = ["-object", "memory-backend-ram,id=d,size=128M", "-device", "pc-dimm,memdev=d"];
+    let guest = pluggable().more_arguments(&dimm);
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &guest.clone().mapping("7f9000000000", 128, "rw-p", "", "rd wr dc"));
+    assert_eq!(sizes_mib(&only(scanner.scan().unwrap())), [64, 128]);
+    host.becomes(100, &guest);
+    let vm = changed(&mut scanner, 1);
+    assert_eq!((sizes_mib(&vm), vm.refusal), (vec![64], None));
+}
+
+#[test]
+fn an_image_is_left_alone_and_the_ram_beside_it_is_managed() {
+    let kata = [
+        "qemu-system-x86_64",
+        "-name",
+        "sandbox-1",
+        "-machine",
+        "q35,nvdimm=on",
+        "-m",
+        "64M,slots=10,maxmem=8G",
+        "-object",
+        "memory-backend-file,id=mem0,mem-path=/usr/share/kata/kata.img,size=128M,readonly=on",
+        "-device",
+        "nvdimm,id=nv0,memdev=mem0,unarmed=on",
+        "-object",
+        "memory-backend-file,id=dimm1,size=64M,mem-path=/dev/shm,share=on",
+        "-numa",
+        "node,memdev=dimm1",
+    ];
+    let guest = Guest::kvm("a", 64).arguments(&kata).without_ram();
+    let ram = "/dev/shm/qemu_back_mem.dimm1.x (deleted)";
+    let (refusal, vm) = seen(&guest.file_mapping("7f0000000000", 64, "00:1b", ram, "rd wr sh dc"));
+    assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64]));
+    let image = Apart::Image { what: "read-only".to_owned() };
+    assert_eq!(vm.left_alone, [LeftAlone { bytes: 128 * MIB, why: image }]);
+}
+
+/// A guest with a node of 64 MiB of anonymous memory, and one in a file.
+fn two_kinds(device: &str, path: &str) -> Guest {
+    let nodes = [
+        "-object",
+        "memory-backend-ram,id=a,size=64M",
+        "-object",
+        "memory-backend-file,id=b,size=32M,mem-path=/x",
+        "-numa",
+        "node,memdev=a",
+        "-numa",
+        "node,memdev=b",
+    ];
+    Guest::kvm("a", 64).more_arguments(&nodes).file_mapping("7f0000000000", 32, device, path, "rd wr sh dc")
+}
+
+#[test]
+fn a_reason_that_is_about_one_part_leaves_that_part_alone() {
+    let (refusal, vm) = seen(&two_kinds("fe:01", "/srv/ram.img"));
+    assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64]));
+    let on_disk = Apart::OnStorage { what: "/srv/ram.img".to_owned() };
+    assert_eq!(vm.left_alone, [LeftAlone { bytes: 32 * MIB, why: on_disk }]);
+    assert_eq!(vm.guest_ranges.len(), 1);
+
+    let (refusal, vm) = seen(&two_kinds("00:06", "/dev/dax0.0"));
+    assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64]), "a DAX device");
+
+    let (refusal, vm) = seen(&two_kinds("00:11", "/anon_hugepage (deleted)"));
+    assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64, 32]));
+    assert_eq!(vm.left_alone, [LeftAlone { bytes: 32 * MIB, why: Apart::Hugetlb }]);
+}
+
+#[test]
+fn virtio_mem_is_managed_and_known_to_have_room_for_more() {
+    let device = [
+        "-object",
+        "memory-backend-ram,id=v,size=256M",
+        "-device",
+        "virtio-mem-pci,memdev=v,requested-size=64M",
+    ];
+    let guest = pluggable().more_arguments(&device).mapping("7f9000000000", 256, "rw-p", "", "rd wr dc");
+    let (refusal, vm) = seen(&guest);
+    assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64, 256]));
+    assert_eq!(vm.on_demand, [vm.ram[1].clone()]);
+}
+
+#[test]
+fn dimms_beyond_what_can_be_watched_are_left_alone() {
+    let guest = (0..20).fold(pluggable(), |guest, number| {
+        let object = format!("memory-backend-ram,id=d{number},size=128M");
+        let device = format!("pc-dimm,memdev=d{number}");
+        let guest = guest.more_arguments(&["-object", &object, "-device", &device]);
+        guest.mapping(&format!("7f{:02x}00000000", 0x10 + number), 128, "rw-p", "", "rd wr dc")
+    });
+    let (refusal, vm) = seen(&guest);
+    assert_eq!((refusal, vm.ram.len()), (None, tiering_common::MAX_RANGES));
+    let left = 21 - tiering_common::MAX_RANGES as u64;
+    assert_eq!(vm.left_alone, [LeftAlone { bytes: left * 128 * MIB, why: Apart::TooManyParts }]);
+}
+
+#[test]
+fn memory_that_the_kernel_keeps_to_itself_is_never_moved() {
+    for file in ["anon_inode:[kvm-gmem]", "anon_inode:[guest_memfd]", "anon_inode:guest_memfd"] {
+        assert_eq!(seen(&Guest::kvm("a", 64).file(file)).0, Some(Refusal::GuestMemfd), "{file}");
+    }
+}
+
+#[test]
+fn page_tables_are_walked_only_of_a_process_with_next_to_no_pages() {
+    let watched = |flag: &str| {
+        Guest::kvm("a", 64).without_ram().mapping("7f0000000000", 64, "rw-p", "", &format!("rd wr dc {flag}"))
+    };
+    for flag in ["um", "uw", "ui", "ur"] {
+        assert_eq!(seen(&watched(flag)).0, Some(Refusal::Userfaultfd), "{flag}");
+    }
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &watched("ur"));
+    assert_eq!(only(scanner.scan().unwrap()).refusal, Some(Refusal::Userfaultfd));
+    host.becomes(100, &watched("ur").resident_kib(1 << 20));
+    std::fs::remove_file(host.proc_root().join("100/smaps")).unwrap();
+    for _ in 0..120 {
+        let changes = scanner.scan().unwrap();
+        assert!(
+            changes.changed.is_empty() && changes.errors.is_empty() && changes.gone.is_empty(),
+            "{changes:?}"
+        );
+    }
 }
 
 #[test]

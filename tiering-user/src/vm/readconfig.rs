@@ -1,0 +1,193 @@
+//! A file that QEMU was told to read its configuration from (`-readconfig`; Incus and LXD put memory, objects and NUMA
+//! nodes there). In: the process and the path as its command line has it. Out: the text, and from the text the options.
+//!
+//! The path is the process's: it is followed in the process's own root, and no link leads out of it. Where the process
+//! has changed its root since (`-chroot`), and shares the agent's mounts, the agent's root is the one that QEMU read
+//! it in. Only regular files of at most [`MOST_BYTES`] are read; a read that takes longer than [`DEADLINE`] is given up.
+//!
+//! Limits: the file may have been changed since QEMU read it. A relative path is followed from where the process is
+//! now. What sizes it announces is only believed where there is a mapping of that size (`ram`).
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::arguments::Given;
+use super::options::Options;
+use super::process::Proc;
+
+/// Those of Incus have some 10 KiB.
+const MOST_BYTES: u64 = 1 << 20;
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The text of the file that process `process` calls `path`, or why it cannot be had.
+pub(super) fn text(process: &Proc, path: &str) -> Result<String, String> {
+    let (from, path) = (process.file(""), path.to_owned());
+    let (answer, answered) = mpsc::channel();
+    // A thread of its own: an open on a network file system may hang.
+    let read = move || answer.send(read(&from, &path)).ok();
+    thread::Builder::new().name("tiering-config".into()).spawn(read).map_err(|error| error.to_string())?;
+    answered.recv_timeout(DEADLINE).unwrap_or_else(|_| Err(format!("no answer within {DEADLINE:?}")))
+}
+
+fn read(process: &Path, path: &str) -> Result<String, String> {
+    let file = match open(process, path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) && shares_our_mounts(process) => {
+            open_in(Path::new("/"), path).map_err(|_| error)
+        }
+        result => result,
+    };
+    let file = file.map_err(|error| error.to_string())?;
+    let facts = file.metadata().map_err(|error| error.to_string())?;
+    if !facts.is_file() {
+        return Err("no regular file".to_owned());
+    }
+    if facts.len() > MOST_BYTES {
+        return Err(format!("larger than {MOST_BYTES} bytes"));
+    }
+    let mut text = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Opens it without waiting for anybody: what is no regular file is seen before it is read.
+fn open(process: &Path, path: &str) -> std::io::Result<File> {
+    let descriptor = path.strip_prefix("/dev/fd/").or_else(|| path.strip_prefix("/proc/self/fd/"));
+    if let Some(number) = descriptor.and_then(|number| number.parse::<u32>().ok()) {
+        let link = process.join("fd").join(number.to_string());
+        // A device does something when it is opened.
+        if !std::fs::metadata(&link)?.is_file() {
+            return Err(std::io::Error::other("no regular file"));
+        }
+        return File::options().read(true).custom_flags(libc::O_NONBLOCK).open(link);
+    }
+    match Path::new(path).is_absolute() {
+        true => open_in(&process.join("root"), path),
+        false => open_in(&process.join("cwd"), path),
+    }
+}
+
+fn open_in(root: &Path, path: &str) -> std::io::Result<File> {
+    let root = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(root)?;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    // First what it is, without opening it.
+    let look = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
+    let seen = File::from(openat2(&root, path, look)?).metadata()?;
+    if !seen.is_file() {
+        return Err(std::io::Error::other("no regular file"));
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let file = File::from(openat2(&root, path, OpenHow::new().flags(flags).resolve(resolve))?);
+    let opened = file.metadata()?;
+    if (opened.dev(), opened.ino()) == (seen.dev(), seen.ino()) {
+        Ok(file)
+    } else {
+        Err(std::io::Error::other("replaced while it was opened"))
+    }
+}
+
+fn shares_our_mounts(process: &Path) -> bool {
+    let mounts = |path: PathBuf| std::fs::read_link(path).ok();
+    let theirs = mounts(process.join("ns/mnt"));
+    theirs.is_some() && theirs == mounts(PathBuf::from("/proc/self/ns/mnt"))
+}
+
+/// The options in the text: sections `[group]` or `[group "id"]` of lines `key = "value"`
+/// (`qemu_config_foreach`, util/qemu-config.c, QEMU 7.2).
+pub(super) fn parse(text: &str) -> Result<Vec<Given>, String> {
+    let mut sections: Vec<(String, Vec<(String, String)>)> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let understood = match line.strip_prefix('[') {
+            Some(rest) => section(rest).map(|section| sections.push(section)),
+            None => pair(line).and_then(|pair| Some(sections.last_mut()?.1.push(pair))),
+        };
+        understood.ok_or_else(|| format!("line {number} is not understood"))?;
+    }
+    Ok(sections.into_iter().map(|(group, pairs)| Given { group, options: Options::of(pairs) }).collect())
+}
+
+fn section(text: &str) -> Option<(String, Vec<(String, String)>)> {
+    let inside = text.split_once(']')?.0;
+    match inside.split_once('"') {
+        Some((group, id)) => {
+            let id = id.split_once('"')?.0;
+            Some((group.trim().to_owned(), vec![("id".to_owned(), id.to_owned())]))
+        }
+        None => Some((inside.trim().to_owned(), Vec::new())),
+    }
+}
+
+fn pair(line: &str) -> Option<(String, String)> {
+    let (key, value) = line.split_once('=')?;
+    let value = value.trim().strip_prefix('"')?.split_once('"')?.0;
+    Some((key.trim().to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn sections_become_options() {
+        let text = "# Machine\n[machine]\ngraphics = \"off\"\ntype = \"q35\"\n\n[object \"mem0\"]\r\n  size = \"1024M\"\nempty = \"\"\n";
+        let given = parse(text).unwrap();
+        let groups: Vec<&str> = given.iter().map(|given| given.group.as_str()).collect();
+        assert_eq!(groups, ["machine", "object"]);
+        assert_eq!(given[0].options.get("type"), Some("q35"));
+        assert_eq!((given[1].options.get("id"), given[1].options.get("size")), (Some("mem0"), Some("1024M")));
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_told_by_its_line() {
+        for text in [
+            "\n\nnonsense\n",
+            "# a\n\nkey = \"before any section\"",
+            "[a]\n\n[unended\n",
+            "[a]\n\nkey = bare\n",
+        ] {
+            assert_eq!(parse(text).unwrap_err(), "line 3 is not understood", "{text}");
+        }
+    }
+
+    /// A process whose root is a folder, in which `name` is `put`.
+    fn read_from_root(name: &str, put: impl Fn(&Path, &Path)) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let (process, root) = (folder.path().join("1"), folder.path().join("root"));
+        std::fs::create_dir_all(&process).unwrap();
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        symlink(&root, process.join("root")).unwrap();
+        std::fs::write(folder.path().join("outside"), "secret").unwrap();
+        put(&root.join("etc/vm.conf"), folder.path());
+        read(&process, name)
+    }
+
+    #[test]
+    fn a_file_is_read_in_the_root_of_its_process_and_no_link_leads_out() {
+        let read = |put: &dyn Fn(&Path, &Path)| read_from_root("/etc/vm.conf", put);
+        assert_eq!(read(&|file, _| std::fs::write(file, "x").unwrap()), Ok("x".to_owned()));
+        assert!(read(&|file, _| symlink("../../outside", file).unwrap()).is_err());
+        assert!(read(&|file, folder| symlink(folder.join("outside"), file).unwrap()).is_err());
+    }
+
+    #[test]
+    fn what_would_block_or_fill_memory_is_not_read() {
+        let read = |put: &dyn Fn(&Path, &Path)| read_from_root("/etc/vm.conf", put).unwrap_err();
+        let fifo = |file: &Path, _: &Path| nix::unistd::mkfifo(file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read(&fifo), "no regular file");
+        assert_eq!(read(&|file, _| std::fs::create_dir(file).unwrap()), "no regular file");
+        let huge = |file: &Path, _: &Path| File::create(file).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(read(&huge), "larger than 1048576 bytes");
+        assert!(read(&|_, _| ()).contains("No such file"));
+    }
+}
