@@ -185,6 +185,8 @@ fn this_process(memory: &ZeroPages) -> Vm {
     let pid = std::process::id().cast_signed();
     let (start, bytes) = (Hva(memory.start() as u64), memory.len() as u64 * 4096);
     Vm {
+        on_demand: Vec::new(),
+        left_alone: Vec::new(),
         key: ProcessKey { pid, start_time_ticks: 0 },
         name: "self".into(),
         uuid: None,

@@ -179,8 +179,8 @@ impl CommandLine {
             "incoming" => self.incoming = true,
             "mem-path" => seen.mem_path = true,
             "cpu" => {
-                self.board.cpu = text("model");
-                self.board.cpu_vendor = text("vendor");
+                self.board.cpu = options.get("model").map(printable);
+                self.board.cpu_vendor = options.get("vendor").map(printable);
             }
             _ => {}
         }

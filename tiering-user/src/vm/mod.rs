@@ -181,6 +181,11 @@ impl Vm {
         self.ram.iter().map(|region| region.bytes).sum()
     }
 
+    /// Without room that is filled on demand: most of it may never be.
+    fn lasting_bytes(&self) -> u64 {
+        self.ram_bytes() - self.on_demand.iter().map(|region| region.bytes).sum::<u64>()
+    }
+
     /// The UUID, else a name that no other process on this host has had since boot.
     #[must_use]
     pub fn id(&self) -> String {

@@ -8,9 +8,9 @@
 //! A larger process that was there before the agent is not looked at. What it has locked shows in its `VmLck`, its own
 //! userfaultfd among its files; a userfaultfd that lives in another process stays unseen.
 
-use super::RamRegion;
-use super::process::{Proc, VmError};
+use super::process::Proc;
 use super::runtime::Runtime;
+use super::{Backing, RamRegion};
 
 /// 32,768 pages: about 1 ms.
 const MOST_BYTES: u64 = 128 << 20;
@@ -21,21 +21,18 @@ pub(super) struct RareFlags {
     pub(super) userfaultfd: bool,
 }
 
-/// The flags of these regions; `None` where looking would hold up the guest.
-pub(super) fn rare_flags(
-    process: &Proc,
-    runtime: &Runtime,
-    regions: &[RamRegion],
-) -> Result<Option<RareFlags>, VmError> {
+/// The flags of these regions; `None` where looking would hold up the guest, or is not possible.
+pub(super) fn rare_flags(process: &Proc, runtime: &Runtime, regions: &[RamRegion]) -> Option<RareFlags> {
     // Of shared memory that was swapped the process's numbers say nothing.
-    let shared = |region: &&RamRegion| matches!(region.backing, super::Backing::Shared { .. });
+    let shared = |region: &&RamRegion| matches!(region.backing, Backing::Shared { .. });
     let shared_bytes: u64 = regions.iter().filter(shared).map(|region| region.bytes).sum();
     if runtime.resident_bytes.saturating_add(runtime.swapped_bytes) > MOST_BYTES
         || shared_bytes > MOST_BYTES && !runtime.is_young
     {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(flags_in(&process.text("smaps")?, regions)))
+    // A kernel may have no smaps (CONFIG_PROC_PAGE_MONITOR).
+    Some(flags_in(&process.text("smaps").ok()?, regions))
 }
 
 fn flags_in(smaps: &str, regions: &[RamRegion]) -> RareFlags {

@@ -11,6 +11,7 @@
 //! An unreadable process does not hide the others: each trouble is reported once.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
 use super::cmdline::{CommandLine, Role};
@@ -54,7 +55,8 @@ pub struct Scanner {
     /// Told of as appeared, not yet as gone.
     known: HashMap<i32, Known>,
     /// What processes were started with: files that they read then may be gone by now.
-    commands: HashMap<ProcessKey, (Vec<String>, CommandLine)>,
+    /// Beside it a hash of the arguments, which a process may rewrite.
+    commands: HashMap<ProcessKey, (u64, CommandLine)>,
     scans: u32,
     /// QEMU processes whose RAM is not mapped yet: scans so far.
     settling: HashMap<ProcessKey, u32>,
@@ -242,12 +244,15 @@ impl Scanner {
     /// What the process was started with; `None` if that is no VM.
     fn command(&mut self, process: &Proc, key: ProcessKey) -> Result<Option<CommandLine>, VmError> {
         let arguments = process.arguments()?;
-        if let Some((_, command)) = self.commands.get(&key).filter(|(known, _)| *known == arguments) {
+        let mut hasher = DefaultHasher::new();
+        arguments.hash(&mut hasher);
+        let hash = hasher.finish();
+        if let Some((_, command)) = self.commands.get(&key).filter(|(known, _)| *known == hash) {
             return Ok(Some(command.clone()));
         }
         let command = CommandLine::parse(&arguments, &mut |path| readconfig::text(process, path));
         if let Some(command) = &command {
-            self.commands.insert(key, (arguments, command.clone()));
+            self.commands.insert(key, (hash, command.clone()));
         }
         Ok(command)
     }
@@ -261,16 +266,14 @@ impl Scanner {
         layout: &Layout,
         mappers: Option<&mut Mappings>,
         before: Option<&Vm>,
-    ) -> Result<Known, VmError> {
-        // Before anything else: what is mapped from now on makes for another look.
-        let mapped_pages = process.mapped_pages()?;
+    ) -> Result<Vm, VmError> {
         let runtime = Runtime::read(process, &self.cgroup_root)?;
         let is_amd = command.board.is_amd(runtime.kvm, || self.host_is_amd());
         let parts = parts::sort(layout, command, is_amd, before.map(|vm| vm.guest_ranges.as_slice()));
         let mut refusals = fixed_refusals(command, layout, &parts.ram);
         refusals.extend(parts.refusal);
         let fixed_before = before.and_then(|vm| vm.fixed_refusal.clone());
-        match rare_flags(process, &runtime, &parts.ram)? {
+        match rare_flags(process, &runtime, &parts.ram) {
             Some(flags) => {
                 refusals.extend(flags.locked.then_some(Refusal::MemoryLocked));
                 refusals.extend(flags.userfaultfd.then_some(Refusal::Userfaultfd));
@@ -307,8 +310,8 @@ impl Scanner {
             free_page_reporting: command.free_page_reporting,
             images: before.map_or_else(|| images(process), |vm| vm.images.clone()),
         };
-        vm.refusal = judge(vm.fixed_refusal.as_ref(), &runtime, vm.ram_bytes(), vm.incoming);
-        Ok(Known { vm, vhost_user: command.vhost_user, mapped_pages })
+        vm.refusal = judge(vm.fixed_refusal.as_ref(), &runtime, vm.lasting_bytes(), vm.incoming);
+        Ok(vm)
     }
 
     fn host_is_amd(&self) -> bool {
@@ -323,7 +326,7 @@ impl Scanner {
 pub fn recheck(proc_root: &Path, cgroup_root: &Path, vm: &Vm) -> Option<Refusal> {
     let runtime = Proc::open_key(proc_root, vm.key).and_then(|process| Runtime::read(&process, cgroup_root));
     match runtime {
-        Ok(runtime) => judge(vm.fixed_refusal.as_ref(), &runtime, vm.ram_bytes(), vm.incoming),
+        Ok(runtime) => judge(vm.fixed_refusal.as_ref(), &runtime, vm.lasting_bytes(), vm.incoming),
         Err(VmError::Gone { .. }) => Some(Refusal::Gone),
         Err(error) => gravest(
             vm.fixed_refusal.clone().into_iter().chain([Refusal::Unreadable { why: error.to_string() }]),

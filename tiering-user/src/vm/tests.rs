@@ -538,6 +538,11 @@ fn virtio_mem_is_managed_and_known_to_have_room_for_more() {
     let (refusal, vm) = seen(&guest);
     assert_eq!((refusal, sizes_mib(&vm)), (None, vec![64, 256]));
     assert_eq!(vm.on_demand, [vm.ram[1].clone()]);
+    assert_eq!(
+        seen(&guest.locked_kib(64 << 10)).0,
+        Some(Refusal::MemoryLocked),
+        "all that is there is locked"
+    );
 }
 
 #[test]
