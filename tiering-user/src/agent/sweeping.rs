@@ -68,7 +68,14 @@ impl State {
         };
         let began = sys::now();
         machine.swept.began = Some(began);
-        let all = SweepUnderWay { began, next: 0, fresh: true, huge_bytes: 0, shared_huge_bytes: 0, plugged_pages: 0 };
+        let all = SweepUnderWay {
+            began,
+            next: 0,
+            fresh: true,
+            huge_bytes: 0,
+            shared_huge_bytes: 0,
+            plugged_pages: 0,
+        };
         machine.sweep = Some(all);
         self.sweep_next_part(id);
     }
