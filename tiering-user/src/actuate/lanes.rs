@@ -15,7 +15,7 @@ use super::read_ahead::read_ahead;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
-use super::{collapse, limits, memory, swap, swap_cache};
+use super::{collapse, drain, limits, memory, swap, swap_cache};
 use crate::policy::{Action, Step};
 use crate::sys;
 use crate::tiermap::Places;
@@ -29,7 +29,8 @@ const SETTLE_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum Job {
     Step(Target, Step),
-    Drain(TierId),
+    /// A swap tier, and the machines that may have something there.
+    Drain(TierId, Vec<Target>),
     /// Of what page-outs of the machine left in the swap cache, so many bytes are freed.
     FreeSwapCache(Target, u64),
     /// These parts of a file, bytes, into the page cache.
@@ -104,7 +105,7 @@ impl Lanes {
             // One after the other: what is dropped is not mapped again behind that.
             Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
             Job::ReadAhead(..) => &self.reader,
-            Job::Step(..) | Job::Drain(_) | Job::FreeSwapCache(..) => &self.mover,
+            Job::Step(..) | Job::Drain(..) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
             // A lane ends only with this value.
@@ -139,7 +140,7 @@ impl Lane {
                     _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) if must_wait(&job, swap.as_ref()) => waiting.push_back(job),
                     Ok(job) => {
-                        if done.send(run(job, &settings, swap.as_mut(), &mut memory)).is_err() {
+                        if done.send(run(job, &settings, swap.as_mut(), &mut memory, &stopping)).is_err() {
                             break;
                         }
                     }
@@ -210,7 +211,13 @@ struct LaneMemory {
     recent: Recent,
 }
 
-fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, memory: &mut LaneMemory) -> Done {
+fn run(
+    job: Job,
+    settings: &Settings,
+    swap: Option<&mut SwapTiers>,
+    memory: &mut LaneMemory,
+    stop: &AtomicBool,
+) -> Done {
     match job {
         Job::Step(target, step) if matches!(step.action, Action::Stage { .. } | Action::MapStaged) => {
             Done::Step(run_stage(&target, step, settings, &mut memory.recent))
@@ -220,10 +227,11 @@ fn run(job: Job, settings: &Settings, swap: Option<&mut SwapTiers>, memory: &mut
             Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
         }
         Job::ReadAhead(file, parts) => Done::ReadAhead(read_ahead(&file, &parts)),
-        Job::Drain(tier) => {
+        Job::Drain(tier, machines) => {
             let began = Instant::now();
+            let host = (&settings.roots, &settings.places);
             let result = match swap {
-                Some(swap) => swap.drain(tier),
+                Some(swap) => drain::drain(tier, &machines, host, swap, stop),
                 None => Ok(0),
             };
             Done::Drain(tier, result, began.elapsed())

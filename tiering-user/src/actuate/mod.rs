@@ -6,6 +6,7 @@
 //! second), act, read back where the pages are, and send an [`Outcome`]. The *reader* has parts of images read into the page cache. Nothing here decides.
 
 mod collapse;
+mod drain;
 mod homes;
 mod lanes;
 mod later;

@@ -211,7 +211,7 @@ fn keep(room: u64, pages: &mut Vec<PageIndex>, outcome: &mut Outcome) {
 }
 
 /// Brings pages up from swap, each without the slot it had.
-fn give_slots_back(target: &Target, pages: &[PageIndex]) -> Result<(), Skip> {
+pub(super) fn give_slots_back(target: &Target, pages: &[PageIndex]) -> Result<(), Skip> {
     target.advise(pages, Advice::WillNeed).map_err(gone)?;
     target.touch_write(pages).map_err(gone)
 }

@@ -247,7 +247,8 @@ impl State {
                     machine.queue.retain(|queued| queued.ticket.is_some());
                 }
                 self.drains.push((id, reply));
-                self.lanes.send(Job::Drain(id));
+                let targets = self.machines.values().map(|machine| machine.target.clone()).collect();
+                self.lanes.send(Job::Drain(id, targets));
                 return;
             }
         };

@@ -1,4 +1,4 @@
-//! How the areas of a tier go: drained, when somebody asks for it, or at the end of the agent.
+//! How the areas of a tier go: drained, when somebody asks for it, at the end of the agent, or when nothing is in them.
 
 use std::thread;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::area::Memory;
 use super::folder;
 use super::proc_swaps;
-use super::segments::used_bytes;
+use super::segments::{Segment, used_bytes};
 use super::tiers::{SwapError, SwapTiers};
 use crate::sys::PAGE_BYTES;
 use crate::tiers::TierId;
@@ -18,6 +18,16 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 const LINGERING_BYTES: u64 = 1 << 20;
 
 impl SwapTiers {
+    /// Makes sure that there is memory for what is in the tier.
+    ///
+    /// # Errors
+    /// [`AreaError::NoMemory`](super::AreaError::NoMemory), [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
+    pub fn can_drain(&self, tier: TierId) -> Result<(), SwapError> {
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let tier = &self.tiers[self.index(tier)?];
+        Ok(Memory::now().check(&tier.folder, tier.held_bytes(&on))?)
+    }
+
     /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files. Nothing
     /// is sent to the tier any more. Returns the pages that were in it.
     ///
@@ -52,6 +62,39 @@ impl SwapTiers {
         self.numbers.save(&self.areas.list());
         folder::remove(&self.tiers[index].folder);
         Ok(brought_up)
+    }
+
+    /// Switches off one file of each lower tier that has two which hold nothing: their plugs take memory, and the end of the
+    /// agent waits until they are freed.
+    pub(super) fn shed(&mut self) -> Result<(), SwapError> {
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let mut shed = false;
+        for index in 0..self.tiers.len() {
+            let holds_nothing = |segment: &Segment| {
+                let plugged = segment.area.plugged_pages * PAGE_BYTES;
+                plugged > 0 && used_bytes(&on, &segment.area) <= plugged
+            };
+            let segments = &self.tiers[index].segments;
+            let empty: Vec<usize> = (0..segments.len()).filter(|at| holds_nothing(&segments[*at])).collect();
+            let [_, .., last] = empty[..] else { continue };
+            let (own, bytes) = (segments[last].own.clone(), segments[last].area.bytes);
+            self.tiers[index].segments[last].plug = None;
+            if let Err(error) = own.switch_off() {
+                self.tiers[index].segments[last].plug = self.plug_for(index, bytes)?;
+                return Err(error.into());
+            }
+            tracing::info!(path = %own.path.display(), "nothing is in a swap file any more: removing it");
+            if let Err(error) = own.remove() {
+                tracing::warn!(%error, "a swap file that is off stays");
+            }
+            self.tiers[index].segments.remove(last);
+            shed = true;
+        }
+        if shed {
+            self.publish();
+            self.numbers.save(&self.areas.list());
+        }
+        Ok(())
     }
 
     /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for the next

@@ -136,13 +136,17 @@ impl SwapTier {
         self.segments.iter().map(|segment| segment.area.priority).min().unwrap_or(self.priorities.start)
     }
 
-    /// Pages it may still take before it holds what the configuration gives it; its files may be larger where that was made less.
-    pub(super) fn allowed_pages(&self, on: &[SwapLine]) -> u64 {
+    /// What is in its areas, without the plugs.
+    pub(super) fn held_bytes(&self, on: &[SwapLine]) -> u64 {
         let held = |segment: &Segment| {
             used_bytes(on, &segment.area).saturating_sub(segment.area.plugged_pages * PAGE_BYTES)
         };
-        let held: u64 = self.segments.iter().map(held).sum();
-        self.capacity_bytes.saturating_sub(held) / PAGE_BYTES
+        self.segments.iter().map(held).sum()
+    }
+
+    /// Pages it may still take before it holds what the configuration gives it; its files may be larger where that was made less.
+    pub(super) fn allowed_pages(&self, on: &[SwapLine]) -> u64 {
+        self.capacity_bytes.saturating_sub(self.held_bytes(on)) / PAGE_BYTES
     }
 
     pub(super) fn made_bytes(&self) -> u64 {

@@ -72,6 +72,8 @@ pub enum SwapError {
          with a priority below {BASE_PRIORITY}", path.display()
     )]
     Above { path: PathBuf, priority: i32 },
+    #[error("the tier is not drained: the agent ends; what came up so far is in memory")]
+    Stopped,
     #[error("tier `{0}` is no swap tier")]
     NotSwap(String),
     #[error("tier `{tier}` cannot be plugged or primed: {source}")]
@@ -237,8 +239,8 @@ impl SwapTiers {
     ///
     /// # Errors
     /// [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
-    pub fn room(&self, tier: TierId) -> Result<u64, SwapError> {
-        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+    pub fn room(&mut self, tier: TierId) -> Result<u64, SwapError> {
+        let on = self.look()?;
         let tier = &self.tiers[self.index(tier)?];
         if tier.closed {
             return Ok(0);
@@ -267,7 +269,8 @@ impl SwapTiers {
         Ok(free)
     }
 
-    /// Plugs free slots of the lower tiers, no more than takes some 50 ms. Returns whether there are more.
+    /// Plugs free slots of the lower tiers, no more than takes some 50 ms, and gives up files that are not needed. Returns whether
+    /// there are more slots.
     ///
     /// # Errors
     /// Any [`SwapError`].
@@ -277,12 +280,16 @@ impl SwapTiers {
         for tier in (0..self.tiers.len()).rev() {
             self.plug_up(tier, -1, &mut slice)?;
         }
-        Ok(self.tiers.iter().any(|tier| tier.behind))
+        let behind = self.tiers.iter().any(|tier| tier.behind);
+        if !behind {
+            self.shed()?;
+        }
+        Ok(behind)
     }
 
-    /// Whether what is sent to the tier now would go to a lower one, of which not all free slots are plugged yet.
+    /// Whether what is sent to the swap tier now would go to a lower one, of which not all free slots are plugged yet.
     pub fn is_behind(&self, tier: TierId) -> bool {
-        self.tiers.iter().any(|other| other.id > tier && other.behind)
+        self.index(tier).is_ok_and(|index| self.tiers[index + 1..].iter().any(|lower| lower.behind))
     }
 
     /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first, as far as the slice goes.
