@@ -446,7 +446,8 @@ fn a_swap_file_of_the_agents_that_somebody_switches_off_is_made_anew() {
     let outcome: Value = serde_json::from_str(&outcome).unwrap();
     let (asked, there) =
         (outcome["asked_pages"].as_u64().unwrap(), outcome["in_tier_pages"].as_u64().unwrap());
-    assert!(asked > 0 && there * 100 >= asked * 90, "{outcome}");
+    let zero = outcome["skipped"]["all zero: takes no memory now"].as_u64().unwrap_or(0);
+    assert!(there > 0 && (there + zero) * 100 >= asked * 99, "{outcome}");
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
