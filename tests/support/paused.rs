@@ -64,7 +64,7 @@ impl Paused {
     ///
     /// # Errors
     /// Where QEMU refuses it.
-    pub fn run(&mut self, execute: &str, arguments: Value) -> Result<Value> {
+    pub fn run(&mut self, execute: &str, arguments: &Value) -> Result<Value> {
         self.qmp.run(&json!({"execute": execute, "arguments": arguments}))
     }
 
@@ -74,7 +74,7 @@ impl Paused {
     /// Where the guest has no RAM there.
     pub fn hva(&mut self, gpa: u64) -> Result<u64> {
         let line = format!("gpa2hva {gpa:#x}");
-        let answer = self.run("human-monitor-command", json!({"command-line": line}))?;
+        let answer = self.run("human-monitor-command", &json!({"command-line": line}))?;
         let text = answer.as_str().unwrap_or_default().trim();
         let hva = text.rsplit_once("0x").filter(|_| text.starts_with("Host virtual address"));
         let (_, hva) = hva.with_context(|| format!("{line}: {text}"))?;

@@ -233,9 +233,9 @@ fn a_dimm_that_is_plugged_while_the_machine_runs_is_managed_and_one_that_is_unpl
     for (id, gpa, mib) in [("d0", 4 * GIB, 128), ("d1", 4 * GIB + 128 * MIB, 256)] {
         let before = listed(&agent, "tt-plug", |_| true)["ram_bytes"].as_u64().unwrap() / MIB;
         let object = json!({"qom-type": "memory-backend-ram", "id": format!("m-{id}"), "size": mib * MIB});
-        vm.run("object-add", object).unwrap();
+        vm.run("object-add", &object).unwrap();
         let device = json!({"driver": "pc-dimm", "id": id, "memdev": format!("m-{id}")});
-        vm.run("device_add", device).unwrap();
+        vm.run("device_add", &device).unwrap();
         vm.fill(gpa, FILLED).unwrap();
         let after = listed(&agent, "tt-plug", has(before + mib));
         assert_eq!(after["movable"], true, "{after}");
@@ -250,11 +250,11 @@ fn a_dimm_that_is_plugged_while_the_machine_runs_is_managed_and_one_that_is_unpl
 
     // Memory that goes while it is in swap. Without a guest that agrees, no DIMM can be unplugged: QEMU's memory goes the same way.
     let object = json!({"qom-type": "memory-backend-ram", "id": "m", "size": 192 * MIB, "prealloc": true});
-    vm.run("object-add", object).unwrap();
+    vm.run("object-add", &object).unwrap();
     listed(&agent, "tt-plug", has(64 + 128 + 256 + 192));
     listed(&agent, "tt-plug", |vm| vm["tier_bytes"]["dram"].as_u64().unwrap_or(0) >= 192 * MIB);
     agent.tiering(&["move", "tt-plug", "--to", "nvme"]).unwrap();
-    vm.run("object-del", json!({"id": "m"})).unwrap();
+    vm.run("object-del", &json!({"id": "m"})).unwrap();
     let after = listed(&agent, "tt-plug", has(64 + 128 + 256));
     assert_eq!(after["movable"], true, "{after}");
     agent.tiering(&["move", "tt-plug", "--to", "dram"]).unwrap();
