@@ -71,13 +71,15 @@ impl State {
         }
     }
 
-    fn find(&self, id: &str) -> Option<VmId> {
-        self.machines.values().find(|machine| machine.id == id).map(|machine| machine.target.id)
+    fn find(&self, id: &str) -> Result<VmId, ApiError> {
+        let machine = self.machines.values().find(|machine| machine.id == id);
+        let missing = || self.bystanders.refusal(id).unwrap_or_else(|| no_such_vm(id));
+        machine.map(|machine| machine.target.id).ok_or_else(missing)
     }
 
     /// The machine of this id.
     pub(super) fn machine(&self, id: &str) -> Result<&Machine, ApiError> {
-        self.machines.values().find(|machine| machine.id == id).ok_or_else(|| no_such_vm(id))
+        self.find(id).map(|id| &self.machines[&id])
     }
 
     /// A sweep of `vm` that began at `began` is in: maps that waited for one are answered if it is up to date,
@@ -184,7 +186,7 @@ impl State {
     }
 
     fn move_step(&self, vm: &str, to: &str, hva: Option<&Range<u64>>) -> Result<Step, ApiError> {
-        let id = self.find(vm).ok_or_else(|| no_such_vm(vm))?;
+        let id = self.find(vm)?;
         let machine = &self.machines[&id];
         let names =
             || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");

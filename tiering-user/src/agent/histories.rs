@@ -63,6 +63,11 @@ impl Histories {
         self.kept.insert(identity.to_owned(), (unix_s, machine.profile.series().clone()));
     }
 
+    /// Memory that the history of a machine that is gone takes.
+    pub(super) fn bytes(&self, identity: &str) -> u64 {
+        self.kept.get(identity).map_or(0, |(_, series)| series.bytes())
+    }
+
     pub(super) fn remove(&mut self, identity: &str) {
         self.kept.remove(identity);
         self.due.insert(record_name(identity), None);

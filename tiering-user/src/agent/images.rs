@@ -23,6 +23,7 @@ use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
 use tiering_common::{EXTENT_PAGES, FileRead, ImageKey, MAX_IMAGES};
 
+use super::ceiling::{Remembered, What};
 use super::kept::Kept;
 use super::knowledge::identity;
 use super::machine::Machine;
@@ -49,7 +50,7 @@ const MOST_READS: usize = 4096;
 
 /// What an image is known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Identity {
+pub(super) struct ImageName {
     owner: String,
     name: String,
     inode: u64,
@@ -61,17 +62,19 @@ struct Identity {
 #[serde(default)]
 struct Header {
     saved_unix_s: u64,
-    image: Identity,
+    image: ImageName,
 }
 
 /// An image of one owner that machines have open.
 #[derive(Debug)]
 pub(super) struct Image {
-    identity: Identity,
+    identity: ImageName,
     id: FileId,
     file: Arc<File>,
     pub tape: ImageTape,
     pub readers: BTreeSet<VmId>,
+    /// Extents that are allocated, as far as is known.
+    allocated: Extent,
     /// Read ahead so far.
     pub asked_bytes: u64,
     /// When it was read last.
@@ -96,7 +99,7 @@ pub(super) struct Images {
     /// Numbers by which the kernel side tells of files.
     numbers: BTreeMap<FileId, u32>,
     next_number: u32,
-    kept: BTreeMap<Identity, Kept<Header>>,
+    kept: BTreeMap<ImageName, Kept<Header>>,
     due: BTreeMap<String, Option<Vec<u8>>>,
     in_flight_bytes: u64,
 }
@@ -140,12 +143,14 @@ impl Images {
                 let before = before.into_iter().map(|(extent, _)| extent);
                 let extents =
                     |bytes: u64| Extent::try_from(bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
-                let tape = ImageTape::new(extents(identity.bytes), extents(allocated_bytes), before);
+                let allocated = extents(allocated_bytes);
+                let tape = ImageTape::new(extents(identity.bytes), allocated, before);
                 let image = Image {
                     identity,
                     id: *id,
                     file: Arc::new(file),
                     tape,
+                    allocated,
                     readers: BTreeSet::new(),
                     asked_bytes: 0,
                     used: Monotonic::default(),
@@ -241,8 +246,35 @@ impl Images {
         }
     }
 
+    /// The orders that are on record, and those of images that are open.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+        let kept = self.kept.iter().map(|(image, kept)| Remembered {
+            what: What::ImageOnRecord(image.clone()),
+            used: kept.header.saved_unix_s,
+            bytes: kept.bytes.len() as u64,
+        });
+        let open = self.open.values().map(|image| Remembered {
+            what: What::OpenImage(image.identity.clone()),
+            used: image.used.0,
+            bytes: image.tape.tape().bytes(),
+        });
+        kept.chain(open)
+    }
+
+    pub(super) fn forget_record(&mut self, image: &ImageName) {
+        self.forget_kept(image);
+    }
+
+    /// Begins the order of an image that is open anew.
+    pub(super) fn forget_order(&mut self, name: &ImageName) {
+        for image in self.open.values_mut().filter(|image| image.identity == *name) {
+            let extents = Extent::try_from(name.bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
+            image.tape = ImageTape::new(extents, image.allocated, []);
+        }
+    }
+
     /// Removes the tape of an image from what is kept. Returns how long it was.
-    fn forget_kept(&mut self, image: &Identity) -> usize {
+    fn forget_kept(&mut self, image: &ImageName) -> usize {
         let Some(kept) = self.kept.remove(image) else { return 0 };
         self.due.insert(record_name(image), None);
         kept.bytes.len()
@@ -250,8 +282,8 @@ impl Images {
 }
 
 /// The name of an image's record: what it is known by is in the record itself.
-fn record_name(image: &Identity) -> String {
-    let Identity { owner, name, inode, bytes, changed_unix_s } = image;
+fn record_name(image: &ImageName) -> String {
+    let ImageName { owner, name, inode, bytes, changed_unix_s } = image;
     format!("{IMAGES}{inode}/{bytes}/{changed_unix_s}/{}/{owner}/{name}", owner.len())
 }
 
@@ -263,13 +295,13 @@ fn key(id: FileId) -> ImageKey {
 }
 
 /// The image behind this descriptor of a machine, what it is known by, and how many bytes of it are allocated, if it is still the one that was found.
-fn open(path: &Path, id: FileId, owner: &str) -> Option<(Identity, File, u64)> {
+fn open(path: &Path, id: FileId, owner: &str) -> Option<(ImageName, File, u64)> {
     // Not to wait for anybody, should it be a pipe by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     let metadata =
         file.metadata().ok().filter(|metadata| metadata.is_file() && FileId::of(metadata) == id)?;
     let name = std::fs::read_link(path).ok()?;
-    let identity = Identity {
+    let identity = ImageName {
         owner: owner.to_owned(),
         name: name.file_name()?.to_string_lossy().into_owned(),
         inode: id.inode,

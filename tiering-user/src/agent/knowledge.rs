@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::ceiling::{Remembered, What};
 use super::histories::Histories;
 use super::machine::{Machine, Moved};
 use super::tapes::Tapes;
@@ -241,12 +242,31 @@ impl Memory {
             && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
         {
             let oldest = oldest.0.clone();
-            self.known.remove(&oldest);
-            self.tapes.remove(&oldest);
-            self.histories.remove(&oldest);
-            self.due.extend(records(&oldest, None, Some(None)));
+            self.forget_machine(&oldest);
         }
         self.known.insert(identity, (record, pack(&machine.knowledge.habits)));
+    }
+
+    /// What is on record of machines, and their tapes.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+        let machines = self.known.iter().map(|(identity, (record, habits))| Remembered {
+            what: What::MachineOnRecord(identity.clone()),
+            used: record.saved_unix_s,
+            bytes: (size_of::<MachineRecord>() + habits.len()) as u64 + self.histories.bytes(identity),
+        });
+        machines.chain(self.tapes.remembered())
+    }
+
+    pub(super) fn forget_tape(&mut self, identity: &str) {
+        self.tapes.remove(identity);
+    }
+
+    /// Forgets all that is on record of a machine that is gone.
+    pub(super) fn forget_machine(&mut self, identity: &str) {
+        self.known.remove(identity);
+        self.tapes.remove(identity);
+        self.histories.remove(identity);
+        self.due.extend(records(identity, None, Some(None)));
     }
 
     /// All that must be written down now; tapes that are little changed only if it is the `last` time.

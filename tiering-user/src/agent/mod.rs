@@ -14,7 +14,9 @@
 mod answers;
 mod blocks;
 mod braking;
+mod bystanders;
 mod came_up;
+mod ceiling;
 mod classes;
 mod decisions;
 mod error;
@@ -71,6 +73,7 @@ use crate::telemetry::status::Status;
 use crate::telemetry::{RunOptions, api, socket, tcp};
 use crate::tiermap::Places;
 use crate::tiers::{Ladder, Nodes, SwapTiers};
+use crate::vm::Trust;
 
 /// Where the lock lies: one agent a host, whatever its configuration.
 const RUN_DIR: &str = "/run/tiering";
@@ -137,7 +140,7 @@ async fn serve(
     let (found, mut scanned) = mpsc::channel(16);
     let (gauged, mut gauges) = mpsc::channel(2);
     let (looked, mut looks) = mpsc::unbounded_channel();
-    let scanner = watch::Scanning::start(roots, found, gauged).map_err(Error::Start)?;
+    let scanner = watch::Scanning::start(roots, trust(&config), found, gauged).map_err(Error::Start)?;
     let (watching, mut regions_watched) = mpsc::unbounded_channel();
     // Until a VM needs DAMON, the status says of it what `tiering doctor` says.
     if config.tracking.damon {
@@ -256,6 +259,19 @@ fn lock_memory() {
     if let Err(error) = mlockall(flags) {
         tracing::warn!(%error, "cannot lock the agent's memory: it may be slow while memory is short");
     }
+}
+
+/// Whose processes may be managed.
+fn trust(config: &Config) -> Trust {
+    let (trust, unknown) = Trust::new(&config.discover.users);
+    for user in unknown {
+        tracing::warn!(
+            user,
+            "discover.users names a user that this host does not have, so nothing is managed for it: correct the name, or start the agent anew \
+             when there is such a user"
+        );
+    }
+    trust
 }
 
 /// Where cgroup v2 is mounted: at the usual place, or beside v1 hierarchies.

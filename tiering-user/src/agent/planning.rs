@@ -35,6 +35,7 @@ const COLLAPSE_BLOCKS: usize = 16;
 impl State {
     pub(super) fn every_second(&mut self, faults: &mut Faults) {
         let clock = self.clock.seconds();
+        self.keep_within_memory();
         self.look_at_memory();
         self.look_at_kernel_moves(faults);
         self.look_whether_to_rearm(faults);

@@ -52,6 +52,7 @@ impl State {
             sum = sum.plus(counters);
             vms.push(self.vm_status(machine, counters));
         }
+        vms.extend(self.bystanders.status());
         let used = self.swap_used_bytes();
         let tiers = self.ladder.tiers().iter().map(|tier| {
             let pages = |machine| places(machine).get(&Place::In(tier.id)).copied().unwrap_or(0);
@@ -72,6 +73,7 @@ impl State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             dry_run: self.dry_run,
+            agent: self.ceiling.status(),
             swap_cached_bytes: self.braking.swap_cached_bytes,
             tiers: tiers.collect(),
             vms,

@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use procfs::Current as _;
 use tiering_common::{SAMPLE_KVM, Sample};
 
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::braking::HostBrakes;
+use super::bystanders::Bystanders;
+use super::ceiling::Ceiling;
 use super::classes::Classes;
 use super::images::Images;
 use super::knowledge::Memory;
@@ -31,7 +34,7 @@ use crate::tiermap::{Place, Places};
 use crate::tiers::{Budget, Ladder, TierId, TierKind};
 use crate::trace::Event;
 use crate::track::{Access, Budgets, Sampling, VmId};
-use crate::vm::{Accel, Changes, ProcessKey, Vm, VmError};
+use crate::vm::{Accel, Changes, ProcessKey, Refusal, Vm, VmError};
 
 /// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
 const ASTRAY_MOST: u64 = 512;
@@ -47,6 +50,7 @@ pub(super) struct State {
     pub dry_run: bool,
     pub clock: Clock,
     pub machines: BTreeMap<VmId, Machine>,
+    pub bystanders: Bystanders,
     next_id: u32,
     pub tenants: Tenants,
     pub images: Images,
@@ -87,6 +91,8 @@ pub(super) struct State {
     pub status_due: bool,
     /// What is known of machines that are not there.
     pub memory: Memory,
+    /// How much memory the agent itself may take.
+    pub ceiling: Ceiling,
     /// When the state was last written to disk; written by the keeper.
     pub kept_unix_s: Option<u64>,
     /// Of how many accesses of each machine one is sampled, and how many samples came since that was looked at.
@@ -115,6 +121,8 @@ impl State {
             TierKind::Swap { write_limit, daily_writes, .. } => Budget::new(*write_limit, *daily_writes, now),
         });
         let tracking = Budgets { each: config.tracking.vm_events, all: config.tracking.events };
+        let ram_bytes = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
+        let ceiling = Ceiling::new(config.agent.memory_limit, ram_bytes);
         let read_limit = config.prefetch.read_limit.map(|rate| rate.0);
         Self {
             budgets: budgets.collect(),
@@ -130,6 +138,7 @@ impl State {
             dry_run,
             clock: Clock::start(),
             machines: BTreeMap::new(),
+            bystanders: Bystanders::default(),
             tenants: Tenants::default(),
             images: Images::default(),
             classes: Classes::load(|_| None),
@@ -151,6 +160,7 @@ impl State {
             promotable_pages: 0,
             status_due: false,
             memory: Memory::default(),
+            ceiling,
             kept_unix_s: None,
             sampling: Sampling::new(tracking, now),
             samples_since_look: 0,
@@ -262,10 +272,15 @@ impl State {
         }
         for key in changes.gone {
             self.forget(key, "has ended", faults);
+            self.bystanders.remove(key);
         }
         if self.config.discover.qemu {
+            self.bystanders.note_unlisted(changes.unlisted);
             for vm in changes.appeared.into_iter().chain(changes.changed) {
-                self.admit(vm, faults);
+                match vm.refusal {
+                    Some(Refusal::Untrusted { .. }) => self.bystanders.insert(vm),
+                    _ => self.admit(vm, faults),
+                }
             }
         }
     }
@@ -297,6 +312,7 @@ impl State {
         let tag_key =
             settings.tenant.as_deref().map(|tenant| self.tenants.join(tenant, id, vm.images.keys().copied()));
         let mut machine = Machine::new(id, public, vm, process, settings, self.ladder.node_tiers(), tag_key);
+        machine.pages.may_grow_by(self.ceiling.room(self.machines.len() + 1));
         machine.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
         if !self.config.prefetch.feedback {
             machine.stages = Stages::without_feedback();

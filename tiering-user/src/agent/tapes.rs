@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::ceiling::{Remembered, What};
 use super::kept::Kept;
 use super::machine::Machine;
 use crate::predict::{MOST_TOUCHES, TagKey, Tape, decode, encode};
@@ -180,6 +181,15 @@ impl Tapes {
         let former = self.kept.insert(identity.to_owned(), kept);
         self.forget_key(former);
         self.trim();
+    }
+
+    /// What is on record.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+        self.kept.iter().map(|(identity, kept)| Remembered {
+            what: What::TapeOnRecord(identity.clone()),
+            used: kept.header.saved_unix_s,
+            bytes: kept.bytes.len() as u64,
+        })
     }
 
     /// Forgets the tape of a machine.

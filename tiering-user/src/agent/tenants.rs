@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::sync::Arc;
 
+use super::ceiling::{Remembered, What};
 use super::likeness::Likeness;
 use super::machine::Machine;
 use crate::actuate::Outcome;
@@ -94,6 +95,18 @@ impl Tenants {
             }
         }
         (Self(tenants), outdated)
+    }
+
+    /// The indexes of content. The largest goes first.
+    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+        self.0.iter().map(|(name, tenant)| {
+            let bytes = tenant.tags.bytes();
+            Remembered { what: What::Tags(name.clone()), used: u64::MAX - bytes, bytes }
+        })
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Tenant> {
+        self.0.get_mut(name)
     }
 
     /// What was learned since it was written down.

@@ -12,7 +12,9 @@ use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, PageRun, Places, Sweep};
 use crate::track::VmId;
-use crate::vm::{Changes, GroupMemory, ProcessKey, Scanner, VmError, keep_own_pressure, ksm_bytes, usage};
+use crate::vm::{
+    Changes, GroupMemory, ProcessKey, Scanner, Trust, VmError, keep_own_pressure, ksm_bytes, usage,
+};
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -25,12 +27,13 @@ pub(super) struct Scanning {
 impl Scanning {
     pub(super) fn start(
         roots: Roots,
+        trust: Trust,
         found: mpsc::Sender<Result<Changes, VmError>>,
         gauged: mpsc::Sender<Vec<Gauge>>,
     ) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel::<()>();
         thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
-            let mut scanner = Scanner::new(&roots.proc, &roots.cgroup);
+            let mut scanner = Scanner::new(&roots.proc, &roots.cgroup, trust);
             loop {
                 let changes = scanner.scan();
                 if found.blocking_send(changes).is_err() {

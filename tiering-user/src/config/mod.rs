@@ -55,6 +55,9 @@ pub struct Agent {
     pub dry_run: bool,
     /// The control socket.
     pub socket: PathBuf,
+    /// Memory of the agent itself above which it forgets what it learned longest ago. None: by the host's RAM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Size>,
 }
 
 /// What is told beside the control socket.
@@ -106,6 +109,8 @@ pub struct Swap {
 pub struct Discover {
     /// QEMU processes, however they were started.
     pub qemu: bool,
+    /// Users whose processes are managed, by name or number, beside root, the pods, and those that usually run VMs.
+    pub users: Vec<String>,
 }
 
 /// How much is seen of the machines' accesses.
@@ -243,13 +248,14 @@ impl Default for Agent {
             state_dir: PathBuf::from("/var/lib/tiering"),
             dry_run: false,
             socket: PathBuf::from("/run/tiering/tiering.sock"),
+            memory_limit: None,
         }
     }
 }
 
 impl Default for Discover {
     fn default() -> Self {
-        Self { qemu: true }
+        Self { qemu: true, users: Vec::new() }
     }
 }
 

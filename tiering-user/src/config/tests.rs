@@ -7,6 +7,7 @@ const EXAMPLE: &str = r#"
 [agent]
 state_dir = "/var/lib/tiering"
 dry_run = false
+memory_limit = "512MiB"
 
 [[tier]]
 name = "dram"
@@ -26,6 +27,7 @@ listen = "[::1]:9469"
 
 [discover]
 qemu = true
+users = ["alice", "1001"]
 
 [tracking]
 events = 500_000
@@ -95,6 +97,9 @@ fn the_example_is_read_as_written() {
     assert_eq!(qlc.size, Size(512 << 30));
     assert_eq!(qlc.write_limit, Some(Rate(50_000_000)));
     assert_eq!(qlc.daily_writes, Some(Size(1_000_000_000_000)));
+    assert_eq!(config.agent.memory_limit, Some(Size(512 << 20)));
+    assert_eq!(parse("").agent.memory_limit, None, "by the host's RAM");
+    assert_eq!(config.discover.users, ["alice", "1001"]);
     assert_eq!(config.policy.demote_after, Period(Duration::from_secs(90)));
     assert_eq!(config.policy.free_target, Percent(12.5));
     assert_eq!(config.policy.slow_read, Period(Duration::from_millis(20)));
@@ -190,6 +195,10 @@ fn the_ladder_starts_with_memory_and_its_tiers_differ() {
 #[test]
 fn numbers_out_of_range_are_refused_where_they_stand() {
     assert_refused("[policy]\ndemote_after = \"500ms\"", "2:16", &["at least", "1s"]);
+    assert_refused("[agent]\nmemory_limit = \"1MiB\"", "2:16", &["memory_limit", "1MiB", "64MiB"]);
+    assert_refused("[agent]\nmemory_limit = 512", "2:16", &["in quotes"]);
+    assert_refused("[discover]\nusers = [\"alice\", \"b c\"]", "2:19", &["b c", "name or a number"]);
+    assert_refused("[discover]\nusers = [\"\"]", "2:10", &["no user"]);
     assert_refused("[prefetch]\nthreshold = 1.5", "2:13", &["0 to 1", "1.5"]);
     assert_refused("[prefetch]\nthreshold = nan", "2:13", &["0 to 1"]);
     assert_refused("[tracking]\nvm_events = 10", "2:13", &["events a second", "1000", "10"]);

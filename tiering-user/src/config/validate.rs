@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Backing, Config, Tier};
+use super::{Backing, Config, Size, Tier};
 
 /// The longest ladder.
 pub const MAX_TIERS: usize = 8;
@@ -22,6 +22,8 @@ const MAX_PRIORITY: u8 = 100;
 const MIN_FACTOR: f64 = 0.01;
 const MAX_FACTOR: f64 = 100.0;
 const MIN_EVENTS: u64 = 1000;
+/// What the agent itself takes, with its program and its rings, and as much again for what it learns.
+const MIN_MEMORY_LIMIT_BYTES: u64 = 64 << 20;
 /// What the mapping table calls pages that are in no known tier.
 const RESERVED_NAMES: [&str; 2] = ["swap", "untouched"];
 
@@ -60,6 +62,23 @@ impl Config {
         }
         if !self.agent.socket.is_absolute() {
             return Err(problem("agent.socket", "`socket` must be an absolute path"));
+        }
+        if let Some(limit) = self.agent.memory_limit.filter(|limit| limit.0 < MIN_MEMORY_LIMIT_BYTES) {
+            return Err(problem(
+                "agent.memory_limit",
+                format!(
+                    "`memory_limit` is {limit}: the agent needs at least {} to watch anything",
+                    Size(MIN_MEMORY_LIMIT_BYTES)
+                ),
+            ));
+        }
+        for (index, user) in self.discover.users.iter().enumerate() {
+            if user.is_empty() || user.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
+                return Err(problem(
+                    format!("discover.users.{index}"),
+                    format!("{user:?} is no user: write a name or a number, such as \"alice\" or \"1000\""),
+                ));
+            }
         }
         self.validate_ladder()?;
         for (key, value) in [("events", self.tracking.events), ("vm_events", self.tracking.vm_events)] {

@@ -28,6 +28,11 @@ impl Marks {
         self.0.push_back((now, end));
     }
 
+    /// When something was recorded last.
+    pub fn last(&self) -> Option<Monotonic> {
+        self.0.back().map(|(at, _)| *at)
+    }
+
     /// What was recorded from `ago` before now, for so long; as exactly as there are marks. None for what is older than these.
     pub fn part(&self, now: Monotonic, ago: Duration, long: Duration) -> Option<Range<Position>> {
         let from = Monotonic(now.0.checked_sub(u64::try_from(ago.as_nanos()).ok()?)?);

@@ -70,6 +70,9 @@ const MOST_PAGES: usize = 1 << 20;
 /// Pages of one content that are remembered: content that is everywhere foretells nothing.
 const MOST_COPIES: usize = 64;
 
+/// What a tagged page takes, about: an entry by page, one by content, and a list that is a piece of the heap of its own.
+const PAGE_TAKES_BYTES: u64 = 128;
+
 /// The tagged pages of one tenant.
 #[derive(Clone, Debug, Default)]
 pub struct Tags {
@@ -94,6 +97,11 @@ impl Tags {
             self.tagged += 1;
         }
         room
+    }
+
+    /// Memory that they take, about.
+    pub fn bytes(&self) -> u64 {
+        self.tagged as u64 * PAGE_TAKES_BYTES
     }
 
     /// `page` of `vm` can change from now on. Returns the tag that it had.

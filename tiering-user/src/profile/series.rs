@@ -92,6 +92,11 @@ impl Series {
         }
     }
 
+    /// Memory that its points take, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.levels.iter().map(|level| (level.points.capacity() * size_of::<Point>()) as u64).sum()
+    }
+
     /// Lets so many epochs pass of which nothing is known: as if there had been no accesses.
     pub fn skip(&mut self, epochs: u64) {
         // Until even the coarsest point that had begun is gone.

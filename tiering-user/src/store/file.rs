@@ -15,6 +15,11 @@ const VERSION_RECORD: &str = "version";
 /// The crate's own default is a GiB.
 const CACHE_BYTES: usize = 1 << 20;
 
+/// No record is longer, and no name; nor are there more names. What is, was not written by an agent.
+const MOST_RECORD_BYTES: usize = 8 << 20;
+const MOST_NAME_BYTES: usize = 4096;
+const MOST_NAMES: usize = 65_536;
+
 /// A record's name, and what it holds; `None` removes it.
 pub type Record = (String, Option<Vec<u8>>);
 
@@ -85,7 +90,8 @@ pub(super) fn read(database: &Database, name: &str) -> Result<Option<Vec<u8>>, T
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
         table => table?,
     };
-    Ok(table.get(name)?.map(|value| value.value().to_vec()))
+    let value = table.get(name)?;
+    Ok(value.filter(|value| value.value().len() <= MOST_RECORD_BYTES).map(|value| value.value().to_vec()))
 }
 
 pub(super) fn names(database: &Database, prefix: &str) -> Result<Vec<String>, Trouble> {
@@ -93,10 +99,12 @@ pub(super) fn names(database: &Database, prefix: &str) -> Result<Vec<String>, Tr
     let mut names = Vec::new();
     for entry in table.range(prefix..)? {
         let name = entry?.0.value().to_owned();
-        if !name.starts_with(prefix) {
+        if !name.starts_with(prefix) || names.len() >= MOST_NAMES {
             break;
         }
-        names.push(name);
+        if name.len() <= MOST_NAME_BYTES {
+            names.push(name);
+        }
     }
     Ok(names)
 }

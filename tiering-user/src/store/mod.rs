@@ -8,7 +8,7 @@
 //! over.
 //!
 //! # Limits
-//! The file is read whole when it is opened. It does not get smaller.
+//! The file is read whole when it is opened. It does not get smaller. A record of more than 8 MiB is as if it were not there.
 
 mod aside;
 mod file;
@@ -196,6 +196,18 @@ mod tests {
         fs::remove_file(&in_the_way).unwrap();
         assert!(store.write(&[record("vm/a", "one")]));
         assert_eq!(store.read("vm/a"), Some(b"one".to_vec()));
+    }
+
+    #[test]
+    fn a_record_longer_than_any_agent_writes_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::in_folder(folder.path());
+        let long =
+            |bytes| vec![("vm/a".to_owned(), Some(vec![7; bytes])), ("x".repeat(5000), Some(Vec::new()))];
+        assert!(store.write(&long(9 << 20)));
+        assert_eq!((store.read("vm/a"), store.names("")), (None, vec!["version".into(), "vm/a".into()]));
+        assert!(store.write(&long(1 << 20)));
+        assert_eq!(store.read("vm/a").map(|value| value.len()), Some(1 << 20));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod frames;
 mod mapping;
 mod mark;
 mod numa;
+mod own_memory;
 mod pagemap;
 mod process_memory;
 mod rearm;
@@ -28,6 +29,7 @@ pub use file_pages::pages_of_file;
 pub use frames::{FrameFacts, Frames};
 pub use mark::{folder_is_marked, mark_folder};
 pub use numa::{MoveStatus, PreferNodes, move_pages, node_of, prefer_nodes_of_file};
+pub use own_memory::{give_back_freed, own_memory};
 pub use pagemap::{FIRST_SPECIAL, PageState, Pagemap, ScanRange, frames_are_shown, keeps_soft_dirty};
 pub use process_memory::{
     Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, read_pages, touch_read, touch_write,

@@ -18,6 +18,7 @@ pub struct Status {
     pub uptime_s: f64,
     /// Whether plans are only reported.
     pub dry_run: bool,
+    pub agent: AgentStatus,
     /// In the swap cache of the host: paged out, or read back and not written since, and still in memory.
     pub swap_cached_bytes: u64,
     /// The ladder, fastest first.
@@ -40,6 +41,20 @@ pub struct Status {
     pub cpu_percent: f64,
     /// Reads of base images that were not seen, since there was no room for them on the way to the agent.
     pub image_reads_lost_total: u64,
+}
+
+/// What the agent itself takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgentStatus {
+    /// Resident, its program and the rings included, but for the plugs of swap tiers.
+    pub memory_bytes: u64,
+    /// `agent.memory_limit`, or its default.
+    pub memory_limit_bytes: u64,
+    /// Tapes, orders of images and others that it forgot, to stay below.
+    pub forgotten_total: u64,
+    /// Pages of VMs that it did not take in, since the limit left no room for them.
+    pub left_out_pages_total: u64,
 }
 
 /// Memory that was moved, of whatever process.

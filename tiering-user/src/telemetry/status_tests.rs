@@ -100,6 +100,7 @@ fn the_json_has_the_documented_fields() {
         "prefetch": prefetch});
     let expected = serde_json::json!({
         "version": "0.1.0", "uptime_s": 12.5, "dry_run": false,
+        "agent": {"memory_bytes": 0, "memory_limit_bytes": 0, "forgotten_total": 0, "left_out_pages_total": 0},
         "swap_cached_bytes": 0,
         "tiers": [{"name": "", "level": 0, "kind": "node", "nodes": [], "capacity_bytes": 0,
             "used_bytes": 0, "vm_bytes": 0, "read_latency_ns": {"p50": 0, "p99": 0},

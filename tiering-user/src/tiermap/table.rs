@@ -305,15 +305,14 @@ impl VmPages {
         let mut unseen = 0;
         let mut next = sweep.part.first;
         let end = PageRun { first: sweep.part.first + sweep.part.count, count: 0 };
-        let blocks = next / BLOCK_PAGES..end.first.div_ceil(BLOCK_PAGES);
-        let known: Vec<u32> = blocks.filter(|block| self.blocks.get(*block).is_some()).collect();
         for (run, place) in sweep.runs.iter().copied().chain([(end, Place::Untouched)]) {
+            let between = PageRun { first: next, count: run.first.saturating_sub(next) };
             // Most of what was not found was not known either.
-            let between = known.iter().skip(known.partition_point(|block| *block < next / BLOCK_PAGES));
-            for block in
-                between.map_while(|block| Some(block * BLOCK_PAGES).filter(|first| *first < run.first))
-            {
-                for page in next.max(block)..run.first.min(block + BLOCK_PAGES) {
+            for part in between.by_block() {
+                if self.blocks.get(part.first / BLOCK_PAGES).is_none() {
+                    continue;
+                }
+                for page in part.pages() {
                     let entry = self.get(page);
                     let accessed_since = entry.heat() > 0 && entry.idle(now) <= age;
                     if entry.place() != Place::Untouched && !accessed_since {

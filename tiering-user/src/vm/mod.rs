@@ -16,6 +16,7 @@
 //! | `libvirt` | labels that an operator gave it |
 //! | `images` | which base images it reads |
 //! | `runtime`, `cgroup`, `mappers`, `rare_flags` | facts that change while a VM runs |
+//! | `trust` | whose processes may be managed at all |
 //! | `refusal` | judges the facts |
 //! | `group_memory`, `ksm`, `usage` | how much room its control groups leave, what is merged of it, what its process uses |
 //!
@@ -46,6 +47,7 @@ mod scan;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -58,6 +60,7 @@ pub use ksm::ksm_bytes;
 pub use process::VmError;
 pub use refusal::{Apart, LeftAlone, Refusal, Scope};
 pub use scan::{Changes, Scanner, recheck};
+pub use trust::Trust;
 pub use usage::{Usage, usage};
 
 /// A host virtual address inside a VM's process, in bytes.

@@ -83,9 +83,14 @@ impl Proc {
 
     /// Arguments, with bytes that are not UTF-8 replaced.
     pub(super) fn arguments(&self) -> Result<Vec<String>, VmError> {
+        self.arguments_within(CMDLINE_LIMIT_BYTES)
+    }
+
+    /// Those that are in so many bytes.
+    pub(super) fn arguments_within(&self, limit_bytes: u64) -> Result<Vec<String>, VmError> {
         let bytes = self.read("cmdline", |process| {
             let mut bytes = Vec::new();
-            process.open_relative("cmdline")?.take(CMDLINE_LIMIT_BYTES).read_to_end(&mut bytes)?;
+            process.open_relative("cmdline")?.take(limit_bytes).read_to_end(&mut bytes)?;
             Ok(bytes)
         })?;
         let mut arguments: Vec<String> =

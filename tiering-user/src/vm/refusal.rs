@@ -45,6 +45,11 @@ pub enum Refusal {
     #[error("its process has ended")]
     Gone,
     #[error(
+        "it runs as user \"{user}\", who is not known to run virtual machines here: it is only listed, and its memory is left alone; \
+         to have it managed add \"{user}\" to discover.users"
+    )]
+    Untrusted { user: String },
+    #[error(
         "its memory layout is not understood: {announced_bytes} bytes announced on the command line, {found_bytes} found"
     )]
     LayoutUnclear { announced_bytes: u64, found_bytes: u64 },
@@ -83,7 +88,9 @@ impl Refusal {
             | Refusal::GuaranteedPod
             | Refusal::Critical { .. }
             | Refusal::Gone => Scope::Never,
-            Refusal::LayoutUnclear { .. } | Refusal::LayoutUnknown { .. } => Scope::WatchOnly,
+            Refusal::LayoutUnclear { .. } | Refusal::LayoutUnknown { .. } | Refusal::Untrusted { .. } => {
+                Scope::WatchOnly
+            }
             Refusal::Migrating { .. }
             | Refusal::Incoming
             | Refusal::Userfaultfd

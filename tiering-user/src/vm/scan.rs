@@ -8,9 +8,10 @@
 //! 4. A known VM is looked at again when its address space has another size (memory was plugged or unplugged), when it
 //!    was refused for a reason that may pass, and once a minute. Shared RAM is looked at for other processes that map it.
 //!
-//! An unreadable process does not hide the others: each trouble is reported once.
+//! An unreadable process does not hide the others: each trouble is reported once. Of a process whose owner is not trusted nothing is read
+//! but its name, and only so many of them are told of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,8 @@ use super::rare_flags::rare_flags;
 use super::readconfig;
 use super::refusal::{gravest, judge};
 use super::runtime::Runtime;
-use super::{Backing, ProcessKey, RamRegion, Refusal, Scope, Vm};
+use super::trust::{Owner, Trust};
+use super::{Accel, Backing, ProcessKey, RamRegion, Refusal, Scope, Vm, cgroup};
 
 /// Scans after which a layout that still does not add up is taken as it is. QEMU maps RAM in its first second.
 pub(super) const SETTLE_SCANS: u32 = 5;
@@ -35,6 +37,10 @@ pub(super) const AGAIN_SCANS: u32 = 10;
 pub(super) const MAPPERS_SCANS: u32 = 30;
 /// Scans between two looks at any VM: a DIMM may be plugged in the second in which one of its size is unplugged.
 const ANYWAY_SCANS: u32 = 60;
+/// Processes of owners that are not trusted that are told of.
+pub(super) const MOST_STRANGERS: usize = 64;
+/// Where the name of such a process is looked for.
+const STRANGER_CMDLINE_BYTES: u64 = 64 << 10;
 
 /// What a scan found out.
 #[derive(Debug, Default)]
@@ -45,6 +51,8 @@ pub struct Changes {
     pub gone: Vec<ProcessKey>,
     /// VMs that could not be read, each once.
     pub errors: Vec<VmError>,
+    /// Processes of owners that are not trusted that were not told of, since there are too many.
+    pub unlisted: usize,
 }
 
 /// Finds VMs and remembers which ones it has told of.
@@ -52,8 +60,11 @@ pub struct Changes {
 pub struct Scanner {
     proc_root: PathBuf,
     cgroup_root: PathBuf,
+    trust: Trust,
     /// Told of as appeared, not yet as gone.
     known: HashMap<i32, Known>,
+    /// The same of processes whose owner is not trusted.
+    strangers: HashMap<i32, (ProcessKey, Owner)>,
     /// What processes were started with: files that they read then may be gone by now.
     /// Beside it a hash of the arguments, which a process may rewrite.
     commands: HashMap<ProcessKey, (u64, CommandLine)>,
@@ -68,6 +79,7 @@ pub struct Scanner {
 #[derive(Debug)]
 struct Known {
     vm: Vm,
+    owner: Owner,
     vhost_user: bool,
     /// Size of its address space, in pages.
     mapped_pages: u64,
@@ -81,6 +93,8 @@ enum Look {
     NoVm,
     Settling(ProcessKey),
     Found(Box<Known>),
+    Stranger(Box<Vm>, Owner),
+    Unlisted,
 }
 
 impl Vm {
@@ -102,11 +116,13 @@ impl Vm {
 
 impl Scanner {
     /// `proc_root` is `/proc`, `cgroup_root` where cgroup v2 is mounted (`/sys/fs/cgroup`).
-    pub fn new(proc_root: impl Into<PathBuf>, cgroup_root: impl Into<PathBuf>) -> Scanner {
+    pub fn new(proc_root: impl Into<PathBuf>, cgroup_root: impl Into<PathBuf>, trust: Trust) -> Scanner {
         Scanner {
             proc_root: proc_root.into(),
             cgroup_root: cgroup_root.into(),
+            trust,
             known: HashMap::new(),
+            strangers: HashMap::new(),
             commands: HashMap::new(),
             scans: 0,
             settling: HashMap::new(),
@@ -114,7 +130,7 @@ impl Scanner {
         }
     }
 
-    /// The VMs that were told of as appeared, not yet as gone.
+    /// The VMs that were told of as appeared, not yet as gone, but for those whose owner is not trusted.
     pub fn known(&self) -> impl Iterator<Item = ProcessKey> {
         self.known.values().map(|known| known.vm.key)
     }
@@ -128,22 +144,29 @@ impl Scanner {
         self.scans = self.scans.wrapping_add(1);
         let mut changes = Changes::default();
         let proc_root = &self.proc_root;
-        self.known.retain(|pid, known| {
-            let key = known.vm.key;
-            let alive =
-                pids.contains(pid) && !matches!(Proc::open_key(proc_root, key), Err(VmError::Gone { .. }));
-            if !alive {
+        let mut stays = |key: ProcessKey, owner: Owner| {
+            let owner_now = Proc::open_key(proc_root, key).and_then(|process| Owner::of(&process));
+            let stays = pids.contains(&key.pid)
+                && match owner_now {
+                    // QEMU gives up root once it has set itself up, where it is told to (-runas): then it is looked at anew.
+                    Ok(now) => now == owner,
+                    Err(error) => !matches!(error, VmError::Gone { .. }),
+                };
+            if !stays {
                 changes.gone.push(key);
             }
-            alive
-        });
+            stays
+        };
+        self.known.retain(|_, known| stays(known.vm.key, known.owner));
+        self.strangers.retain(|_, (key, owner)| stays(*key, *owner));
         self.settling.retain(|key, _| pids.contains(&key.pid));
         self.troubled.retain(|pid| pids.contains(pid));
         self.commands.retain(|key, _| pids.contains(&key.pid) && !changes.gone.contains(key));
 
         let mut mappings = None;
         self.look_again(&mut mappings, &mut changes);
-        for pid in pids.into_iter().filter(|pid| !self.known.contains_key(pid)).collect::<Vec<_>>() {
+        let is_new = |pid: &i32| !self.known.contains_key(pid) && !self.strangers.contains_key(pid);
+        for pid in pids.into_iter().filter(is_new).collect::<Vec<_>>() {
             match self.look(pid, &mut mappings) {
                 Ok(Look::NoVm) | Err(VmError::Gone { .. }) => {}
                 Ok(Look::Settling(key)) => *self.settling.entry(key).or_default() += 1,
@@ -153,6 +176,11 @@ impl Scanner {
                     changes.appeared.push(known.vm.clone());
                     self.known.insert(pid, *known);
                 }
+                Ok(Look::Stranger(vm, owner)) => {
+                    self.strangers.insert(pid, (vm.key, owner));
+                    changes.appeared.push(*vm);
+                }
+                Ok(Look::Unlisted) => changes.unlisted += 1,
                 Err(error) => {
                     if self.troubled.insert(pid) {
                         changes.errors.push(error);
@@ -209,7 +237,7 @@ impl Scanner {
         let mappers = find_mappers.then_some(mappings);
         let layout = layout(&process, &command)?;
         let vm = self.build(&process, known.vm.key, &command, &layout, mappers, Some(&known.vm))?;
-        Ok(Some(Known { vm, vhost_user: command.vhost_user, mapped_pages }))
+        Ok(Some(Known { vm, owner: known.owner, vhost_user: command.vhost_user, mapped_pages }))
     }
 
     fn look(&mut self, pid: i32, mappings: &mut Mappings) -> Result<Look, VmError> {
@@ -226,6 +254,11 @@ impl Scanner {
             Err(error) => return Err(error),
         }
         let key = process.key()?;
+        let owner = Owner::of(&process)?;
+        let group = cgroup::path(&process.read("cgroup", procfs::process::Process::cgroups)?);
+        if let Some(refusal) = self.trust.refusal(owner, group.as_deref()) {
+            return self.look_at_stranger(&process, key, owner, refusal);
+        }
         let Some(command) = self.command(&process, key)? else {
             return Ok(Look::NoVm);
         };
@@ -238,7 +271,44 @@ impl Scanner {
         }
         let mappers = command.vhost_user.then_some(mappings);
         let vm = self.build(&process, key, &command, &layout, mappers, None)?;
-        Ok(Look::Found(Box::new(Known { vm, vhost_user: command.vhost_user, mapped_pages })))
+        Ok(Look::Found(Box::new(Known { vm, owner, vhost_user: command.vhost_user, mapped_pages })))
+    }
+
+    /// What is told of a process whose owner is not trusted: its name, and why it is left alone.
+    fn look_at_stranger(
+        &self,
+        process: &Proc,
+        key: ProcessKey,
+        owner: Owner,
+        refusal: Refusal,
+    ) -> Result<Look, VmError> {
+        if self.strangers.len() >= MOST_STRANGERS {
+            return Ok(Look::Unlisted);
+        }
+        let arguments = process.arguments_within(STRANGER_CMDLINE_BYTES)?;
+        let unread = &mut |_: &str| Err("its owner is not trusted".to_owned());
+        let Some(command) = CommandLine::parse(&arguments, unread) else {
+            return Ok(Look::NoVm);
+        };
+        let vm = Vm {
+            key,
+            name: command.name.unwrap_or_else(|| format!("vm-{}", key.pid)),
+            uuid: None,
+            namespace: None,
+            accel: Accel::Tcg,
+            ram: Vec::new(),
+            on_demand: Vec::new(),
+            left_alone: Vec::new(),
+            guest_ranges: Vec::new(),
+            refusal: Some(refusal.clone()),
+            fixed_refusal: Some(refusal),
+            incoming: false,
+            cgroup: None,
+            numa_bound: false,
+            free_page_reporting: false,
+            images: BTreeMap::new(),
+        };
+        Ok(Look::Stranger(Box::new(vm), owner))
     }
 
     /// What the process was started with; `None` if that is no VM.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::{Accel, Backing, Gpa, GuestRange, Hva, ProcessKey, RamRegion, Scanner, Vm};
+use super::{Accel, Backing, Gpa, GuestRange, Hva, ProcessKey, RamRegion, Scanner, Trust, Vm};
 
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -57,7 +57,7 @@ impl FakeHost {
     }
 
     pub(super) fn scanner(&self) -> Scanner {
-        Scanner::new(&self.proc_root, &self.cgroup_root)
+        Scanner::new(&self.proc_root, &self.cgroup_root, Trust::of(&[107]))
     }
 
     pub(super) fn start(&self, pid: i32, guest: &Guest) {
@@ -88,6 +88,20 @@ impl FakeHost {
     pub(super) fn becomes(&self, pid: i32, guest: &Guest) {
         self.end(pid);
         self.start(pid, guest);
+    }
+
+    /// The process has this owner now.
+    pub(super) fn owned_by(&self, pid: i32, uid: u32) {
+        let path = self.proc_root.join(pid.to_string()).join("status");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let ids = |line: &str| {
+            if line.starts_with("Uid:") {
+                format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
+            } else {
+                format!("{line}\n")
+            }
+        };
+        std::fs::write(path, text.lines().map(ids).collect::<String>()).unwrap();
     }
 
     pub(super) fn forbid_swap(&self, group: &str) {

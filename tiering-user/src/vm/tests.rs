@@ -1,5 +1,6 @@
 //! What a user sees of a host's virtual machines, on a fake `/proc`.
 
+use super::scan::MOST_STRANGERS;
 use super::testing::{FakeHost, Guest, MIB};
 use super::*;
 
@@ -57,6 +58,60 @@ fn other_programs_are_no_vms() {
     host.start(3, &Guest::kvm("c", 64).arguments(&["qemu-system-x86_64", "-version"]));
     let changes = host.scanner().scan().unwrap();
     assert!(changes.appeared.is_empty() && changes.errors.is_empty(), "{changes:?}");
+}
+
+#[test]
+fn what_a_stranger_runs_is_listed_and_not_read() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(
+        100,
+        &Guest::kvm("web-1", 512).more_arguments(&["-uuid", "11111111-2222-3333-4444-555555555555"]),
+    );
+    host.owned_by(100, 54_321);
+    host.write(100, "smaps", b"what nobody should read");
+    let vm = only(scanner.scan().unwrap());
+    assert_eq!((vm.name.as_str(), vm.ram_bytes(), vm.images.len()), ("web-1", 0, 0));
+    assert_eq!(vm.id(), "web-1@100-5000", "its UUID may be another one's");
+    assert_eq!(vm.refusal, Some(Refusal::Untrusted { user: "54321".into() }));
+    assert_eq!(vm.refusal.unwrap().scope(), Scope::WatchOnly);
+    assert_eq!(scanner.known().count(), 0, "nothing is asked of it every second");
+    assert!(scanner.scan().unwrap().appeared.is_empty());
+    host.end(100);
+    assert_eq!(scanner.scan().unwrap().gone, [vm.key]);
+}
+
+#[test]
+fn a_process_that_changes_its_user_is_looked_at_anew() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    host.start(100, &Guest::kvm("a", 64));
+    assert_eq!(only(scanner.scan().unwrap()).refusal, None);
+    host.owned_by(100, 65_534);
+    let changes = scanner.scan().unwrap();
+    assert_eq!(changes.gone.len(), 1, "what was learned of it is for its former owner");
+    assert!(matches!(only(changes).refusal, Some(Refusal::Untrusted { .. })));
+    host.owned_by(100, 107);
+    assert_eq!(only(scanner.scan().unwrap()).refusal, None);
+}
+
+#[test]
+fn of_many_processes_of_strangers_a_few_are_listed_and_none_hides_a_machine() {
+    let host = FakeHost::new();
+    let mut scanner = host.scanner();
+    let most = i32::try_from(MOST_STRANGERS).unwrap();
+    for pid in 100..100 + most + 9 {
+        host.start(pid, &Guest::kvm("x", 64));
+        host.owned_by(pid, 54_321);
+    }
+    host.start(900, &Guest::kvm("web-1", 64));
+    let changes = scanner.scan().unwrap();
+    assert_eq!((changes.appeared.len(), changes.unlisted), (MOST_STRANGERS + 1, 9));
+    assert_eq!(scanner.known().map(|key| key.pid).collect::<Vec<_>>(), [900]);
+    host.end(100);
+    let gone = scanner.scan().unwrap().gone.len();
+    let unlisted = scanner.scan().unwrap().unlisted;
+    assert!(gone <= 1 && unlisted <= 9, "{gone} {unlisted}");
 }
 
 #[test]
@@ -591,7 +646,7 @@ fn page_tables_are_walked_only_of_a_process_with_next_to_no_pages() {
 
 #[test]
 fn a_proc_that_is_not_there_is_an_error_that_says_so() {
-    let error = Scanner::new("/nowhere", "/nowhere").scan().unwrap_err();
+    let error = Scanner::new("/nowhere", "/nowhere", Trust::of(&[0])).scan().unwrap_err();
     assert!(error.to_string().starts_with("cannot list the processes in /nowhere"), "{error}");
 }
 
