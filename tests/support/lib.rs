@@ -10,6 +10,7 @@ pub mod disk_image;
 pub mod faulter;
 pub mod filled;
 pub mod guest;
+pub mod hung_files;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;

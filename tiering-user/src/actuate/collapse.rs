@@ -3,7 +3,7 @@
 use std::io;
 
 use super::target::{Outcome, Skip, Target, gone, place_runs};
-use crate::sys::{Advice, Pagemap};
+use crate::sys::Advice;
 use crate::tiermap::{BLOCK_PAGES, Places, is_huge};
 
 /// Times a block is tried: the kernel gives up on one of which a page is just being used.
@@ -19,7 +19,7 @@ pub(super) fn collapse(target: &Target, places: &Places, outcome: &mut Outcome) 
 
 fn try_collapse(target: &Target, places: &Places, outcome: &mut Outcome) -> io::Result<()> {
     let asked = outcome.asked.clone();
-    let pagemap = Pagemap::open(target.process.pid())?;
+    let pagemap = target.process.pagemap()?;
     for block in asked.chunks(BLOCK_PAGES as usize) {
         let Some((start, _)) = target.layout.locate(block[0]) else { continue };
         // The kernel would fill them with pages of zeroes.

@@ -1,23 +1,20 @@
 //! The threads that carry steps out.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as async_mpsc;
 
 use super::later::Preferences;
-use super::read_ahead::read_ahead;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
 use super::{collapse, drain, limits, memory, swap, swap_cache};
 use crate::policy::{Action, Step};
-use crate::sys;
+use crate::sys::{self, Monotonic};
 use crate::tiermap::Places;
 use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
 use crate::track::VmId;
@@ -33,8 +30,6 @@ pub enum Job {
     Drain(TierId, Vec<Target>),
     /// Of what page-outs of the machine left in the swap cache, so many bytes are freed.
     FreeSwapCache(Target, u64),
-    /// These parts of a file, bytes, into the page cache.
-    ReadAhead(Arc<File>, Vec<Range<u64>>),
 }
 
 /// Something a lane has done.
@@ -45,10 +40,15 @@ pub enum Done {
     Drain(TierId, Result<u64, SwapError>, Duration),
     /// Bytes freed.
     FreeSwapCache(VmId, u64),
-    /// Bytes asked for.
-    ReadAhead(u64),
     /// From now on nothing can be sent to these swap tiers, and why; to all others it can.
     Hindered(BTreeMap<TierId, String>),
+}
+
+/// What a lane is at.
+#[derive(Clone, Debug)]
+pub struct Busy {
+    pub what: String,
+    pub since: Monotonic,
 }
 
 /// What all lanes go by.
@@ -66,7 +66,6 @@ pub struct Lanes {
     stager: Lane,
     /// Waits for what the stager has asked for, or sends it back.
     mapper: Lane,
-    reader: Lane,
 }
 
 #[derive(Debug)]
@@ -74,6 +73,8 @@ struct Lane {
     jobs: Option<mpsc::Sender<Job>>,
     /// Set when the lane should end after the job it is at.
     stop: Arc<AtomicBool>,
+    /// Written by the lane.
+    at: Arc<Mutex<Option<Busy>>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -92,9 +93,8 @@ impl Lanes {
         let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
         let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
         let stager = Lane::start("tiering-stager", settings.clone(), None, done.clone())?;
-        let mapper = Lane::start("tiering-mapper", settings.clone(), None, done.clone())?;
-        let reader = Lane::start("tiering-reader", settings, None, done)?;
-        Ok(Self { mover, stager, mapper, reader })
+        let mapper = Lane::start("tiering-mapper", settings, None, done)?;
+        Ok(Self { mover, stager, mapper })
     }
 
     /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
@@ -104,13 +104,18 @@ impl Lanes {
             Job::Step(_, Step { action: Action::Stage { .. }, .. }) => &self.stager,
             // One after the other: what is dropped is not mapped again behind that.
             Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
-            Job::ReadAhead(..) => &self.reader,
             Job::Step(..) | Job::Drain(..) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
             // A lane ends only with this value.
             jobs.send(job).ok();
         }
+    }
+
+    /// What the lanes are at now.
+    pub fn busy(&self) -> Vec<Busy> {
+        let lanes = [&self.mover, &self.stager, &self.mapper];
+        lanes.into_iter().filter_map(|lane| lock(&lane.at).clone()).collect()
     }
 }
 
@@ -121,9 +126,11 @@ impl Lane {
         mut swap: Option<SwapTiers>,
         done: async_mpsc::UnboundedSender<Done>,
     ) -> std::io::Result<Self> {
-        let (sender, jobs) = mpsc::channel();
+        let (sender, jobs) = mpsc::channel::<Job>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
+        let at = Arc::new(Mutex::new(None));
+        let now_at = Arc::clone(&at);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut memory = LaneMemory::default();
             // What an agent before this one left is to be plugged at once.
@@ -140,6 +147,7 @@ impl Lane {
                     _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) if must_wait(&job, swap.as_ref()) => waiting.push_back(job),
                     Ok(job) => {
+                        *lock(&now_at) = Some(Busy { what: job.what(), since: sys::now() });
                         if done.send(run(job, &settings, swap.as_mut(), &mut memory, &stopping)).is_err() {
                             break;
                         }
@@ -150,13 +158,28 @@ impl Lane {
                 if let Some(swap) = &mut swap {
                     upkeep.go_on(swap, &done);
                 }
+                *lock(&now_at) = None;
             }
             if let Some(swap) = &mut swap {
                 swap.release_empty();
             }
         })?;
-        Ok(Self { jobs: Some(sender), stop, thread: Some(thread) })
+        Ok(Self { jobs: Some(sender), stop, at, thread: Some(thread) })
     }
+}
+
+impl Job {
+    fn what(&self) -> String {
+        match self {
+            Self::Step(target, _) => format!("moving pages of {}", target.vm.name),
+            Self::Drain(tier, _) => format!("draining the tier of level {}", tier.0),
+            Self::FreeSwapCache(target, _) => format!("freeing the swap cache of {}", target.vm.name),
+        }
+    }
+}
+
+fn lock(at: &Mutex<Option<Busy>>) -> MutexGuard<'_, Option<Busy>> {
+    at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Lane {
@@ -226,7 +249,6 @@ fn run(
         Job::FreeSwapCache(target, bytes) => {
             Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
         }
-        Job::ReadAhead(file, parts) => Done::ReadAhead(read_ahead(&file, &parts)),
         Job::Drain(tier, machines) => {
             let began = Instant::now();
             let host = (&settings.roots, &settings.places);

@@ -52,8 +52,7 @@ impl Drop for Preferences {
 fn prefer(target: &Target, runs: &[PageRun], nodes: &[u32]) {
     for run in runs {
         for (start, pages) in parts(target, *run) {
-            let set =
-                SharedFile::behind(target.process.pid(), start).and_then(|file| file.prefer(pages, nodes));
+            let set = SharedFile::behind(&target.process, start).and_then(|file| file.prefer(pages, nodes));
             if let Err(error) = set {
                 // Only where later allocations go depends on it.
                 tracing::debug!(vm = target.vm.name, %error, "no policy for later allocations");

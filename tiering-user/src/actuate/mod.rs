@@ -1,9 +1,9 @@
 //! Carries steps out, and reports what really happened.
 //!
-//! Four lanes, each a thread of its own that takes one [`Job`] at a time: the *mover* owns the swap tiers, pages out and
+//! Three lanes, each a thread of its own that takes one [`Job`] at a time: the *mover* owns the swap tiers, pages out and
 //! moves pages between memory tiers, the *stager* brings pages up ahead of need, so that staging does not wait behind a slow
 //! page-out, and the *mapper* waits until staged pages are read, and maps them or sends them back. These look once more whether the machine may be touched (the stager and the mapper ten times a
-//! second), act, read back where the pages are, and send an [`Outcome`]. The *reader* has parts of images read into the page cache. Nothing here decides.
+//! second), act, read back where the pages are, and send an [`Outcome`]. Nothing here decides.
 
 mod collapse;
 mod drain;
@@ -21,6 +21,7 @@ mod tags;
 mod target;
 
 pub use homes::Homes;
-pub use lanes::{Done, Job, Lanes};
+pub use lanes::{Busy, Done, Job, Lanes};
 pub use memory::room_bytes;
+pub use read_ahead::read_ahead;
 pub use target::{Outcome, Roots, Skip, Target};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::homes::Homes;
 use crate::policy::{Action, GroupLimit, Reason};
 use crate::predict::{Tag, TagKey};
-use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pagemap, Pidfd, Span};
+use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pidfd, Span};
 use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, SharedFile, into_runs};
 use crate::track::VmId;
 use crate::vm::{self, Refusal, Scope, Vm};
@@ -205,7 +205,7 @@ impl Target {
 
     /// The states of these pages, in the same order.
     pub(super) fn states(&self, pages: &[PageIndex]) -> io::Result<Vec<PageState>> {
-        let pagemap = Pagemap::open(self.process.pid())?;
+        let pagemap = self.process.pagemap()?;
         let mut states = Vec::with_capacity(pages.len());
         for near in self.addresses(pages).chunk_by(|a, b| b - a <= READ_ACROSS_PAGES * PAGE_BYTES) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
@@ -270,7 +270,7 @@ impl Target {
             if here.is_empty() {
                 continue;
             }
-            let file = SharedFile::behind(self.process.pid(), start)?;
+            let file = SharedFile::behind(&self.process, start)?;
             let mut there = Vec::new();
             for run in into_runs(&absent[here.clone()], u32::MAX) {
                 let parts = file.pages(PageRun { first: run.first - region.first, count: run.count })?;
@@ -291,11 +291,7 @@ impl Target {
             let spans: Vec<_> = existing.map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES }).collect();
             let mut rest = spans.as_slice();
             while !rest.is_empty() {
-                let touched = match sys::touch_read(&self.process, rest) {
-                    Ok(touched) => touched,
-                    Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
-                    Err(error) => return Err(error),
-                };
+                let touched = sys::touch_read(&self.process, rest)?;
                 // The page after the last one touched cannot be: go on behind it.
                 rest = rest.get(touched + 1..).unwrap_or_default();
             }

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::lookup::{find_frame, is_meant};
+use super::lookup::{find_frame, is_meant, tell_explanation, tell_map};
 use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, Outcome};
 use crate::policy::{Action, Reason, Step};
-use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap};
-use crate::telemetry::request::{
-    ApiError, DrainOutcome, Location, MapRun, MoveOutcome, Pages, Reply, Request, VmMap,
-};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::telemetry::request::{ApiError, DrainOutcome, MapRun, MoveOutcome, Pages, Reply, Request, VmMap};
 use crate::tiermap::{PageEntry, PageIndex, Place};
 use crate::tiers::{SwapError, TierId, TierKind};
 use crate::track::VmId;
@@ -64,7 +62,12 @@ impl State {
                 Ok(machine) => find_frame(machine.target.clone(), pfn, reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Request::Explain { vm, at, reply } => drop(reply.send(self.explain(&vm, at))),
+            Request::Explain { vm, at, reply } => {
+                match self.machine(&vm).and_then(|machine| Ok((machine, self.explain(&vm, at)?))) {
+                    Ok((machine, answer)) => tell_explanation(machine.target.clone(), answer, reply),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
             Request::Similar { vm, reply } => drop(reply.send(self.similar(vm.as_deref()))),
             Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva.as_ref(), reply),
             Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
@@ -89,7 +92,7 @@ impl State {
         for mut map in std::mem::take(&mut self.maps) {
             let Some(machine) = self.machines.get(&map.vm) else { continue };
             if map.vm == vm && began >= map.asked && (fresh || map.tries >= MAP_TRIES) {
-                map.reply.send(Ok(self.map(machine, &map.pages))).ok();
+                tell_map(machine.target.clone(), self.map(machine, &map.pages), map.reply);
                 continue;
             }
             if map.vm == vm {
@@ -116,7 +119,6 @@ impl State {
 
     fn map(&self, machine: &Machine, pages: &Pages) -> VmMap {
         let now = self.clock.seconds();
-        let pagemap = Pagemap::open(machine.target.process.pid()).ok();
         let mut runs: Vec<MapRun> = Vec::new();
         for (region, start, _) in machine.pages.layout().regions() {
             let mut open: Option<(PageEntry, PageIndex)> = None;
@@ -143,7 +145,8 @@ impl State {
                             pages: 1,
                             gpa: gpa.map(|gpa| gpa.0),
                             tier: self.place_name(entry.place()),
-                            frame_or_slot: pagemap.as_ref().and_then(|pagemap| location(pagemap, address)),
+                            // The lookup fills it in.
+                            frame_or_slot: None,
                             heat: entry.heat().into(),
                             idle_ms: touched.then(|| u64::from(entry.idle(now)) * 1000),
                             staged: entry.staged(),
@@ -306,14 +309,6 @@ fn alike(a: PageEntry, b: PageEntry, now: crate::tiermap::Seconds) -> bool {
         (entry.place(), entry.heat(), entry.staged(), entry.written(), entry.idle(now).checked_ilog2())
     };
     shape(a) == shape(b)
-}
-
-pub(super) fn location(pagemap: &Pagemap, address: u64) -> Option<Location> {
-    match pagemap.read(address, 1).ok()?.first()? {
-        PageState::Present { pfn } => Some(Location::Frame { pfn: *pfn }),
-        PageState::Swapped { area, slot } => Some(Location::Slot { area: (*area).into(), slot: *slot }),
-        PageState::Zero | PageState::Absent => None,
-    }
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::aside::Found;
+use super::helpers::{Spot, Subject};
 use super::machine::Machine;
 use super::state::State;
 use crate::class::{Labels, Model, of_labels};
@@ -126,20 +129,34 @@ impl State {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         self.classes.judge(machine, &self.config);
         if machine.profile.epochs().is_multiple_of(LESSON_EPOCHS) {
-            machine.read_labels(&self.config);
+            self.ask_labels(id);
+        }
+    }
+
+    /// Has the labels of a machine read: they may be changed while it runs.
+    pub(super) fn ask_labels(&self, id: VmId) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let (vm, found) = (Arc::clone(&machine.target.vm), self.aside.found.clone());
+        let subject = Subject {
+            what: format!("reading what libvirt says of {} in {}", vm.name, libvirt::STATE_FOLDER),
+            without: "labels are not known",
+        };
+        self.aside.files.look(Spot::Only("libvirt"), subject, move || {
+            let labels = libvirt::labels(Path::new(libvirt::STATE_FOLDER), &vm);
+            found.send(Found::Labels(id, labels)).ok();
+        });
+    }
+
+    pub(super) fn on_labels(&mut self, id: VmId, labels: Result<Labels, libvirt::LabelError>) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        match labels {
+            Ok(labels) => machine.label(&labels, &self.config),
+            Err(error) => tracing::warn!(vm = machine.target.vm.name, %error, "its labels are not known"),
         }
     }
 }
 
 impl Machine {
-    /// Labels may be changed while it runs.
-    pub(super) fn read_labels(&mut self, config: &Config) {
-        match libvirt::labels(Path::new(libvirt::STATE_FOLDER), &self.target.vm) {
-            Ok(labels) => self.label(&labels, config),
-            Err(error) => tracing::warn!(vm = self.target.vm.name, %error, "its labels are not known"),
-        }
-    }
-
     /// Its labels say this now.
     fn label(&mut self, labels: &Labels, config: &Config) {
         self.class.label(of_labels(labels));

@@ -13,6 +13,7 @@ use crate::vm::VmError;
 
 /// Exit codes of sysexits(3).
 const EX_UNAVAILABLE: u8 = 69;
+const EX_SOFTWARE: u8 = 70;
 const EX_NOPERM: u8 = 77;
 const EX_CONFIG: u8 = 78;
 
@@ -39,6 +40,8 @@ pub enum Error {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error("the thread {thread} failed, so the agent has ended: {message}; please report it")]
+    Panicked { thread: String, message: String },
     #[error("cannot start: {0}")]
     Start(io::Error),
     #[error("{}: cannot write the report: {source}", path.display())]
@@ -51,6 +54,7 @@ impl Error {
         match self {
             Self::NotRoot | Self::Bpf(BpfError::NotPermitted(_)) => EX_NOPERM,
             Self::Pin(error) if error.is_permission() => EX_NOPERM,
+            Self::Panicked { .. } => EX_SOFTWARE,
             Self::Nodes(_) | Self::Listen(ListenError::NotLocal(_)) => EX_CONFIG,
             _ => EX_UNAVAILABLE,
         }

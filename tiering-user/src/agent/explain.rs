@@ -1,19 +1,19 @@
 //! Why a machine or a page is where it is, and what comes next.
 //!
 //! In: a machine, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
-//! walked, but for the one page asked about.
+//! looked at. Where the page asked about is now is added by [`super::lookup`].
 //!
 //! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's room
 //! ends is not foretold.
 
 use std::time::Duration;
 
-use super::answers::{location, millis};
+use super::answers::millis;
 use super::decisions::Decision;
 use super::machine::Machine;
 use super::state::State;
 use crate::policy::{Action, Rules};
-use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::explain::{
     AccessesSeen, Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo,
 };
@@ -83,14 +83,14 @@ impl State {
             found.ok_or_else(|| ApiError::BadRequest(format!("{address} is no RAM of the machine")))?;
         let seconds = self.clock.seconds();
         let entry = machine.pages.get(page);
-        let pagemap = Pagemap::open(machine.target.process.pid()).ok();
         let touched = entry.place() != Place::Untouched;
         let about = machine.decisions.about(page).take(TOLD);
         Ok(PageInfo {
             hva: hva.0,
             gpa: machine.gpa(hva).map(|gpa| gpa.0),
             tier: self.place_name(entry.place()),
-            frame_or_slot: pagemap.and_then(|pagemap| location(&pagemap, hva.0)),
+            // The lookup fills it in.
+            frame_or_slot: None,
             idle_ms: touched.then(|| u64::from(entry.idle(seconds)) * 1000),
             surely_idle_ms: touched.then(|| u64::from(machine.surely_idle(entry, seconds)) * 1000),
             heat: entry.heat().into(),

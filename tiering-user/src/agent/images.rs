@@ -8,7 +8,7 @@
 //!
 //! # Limits
 //! Images that are read around the page cache (`cache=none`) are not seen, nor those on file systems that give files another device
-//! number than their own (btrfs, overlayfs). At most [`MOST_IN_FLIGHT`] are being read at a time: what comes next beyond that is left to
+//! number than their own (btrfs, overlayfs). At most [`MOST_IN_FLIGHT`] of a file system are being read at a time: what comes next beyond that is left to
 //! its reader. The page cache belongs to all: what is read ahead for one tenant is there for the others too, as what it reads itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,18 +23,20 @@ use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
 use tiering_common::{EXTENT_PAGES, FileRead, ImageKey, MAX_IMAGES};
 
+use super::aside::Found;
 use super::ceiling::{Remembered, What};
+use super::helpers::{Spot, Subject};
 use super::kept::Kept;
 use super::knowledge::identity;
 use super::machine::Machine;
 use super::state::State;
-use crate::actuate::Job;
+use crate::actuate::read_ahead;
 use crate::bpf::Faults;
 use crate::predict::{Extent, ImageTape, MOST_TOUCHES, decode, encode};
 use crate::store::Record;
 use crate::sys::{self, Monotonic, PAGE_BYTES, unix_seconds};
 use crate::track::VmId;
-use crate::vm::{FileId, Vm};
+use crate::vm::FileId;
 
 const EXTENT_BYTES: u64 = EXTENT_PAGES * PAGE_BYTES;
 const MOST_IN_FLIGHT: u64 = 64 << 20;
@@ -101,7 +103,8 @@ pub(super) struct Images {
     next_number: u32,
     kept: BTreeMap<ImageName, Kept<Header>>,
     due: BTreeMap<String, Option<Vec<u8>>>,
-    in_flight_bytes: u64,
+    /// By device.
+    in_flight_bytes: BTreeMap<u64, u64>,
 }
 
 impl Images {
@@ -125,49 +128,52 @@ impl Images {
         self.open.iter().map(|((_, id), image)| (id, image))
     }
 
-    /// A machine has come. Returns the images that are to be watched from now on, each with its number.
-    fn join(&mut self, owner: String, vm_id: VmId, vm: &Vm, proc: &Path) -> Vec<(ImageKey, u32)> {
-        let mut new = Vec::new();
-        for (id, fd) in &vm.images {
-            let place = (owner.clone(), *id);
-            if !self.open.contains_key(&place) {
-                if self.open.len() >= MAX_IMAGES {
-                    tracing::debug!(vm = vm.name, "an image of it is left out: {MAX_IMAGES} are open");
-                    continue;
-                }
-                let path = proc.join(vm.key.pid.to_string()).join("fd").join(fd.to_string());
-                // Who has just ended has none.
-                let Some((identity, file, allocated_bytes)) = open(&path, *id, &owner) else { continue };
-                let before =
-                    self.kept.get(&identity).and_then(|kept| decode(&kept.bytes)).unwrap_or_default();
-                let before = before.into_iter().map(|(extent, _)| extent);
-                let extents =
-                    |bytes: u64| Extent::try_from(bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
-                let allocated = extents(allocated_bytes);
-                let tape = ImageTape::new(extents(identity.bytes), allocated, before);
-                let image = Image {
-                    identity,
-                    id: *id,
-                    file: Arc::new(file),
-                    tape,
-                    allocated,
-                    readers: BTreeSet::new(),
-                    asked_bytes: 0,
-                    used: Monotonic::default(),
-                };
-                self.open.insert(place.clone(), image);
+    /// A machine of this owner has come.
+    fn enter(&mut self, owner: String, vm: VmId) {
+        self.owners.insert(vm, owner);
+    }
+
+    /// Whether an image is open already for the owner of this machine.
+    fn is_open(&self, vm: VmId, id: FileId) -> bool {
+        self.owners.get(&vm).is_some_and(|owner| self.open.contains_key(&(owner.clone(), id)))
+    }
+
+    /// A machine has this image open, which was opened for its owner if it was not before. Returns it with its number if it is to be
+    /// watched from now on.
+    fn join(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) -> Option<(ImageKey, u32)> {
+        let owner = self.owners.get(&vm)?.clone();
+        let place = (owner.clone(), id);
+        if !self.open.contains_key(&place) {
+            let Opened { facts, file, allocated_bytes } = opened?;
+            if self.open.len() >= MAX_IMAGES {
+                tracing::debug!(vm = vm.0, "an image of it is left out: {MAX_IMAGES} are open");
+                return None;
             }
-            if let Some(image) = self.open.get_mut(&place) {
-                image.readers.insert(vm_id);
-            }
-            if !self.numbers.contains_key(id) {
-                self.numbers.insert(*id, self.next_number);
-                new.push((key(*id), self.next_number));
-                self.next_number += 1;
-            }
+            let identity = facts.of_owner(owner);
+            let before = self.kept.get(&identity).and_then(|kept| decode(&kept.bytes)).unwrap_or_default();
+            let before = before.into_iter().map(|(extent, _)| extent);
+            let extents = |bytes: u64| Extent::try_from(bytes.div_ceil(EXTENT_BYTES)).unwrap_or(Extent::MAX);
+            let allocated = extents(allocated_bytes);
+            let tape = ImageTape::new(extents(identity.bytes), allocated, before);
+            let image = Image {
+                identity,
+                id,
+                file: Arc::new(file),
+                tape,
+                allocated,
+                readers: BTreeSet::new(),
+                asked_bytes: 0,
+                used: Monotonic::default(),
+            };
+            self.open.insert(place.clone(), image);
         }
-        self.owners.insert(vm_id, owner);
-        new
+        self.open.get_mut(&place)?.readers.insert(vm);
+        if self.numbers.contains_key(&id) {
+            return None;
+        }
+        self.numbers.insert(id, self.next_number);
+        self.next_number += 1;
+        Some((key(id), self.next_number - 1))
     }
 
     /// A machine has gone. Returns the images that are not to be watched any more.
@@ -189,8 +195,8 @@ impl Images {
         gone
     }
 
-    /// A machine had this read from the disk. Returns the file and its parts that are to be read ahead, bytes, at most `room` in all.
-    fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<(Arc<File>, Vec<Range<u64>>)> {
+    /// A machine had this read from the disk. Returns what is to be read ahead, at most `room` bytes in all.
+    fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<Ahead> {
         let vm = VmId(read.vm);
         let owner = self.owners.get(&vm)?.clone();
         let id = self.numbers.iter().find(|(_, number)| **number == read.image)?.0;
@@ -200,17 +206,25 @@ impl Images {
         for extent in read.extent..read.extent.saturating_add(read.count) {
             ahead.extend(image.tape.read(vm, extent, threshold, Monotonic(read.time_ns)));
         }
-        let room = room.min(MOST_IN_FLIGHT.saturating_sub(self.in_flight_bytes));
+        let in_flight = self.in_flight_bytes.entry(id.device).or_default();
+        let room = room.min(MOST_IN_FLIGHT.saturating_sub(*in_flight));
         ahead.truncate((room / EXTENT_BYTES) as usize);
         let bytes = ahead.len() as u64 * EXTENT_BYTES;
-        self.in_flight_bytes += bytes;
+        *in_flight += bytes;
         image.asked_bytes += bytes;
-        (!ahead.is_empty()).then(|| (Arc::clone(&image.file), parts(&ahead)))
+        (!ahead.is_empty()).then(|| Ahead {
+            device: id.device,
+            name: image.name().to_owned(),
+            file: Arc::clone(&image.file),
+            parts: parts(&ahead),
+        })
     }
 
-    /// So much is not being read any more.
-    pub(super) fn done(&mut self, bytes: u64) {
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+    /// So much of this device is not being read any more.
+    pub(super) fn done(&mut self, device: u64, bytes: u64) {
+        if let Some(in_flight) = self.in_flight_bytes.get_mut(&device) {
+            *in_flight = in_flight.saturating_sub(bytes);
+        }
     }
 
     /// All that must be written down now; tapes that are little changed only if it is the `last` time.
@@ -294,22 +308,54 @@ fn key(id: FileId) -> ImageKey {
     ImageKey { inode: id.inode, device: u32::try_from(major << 20 | minor).unwrap_or(0), _pad: 0 }
 }
 
-/// The image behind this descriptor of a machine, what it is known by, and how many bytes of it are allocated, if it is still the one that was found.
-fn open(path: &Path, id: FileId, owner: &str) -> Option<(ImageName, File, u64)> {
+/// An image that was opened, and what it is known by but for its owner.
+#[derive(Debug)]
+pub(super) struct Opened {
+    facts: Facts,
+    file: File,
+    allocated_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Facts {
+    name: String,
+    inode: u64,
+    bytes: u64,
+    changed_unix_s: i64,
+}
+
+impl Facts {
+    fn of_owner(self, owner: String) -> ImageName {
+        let Self { name, inode, bytes, changed_unix_s } = self;
+        ImageName { owner, name, inode, bytes, changed_unix_s }
+    }
+}
+
+/// Parts of an image to be read into the page cache, bytes.
+#[derive(Debug)]
+struct Ahead {
+    device: u64,
+    name: String,
+    file: Arc<File>,
+    parts: Vec<Range<u64>>,
+}
+
+/// Opens the image behind this descriptor of a machine, if it is still the one that was found. The server that it is on may be down: then
+/// this does not come back.
+fn open(path: &Path, id: FileId) -> Option<Opened> {
     // Not to wait for anybody, should it be a pipe by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     let metadata =
         file.metadata().ok().filter(|metadata| metadata.is_file() && FileId::of(metadata) == id)?;
     let name = std::fs::read_link(path).ok()?;
-    let identity = ImageName {
-        owner: owner.to_owned(),
+    let facts = Facts {
         name: name.file_name()?.to_string_lossy().into_owned(),
         inode: id.inode,
         bytes: metadata.len(),
         changed_unix_s: metadata.mtime(),
     };
     // In units of 512 bytes, whatever the file system's blocks are (stat(2)).
-    Some((identity, file, metadata.blocks().saturating_mul(512)))
+    Some(Opened { facts, file, allocated_bytes: metadata.blocks().saturating_mul(512) })
 }
 
 /// Extents as parts of a file, bytes; in their order, neighbours together.
@@ -341,10 +387,36 @@ impl State {
             }
             None => identity(vm),
         };
-        for (key, number) in self.images.join(owner, machine.target.id, vm, Path::new("/proc")) {
-            if let Err(error) = faults.watch_image(key, number) {
-                tracing::warn!(vm = vm.name, %error, "an image of it is not watched");
+        let number = machine.target.id;
+        self.images.enter(owner, number);
+        for (id, fd) in &vm.images {
+            if self.images.is_open(number, *id) {
+                self.join_image(number, *id, None, faults);
+                continue;
             }
+            let path = Path::new("/proc").join(vm.key.pid.to_string()).join("fd").join(fd.to_string());
+            // What the link says is known without a look at the file.
+            let name = std::fs::read_link(&path).unwrap_or_default();
+            let subject = Subject {
+                what: format!("opening the image {} of {}", name.display(), vm.name),
+                without: "nothing of it is read ahead",
+            };
+            let (id, found) = (*id, self.aside.found.clone());
+            self.aside.files.look(Spot::FileSystem(id.device), subject, move || {
+                // Who has just ended has none.
+                if let Some(opened) = open(&path, id) {
+                    found.send(Found::Image(number, id, opened)).ok();
+                }
+            });
+        }
+    }
+
+    /// A machine has this image open, which was opened for its owner if it was not before.
+    pub(super) fn join_image(&mut self, vm: VmId, id: FileId, opened: Option<Opened>, faults: &mut Faults) {
+        if let Some((key, number)) = self.images.join(vm, id, opened)
+            && let Err(error) = faults.watch_image(key, number)
+        {
+            tracing::warn!(inode = id.inode, %error, "an image is not watched");
         }
     }
 
@@ -363,9 +435,18 @@ impl State {
         for read in reads {
             let room = if staging { self.read_budget.available(sys::now()) } else { 0 };
             let ahead = self.images.read(read, self.config.prefetch.threshold, room);
-            if let Some((file, parts)) = ahead {
-                self.read_budget.spend(parts.iter().map(|part| part.end - part.start).sum());
-                self.lanes.send(Job::ReadAhead(file, parts));
+            if let Some(Ahead { device, name, file, parts }) = ahead {
+                let bytes = parts.iter().map(|part| part.end - part.start).sum();
+                self.read_budget.spend(bytes);
+                let subject = Subject {
+                    what: format!("reading ahead in the image {name}"),
+                    without: "nothing more of its file system is read ahead",
+                };
+                let found = self.aside.found.clone();
+                self.aside.readers.look(Spot::FileSystem(device), subject, move || {
+                    read_ahead(&file, &parts);
+                    found.send(Found::ReadAhead { device, bytes }).ok();
+                });
             }
         }
         count
@@ -376,9 +457,10 @@ impl State {
 mod tests {
     use std::io::Write as _;
     use std::os::fd::AsRawFd as _;
+    use std::path::PathBuf;
 
     use super::*;
-    use crate::vm::{Hva, ProcessKey, testing};
+    use crate::vm::{Hva, ProcessKey, Vm, testing};
 
     const VM: VmId = VmId(1);
     const OTHER: VmId = VmId(2);
@@ -394,8 +476,16 @@ mod tests {
         (file, vm)
     }
 
-    fn join(images: &mut Images, owner: &str, id: VmId, vm: &Vm) -> Vec<(ImageKey, u32)> {
-        images.join(owner.to_owned(), id, vm, Path::new("/proc"))
+    fn join(images: &mut Images, owner: &str, vm_id: VmId, vm: &Vm) -> Option<(ImageKey, u32)> {
+        images.enter(owner.to_owned(), vm_id);
+        let (id, fd) = vm.images.iter().next().unwrap();
+        let path = PathBuf::from(format!("/proc/{}/fd/{fd}", vm.key.pid));
+        images.join(vm_id, *id, open(&path, *id))
+    }
+
+    /// Of the one image that there is.
+    fn device(images: &Images) -> u64 {
+        images.numbers.keys().next().unwrap().device
     }
 
     /// Has all of it read, by the machine or ahead for it. Returns how many extents were read ahead.
@@ -405,9 +495,9 @@ mod tests {
             let extent = number * 7 % 200;
             if !cached.contains(&extent) {
                 let read = FileRead { time_ns: 1, extent, count: 1, vm: vm.0, image: 0 };
-                for part in images.read(read, 0.5, u64::MAX).into_iter().flat_map(|(_, parts)| parts) {
+                for part in images.read(read, 0.5, u64::MAX).into_iter().flat_map(|ahead| ahead.parts) {
                     cached.extend((part.start / EXTENT_BYTES..part.end / EXTENT_BYTES).map(|e| e as u32));
-                    images.done(part.end - part.start);
+                    images.done(device(images), part.end - part.start);
                 }
             }
         }
@@ -418,8 +508,8 @@ mod tests {
     fn what_one_machine_read_is_read_ahead_for_those_of_its_owner_alone() {
         let (_file, vm) = image();
         let mut images = Images::default();
-        assert_eq!(join(&mut images, "tenant/a", VM, &vm).len(), 1);
-        assert_eq!(join(&mut images, "tenant/b", OTHER, &vm), [], "it is watched already");
+        assert!(join(&mut images, "tenant/a", VM, &vm).is_some());
+        assert_eq!(join(&mut images, "tenant/b", OTHER, &vm), None, "it is watched already");
         assert_eq!(walk(&mut images, VM), 0);
         assert_eq!(walk(&mut images, OTHER), 0, "another tenant");
         assert!(images.leave(VM, 1).is_empty(), "the other one has it open");
@@ -461,11 +551,11 @@ mod tests {
         let mut images = Images::default();
         join(&mut images, "tenant/a", VM, &vm);
         walk(&mut images, VM);
-        images.in_flight_bytes = MOST_IN_FLIGHT - 3 * EXTENT_BYTES;
+        images.in_flight_bytes = [(device(&images), MOST_IN_FLIGHT - 3 * EXTENT_BYTES)].into();
         let mut asked = 0;
         for number in 0..200u32 {
             let read = FileRead { time_ns: 1, extent: number * 7 % 200, count: 1, vm: VM.0, image: 0 };
-            let parts = images.read(read, 0.5, u64::MAX).into_iter().flat_map(|(_, parts)| parts);
+            let parts = images.read(read, 0.5, u64::MAX).into_iter().flat_map(|ahead| ahead.parts);
             asked += parts.map(|part| part.end - part.start).sum::<u64>();
         }
         assert_eq!(asked, 3 * EXTENT_BYTES);

@@ -25,6 +25,9 @@ use crate::sys::{self, Monotonic, boot_id, unix_seconds};
 use crate::tiers::{SpentToday, TierId, read_proc_swaps};
 
 const KEEP_EVERY: Duration = Duration::from_secs(30);
+/// How long the last write may take, and how often it is looked after.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Records by name, so that of one which waits for a slow disk the latest is written, and no other.
 type Due = BTreeMap<String, Option<Vec<u8>>>;
 
@@ -101,12 +104,30 @@ impl Keeper {
         state.kept_unix_s = Some(self.written_unix_s.load(Ordering::Relaxed)).filter(|time| *time > 0);
     }
 
-    /// Writes these records, and ends. Waits for the disk.
+    /// Writes these records, and ends. Waits for the disk, but not for ever.
     pub(super) fn finish(mut self, last: Vec<Record>) {
         self.unsent.extend(last);
-        self.records.send(self.unsent).ok();
+        let began = sys::now();
+        // While the thread is stuck there is no room for more.
+        while let Err(mpsc::TrySendError::Full(records)) = self.records.try_send(self.unsent) {
+            self.unsent = records;
+            if sys::now().since(began) >= FINISH_WITHIN {
+                tracing::error!(
+                    "the disk of the state folder does not answer: what was learned last is lost"
+                );
+                return;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
         drop(self.records);
-        self.thread.join().ok();
+        while !self.thread.is_finished() && sys::now().since(began) < FINISH_WITHIN {
+            thread::sleep(LOOK_EVERY);
+        }
+        if !self.thread.is_finished() {
+            tracing::error!(
+                "the disk of the state folder does not answer: what was learned last may be lost"
+            );
+        }
     }
 }
 

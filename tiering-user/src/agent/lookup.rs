@@ -3,7 +3,7 @@
 //! In: a machine, and addresses as somebody asks for them. Out: whether there is RAM of it, which pages are meant, and
 //! where each is in the guest. Addresses of a guest whose RAM was found elsewhere than its machine type says are not known.
 //!
-//! Limits: a frame is looked for in the page tables of the whole machine, by a thread of its own.
+//! Page tables are looked at by a thread of its own for each question; for a frame, those of the whole machine.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -13,8 +13,9 @@ use tiering_common::PC_GAP;
 
 use super::machine::Machine;
 use crate::actuate::Target;
-use crate::sys::{PAGE_BYTES, PageState, Pagemap};
-use crate::telemetry::request::{ApiError, Pages, Reply};
+use crate::sys::{PAGE_BYTES, PageState};
+use crate::telemetry::explain::Explanation;
+use crate::telemetry::request::{ApiError, Location, Pages, Reply, VmMap};
 use crate::tiermap::PageIndex;
 use crate::vm::{Gpa, GuestRange, Hva};
 
@@ -104,7 +105,7 @@ pub(super) fn is_meant(pages: &Pages, hva: u64, gpa: Option<Gpa>) -> bool {
 
 /// Looks for the page that has this frame now, and answers when it is found.
 pub(super) fn find_frame(target: Target, pfn: u64, reply: Reply<Range<u64>>) {
-    let look = move || {
+    on_a_thread(move || {
         let name = &target.vm.name;
         let answer = match page_with_frame(&target, pfn) {
             Ok(Some(hva)) => Ok(hva..hva + PAGE_BYTES),
@@ -117,15 +118,47 @@ pub(super) fn find_frame(target: Target, pfn: u64, reply: Reply<Range<u64>>) {
         };
         // The client may have gone.
         reply.send(answer).ok();
-    };
-    if let Err(error) = thread::Builder::new().name("tiering-frames".into()).spawn(look) {
+    });
+}
+
+/// Answers with a map, once it is looked up where each run begins.
+pub(super) fn tell_map(target: Target, mut map: VmMap, reply: Reply<VmMap>) {
+    on_a_thread(move || {
+        for run in &mut map.runs {
+            run.frame_or_slot = location(&target, run.hva);
+        }
+        reply.send(Ok(map)).ok();
+    });
+}
+
+/// Answers with an explanation, once it is looked up where the page asked about is.
+pub(super) fn tell_explanation(target: Target, mut explanation: Explanation, reply: Reply<Explanation>) {
+    on_a_thread(move || {
+        if let Some(page) = &mut explanation.page {
+            page.frame_or_slot = location(&target, page.hva);
+        }
+        reply.send(Ok(explanation)).ok();
+    });
+}
+
+fn location(target: &Target, hva: u64) -> Option<Location> {
+    match target.process.pagemap().ok()?.read(hva, 1).ok()?.first()? {
+        PageState::Present { pfn } => Some(Location::Frame { pfn: *pfn }),
+        PageState::Swapped { area, slot } => Some(Location::Slot { area: (*area).into(), slot: *slot }),
+        PageState::Zero | PageState::Absent => None,
+    }
+}
+
+/// Page tables of a process that is stuck are not to be had: only who asks waits for them.
+fn on_a_thread(look: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name("tiering-lookup".into()).spawn(look) {
         // The client is told that there is no answer.
         tracing::warn!(%error, "cannot start a thread");
     }
 }
 
 fn page_with_frame(target: &Target, pfn: u64) -> std::io::Result<Option<u64>> {
-    let pagemap = Pagemap::open(target.process.pid())?;
+    let pagemap = target.process.pagemap()?;
     for (region, start, _) in target.layout.regions() {
         for offset in (0..region.count).step_by(CHUNK_PAGES as usize) {
             let count = CHUNK_PAGES.min(region.count - offset);

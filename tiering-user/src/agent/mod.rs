@@ -1,8 +1,8 @@
 //! The agent: owns the state, and joins the parts.
 //!
-//! One task owns everything; what waits for a disk or walks page tables is done by others. Around it: the scanner and the sweeper (threads that read
-//! `/proc`), the lanes of `actuate` (threads that move pages), and what answers on the control socket and, if
-//! asked for, on a TCP address. All of them talk to it by channels.
+//! One task owns everything; what waits for a disk, may hang or walks page tables is done by others. Around it: the scanner and the sweeper (threads
+//! that read `/proc`), the helpers (threads that may be stuck and left behind), the lanes of `actuate` (threads that move pages), and what answers on
+//! the control socket and, if asked for, on a TCP address. All of them talk to it by channels. One of these threads that panics ends the agent.
 //!
 //! | when | what |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | a request | it is answered, or queued for the mover |
 
 mod answers;
+mod aside;
 mod blocks;
 mod braking;
 mod bystanders;
@@ -19,19 +20,24 @@ mod came_up;
 mod ceiling;
 mod classes;
 mod decisions;
+mod descriptors;
 mod error;
 mod explain;
 mod foretell;
+mod helpers;
 mod histories;
 mod images;
 mod keeper;
 mod kept;
 mod knowledge;
 mod layout_proof;
+mod left_out;
 mod likeness;
 mod lock;
 mod lookup;
+mod lookups;
 mod machine;
+mod panics;
 mod planning;
 mod profiling;
 mod rates;
@@ -39,6 +45,7 @@ mod rearming;
 mod recording;
 mod regions;
 mod report;
+mod scans;
 mod seasons;
 mod staging;
 mod state;
@@ -58,6 +65,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
+use aside::Aside;
 pub use error::Error;
 use keeper::Keeper;
 use lock::Lock;
@@ -92,6 +100,7 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
+    descriptors::raise_limit();
     let _lock = Lock::take(Path::new(RUN_DIR))?;
     let ladder = Ladder::new(&config);
     let nodes = Nodes::open(Path::new("/sys"), &ladder)?;
@@ -112,7 +121,9 @@ async fn serve(
     mut survey: Survey,
     options: &RunOptions,
 ) -> Result<(), Error> {
-    report::write(&Status::default(), options)?;
+    if let Some(path) = &options.report {
+        report::write(&Status::default(), path)?;
+    }
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::Start)?;
@@ -140,7 +151,10 @@ async fn serve(
     let (found, mut scanned) = mpsc::channel(16);
     let (gauged, mut gauges) = mpsc::channel(2);
     let (looked, mut looks) = mpsc::unbounded_channel();
-    let scanner = watch::Scanning::start(roots, trust(&config), found, gauged).map_err(Error::Start)?;
+    let (found_aside, mut looked_up) = mpsc::unbounded_channel();
+    let aside = Aside::new(found_aside);
+    let scanner = watch::Scanning::start(roots, trust(&config), &aside.processes, found, gauged)
+        .map_err(Error::Start)?;
     let (watching, mut regions_watched) = mpsc::unbounded_channel();
     // Until a VM needs DAMON, the status says of it what `tiering doctor` says.
     if config.tracking.damon {
@@ -153,6 +167,7 @@ async fn serve(
     let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut state = State::new(config, ladder, places, lanes, sweeper, damon, options.dry_run);
     state.survey = survey;
+    state.aside = aside;
     state.begin_with(&store);
     let mut keeper = Keeper::start(store).map_err(Error::Start)?;
     let (status, status_reader) = latest::channel(Arc::new(state.status(&faults)));
@@ -165,6 +180,8 @@ async fn serve(
     }));
 
     tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
+    let mut panicked = panics::watch();
+    let mut failed = None;
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,6 +195,10 @@ async fn serve(
             _ = interrupted.recv() => break,
             _ = terminated.recv() => break,
             () = at(end) => break,
+            Some(panic) = panicked.recv() => {
+                failed = Some(Error::from(panic));
+                break;
+            }
             Some(done) = lane_done.recv() => state.on_done(done),
             Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
             Some(gauges) = gauges.recv() => state.on_gauges(gauges),
@@ -187,16 +208,16 @@ async fn serve(
                 samples = state.drain(&mut faults, DRAIN_SAMPLES);
                 state.on_looked(looked);
             }
+            Some(found) = looked_up.recv() => state.on_found(found, &mut faults),
             Some(request) = requests.recv() => state.on_request(request),
             _ = second.tick() => {
+                state.tend(&mut faults);
                 state.every_second(&mut faults);
                 keeper.every_second(&mut state);
                 state.status_due = true;
                 if reported.elapsed() >= REPORT_EVERY {
                     reported = Instant::now();
-                    if let Err(error) = report::write(&status.borrow(), options) {
-                        tracing::warn!(%error, "trying again in {} s", REPORT_EVERY.as_secs());
-                    }
+                    state.aside.report(Arc::clone(&status.borrow()), options);
                 }
             }
             ready = filled.readable_mut() => {
@@ -225,9 +246,9 @@ async fn serve(
     drop(scanner);
     faults.detach();
     while state.drain(&mut faults, DRAIN_SAMPLES) > 0 {}
-    let last = state.status(&faults);
-    let reported = report::write(&last, options);
-    status.send_replace(Arc::new(last));
+    let last = Arc::new(state.status(&faults));
+    let reported = state.aside.last_report(Arc::clone(&last), options);
+    status.send_replace(last);
     stop_api.send(()).ok();
     api.await.ok();
     if let Some(public) = public {
@@ -242,7 +263,7 @@ async fn serve(
     };
     tokio::task::spawn_blocking(end).await.ok();
     // Only now: what was learned is worth more than the report.
-    reported
+    failed.map_or(reported, Err)
 }
 
 async fn at(end: Option<Instant>) {

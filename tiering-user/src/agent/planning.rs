@@ -41,6 +41,7 @@ impl State {
         self.look_whether_to_rearm(faults);
         self.watch_regions(faults);
         self.promotable_pages = self.promotable();
+        self.swap_used = self.swap_used_bytes();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
@@ -187,7 +188,6 @@ impl State {
     /// Pages that may go to each tier now, by level.
     fn allowance(&mut self) -> Vec<u64> {
         let now = sys::now();
-        let used = self.swap_used_bytes();
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         tiers
             .map(|(tier, budget)| match tier.kind {
@@ -199,7 +199,8 @@ impl State {
                 TierKind::Swap { .. } if self.drained.contains(&tier.id) => 0,
                 TierKind::Swap { .. } if self.troubles.keep_away(tier.id, now) => 0,
                 TierKind::Swap { capacity_bytes, .. } => {
-                    let free = capacity_bytes.saturating_sub(used.get(&tier.id).copied().unwrap_or(0));
+                    let free =
+                        capacity_bytes.saturating_sub(self.swap_used.get(&tier.id).copied().unwrap_or(0));
                     (budget.available(now).min(free) / PAGE_BYTES).min(PLAN_PAGES)
                 }
             })

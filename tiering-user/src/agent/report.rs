@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 use tiering_common::{EXTENT_PAGES, KernelMoves};
@@ -14,7 +15,6 @@ use super::state::State;
 use crate::bpf::{Counters, Delivery, Faults, Source};
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::PAGE_BYTES;
-use crate::telemetry::RunOptions;
 use crate::telemetry::status::{
     self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
     LeftAloneStatus, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
@@ -24,13 +24,12 @@ use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
 use crate::vm::{Accel, FileId};
 
-/// Writes the status to the report file, if one is asked for. A reader never sees half of it.
+/// Writes the status to the report file. A reader never sees half of it.
 ///
 /// # Errors
 /// [`Error::Report`].
-pub(super) fn write(status: &Status, options: &RunOptions) -> Result<(), Error> {
-    let Some(path) = &options.report else { return Ok(()) };
-    let failed = |source| Error::Report { path: path.clone(), source };
+pub(super) fn write(status: &Status, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Report { path: path.to_owned(), source };
     let text = serde_json::to_string_pretty(status).map_err(io::Error::from).map_err(failed)?;
     let new = path.with_extension("new");
     fs::write(&new, text + "\n").and_then(|()| fs::rename(&new, path)).map_err(failed)
@@ -89,7 +88,7 @@ impl State {
             blocks: BlockCounts { shown: faults.blocks().0, left_out_total: faults.blocks().1 },
             moved_by_others,
             moved_by_agent,
-            warnings: self.survey.warnings().to_vec(),
+            warnings: [self.survey.warnings().to_vec(), self.hindrances()].concat(),
             cpu_percent: self.braking.cpu_percent,
             image_reads_lost_total: faults.reads.dropped(),
         }

@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use procfs::Current as _;
 use tiering_common::{SAMPLE_KVM, Sample};
+use tokio::sync::mpsc;
 
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
+use super::aside::Aside;
 use super::braking::HostBrakes;
 use super::bystanders::Bystanders;
 use super::ceiling::Ceiling;
 use super::classes::Classes;
+use super::descriptors::{HoldError, take_hold};
 use super::images::Images;
 use super::knowledge::Memory;
 use super::layout_proof::frame_at;
+use super::left_out::LeftOut;
 use super::machine::Machine;
 use super::recording::Recording;
 use super::regions::RegionWatch;
@@ -28,7 +32,7 @@ use crate::bpf::{Counters, Faults, KVM_ROADS, Worker};
 use crate::config::Config;
 use crate::policy::{Action, FreeSpace, Reason};
 use crate::predict::Stages;
-use crate::sys::{self, Monotonic, PAGE_BYTES, Pagemap, Pidfd};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
 use crate::tiers::{Budget, Ladder, TierId, TierKind};
@@ -54,6 +58,10 @@ pub(super) struct State {
     next_id: u32,
     pub tenants: Tenants,
     pub images: Images,
+    /// What may hang is done there; replaced at start by one whose results arrive.
+    pub aside: Aside,
+    /// Machines that could not be taken in.
+    pub left_out: LeftOut,
     pub classes: Classes,
     /// Counters of machines that have gone.
     pub gone: Counters,
@@ -85,6 +93,8 @@ pub(super) struct State {
     pub region_watch: RegionWatch,
     /// What it costs a machine that an access to a mapped page shows; none where none can be made to.
     pub shown_access: Option<Duration>,
+    /// Bytes in use in each swap tier; written once a second, for the plans of all machines.
+    pub swap_used: BTreeMap<TierId, u64>,
     /// What may still come up to the first tier in this second.
     pub promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
@@ -141,6 +151,8 @@ impl State {
             bystanders: Bystanders::default(),
             tenants: Tenants::default(),
             images: Images::default(),
+            aside: Aside::new(mpsc::unbounded_channel().0),
+            left_out: LeftOut::default(),
             classes: Classes::load(|_| None),
             next_id: 1,
             gone: Counters::default(),
@@ -157,6 +169,7 @@ impl State {
             damon,
             region_watch: RegionWatch::default(),
             shown_access: None,
+            swap_used: BTreeMap::new(),
             promotable_pages: 0,
             status_due: false,
             memory: Memory::default(),
@@ -243,7 +256,7 @@ impl State {
                 continue;
             }
             // A process that has just ended proves nothing.
-            let Ok(pagemap) = Pagemap::open(machine.target.process.pid()) else { continue };
+            let Ok(pagemap) = machine.target.process.pagemap() else { continue };
             let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
             machine.layout.compare(&frames, |hva| frame_at(&pagemap, hva), moved_at);
             if machine.layout.is_open() {
@@ -263,14 +276,20 @@ impl State {
         let changes = match changes {
             Ok(changes) => changes,
             Err(error) => {
-                tracing::error!(%error, "cannot look for virtual machines");
+                let line = format!("cannot look for virtual machines: {error}");
+                if !self.aside.not_looked_at.contains(&line) {
+                    tracing::error!("{line}");
+                }
+                self.aside.not_looked_at = vec![line];
                 return;
             }
         };
         for error in &changes.errors {
             tracing::warn!(%error, "a process was left out");
         }
+        self.aside.not_looked_at = changes.troubles;
         for key in changes.gone {
+            self.left_out.forget(key);
             self.forget(key, "has ended", faults);
             self.bystanders.remove(key);
         }
@@ -285,23 +304,27 @@ impl State {
         }
     }
 
-    fn admit(&mut self, vm: Vm, faults: &mut Faults) {
+    /// Takes a machine in. What cannot be now is tried again.
+    pub(super) fn admit(&mut self, vm: Vm, faults: &mut Faults) {
         // One that has changed is taken in anew: its pages have other numbers.
         self.forget(vm.key, "has changed, ask again", faults);
-        let process = match Pidfd::open(vm.key.pid) {
+        let process = match take_hold(vm.key.pid) {
             Ok(process) => process,
             // It ended between the scan and now: the next scan says so.
-            Err(error) => {
-                tracing::debug!(pid = vm.key.pid, %error, "gone before it could be tracked");
-                return;
+            Err(HoldError::Ended) => {
+                tracing::debug!(pid = vm.key.pid, "gone before it could be tracked");
+                return self.left_out.forget(vm.key);
             }
+            Err(error) => return self.leave_out(vm, error.to_string()),
         };
         let id = VmId(self.next_id);
-        self.next_id += 1;
         if let Err(error) = faults.track(id, &vm) {
-            tracing::warn!(vm = vm.name, %error, "not tracked");
-            return;
+            // Half of it may be there.
+            faults.untrack(id, &vm);
+            return self.leave_out(vm, error.to_string());
         }
+        self.next_id += 1;
+        self.left_out.forget(vm.key);
         let mut settings = self.config.vm_settings(&vm.name);
         // A name is chosen by whoever starts the machine: it does not lead out of a namespace.
         if let (Some(namespace), Some(tenant)) = (&vm.namespace, &settings.tenant) {
@@ -321,7 +344,6 @@ impl State {
         if let Some((class, share)) = machine.knowledge.seemed {
             machine.class.seemed(class, share);
         }
-        machine.read_labels(&self.config);
         self.memory.recall_past(&mut machine, self.machines.values());
         if machine.target.vm.accel == Accel::Kvm {
             faults.attach_kvm(&KVM_ROADS);
@@ -343,7 +365,15 @@ impl State {
         }
         self.admit_images(&machine, faults);
         self.machines.insert(id, machine);
+        self.ask_labels(id);
         self.sweep_if_moved(id);
+    }
+
+    fn leave_out(&mut self, vm: Vm, why: String) {
+        let (name, pid) = (vm.name.clone(), vm.key.pid);
+        if self.left_out.note(vm, why.clone()) {
+            tracing::warn!(vm = name, pid, why, "left alone: trying again every second");
+        }
     }
 
     fn forget(&mut self, key: ProcessKey, why: &str, faults: &mut Faults) {
@@ -382,7 +412,6 @@ impl State {
             Done::Step(outcome) => self.on_outcome(&outcome),
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
             Done::FreeSwapCache(id, bytes) => self.on_freed(id, bytes),
-            Done::ReadAhead(bytes) => self.images.done(bytes),
             Done::Hindered(tiers) => self.on_hindered(tiers),
         }
     }

@@ -8,6 +8,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::braking::Gauge;
+use super::helpers::{Helpers, Subject};
+use super::lookups::Lookups;
+use super::scans::Scans;
 use crate::actuate::{Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, PageRun, Places, Sweep};
@@ -25,22 +28,24 @@ pub(super) struct Scanning {
 }
 
 impl Scanning {
+    /// Reads control groups by `helpers`: a process that is stuck does not hold up the others.
     pub(super) fn start(
         roots: Roots,
         trust: Trust,
+        helpers: &Helpers,
         found: mpsc::Sender<Result<Changes, VmError>>,
         gauged: mpsc::Sender<Vec<Gauge>>,
     ) -> io::Result<Self> {
         let (stop, stopped) = std_mpsc::channel::<()>();
+        let mut lookups = Lookups::new(helpers);
         thread::Builder::new().name("tiering-scanner".into()).spawn(move || {
-            let mut scanner = Scanner::new(&roots.proc, &roots.cgroup, trust);
+            let mut scans = Scans::new(Scanner::new(&roots.proc, &roots.cgroup, trust));
             loop {
-                let changes = scanner.scan();
-                if found.blocking_send(changes).is_err() {
+                if found.blocking_send(scans.scan()).is_err() {
                     return;
                 }
                 // The next ones are as good where nobody has taken these.
-                gauged.try_send(gauges(&roots, scanner.known())).ok();
+                gauged.try_send(gauges(&roots, scans.known(), &mut lookups)).ok();
                 if stopped.recv_timeout(SCAN_EVERY) != Err(std_mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -50,15 +55,21 @@ impl Scanning {
     }
 }
 
-fn gauges(roots: &Roots, vms: impl Iterator<Item = ProcessKey>) -> Vec<Gauge> {
-    let mut gauges: Vec<Gauge> = vms.map(|key| gauge(roots, key)).collect();
+fn gauges(roots: &Roots, vms: impl Iterator<Item = ProcessKey>, lookups: &mut Lookups<Gauge>) -> Vec<Gauge> {
+    for key in vms {
+        let roots = roots.clone();
+        let what = format!("reading control groups and memory use of process {}", key.pid);
+        let subject = Subject { what, without: "its limits are not known" };
+        lookups.ask(key.pid, subject, move || gauge(&roots, key));
+    }
+    let mut gauges = lookups.collect();
     keep_own_pressure(gauges.iter_mut().map(|gauge| &mut gauge.memory));
     gauges
 }
 
 fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
-    let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key.pid), usage(&roots.proc, key.pid));
+    let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key), usage(&roots.proc, key));
     Gauge { key, memory, ksm_bytes, usage, at: sys::now() }
 }
 
@@ -125,7 +136,7 @@ impl Sweeping {
 
 fn sweep(target: &Target, part: PageRun, places: &Places) -> Swept {
     let began = sys::now();
-    let sweep = tiermap::sweep(target.process.pid(), &target.layout, part, places);
+    let sweep = tiermap::sweep(&target.process, &target.layout, part, places);
     // Of a process that has ended there is nothing left to read, which is no error.
     let ended = || Err(io::Error::from_raw_os_error(libc::ESRCH));
     let sweep = if target.process.is_alive() { sweep } else { ended() };
@@ -133,7 +144,7 @@ fn sweep(target: &Target, part: PageRun, places: &Places) -> Swept {
 }
 
 fn rearm(target: &Target) -> Rearmed {
-    let written = tiermap::written(target.process.pid(), &target.layout);
+    let written = tiermap::written(&target.process, &target.layout);
     let began = sys::now();
     let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
     Rearmed { vm: target.id, began, took, written }

@@ -19,7 +19,7 @@ use super::kvm::{KVM_ROADS, KvmSource};
 use super::pins::{PinError, Pins};
 use super::reads::{PROGRAM, Reads};
 use super::rearming::Rearming;
-use super::road::{Road, chain};
+use super::road::{Attachment, Road, chain};
 use super::source::{Delivery, Source};
 use crate::track::VmId;
 use crate::vm::Vm;
@@ -115,7 +115,7 @@ impl Faults {
         })?;
         let road = attach_first(&mut ebpf, roads)?;
         if let Some(pins) = &pins {
-            pin_programs(&mut ebpf, programs(road).map(|(name, _)| name), pins)?;
+            pin_programs(&mut ebpf, programs(road).map(|one| one.program), pins)?;
             pin_maps(&mut ebpf, pins)?;
         }
         let kernel_moves = KernelMoveSource::attach(&mut ebpf)?;
@@ -386,20 +386,20 @@ where
 }
 
 /// The program for each of the two events, by road.
-fn programs(road: Road) -> [(&'static str, &'static str); 2] {
+fn programs(road: Road) -> [Attachment; 2] {
     let [user, kernel] = match road {
         Road::TpBtf => ["fault_user_btf", "fault_kern_btf"],
         Road::Raw => ["fault_user_raw", "fault_kern_raw"],
         Road::Classic => ["fault_user_tp", "fault_kern_tp"],
     };
-    [(user, "page_fault_user"), (kernel, "page_fault_kernel")]
+    let of = |program, event| Attachment { program, category: "exceptions", event };
+    [of(user, "page_fault_user"), of(kernel, "page_fault_kernel")]
 }
 
 fn attach_first(ebpf: &mut Ebpf, roads: &[Road]) -> Result<Road, BpfError> {
     let mut reasons = Vec::new();
     for road in roads {
-        let mut programs = programs(*road).into_iter();
-        match programs.try_for_each(|(name, event)| road.attach(ebpf, name, "exceptions", event)) {
+        match road.attach_all(ebpf, &programs(*road)) {
             Ok(()) => return Ok(*road),
             Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
         }

@@ -7,9 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::{RawTracePoint, TracePoint};
 
-use super::road::Road;
+use super::road::{Attachment, Road};
 use super::source::{Delivery, Source};
 
 /// Whether accesses of KVM guests are seen.
@@ -20,6 +19,7 @@ pub enum KvmSource {
     Unavailable(String),
 }
 
+#[derive(Clone, Copy)]
 struct Event {
     category: &'static str,
     name: &'static str,
@@ -52,12 +52,10 @@ impl KvmSource {
         }
         let mut reasons = Vec::new();
         for road in roads {
-            match EVENTS.iter().try_for_each(|event| event.attach(ebpf, *road)) {
+            match road.attach_all(ebpf, &EVENTS.map(|event| event.attachment(*road))) {
                 Ok(()) => return Self::Active(*road),
                 Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
             }
-            // Half a road would count everything twice beside the next one.
-            EVENTS.iter().for_each(|event| event.unload(ebpf, *road));
         }
         Self::Unavailable(reasons.join("; "))
     }
@@ -96,18 +94,8 @@ pub(super) fn is_on(text: &str) -> bool {
 }
 
 impl Event {
-    fn unload(&self, ebpf: &mut Ebpf, road: Road) {
-        let program = ebpf.program_mut(self.program(road));
-        let unloaded = program.map(|program| match road {
-            Road::Classic => <&mut TracePoint>::try_from(program)?.unload(),
-            Road::Raw | Road::TpBtf => <&mut RawTracePoint>::try_from(program)?.unload(),
-        });
-        // An error means that it is not loaded: what we want.
-        drop(unloaded);
-    }
-
-    fn attach(&self, ebpf: &mut Ebpf, road: Road) -> Result<(), String> {
-        road.attach(ebpf, self.program(road), self.category, self.name)
+    fn attachment(&self, road: Road) -> Attachment {
+        Attachment { program: self.program(road), category: self.category, event: self.name }
     }
 
     fn program(&self, road: Road) -> &'static str {

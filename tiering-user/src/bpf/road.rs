@@ -73,6 +73,35 @@ impl Road {
     }
 }
 
+/// A program and the event that it is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attachment {
+    pub program: &'static str,
+    pub category: &'static str,
+    pub event: &'static str,
+}
+
+impl Road {
+    /// Attaches all of these programs or none: half a road would count everything twice beside the next one.
+    pub(super) fn attach_all(self, ebpf: &mut Ebpf, set: &[Attachment]) -> Result<(), String> {
+        let attached = set.iter().try_for_each(|one| self.attach(ebpf, one.program, one.category, one.event));
+        if attached.is_err() {
+            set.iter().for_each(|one| self.unload(ebpf, one.program));
+        }
+        attached
+    }
+
+    fn unload(self, ebpf: &mut Ebpf, program: &str) {
+        let unloaded = ebpf.program_mut(program).map(|program| match self {
+            Self::TpBtf => <&mut BtfTracePoint>::try_from(program)?.unload(),
+            Self::Raw => <&mut RawTracePoint>::try_from(program)?.unload(),
+            Self::Classic => <&mut TracePoint>::try_from(program)?.unload(),
+        });
+        // An error means that it is not loaded: what we want.
+        drop(unloaded);
+    }
+}
+
 /// What the kernel says of the fields of an event.
 pub(super) fn format(category: &str, event: &str) -> Result<String, String> {
     let _tracefs = Tracefs::mounted()?;
@@ -133,6 +162,24 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::OBJECT;
+
+    #[test]
+    fn of_a_set_of_which_one_cannot_be_attached_none_stays_attached() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let mut ebpf = Ebpf::load(OBJECT).unwrap();
+        let there = Attachment { program: "fault_user_raw", category: "", event: "page_fault_user" };
+        let missing = Attachment { program: "fault_kern_raw", category: "", event: "no_such_event" };
+        let is_loaded = |ebpf: &Ebpf| ebpf.program(there.program).unwrap().fd().is_ok();
+        Road::Raw.attach_all(&mut ebpf, &[there, missing]).unwrap_err();
+        assert!(!is_loaded(&ebpf));
+        // Nothing is in the way of another try.
+        Road::Raw.attach_all(&mut ebpf, &[there]).unwrap();
+        assert!(is_loaded(&ebpf));
+    }
 
     #[test]
     fn a_refusal_is_told_by_what_the_verifier_said_last() {

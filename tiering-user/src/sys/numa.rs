@@ -37,22 +37,22 @@ pub fn move_pages(process: &Pidfd, addresses: &[u64], node: u32) -> io::Result<V
     let node = i32::try_from(node).map_err(io::Error::other)?;
     let nodes = vec![node; addresses.len()];
     let mut statuses = vec![UNTOLD; addresses.len()];
-    // SAFETY: the three arrays have the length that is given; the kernel reads the first two and writes the third. The
-    // addresses are those of the other process, never ours.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            process.pid(),
-            addresses.len(),
-            addresses.as_ptr(),
-            nodes.as_ptr(),
-            statuses.as_mut_ptr(),
-            MPOL_MF_MOVE,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    process.by_number(|pid| {
+        // SAFETY: the three arrays have the length that is given; the kernel reads the first two and writes the third. The
+        // addresses are those of the other process, never ours.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_move_pages,
+                pid,
+                addresses.len(),
+                addresses.as_ptr(),
+                nodes.as_ptr(),
+                statuses.as_mut_ptr(),
+                MPOL_MF_MOVE,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    })?;
     let told = statuses.into_iter().map(|status| match u32::try_from(status) {
         Ok(node) => MoveStatus::On(node),
         Err(_) if status == UNTOLD => MoveStatus::Untold,

@@ -11,8 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,7 +71,7 @@ pub struct ScanRange {
 /// An open pagemap. Reading much of another process's takes longer than the kernel needs for it: see above.
 #[derive(Debug)]
 pub struct Pagemap {
-    file: File,
+    file: Arc<File>,
     /// Nobody else waits for our own.
     own: bool,
     /// How long the calls since the last pause took.
@@ -80,21 +79,17 @@ pub struct Pagemap {
 }
 
 impl Pagemap {
-    /// Opens that of process `pid`.
-    ///
-    /// # Errors
-    /// `ENOENT` (gone), `EACCES` (no CAP_SYS_PTRACE).
-    pub fn open(pid: i32) -> io::Result<Self> {
-        let file = File::open(Path::new("/proc").join(pid.to_string()).join("pagemap"))?;
-        Ok(Self { file, own: false, held: Cell::default() })
+    /// The one that is open in `file`: that of another process comes from [`super::Pidfd::pagemap`].
+    pub(super) fn of(file: Arc<File>) -> Self {
+        Self { file, own: false, held: Cell::default() }
     }
 
     /// Opens our own.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// `EMFILE` or `ENFILE`.
     pub fn of_self() -> io::Result<Self> {
-        Ok(Self { file: File::open("/proc/self/pagemap")?, own: true, held: Cell::default() })
+        Ok(Self { file: Arc::new(File::open("/proc/self/pagemap")?), own: true, held: Cell::default() })
     }
 
     /// Reads `count` pages from address `hva`.
@@ -351,7 +346,7 @@ mod tests {
         let there = [0, 16_383, 16_384, 20_000, 32_768, pages - 1];
         there.into_iter().for_each(|page| memory.write_touch(page));
         let start = memory.start() as u64;
-        let other = Pagemap::open(std::process::id().cast_signed()).unwrap();
+        let other = crate::sys::Pidfd::open(std::process::id().cast_signed()).unwrap().pagemap().unwrap();
         let states = other.read(start, pages).unwrap();
         let read: Vec<usize> =
             (0..pages).filter(|page| matches!(states[*page], PageState::Present { .. })).collect();

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Pidfd;
 
@@ -18,11 +18,5 @@ pub fn can_rearm() -> bool {
 /// # Errors
 /// `ESRCH` where the process has ended, `EACCES` without CAP_SYS_PTRACE.
 pub fn rearm(process: &Pidfd) -> io::Result<()> {
-    let path: PathBuf = ["/proc", &process.pid().to_string(), "clear_refs"].iter().collect();
-    // What is opened belongs to one process, whoever gets its number later.
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    if !process.is_alive() {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    file.write_all(b"4")
+    process.open_file("clear_refs", OpenOptions::new().write(true))?.write_all(b"4")
 }

@@ -26,7 +26,8 @@ pub struct Status {
     pub vms: Vec<VmStatus>,
     pub events: EventCounts,
     pub sources: Vec<SourceStatus>,
-    /// What contradicts the order of the ladder or stands in its way, as found at start; each with what to do.
+    /// What contradicts the order of the ladder or stands in its way, as found at start, and what keeps the agent from a part of its work now; each
+    /// with what to do.
     pub warnings: Vec<String>,
     pub blocks: BlockCounts,
     /// What the kernel, or anybody else but the agent, has moved on this host since the agent runs.

@@ -3,12 +3,12 @@
 //! In: a process and an address in the region. Out: which parts of the region have data, and a way to say on which nodes the
 //! kernel should put what comes into it.
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
 use std::ops::Range;
 
 use super::layout::{PageRun, pages_between};
-use crate::sys::{self, PAGE_BYTES};
+use crate::sys::{self, PAGE_BYTES, Pidfd};
 use crate::vm::Hva;
 
 /// Opened by way of the process that maps it.
@@ -24,9 +24,10 @@ impl SharedFile {
     ///
     /// # Errors
     /// `ENOENT` or `ESRCH` where the process has ended; `EPERM` without CAP_SYS_ADMIN.
-    pub fn behind(pid: i32, start: Hva) -> io::Result<Self> {
-        let Mapping { range, file_offset } = mapping_of(pid, start)?;
-        let file = File::open(format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end))?;
+    pub fn behind(process: &Pidfd, start: Hva) -> io::Result<Self> {
+        let Mapping { range, file_offset } = mapping_of(process, start)?;
+        let name = format!("map_files/{:x}-{:x}", range.start, range.end);
+        let file = process.open_file(name, OpenOptions::new().read(true))?;
         Ok(Self { file, base: file_offset + (start.0 - range.start) })
     }
 
@@ -64,8 +65,9 @@ struct Mapping {
     file_offset: u64,
 }
 
-fn mapping_of(pid: i32, start: Hva) -> io::Result<Mapping> {
-    let maps = std::fs::read(format!("/proc/{pid}/maps"))?;
+fn mapping_of(process: &Pidfd, start: Hva) -> io::Result<Mapping> {
+    let mut maps = Vec::new();
+    process.open_file("maps", OpenOptions::new().read(true))?.read_to_end(&mut maps)?;
     // Only the fields before the path are looked at: what a mapped file is called is not ours to trust.
     String::from_utf8_lossy(&maps)
         .lines()

@@ -16,7 +16,7 @@ use super::layout::{Layout, PageIndex, PageRun, pages_between};
 use super::places::Places;
 use super::shared_file::SharedFile;
 use super::table::BLOCK_PAGES;
-use crate::sys::{PAGE_BYTES, PageState, Pagemap};
+use crate::sys::{PAGE_BYTES, PageState, Pagemap, Pidfd};
 use crate::tiers::TierId;
 use crate::vm::Hva;
 
@@ -67,17 +67,17 @@ pub fn part(layout: &Layout, first: PageIndex) -> Option<PageRun> {
     (left > 0 || first == 0).then(|| PageRun { first, count: left.min(PART_PAGES) })
 }
 
-/// Sweeps a part of the guest RAM of process `pid`.
+/// Sweeps a part of the guest RAM of the process.
 ///
 /// # Errors
 /// `ENOENT` or `ESRCH` where the process has ended; `EACCES`.
-pub fn sweep(pid: i32, layout: &Layout, part: PageRun, places: &Places) -> io::Result<Sweep> {
-    let pagemap = Pagemap::open(pid)?;
+pub fn sweep(process: &Pidfd, layout: &Layout, part: PageRun, places: &Places) -> io::Result<Sweep> {
+    let pagemap = process.pagemap()?;
     let mut found = Sweep::of(part);
     for (run, start, shared) in layout.cut(part) {
         let mapped = sweep_mapped(&pagemap, run, start, shared, places, &mut found)?;
         if shared {
-            let file = SharedFile::behind(pid, start)?;
+            let file = SharedFile::behind(process, start)?;
             add_unmapped(&file, run, &mapped, &mut found)?;
         } else {
             mapped.into_iter().for_each(|(run, place)| found.push(run.first, run.count, place));
@@ -86,12 +86,12 @@ pub fn sweep(pid: i32, layout: &Layout, part: PageRun, places: &Places) -> io::R
     Ok(found)
 }
 
-/// The small pages of process `pid`'s guest RAM that were written since they were armed, ascending.
+/// The small pages of the process's guest RAM that were written since they were armed, ascending.
 ///
 /// # Errors
 /// As [`sweep`].
-pub fn written(pid: i32, layout: &Layout) -> io::Result<Vec<PageRun>> {
-    let pagemap = Pagemap::open(pid)?;
+pub fn written(process: &Pidfd, layout: &Layout) -> io::Result<Vec<PageRun>> {
+    let pagemap = process.pagemap()?;
     let mut runs: Vec<PageRun> = Vec::new();
     for (region, start, _) in layout.regions() {
         let end = start.0 + u64::from(region.count) * PAGE_BYTES;

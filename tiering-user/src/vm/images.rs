@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use procfs::process::FDPermissions;
 
 use super::process::Proc;
+use crate::sys::known_facts;
 
 /// A smaller file is no image of anything.
 const LEAST_BYTES: u64 = 1 << 20;
@@ -44,10 +45,10 @@ pub(super) fn images(process: &Proc) -> BTreeMap<FileId, i32> {
         Ok(read_only.map(|file| file.fd).collect::<Vec<_>>())
     });
     let identity = |file: i32| {
-        // Through the link: the path may mean something else to the process.
-        let metadata = fs::metadata(process.file(&format!("fd/{file}"))).ok()?;
-        let image = metadata.is_file() && metadata.len() >= LEAST_BYTES;
-        image.then(|| (FileId::of(&metadata), file))
+        // Through the link: the path may mean something else to the process. A server that is down must not hold up the look.
+        let facts = known_facts(&process.file(&format!("fd/{file}"))).ok()?;
+        let image = facts.is_regular && facts.bytes >= LEAST_BYTES;
+        image.then_some((FileId { device: facts.device, inode: facts.inode }, file))
     };
     let mut images = BTreeMap::new();
     for (id, file) in files.unwrap_or_default().into_iter().filter_map(identity) {

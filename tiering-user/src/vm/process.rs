@@ -21,7 +21,7 @@ const CMDLINE_LIMIT_BYTES: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// The process list itself.
-    #[error("cannot list the processes in {}: {source}; check that /proc is mounted there", root.display())]
+    #[error("cannot list the processes in {}: {source}; check that /proc is mounted there, and the limit of open files", root.display())]
     ProcRoot { root: PathBuf, source: ProcError },
     /// The process exists, its file is not for us.
     #[error(
@@ -31,6 +31,11 @@ pub enum VmError {
     /// The process exists and its file makes no sense to us.
     #[error("cannot read {file} of process {pid}: {source}; please report it with the kernel's version")]
     Read { pid: i32, file: String, source: ProcError },
+    /// Neither the agent nor the host has a descriptor left to read it with.
+    #[error(
+        "no file descriptor is left to read {file} of process {pid}: raise the agent's limit (LimitNOFILE, ulimit -n) or fs.file-max"
+    )]
+    Descriptors { pid: i32, file: String },
     /// The process ended, or the pid now belongs to another one.
     #[error("process {pid} has ended; list the virtual machines again")]
     Gone { pid: i32 },
@@ -147,8 +152,16 @@ fn explain(pid: i32, file: &str, error: ProcError) -> VmError {
     match error {
         ProcError::PermissionDenied(_) => VmError::Permission { pid, file: file.to_owned() },
         ProcError::NotFound(_) => VmError::Gone { pid },
+        ProcError::Io(error, _) if is_out_of_descriptors(&error) => {
+            VmError::Descriptors { pid, file: file.to_owned() }
+        }
         source => VmError::Read { pid, file: file.to_owned(), source },
     }
+}
+
+/// The process's own limit (EMFILE), or that of the host (ENFILE).
+fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// All process ids below `proc_root`.
@@ -173,5 +186,17 @@ mod tests {
         let forbidden = explain(42, "smaps", ProcError::PermissionDenied(None)).to_string();
         assert!(forbidden.starts_with("no permission to read smaps of process 42: run the agent as root"));
         assert!(matches!(explain(42, "smaps", ProcError::NotFound(None)), VmError::Gone { pid: 42 }));
+    }
+
+    #[test]
+    fn a_process_that_no_descriptor_is_left_for_is_not_taken_for_gone() {
+        for limit in [libc::EMFILE, libc::ENFILE] {
+            let error = std::io::Error::from_raw_os_error(limit);
+            let told = explain(42, "smaps", ProcError::Io(error, None)).to_string();
+            assert!(
+                told.starts_with("no file descriptor is left to read smaps of process 42: raise"),
+                "{told}"
+            );
+        }
     }
 }

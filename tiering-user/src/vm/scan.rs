@@ -8,12 +8,15 @@
 //! 4. A known VM is looked at again when its address space has another size (memory was plugged or unplugged), when it
 //!    was refused for a reason that may pass, and once a minute. Shared RAM is looked at for other processes that map it.
 //!
-//! An unreadable process does not hide the others: each trouble is reported once. Of a process whose owner is not trusted nothing is read
-//! but its name, and only so many of them are told of.
+//! An unreadable process does not hide the others: each trouble is reported once, and tried again at each scan. A look may hang, where the process
+//! is stuck: [`Scanner::copy`] says at which, and the scan can be done anew by a copy that leaves it alone. Of a process whose owner is not
+//! trusted nothing is read but its name, and only so many of them are told of.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::cmdline::{CommandLine, Role};
 use super::images::images;
@@ -53,10 +56,12 @@ pub struct Changes {
     pub errors: Vec<VmError>,
     /// Processes of owners that are not trusted that were not told of, since there are too many.
     pub unlisted: usize,
+    /// Why VMs cannot be read now.
+    pub troubles: Vec<String>,
 }
 
 /// Finds VMs and remembers which ones it has told of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Scanner {
     proc_root: PathBuf,
     cgroup_root: PathBuf,
@@ -71,12 +76,16 @@ pub struct Scanner {
     scans: u32,
     /// QEMU processes whose RAM is not mapped yet: scans so far.
     settling: HashMap<ProcessKey, u32>,
-    /// Pids whose trouble was told.
-    troubled: HashSet<i32>,
+    /// Pids with trouble, and what was told of it.
+    troubled: HashMap<i32, String>,
+    /// Pids that are not looked at, since who does so hangs.
+    left_alone: HashSet<i32>,
+    /// The pid that is being looked at.
+    at: Arc<AtomicI32>,
 }
 
 /// A VM as it was told of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     vm: Vm,
     owner: Owner,
@@ -126,7 +135,24 @@ impl Scanner {
             commands: HashMap::new(),
             scans: 0,
             settling: HashMap::new(),
-            troubled: HashSet::new(),
+            troubled: HashMap::new(),
+            left_alone: HashSet::new(),
+            at: Arc::default(),
+        }
+    }
+
+    /// One that knows the same, and the pid that it is at while it scans.
+    pub fn copy(&self) -> (Scanner, Arc<AtomicI32>) {
+        let at = Arc::<AtomicI32>::default();
+        (Scanner { at: Arc::clone(&at), ..self.clone() }, at)
+    }
+
+    /// This process is not looked at any more, or is again.
+    pub fn leave_alone(&mut self, pid: i32, yes: bool) {
+        if yes {
+            self.left_alone.insert(pid);
+        } else {
+            self.left_alone.remove(&pid);
         }
     }
 
@@ -160,15 +186,20 @@ impl Scanner {
         self.known.retain(|_, known| stays(known.vm.key, known.owner));
         self.strangers.retain(|_, (key, owner)| stays(*key, *owner));
         self.settling.retain(|key, _| pids.contains(&key.pid));
-        self.troubled.retain(|pid| pids.contains(pid));
+        self.troubled.retain(|pid, _| pids.contains(pid));
         self.commands.retain(|key, _| pids.contains(&key.pid) && !changes.gone.contains(key));
 
         let mut mappings = None;
         self.look_again(&mut mappings, &mut changes);
-        let is_new = |pid: &i32| !self.known.contains_key(pid) && !self.strangers.contains_key(pid);
+        let is_new = |pid: &i32| {
+            !(self.known.contains_key(pid)
+                || self.strangers.contains_key(pid)
+                || self.left_alone.contains(pid))
+        };
         for pid in pids.into_iter().filter(is_new).collect::<Vec<_>>() {
+            self.at.store(pid, Ordering::Relaxed);
             match self.look(pid, &mut mappings) {
-                Ok(Look::NoVm) | Err(VmError::Gone { .. }) => {}
+                Ok(Look::NoVm) | Err(VmError::Gone { .. }) => drop(self.troubled.remove(&pid)),
                 Ok(Look::Settling(key)) => *self.settling.entry(key).or_default() += 1,
                 Ok(Look::Found(known)) => {
                     self.settling.remove(&known.vm.key);
@@ -181,22 +212,28 @@ impl Scanner {
                     changes.appeared.push(*vm);
                 }
                 Ok(Look::Unlisted) => changes.unlisted += 1,
-                Err(error) => {
-                    if self.troubled.insert(pid) {
-                        changes.errors.push(error);
-                    }
-                }
+                Err(error) => changes.errors.extend(self.news(pid, error)),
             }
         }
         changes.appeared.sort_by_key(|vm| vm.key);
         changes.changed.sort_by_key(|vm| vm.key);
         changes.gone.sort();
+        changes.troubles = self.troubled.values().cloned().collect();
         Ok(changes)
+    }
+
+    /// The trouble with a process, if it was not told yet.
+    fn news(&mut self, pid: i32, error: VmError) -> Option<VmError> {
+        let text = error.to_string();
+        let before = self.troubled.insert(pid, text.clone());
+        before.is_none_or(|told| told != text).then_some(error)
     }
 
     /// Looks again at those of the known VMs for which there is a reason to.
     fn look_again(&mut self, mappings: &mut Mappings, changes: &mut Changes) {
-        for pid in self.known.keys().copied().collect::<Vec<_>>() {
+        let all = self.known.keys().filter(|pid| !self.left_alone.contains(pid));
+        for pid in all.copied().collect::<Vec<_>>() {
+            self.at.store(pid, Ordering::Relaxed);
             let Some(known) = self.known.remove(&pid) else { continue };
             let (known, error) = match self.looked_again(&known, mappings) {
                 Ok(None) => (known, None),
@@ -210,7 +247,10 @@ impl Scanner {
                 Err(error) => (known, Some(error)),
             };
             self.known.insert(pid, known);
-            changes.errors.extend(error.filter(|_| self.troubled.insert(pid)));
+            match error {
+                Some(error) => changes.errors.extend(self.news(pid, error)),
+                None => drop(self.troubled.remove(&pid)),
+            }
         }
     }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 use procfs::process::Process;
 use procfs::{ProcResult, ticks_per_second};
 
+use super::ProcessKey;
+use super::process::Proc;
+
 /// Of one process, with all its threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -22,12 +25,11 @@ pub struct Usage {
 
 /// None where the process has ended, or does not tell.
 #[must_use]
-pub fn usage(proc_root: &Path, pid: i32) -> Option<Usage> {
-    read(proc_root, pid).ok()
+pub fn usage(proc_root: &Path, key: ProcessKey) -> Option<Usage> {
+    Proc::open_key(proc_root, key).and_then(|process| process.read("stat", read)).ok()
 }
 
-fn read(proc_root: &Path, pid: i32) -> ProcResult<Usage> {
-    let process = Process::new_with_root(proc_root.join(pid.to_string()))?;
+fn read(process: &Process) -> ProcResult<Usage> {
     let (stat, io, status) = (process.stat()?, process.io()?, process.status()?);
     let kib = |value: Option<u64>| value.unwrap_or(0).saturating_mul(1024);
     Ok(Usage {
@@ -47,6 +49,7 @@ mod tests {
     #[test]
     fn a_process_that_works_and_holds_memory_shows_it() {
         let own = std::process::id().cast_signed();
+        let own = Proc::open(Path::new("/proc"), own).and_then(|process| process.key()).unwrap();
         let before = usage(Path::new("/proc"), own).unwrap();
         let memory = std::hint::black_box(vec![1u8; 64 << 20]);
         let began = std::time::Instant::now();
@@ -57,6 +60,7 @@ mod tests {
         assert!(after.cpu > before.cpu, "{before:?} {after:?}");
         assert!(after.anonymous_bytes >= before.anonymous_bytes + (60 << 20), "{before:?} {after:?}");
         drop(memory);
-        assert_eq!(usage(Path::new("/proc"), i32::MAX), None);
+        let earlier = ProcessKey { start_time_ticks: own.start_time_ticks - 1, ..own };
+        assert_eq!(usage(Path::new("/proc"), earlier), None, "of the one that had its number before");
     }
 }

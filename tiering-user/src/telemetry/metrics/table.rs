@@ -28,7 +28,7 @@ pub(super) const METRICS: &[Metric] = &[
         Agent(|s| one(s.uptime_s))),
     gauge("dry_run", None, "1 if plans are only reported",
         Agent(|s| one(s.dry_run))),
-    gauge("warnings", None, "What stands in the ladder's way, found at start: see the status",
+    gauge("warnings", None, "What keeps the agent from a part of its work, or stands in the ladder's way: see the status",
         Agent(|s| one(count(&s.warnings)))),
     gauge("agent_cpu", RATIO, "CPU time of watching and planning in the last seconds, of one core",
         Agent(|s| one(s.cpu_percent / 100.0))),
