@@ -162,12 +162,10 @@ impl CommandLine {
             }
             "machine" => self.take_machine(seen, options),
             "object" => self.take_object(seen, options),
-            "numa" => {
-                if options.get("type") == Some("node") && seen.nodes.len() < MAX_OBJECTS {
-                    let next = (0..).find(|number| seen.nodes.iter().all(|(node, _)| node != number));
-                    let node = options.get("nodeid").and_then(|node| node.parse().ok()).or(next);
-                    seen.nodes.extend(node.map(|node| (node, text("memdev"))));
-                }
+            "numa" if options.get("type") == Some("node") && seen.nodes.len() < MAX_OBJECTS => {
+                let next = (0..).find(|number| seen.nodes.iter().all(|(node, _)| node != number));
+                let node = options.get("nodeid").and_then(|node| node.parse().ok()).or(next);
+                seen.nodes.extend(node.map(|node| (node, text("memdev"))));
             }
             "device" => self.take_device(seen, options),
             "netdev" => self.vhost_user |= options.get("type") == Some("vhost-user"),

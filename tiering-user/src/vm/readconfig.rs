@@ -107,11 +107,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<Given>, String> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let understood = match line.strip_prefix('[') {
-            Some(rest) => section(rest).map(|section| sections.push(section)),
-            None => pair(line).and_then(|pair| Some(sections.last_mut()?.1.push(pair))),
-        };
-        understood.ok_or_else(|| format!("line {number} is not understood"))?;
+        let new = line.strip_prefix('[').map(section);
+        match (new, sections.last_mut(), pair(line)) {
+            (Some(Some(section)), _, _) => sections.push(section),
+            (None, Some((_, pairs)), Some(pair)) => pairs.push(pair),
+            _ => return Err(format!("line {number} is not understood")),
+        }
     }
     Ok(sections.into_iter().map(|(group, pairs)| Given { group, options: Options::of(pairs) }).collect())
 }
