@@ -34,11 +34,14 @@ struct Reader(Child);
 impl Reader {
     fn beside(group: &Memcg) -> Result<Self> {
         // Of the group page cache gives way, and the VM stays in memory: what goes down is the agent's doing.
-        shell(&format!("echo 0 > /proc/sys/vm/swappiness; head -c 128M /dev/urandom > {FILE}"))?;
-        let script = format!("sleep 2; while :; do cat {FILE} > /dev/null; done");
+        shell("echo 0 > /proc/sys/vm/swappiness")?;
+        // Page cache is charged to whoever was the first to touch it.
+        let script = format!(
+            "sleep 3; head -c 24M /dev/zero > {FILE}; sync {FILE}; while :; do cat {FILE} > /dev/null; done"
+        );
         let reader = Self(Command::new("sh").args(["-c", &script]).spawn()?);
         group.add(reader.0.id())?;
-        group.set("memory.high", group.bytes("memory.current")? + 8 * MIB)?;
+        group.set("memory.high", group.bytes("memory.current")? + 16 * MIB)?;
         Ok(reader)
     }
 }

@@ -141,7 +141,7 @@ pub struct Policy {
     pub free_target: Percent,
     /// Share of a VM's touched memory that stays in tier 0 when room there is taken from it for others.
     pub floor: Percent,
-    /// Memory stall (PSI) at which demotion backs off.
+    /// How much longer than by itself a VM may wait for memory before its demotion backs off.
     pub psi_limit: Percent,
     /// Mean time of a read below which a tier's disk is never taken for slow.
     pub slow_read: Period,
@@ -149,7 +149,7 @@ pub struct Policy {
     pub refault_limit: Percent,
     /// CPU time that watching and planning may take, of one core, before they are done less often.
     pub cpu_limit: Percent,
-    /// Free what page-outs left in the swap cache, of machines with a control group of their own.
+    /// Free what page-outs left in the swap cache, of machines with a control group of their own, also while tier 0 has room.
     pub free_swap_cache: bool,
     /// What a machine seems to be by its profile changes what is done with it, as if somebody had said so.
     pub act_on_guesses: bool,
