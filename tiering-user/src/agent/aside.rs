@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error;
+use super::descriptors::check_room;
 use super::helpers::{DEADLINE, Helpers, Spot, Subject};
 use super::images::Opened;
 use super::report;
@@ -97,7 +98,6 @@ fn report_subject(path: &Path) -> Subject {
 impl State {
     pub(super) fn on_found(&mut self, found: Found, faults: &mut Faults) {
         match found {
-            // The machine may have ended meanwhile: then it has no owner.
             Found::Image(vm, id, opened) => self.join_image(vm, id, Some(opened), faults),
             Found::Labels(vm, labels) => self.on_labels(vm, labels),
             Found::ReadAhead { device, bytes } => self.images.done(device, bytes),
@@ -115,7 +115,12 @@ impl State {
         self.aside.files.tend();
         self.aside.readers.tend();
         for vm in self.left_out.machines() {
+            let key = vm.key;
             self.admit(vm, faults);
+            // What the first one lacks the others lack too.
+            if self.left_out.has(key) && check_room().is_err() {
+                break;
+            }
         }
     }
 

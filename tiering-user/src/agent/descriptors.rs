@@ -53,7 +53,8 @@ pub(super) fn take_hold(pid: i32) -> Result<Pidfd, HoldError> {
     Ok(process)
 }
 
-fn check_room() -> Result<(), HoldError> {
+/// Whether there are enough left for another machine.
+pub(super) fn check_room() -> Result<(), HoldError> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| HoldError::Other(error.into()))?;
     let used = std::fs::read_dir("/proc/self/fd").map_err(told)?.count() as u64;
     enough(used, limit)

@@ -158,7 +158,7 @@ impl Images {
             let image = Image {
                 identity,
                 id,
-                file: Arc::new(file),
+                file,
                 tape,
                 allocated,
                 readers: BTreeSet::new(),
@@ -176,23 +176,23 @@ impl Images {
         Some((key(id), self.next_number - 1))
     }
 
-    /// A machine has gone. Returns the images that are not to be watched any more.
-    fn leave(&mut self, vm: VmId, unix_s: u64) -> Vec<ImageKey> {
+    /// A machine has gone. Returns the images that are not to be watched any more, and those to be closed.
+    fn leave(&mut self, vm: VmId, unix_s: u64) -> (Vec<ImageKey>, Vec<Image>) {
         self.owners.remove(&vm);
         for image in self.open.values_mut() {
             image.readers.remove(&vm);
             image.tape.forget(vm);
         }
-        let closed: Vec<Image> =
+        let mut closed: Vec<Image> =
             self.open.extract_if(.., |_, image| image.readers.is_empty()).map(|(_, image)| image).collect();
         let mut gone = Vec::new();
-        for mut image in closed {
-            self.keep(&mut image, unix_s, true);
+        for image in &mut closed {
+            self.keep(image, unix_s, true);
             if self.open.keys().all(|(_, id)| *id != image.id) && self.numbers.remove(&image.id).is_some() {
                 gone.push(key(image.id));
             }
         }
-        gone
+        (gone, closed)
     }
 
     /// A machine had this read from the disk. Returns what is to be read ahead, at most `room` bytes in all.
@@ -312,7 +312,7 @@ fn key(id: FileId) -> ImageKey {
 #[derive(Debug)]
 pub(super) struct Opened {
     facts: Facts,
-    file: File,
+    file: Arc<File>,
     allocated_bytes: u64,
 }
 
@@ -355,7 +355,7 @@ fn open(path: &Path, id: FileId) -> Option<Opened> {
         changed_unix_s: metadata.mtime(),
     };
     // In units of 512 bytes, whatever the file system's blocks are (stat(2)).
-    Some(Opened { facts, file, allocated_bytes: metadata.blocks().saturating_mul(512) })
+    Some(Opened { facts, file: Arc::new(file), allocated_bytes: metadata.blocks().saturating_mul(512) })
 }
 
 /// Extents as parts of a file, bytes; in their order, neighbours together.
@@ -413,6 +413,16 @@ impl State {
 
     /// A machine has this image open, which was opened for its owner if it was not before.
     pub(super) fn join_image(&mut self, vm: VmId, id: FileId, opened: Option<Opened>, faults: &mut Faults) {
+        // The machine may have ended meanwhile, or another one have had the image opened.
+        let opened = match opened {
+            Some(Opened { facts, file, .. })
+                if !self.images.owners.contains_key(&vm) || self.images.is_open(vm, id) =>
+            {
+                self.close(&facts.name, id, file);
+                None
+            }
+            opened => opened,
+        };
         if let Some((key, number)) = self.images.join(vm, id, opened)
             && let Err(error) = faults.watch_image(key, number)
         {
@@ -422,9 +432,20 @@ impl State {
 
     /// A machine has gone.
     pub(super) fn leave_images(&mut self, vm: VmId, faults: &mut Faults) {
-        for key in self.images.leave(vm, unix_seconds()) {
+        let (unwatched, closed) = self.images.leave(vm, unix_seconds());
+        for key in unwatched {
             faults.reads.unwatch(key);
         }
+        for Image { identity, id, file, .. } in closed {
+            self.close(&identity.name, id, file);
+        }
+    }
+
+    /// Closes an image. A server that is down may be asked.
+    fn close(&self, name: &str, id: FileId, file: Arc<File>) {
+        let subject =
+            Subject { what: format!("closing the image {name}"), without: "its descriptor stays in use" };
+        self.aside.files.look(Spot::FileSystem(id.device), subject, move || drop(file));
     }
 
     /// Takes what machines had read from images, and has read ahead what comes next.
@@ -512,11 +533,12 @@ mod tests {
         assert_eq!(join(&mut images, "tenant/b", OTHER, &vm), None, "it is watched already");
         assert_eq!(walk(&mut images, VM), 0);
         assert_eq!(walk(&mut images, OTHER), 0, "another tenant");
-        assert!(images.leave(VM, 1).is_empty(), "the other one has it open");
+        assert!(images.leave(VM, 1).0.is_empty(), "the other one has it open");
         join(&mut images, "tenant/a", VmId(3), &vm);
         assert!(walk(&mut images, VmId(3)) > 100);
-        assert!(images.leave(VmId(3), 1).is_empty());
-        assert_eq!(images.leave(OTHER, 1).len(), 1);
+        assert!(images.leave(VmId(3), 1).0.is_empty());
+        let (unwatched, closed) = images.leave(OTHER, 1);
+        assert_eq!((unwatched.len(), closed.len()), (1, 1));
     }
 
     #[test]

@@ -21,6 +21,10 @@ impl LeftOut {
         self.0.remove(&key);
     }
 
+    pub(super) fn has(&self, key: ProcessKey) -> bool {
+        self.0.contains_key(&key)
+    }
+
     /// All, to be tried again.
     pub(super) fn machines(&self) -> Vec<Vm> {
         self.0.values().map(|(vm, _)| vm.clone()).collect()

@@ -130,3 +130,48 @@ fn hangs(pid: i32) -> String {
         "looking at process {pid} hangs: it is left as it is; the other machines are not held up. Look what it waits for (/proc/{pid}/stack)"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+    use crate::vm::testing::{FakeHost, Guest};
+
+    fn names(changes: &Changes) -> Vec<&str> {
+        changes.appeared.iter().map(|vm| vm.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_process_at_which_a_look_hangs_does_not_keep_others_from_being_found() {
+        let host = FakeHost::new();
+        host.start(7, &Guest::kvm("stuck", 64));
+        host.start(8, &Guest::kvm("well", 64));
+        let arguments = host.proc_root().join("7/cmdline");
+        let text = std::fs::read(&arguments).unwrap();
+        std::fs::remove_file(&arguments).unwrap();
+        mkfifo(&arguments, Mode::S_IRWXU).unwrap();
+        let mut scans = Scans::new(host.scanner());
+        let changes = scans.scan().unwrap();
+        assert_eq!(names(&changes), ["well"]);
+        assert!(changes.troubles[0].starts_with("looking at process 7 hangs"), "{:?}", changes.troubles);
+
+        let changes = scans.scan().unwrap();
+        assert_eq!((changes.appeared.len(), changes.gone.len(), changes.troubles.len()), (0, 0, 1));
+        assert_eq!(scans.stuck.len(), 1, "nobody else is sent there");
+
+        let release = OpenOptions::new().write(true).open(&arguments).unwrap();
+        std::fs::remove_file(&arguments).unwrap();
+        std::fs::write(&arguments, text).unwrap();
+        drop(release);
+        let mut changes = scans.scan().unwrap();
+        while changes.appeared.is_empty() {
+            changes = scans.scan().unwrap();
+        }
+        assert_eq!(names(&changes), ["stuck"]);
+        assert_eq!(changes.troubles, [""; 0]);
+    }
+}

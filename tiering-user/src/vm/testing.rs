@@ -33,14 +33,14 @@ pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
 }
 
 /// A host with processes.
-pub(super) struct FakeHost {
+pub(crate) struct FakeHost {
     root: tempfile::TempDir,
     proc_root: PathBuf,
     cgroup_root: PathBuf,
 }
 
 impl FakeHost {
-    pub(super) fn new() -> FakeHost {
+    pub(crate) fn new() -> FakeHost {
         let root = tempfile::tempdir().unwrap();
         let (proc_root, cgroup_root) = (root.path().join("proc"), root.path().join("cgroup"));
         std::fs::create_dir_all(proc_root.join("sys")).unwrap();
@@ -48,7 +48,7 @@ impl FakeHost {
         FakeHost { root, proc_root, cgroup_root }
     }
 
-    pub(super) fn proc_root(&self) -> &Path {
+    pub(crate) fn proc_root(&self) -> &Path {
         &self.proc_root
     }
 
@@ -56,11 +56,11 @@ impl FakeHost {
         &self.cgroup_root
     }
 
-    pub(super) fn scanner(&self) -> Scanner {
+    pub(crate) fn scanner(&self) -> Scanner {
         Scanner::new(&self.proc_root, &self.cgroup_root, Trust::of(&[107]))
     }
 
-    pub(super) fn start(&self, pid: i32, guest: &Guest) {
+    pub(crate) fn start(&self, pid: i32, guest: &Guest) {
         guest.write(&self.root.path().join("proc").join(pid.to_string()), pid);
     }
 
@@ -113,7 +113,7 @@ impl FakeHost {
 
 /// A QEMU process: by default one that may be moved.
 #[derive(Clone)]
-pub(super) struct Guest {
+pub(crate) struct Guest {
     exe: String,
     arguments: Vec<String>,
     files: Vec<String>,
@@ -128,7 +128,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    pub(super) fn kvm(name: &str, ram_mib: u64) -> Guest {
+    pub(crate) fn kvm(name: &str, ram_mib: u64) -> Guest {
         let size = ram_mib.to_string();
         let guest_name = format!("guest={name},debug-threads=on");
         let arguments =
