@@ -26,7 +26,7 @@ mod zero_pages;
 pub use boot::boot_id;
 pub use buffer::Buffer;
 pub use clock::{Monotonic, now, unix_seconds};
-pub use cpu::{OneCpu, stay_on_cpus};
+pub use cpu::{OneCpu, run_ahead, stay_on_cpus};
 pub use file_facts::{FileFacts, known_facts};
 pub use file_pages::pages_of_file;
 pub use frames::{FrameFacts, Frames};
