@@ -1,6 +1,7 @@
 //! What this process itself takes of the host's memory.
 
 use std::io;
+use std::ops::Range;
 
 use super::PAGE_BYTES;
 
@@ -14,13 +15,34 @@ pub fn own_memory() -> io::Result<u64> {
     Ok(resident.ok_or(io::ErrorKind::InvalidData)? * PAGE_BYTES)
 }
 
-/// Gives the kernel back what was freed and is still with the allocator. The allocators of other C libraries than glibc do that by themselves.
+/// Gives the kernel back what was freed and is still with the allocator; what is left of the heap is locked again, page by page as it is used.
+///
+/// The agent's memory is locked, and of locked memory the allocator cannot give back what lies between pieces in use (madvise(2):
+/// `MADV_DONTNEED` fails with `EINVAL`): of 70 MiB with 34 MiB freed, 70 stayed with the heap locked, and 36 without (Linux 6.18, glibc 2.36).
 pub fn give_back_freed() {
-    #[cfg(target_env = "gnu")]
+    if let Some(heap) = heap() {
+        // SAFETY: a mapping of this process; whether its pages are locked does not change what they hold.
+        unsafe { libc::munlock(heap.start as *const libc::c_void, heap.len()) };
+    }
     // SAFETY: it may be called at any time, by any thread (malloc_trim(3)).
+    #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
     }
+    // It may end elsewhere now.
+    if let Some(heap) = heap() {
+        // SAFETY: as above.
+        unsafe { libc::mlock2(heap.start as *const libc::c_void, heap.len(), libc::MLOCK_ONFAULT) };
+    }
+}
+
+/// Where the heap lies; `None` where there is none.
+fn heap() -> Option<Range<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some(address(start)?..address(end)?)
 }
 
 #[cfg(test)]
@@ -28,17 +50,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_freed_is_given_back() {
+    fn what_is_freed_is_given_back_though_memory_is_locked() {
+        use nix::sys::mman::{MlockAllFlags, mlockall};
+        let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        // Without the right to lock as much, less is shown.
+        mlockall(MlockAllFlags::from_bits_retain(flags)).ok();
         let before = own_memory().unwrap();
-        // Small enough to come from the heap, with something behind it that stays.
-        let freed: Vec<Vec<u8>> = (0..16_384).map(|_| vec![1; 4096]).collect();
-        let stays = vec![1u8; 64];
+        // Small enough to come from the heap, with pieces in between that stay.
+        let mut pieces: Vec<Vec<u8>> = (0..16_384).map(|_| vec![1; 4096]).collect();
         let with = own_memory().unwrap();
         assert!(with > before + (48 << 20), "{before} {with}");
-        drop(freed);
+        let mut number = 0;
+        pieces.retain(|_| {
+            number += 1;
+            number % 32 == 0
+        });
         give_back_freed();
         let after = own_memory().unwrap();
         assert!(after < before + (32 << 20), "{before} {with} {after}");
-        assert_eq!(stays[0], 1);
+        assert_eq!(pieces.len(), 512);
     }
 }
