@@ -35,8 +35,8 @@ use crate::track::VmId;
 const BASE_BYTES: u64 = 64 << 20;
 const RAM_SHARE: u64 = 100;
 /// Of the limit: from so much on the agent forgets, until it is down to so much. The rest is for what it learns within a second.
-const FORGET_FROM: f64 = 0.875;
-const FORGET_TO: f64 = 0.75;
+const FORGET_FROM_EIGHTHS: u64 = 7;
+const FORGET_TO_EIGHTHS: u64 = 6;
 /// What a plug takes for each slot of its swap area: its number in a list, and room for it in another.
 const PLUG_SLOT_BYTES: u64 = 8;
 /// It is told at most so often.
@@ -142,8 +142,12 @@ impl Ceiling {
     /// The agent takes so much now. Returns how many bytes are to be forgotten.
     fn look(&mut self, memory_bytes: u64) -> u64 {
         self.memory_bytes = memory_bytes;
-        let part = |share: f64| (self.limit_bytes as f64 * share) as u64;
-        if memory_bytes > part(FORGET_FROM) { memory_bytes - part(FORGET_TO) } else { 0 }
+        let eighths = |eighths: u64| self.limit_bytes / 8 * eighths;
+        if memory_bytes > eighths(FORGET_FROM_EIGHTHS) {
+            memory_bytes - eighths(FORGET_TO_EIGHTHS)
+        } else {
+            0
+        }
     }
 
     /// By how many bytes the table of each of so many machines may grow until the next look.

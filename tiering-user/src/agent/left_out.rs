@@ -11,8 +11,8 @@ pub(super) struct LeftOut(BTreeMap<ProcessKey, (Vm, String)>);
 
 impl LeftOut {
     /// This machine could not be taken in. Returns whether the reason is news.
-    pub(super) fn note(&mut self, vm: Vm, why: String) -> bool {
-        let before = self.0.insert(vm.key, (vm, why.clone()));
+    pub(super) fn note(&mut self, vm: Vm, why: &str) -> bool {
+        let before = self.0.insert(vm.key, (vm, why.to_owned()));
         before.is_none_or(|(_, told)| told != why)
     }
 
@@ -47,9 +47,9 @@ mod tests {
         let key = ProcessKey { pid: 7, start_time_ticks: 1 };
         let vm = testing::machine(key, Hva(0x10_0000), 4096);
         let mut left_out = LeftOut::default();
-        assert!(left_out.note(vm.clone(), "no descriptor".to_owned()));
-        assert!(!left_out.note(vm.clone(), "no descriptor".to_owned()), "the same again is no news");
-        assert!(left_out.note(vm.clone(), "the map is full".to_owned()));
+        assert!(left_out.note(vm.clone(), "no descriptor"));
+        assert!(!left_out.note(vm.clone(), "no descriptor"), "the same again is no news");
+        assert!(left_out.note(vm.clone(), "the map is full"));
         assert_eq!(left_out.machines(), std::slice::from_ref(&vm));
         let told: Vec<_> = left_out.warnings().collect();
         assert_eq!(told, ["web-1 (pid 7) is left alone: the map is full; it is tried again every second"]);

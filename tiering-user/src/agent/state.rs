@@ -315,13 +315,13 @@ impl State {
                 tracing::debug!(pid = vm.key.pid, "gone before it could be tracked");
                 return self.left_out.forget(vm.key);
             }
-            Err(error) => return self.leave_out(vm, error.to_string()),
+            Err(error) => return self.leave_out(vm, &error.to_string()),
         };
         let id = VmId(self.next_id);
         if let Err(error) = faults.track(id, &vm) {
             // Half of it may be there.
             faults.untrack(id, &vm);
-            return self.leave_out(vm, error.to_string());
+            return self.leave_out(vm, &error.to_string());
         }
         self.next_id += 1;
         self.left_out.forget(vm.key);
@@ -369,9 +369,9 @@ impl State {
         self.sweep_if_moved(id);
     }
 
-    fn leave_out(&mut self, vm: Vm, why: String) {
+    fn leave_out(&mut self, vm: Vm, why: &str) {
         let (name, pid) = (vm.name.clone(), vm.key.pid);
-        if self.left_out.note(vm, why.clone()) {
+        if self.left_out.note(vm, why) {
             tracing::warn!(vm = name, pid, why, "left alone: trying again every second");
         }
     }

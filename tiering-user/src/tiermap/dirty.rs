@@ -52,6 +52,6 @@ mod tests {
         assert_eq!(dirty.take(2), [65, 199], "what changes all the time does not keep others waiting");
         assert_eq!(dirty.take(9), [3]);
         assert!(dirty.take(9).is_empty());
-        assert_eq!(dirty.words.len(), 0, "what is taken leaves nothing behind");
+        assert!(dirty.words.is_empty(), "what is taken leaves nothing behind");
     }
 }

@@ -41,6 +41,11 @@ impl<T> Sparse<T> {
         self.len
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     pub fn get(&self, number: u32) -> Option<&T> {
         let [root, branch, leaf] = path(number);
         self.root.get(root)?.as_deref()?[branch].as_deref()?[leaf].as_ref()
