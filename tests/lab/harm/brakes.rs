@@ -14,6 +14,8 @@ use crate::still::Still;
 const MIB: u64 = 1 << 20;
 /// Larger than what its reader may keep of it.
 const FILE: &str = "/run/tiers/nvme/read-again-and-again";
+/// What its group has for that.
+const ROOM: u64 = 12 * MIB;
 
 /// One memory node: pages go from there to swap.
 fn scenario() -> Scenario {
@@ -41,7 +43,7 @@ impl Reader {
         );
         let reader = Self(Command::new("sh").args(["-c", &script]).spawn()?);
         group.add(reader.0.id())?;
-        group.set("memory.high", group.bytes("memory.current")? + 16 * MIB)?;
+        group.set("memory.high", group.bytes("memory.current")? + ROOM)?;
         Ok(reader)
     }
 }

@@ -11,12 +11,12 @@ use procfs::process::Process;
 
 use super::machine::Machine;
 use super::state::State;
-use crate::actuate::{Job, Outcome, Skip};
+use crate::actuate::{Outcome, Skip};
 use crate::policy::{
-    Action, Governor, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls,
-    TierLoad, TooMany, Waited, Wanted, fault_wait,
+    Action, Governor, GroupLimit, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource,
+    Stalls, TierLoad, TooMany, Waited, fault_wait,
 };
-use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::sys::{self, Monotonic};
 use crate::tiermap::Place;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
@@ -71,14 +71,15 @@ pub(super) struct MachineBrakes {
     returned: BTreeMap<Place, u64>,
     /// How long it waited for such pages so far.
     waited: Duration,
-    stalls: Stalls,
-    gauge: Option<Gauge>,
-    /// By the gauge: the groups have no room for pages from swap.
+    pub(super) stalls: Stalls,
+    pub(super) gauge: Option<Gauge>,
+    /// By the gauge: the groups have no room for pages from swap; and that is so of one above the machine's own, where others lack it.
     full: bool,
+    full_above: bool,
     /// The group was refused swap; until when that counts.
     refused_swap: Option<Monotonic>,
     pub left_behind: LeftBehind,
-    freeing: bool,
+    pub(super) freeing: bool,
     limited_by: Option<String>,
     /// What `limited_by` was about when it was last logged.
     logged: Option<String>,
@@ -86,7 +87,10 @@ pub(super) struct MachineBrakes {
 
 impl MachineBrakes {
     fn take_gauge(&mut self, gauge: Gauge) {
-        self.full = Room::from_swap(&gauge.memory).pages < ROOM_LEAST_PAGES;
+        let room = Room::from_swap(&gauge.memory);
+        self.full = room.pages < ROOM_LEAST_PAGES;
+        let above = |limit: &GroupLimit| matches!(limit, GroupLimit::Charge { group } if Some(group) != gauge.memory.group.as_ref());
+        self.full_above = self.full && room.limit.as_ref().is_some_and(above);
         self.gauge = Some(gauge);
     }
 
@@ -157,7 +161,8 @@ impl MachineBrakes {
         };
         self.waited += returned.iter().filter_map(wait).sum::<Duration>();
         self.refaults.second(returned.values().sum(), in_memory, refault_limit);
-        self.refaults.too_many()
+        // In a full group the kernel would take other pages instead.
+        self.refaults.too_many().filter(|_| !self.full)
     }
 
     /// A second has passed: how long the machine waited, by its own control group, else by its faults.
@@ -170,9 +175,10 @@ impl MachineBrakes {
         self.stalls.look(Some(self.gauge.as_ref().and_then(group).unwrap_or(faults)));
     }
 
-    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share.
+    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share. A machine that has
+    /// filled a group of its own lacks room itself, and the kernel knows better which of its pages to take.
     fn relief_pages(&self, excess_pages: u64) -> u64 {
-        if self.full { u64::MAX } else { excess_pages }
+        if self.full_above { u64::MAX } else { excess_pages }
     }
 
     /// A second has passed; `load` says what is the same for all tiers.
@@ -281,40 +287,6 @@ impl State {
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         let mut spent = tiers.filter_map(|(tier, budget)| budget.is_day_spent(now).then_some(&tier.name));
         spent.next().map(|name| format!("tier {name} took its writes of the day (daily_writes)"))
-    }
-
-    /// Has a part of what page-outs left in the swap cache freed, where the first tier is short or the operator wants that.
-    fn free_swap_cache(&mut self, id: VmId, now: Monotonic) {
-        let psi_limit = self.config.policy.psi_limit.0;
-        let wanted = match self.braking.short_bytes {
-            0 if self.config.policy.free_swap_cache => Wanted::Tidy,
-            0 => return,
-            bytes => Wanted::Short { bytes },
-        };
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        if self.dry_run || machine.braking.freeing {
-            return;
-        }
-        let braking = &mut machine.braking;
-        let stalls = braking.stalls.above(psi_limit).is_some();
-        let due = braking
-            .gauge
-            .as_ref()
-            .map_or(0, |gauge| braking.left_behind.due_bytes(&gauge.memory, wanted, stalls, now));
-        if due > 0 {
-            braking.left_behind.take(due / PAGE_BYTES);
-            braking.freeing = true;
-            self.braking.short_bytes = self.braking.short_bytes.saturating_sub(due);
-            self.lanes.send(Job::FreeSwapCache(machine.target.clone(), due));
-        }
-    }
-
-    /// The kernel has freed what it could.
-    pub(super) fn on_freed(&mut self, id: VmId, bytes: u64) {
-        if let Some(machine) = self.machines.get_mut(&id) {
-            tracing::debug!(vm = machine.target.vm.name, bytes, "freed from the swap cache");
-            machine.braking.freeing = false;
-        }
     }
 
     fn look_at_cpu(&mut self) {
@@ -442,12 +414,19 @@ mod tests {
     }
 
     #[test]
-    fn a_full_group_is_relieved_whatever_its_machine_waits_for() {
+    fn a_group_that_others_lack_room_in_is_relieved_whatever_the_machine_waits_for() {
         let mut braking = braking(None, Some(2));
-        let load = Load { stall: Some(STALL), relief_pages: braking.relief_pages(0), ..Load::default() };
-        braking.second(load, 3, NODES, &HostBrakes::default());
-        assert_eq!(braking.allowed(NVME, NODES), MOST);
-        assert!(why(&braking).unwrap().starts_with("its control group waited"));
+        let mut allowed = |own: &str| {
+            let mut gauge = braking.gauge.clone().unwrap();
+            gauge.memory.group = Some(own.to_owned());
+            braking.take_gauge(gauge);
+            let load = Load { stall: Some(STALL), relief_pages: braking.relief_pages(0), ..Load::default() };
+            braking.second(load, 3, NODES, &HostBrakes::default());
+            assert!(why(&braking).unwrap().starts_with("its control group waited"));
+            braking.allowed(NVME, NODES)
+        };
+        assert_eq!(allowed("/vm/below"), MOST, "the limit is that of a group above");
+        assert_eq!(allowed("/vm"), 0, "nobody else lacks room");
     }
 
     /// Twenty seconds, in each of which it waits for so many pages that take 1 ms each.

@@ -24,6 +24,7 @@ mod descriptors;
 mod error;
 mod explain;
 mod foretell;
+mod freeing;
 mod helpers;
 mod histories;
 mod images;
