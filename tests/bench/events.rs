@@ -15,7 +15,7 @@ use tiering_tests::results::Results;
 use tiering_tests::stop;
 use tiering_user::bpf::{Faults, PROBE_ROADS};
 use tiering_user::track::VmId;
-use tiering_user::vm::{Scanner, Vm};
+use tiering_user::vm::{Scanner, Trust, Vm};
 
 /// No sampling: everything is to be seen.
 const ALL: &str = "[tracking]\nevents = 10_000_000\nvm_events = 10_000_000\n";
@@ -100,7 +100,7 @@ fn quarters(values: &[f64]) -> [f64; 3] {
 
 /// The faulter as the agent would find it.
 fn found(faulter: &Faulter) -> Result<Vm> {
-    let mut scanner = Scanner::new("/proc", "/sys/fs/cgroup");
+    let mut scanner = Scanner::new("/proc", "/sys/fs/cgroup", Trust::new(&[]).0);
     for _ in 0..100 {
         let appeared = scanner.scan()?.appeared;
         if let Some(vm) = appeared.into_iter().find(|vm| vm.name == faulter.name()) {

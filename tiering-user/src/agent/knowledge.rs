@@ -219,7 +219,7 @@ impl Memory {
         let habits = if same { unpack(&blocks) } else { Sparse::default() };
         Knowledge {
             // What was taken out of the memory is written down again, also if nothing new is learned.
-            changed: habits.len() > 0,
+            changed: !habits.is_empty(),
             recalled: same.then(|| habits.clone()),
             habits,
             before: Moved {

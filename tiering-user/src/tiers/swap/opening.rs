@@ -15,7 +15,7 @@ use super::read_back::Probes;
 use super::segments::{Area, Areas, BASE_PRIORITY, Segment, SwapTier};
 use super::tiers::{SwapError, SwapTiers};
 use crate::store::Store;
-use crate::sys::{PAGE_BYTES, Pagemap};
+use crate::sys::{self, PAGE_BYTES, Pagemap};
 use crate::tiers::{Ladder, TierKind};
 
 /// Makes sure that a tier of this name could have its swap files in `folder`, as far as can be told without making anything.
@@ -60,8 +60,14 @@ impl SwapTiers {
         let on = OnArea::all(proc_swaps::read().map_err(SwapError::ProcSwaps)?);
         let mut tiers = Vec::new();
         let plan = Plan::new(ladder, &on, &mut tiers).inspect_err(|_| remove_folders(&tiers))?;
-        let mut this =
-            Self { tiers, areas: Areas::default(), numbers: Numbers(store), own, probes: Probes::default() };
+        let mut this = Self {
+            tiers,
+            areas: Areas::default(),
+            numbers: Numbers(store),
+            own,
+            probes: Probes::default(),
+            shed: sys::now(),
+        };
         match this.carry_out(plan) {
             Ok(()) => Ok(this),
             Err(error) => {

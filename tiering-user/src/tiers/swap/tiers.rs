@@ -26,6 +26,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -35,7 +36,7 @@ use super::plug::Plug;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
 use super::segments::{Areas, BASE_PRIORITY, SwapTier, free_pages};
-use crate::sys::{self, PAGE_BYTES, PageState, Pagemap, ZeroPages};
+use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 use crate::tiers::TierId;
 
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
@@ -44,6 +45,8 @@ pub(super) const PRIMER_PAGES: usize = 1280;
 const SLACK_PAGES: u64 = 512;
 /// Slots plugged in one go, 64 MiB of them: 50 ms (1.3 GB/s, Linux 6.18, 2 cores).
 const SLICE_PAGES: u64 = 16_384;
+/// How often a lower tier gives up a file: what guests leave now they may send again soon.
+const SHED_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a swap tier cannot be used.
 #[derive(Debug, Error)]
@@ -97,6 +100,8 @@ pub struct SwapTiers {
     pub(super) numbers: Numbers,
     pub(super) own: Pagemap,
     pub(super) probes: Probes,
+    /// When files that are not needed were last given up.
+    pub(super) shed: Monotonic,
 }
 
 impl SwapTiers {
@@ -281,7 +286,8 @@ impl SwapTiers {
             self.plug_up(tier, -1, &mut slice)?;
         }
         let behind = self.tiers.iter().any(|tier| tier.behind);
-        if !behind {
+        if !behind && sys::now().since(self.shed) >= SHED_EVERY {
+            self.shed = sys::now();
             self.shed()?;
         }
         Ok(behind)
