@@ -16,7 +16,7 @@ use tiering_user::bpf::{Faults, KvmSource, PROBE_ROADS};
 use tiering_user::sys::{Advice, Pidfd, Span, advise, rearm};
 use tiering_user::tiermap::{Layout, PageRun, written};
 use tiering_user::track::VmId;
-use tiering_user::vm::{Gpa, Scanner, Vm};
+use tiering_user::vm::{Gpa, Scanner, Trust, Vm};
 
 use crate::host::{BOOT, Host, kvm_guest, ready, shell};
 use crate::scenario::Scenario;
@@ -197,7 +197,7 @@ fn in_order(touches: &[(usize, bool)]) -> Vec<usize> {
 /// The pages of the pattern that were written since the guest was armed.
 fn marked_as_written(vm: &Vm, page_at: &HashMap<u64, usize>) -> Result<HashSet<usize>> {
     let layout = Layout::new(&vm.ram);
-    let pages: Vec<PageRun> = written(vm.key.pid, &layout)?;
+    let pages: Vec<PageRun> = written(&Pidfd::open(vm.key.pid)?, &layout)?;
     let hvas = pages.iter().flat_map(|run| run.pages()).filter_map(|page| layout.locate(page));
     Ok(hvas.filter_map(|(hva, _)| page_at.get(&hva.0).copied()).collect())
 }
