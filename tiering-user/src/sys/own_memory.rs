@@ -44,30 +44,3 @@ fn heap() -> Option<Range<usize>> {
     let address = |text| usize::from_str_radix(text, 16).ok();
     Some(address(start)?..address(end)?)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_freed_is_given_back_though_memory_is_locked() {
-        use nix::sys::mman::{MlockAllFlags, mlockall};
-        let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
-        // Without the right to lock as much, less is shown.
-        mlockall(MlockAllFlags::from_bits_retain(flags)).ok();
-        let before = own_memory().unwrap();
-        // Small enough to come from the heap, with pieces in between that stay.
-        let mut pieces: Vec<Vec<u8>> = (0..16_384).map(|_| vec![1; 4096]).collect();
-        let with = own_memory().unwrap();
-        assert!(with > before + (48 << 20), "{before} {with}");
-        let mut number = 0;
-        pieces.retain(|_| {
-            number += 1;
-            number % 32 == 0
-        });
-        give_back_freed();
-        let after = own_memory().unwrap();
-        assert!(after < before + (32 << 20), "{before} {with} {after}");
-        assert_eq!(pieces.len(), 512);
-    }
-}
