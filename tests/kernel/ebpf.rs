@@ -242,10 +242,12 @@ fn blocks_that_do_not_fit_are_counted_and_those_of_a_machine_go_with_it() {
     }
     assert_eq!(faults.blocks(), (u64::from(most), 0));
     faults.show_block(VmId(2), 0, Some(block(0)));
-    assert_eq!(faults.blocks(), (u64::from(most), 1));
+    assert_eq!(faults.blocks(), (u64::from(most), 1), "the larger machine gives way");
+    faults.show_block(VmId(1), most - 1, Some(block(0)));
+    assert_eq!(faults.blocks(), (u64::from(most), 2), "and takes nothing back");
     faults.show_block(VmId(1), 3, None);
-    faults.show_block(VmId(2), 0, Some(block(0)));
-    assert_eq!(faults.blocks(), (u64::from(most), 1), "there is room again");
+    faults.show_block(VmId(2), 1, Some(block(0)));
+    assert_eq!(faults.blocks(), (u64::from(most), 2), "there is room again");
     faults.untrack(VmId(1), &this_process(&ZeroPages::map(1).unwrap()));
-    assert_eq!(faults.blocks(), (1, 1));
+    assert_eq!(faults.blocks(), (2, 2));
 }

@@ -197,12 +197,11 @@ impl Mapping {
     /// RAM as `qemu_ram_mmap` makes it (util/mmap-alloc.c, QEMU 7.2): aligned to huge pages, a guard page behind, not
     /// inherited by children. In small pages, each with content of its own.
     fn like_qemu(bytes: usize) -> Result<Self> {
-        let whole = Self::new(bytes + HUGE)?;
+        let whole = Self::new(bytes + 2 * HUGE)?;
         let ram = Self(whole.0.map_addr(|start| start.next_multiple_of(HUGE)));
         let guard = ram.0.wrapping_byte_add(bytes);
-        // SAFETY: behind the RAM, within the mapping, which has more than a page left there unless it was aligned
-        // before.
-        let failed = ram.0 != whole.0 && unsafe { libc::mprotect(guard, PAGE, libc::PROT_NONE) } != 0;
+        // SAFETY: behind the RAM, within the mapping, which is larger by two huge pages than the RAM.
+        let failed = unsafe { libc::mprotect(guard, PAGE, libc::PROT_NONE) } != 0;
         ensure!(!failed, "mprotect: {}", std::io::Error::last_os_error());
         ram.advise(0, bytes, libc::MADV_DONTFORK)?;
         ram.advise(0, bytes, libc::MADV_NOHUGEPAGE)?;
