@@ -105,6 +105,7 @@ fn stalls(results: &mut Results) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: an emulated host in which memory goes idle and comes back"]
 fn a_vm_whose_own_group_stalls_is_held_back_alone_and_not_where_its_room_is_needed() {
     scenario().run(
         "harm::brakes::a_vm_whose_own_group_stalls_is_held_back_alone_and_not_where_its_room_is_needed",
@@ -163,6 +164,7 @@ fn shortage(results: &mut Results) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: an emulated host in which memory goes idle and comes back"]
 fn what_a_shortage_lacks_goes_down_once_and_becomes_free() {
     scenario().run("harm::brakes::what_a_shortage_lacks_goes_down_once_and_becomes_free", shortage);
 }

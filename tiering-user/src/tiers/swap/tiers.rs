@@ -314,7 +314,8 @@ impl SwapTiers {
                 let part = free.min(*slice);
                 let taken = plug.take(part, segment.area.number, &self.own);
                 let got = *taken.as_ref().unwrap_or(&0);
-                *slice -= got;
+                // A plug takes whole chunks, which may be more than was asked for.
+                *slice = slice.saturating_sub(got);
                 // Where nothing can be had now, trying again at once is no use.
                 behind |= part < free && (got > 0 || part == 0);
                 result = result.and(taken);
