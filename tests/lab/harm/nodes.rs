@@ -109,7 +109,6 @@ fn staged(results: &mut Results, host: &Host) -> Result<()> {
 }
 
 #[test]
-#[ignore = "long: memory goes down and comes up in an emulated host"]
 fn pages_that_come_up_land_on_the_node_of_the_first_tier_that_they_left() {
     let nodes = "dram:1G,dram:1G";
     Scenario { nodes, ..Scenario::default() }.run(
