@@ -9,8 +9,9 @@
 //! 2. the node of the nearest block that has one,
 //! 3. the node of most processors that the machine's threads ran on last.
 //!
-//! # Limits One node a block: a block whose pages lie on several nodes comes up on the one that had most of them. A
-//! machine that binds its RAM has its own policy. What `swapoff` brings up (a drain, the agent's end) lands on the node
+//! # Limits
+//! One node a block: a block whose pages lie on several nodes comes up on the one that had most of them. A
+//! VM that binds its RAM has its own policy. What `swapoff` brings up (a drain, the agent's end) lands on the node
 //! of the mover, whose policy counts there (`unuse_pte_range` in mm/swapfile.c, Linux 6.1 to 6.18).
 
 use std::collections::BTreeMap;
