@@ -41,13 +41,14 @@ impl Filled {
     /// # Errors
     /// Where it does not start, or that fails.
     pub fn placed(builder: Builder, place: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
-        let guest = builder.start()?;
+        let mut guest = builder.start()?;
         place(guest.pid())?;
         let began = Instant::now();
         let ram = loop {
             if let Some(ram) = guest.ram().ok().filter(|ram| in_use(&guest, ram)) {
                 break ram;
             }
+            guest.check_alive()?;
             if began.elapsed() > START_LIMIT {
                 bail!("guest {} does not use its RAM after {START_LIMIT:?}", guest.name());
             }

@@ -10,12 +10,13 @@ use tiering_tests::agent::Agent;
 use tiering_tests::filled::Filled;
 use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::observe::{At, PAGE, pagemap};
+use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::skip_or_fail;
 use tiering_tests::stand_in::StandIn;
 
 use crate::host::{Host, drain_and_end, vm};
 
-const MEMORY_MIB: u32 = 64;
+const MEMORY_MIB: u32 = 128;
 /// What is given back: from the second quarter of the RAM on.
 const FIRST: u64 = 16 << 20;
 const BYTES: u64 = 16 << 20;
@@ -35,7 +36,9 @@ fn file_of(guest: &Filled) -> File {
 #[test]
 fn shared_memory_that_a_balloon_has_given_back_does_not_come_back_with_a_move() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
-    let guest = Guest::builder("tt-balloon").memory_mib(MEMORY_MIB).backend(Backend::Memfd);
+    // Room for its kernel beside the initramfs: a guest that panics ends.
+    let pattern = Pattern { mem_mib: 16, access: Access::Idle, ..Pattern::default() };
+    let guest = Guest::builder("tt-balloon").memory_mib(MEMORY_MIB).pattern(pattern).backend(Backend::Memfd);
     let guest = Filled::new(guest).unwrap();
     let agent = Agent::start(&host.config("1h"), &[]).unwrap();
     let before = vm(&agent, "tt-balloon");

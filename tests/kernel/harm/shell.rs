@@ -176,7 +176,9 @@ fn machines_that_no_descriptor_is_left_for_are_told_of_and_managed_when_others_e
         (left_out(&status) == 0 && names(&status).is_empty()).then_some(())
     });
     assert!(none_left.is_some(), "{}", agent.status().unwrap());
-    assert_eq!(agent.interrupt().unwrap().code, Some(0));
+    let ended = agent.interrupt().unwrap();
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    println!("{}", ended.log);
     assert_nothing_left(&host);
 }
 

@@ -99,30 +99,54 @@ impl SwapTiers {
 
     /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for the next
     /// agent, since the kernel would look through the page tables of all processes for it.
+    ///
+    /// Pages of a plug that were just being written stay in the swap cache until the kernel needs memory. Where those are all
+    /// that is left, in all areas, they are switched off too: no process has many pages there.
     pub fn release_empty(&mut self) {
         for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
             segment.plug = None;
         }
-        for look in 0..LOOKS {
-            let on = proc_swaps::read().unwrap_or_default();
-            let holds = |used: u64| used > 0;
-            for tier in &mut self.tiers {
-                tier.segments.retain(|segment| {
-                    holds(used_bytes(&on, &segment.area))
-                        || segment.own.switch_off().and_then(|()| segment.own.remove()).is_err()
-                });
-            }
-            let little = |used: u64| holds(used) && used <= LINGERING_BYTES;
-            let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
-            if look + 1 == LOOKS || !segments.map(|segment| used_bytes(&on, &segment.area)).any(little) {
+        for _ in 0..LOOKS {
+            self.release_those_with(0);
+            if !(1..=LINGERING_BYTES).contains(&self.held_bytes()) {
                 break;
             }
             thread::sleep(BETWEEN_LOOKS);
         }
+        if self.held_bytes() <= LINGERING_BYTES {
+            self.release_those_with(LINGERING_BYTES);
+        }
         for tier in &self.tiers {
             folder::remove(&tier.folder);
+        }
+        for segment in self.tiers.iter().flat_map(|tier| &tier.segments) {
+            tracing::info!(path = %segment.own.path.display(), "a swap file stays on for the next agent");
         }
         self.publish();
         self.numbers.save(&self.areas.list());
     }
+
+    /// What all areas hold.
+    fn held_bytes(&self) -> u64 {
+        let on = proc_swaps::read().unwrap_or_default();
+        let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
+        segments.map(|segment| used_bytes(&on, &segment.area)).sum()
+    }
+
+    /// Switches off the areas that hold no more than `bytes`.
+    fn release_those_with(&mut self, bytes: u64) {
+        let on = proc_swaps::read().unwrap_or_default();
+        for tier in &mut self.tiers {
+            tier.segments.retain(|segment| used_bytes(&on, &segment.area) > bytes || !gone(segment));
+        }
+    }
+}
+
+/// Switches an area off and removes its file; false where that failed.
+fn gone(segment: &Segment) -> bool {
+    let removed = segment.own.switch_off().and_then(|()| segment.own.remove());
+    if let Err(error) = &removed {
+        tracing::warn!(%error, "an empty swap file stays for the next agent");
+    }
+    removed.is_ok()
 }
