@@ -269,12 +269,13 @@ fn run_stage(target: &Target, step: Step, settings: &Settings, recent: &mut Rece
         outcome.skip(Skip::DryRun, asked);
     } else if let Some(why) = recent.leave_out(target, &settings.roots, &mut outcome) {
         outcome.skip(why, asked);
-    } else if let Action::Stage { to } = step.action {
-        let given_back = outcome.leave_out_given_back(target);
-        stage(target, to, &settings.places, &mut outcome);
-        outcome.found_absent(&given_back);
     } else {
-        map_staged(target, &settings.places, &mut outcome);
+        let given_back = outcome.leave_out_given_back(target);
+        match step.action {
+            Action::Stage { to } => stage(target, to, &settings.places, &mut outcome),
+            _ => map_staged(target, &settings.places, &mut outcome),
+        }
+        outcome.found_absent(&given_back);
     }
     outcome.finished = sys::now();
     outcome

@@ -43,11 +43,12 @@ pub(super) fn map_staged(target: &Target, places: &Places, outcome: &mut Outcome
 pub(super) fn drop_stage(target: &Target, mapped: bool, places: &Places, outcome: &mut Outcome) {
     let asked = outcome.asked.clone();
     let result = target.states(&asked).and_then(|before| {
-        let pages = match mapped {
-            true => asked.clone(),
-            false if target.is_shared(&asked) => Vec::new(),
+        let pages = match (mapped, target.is_shared(&asked)) {
+            (true, true) => asked.clone(),
+            (true, false) => in_state(&asked, &before, |state| state != PageState::Absent),
+            (false, true) => Vec::new(),
             // What is mapped by now was touched after all.
-            false => swapped(&asked, &before),
+            (false, false) => swapped(&asked, &before),
         };
         // A few at a time: what the kernel has let go of already comes up once more.
         for pages in pages.chunks(DROP_PAGES) {
@@ -78,8 +79,11 @@ fn found(
 }
 
 fn swapped(pages: &[PageIndex], states: &[PageState]) -> Vec<PageIndex> {
-    let is_swapped = |state: &PageState| matches!(state, PageState::Swapped { .. });
-    pages.iter().zip(states).filter(|(_, state)| is_swapped(state)).map(|(page, _)| *page).collect()
+    in_state(pages, states, |state| matches!(state, PageState::Swapped { .. }))
+}
+
+fn in_state(pages: &[PageIndex], states: &[PageState], is: impl Fn(PageState) -> bool) -> Vec<PageIndex> {
+    pages.iter().zip(states).filter(|(_, state)| is(**state)).map(|(page, _)| *page).collect()
 }
 
 fn note_error(result: std::io::Result<()>, outcome: &mut Outcome) {

@@ -1,5 +1,6 @@
 //! The machine a job is about, and what becomes of the job.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -307,8 +308,12 @@ impl Target {
         })
     }
 
-    /// Looked at just before they are touched.
-    fn existing(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
+    /// Looked at just before they are touched. A machine with private memory alone is not: its page tables were read before,
+    /// and a page that it has given back since costs a page of zeroes at most.
+    fn existing<'p>(&self, pages: &'p [PageIndex]) -> io::Result<Cow<'p, [PageIndex]>> {
+        if !self.layout.regions().any(|(.., shared)| shared) {
+            return Ok(pages.into());
+        }
         let given_back = self.given_back(pages)?;
         Ok(pages.iter().copied().filter(|page| given_back.binary_search(page).is_err()).collect())
     }
