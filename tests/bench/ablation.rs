@@ -1,7 +1,8 @@
 //! What each part of staging ahead of need is worth: the same pair of guests, with some of it switched off.
 //!
-//! As in `prefetch`, the random walk 250 ms after the leader's; each agent newly started and without state, but for that with the own
-//! past alone, which saw the walk before. The kernel's readahead at page-cluster 0, 3 and 5 is measured once in each repeat.
+//! As in `prefetch`, the random walk 250 ms after the leader's; each agent newly started and without state, but for
+//! that with the own past alone, which saw the walk before. The kernel's readahead at page-cluster 0, 3 and 5 is
+//! measured once in each repeat.
 
 use crate::host::Host;
 use crate::prefetch::Pair;

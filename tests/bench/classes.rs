@@ -1,8 +1,10 @@
-//! Learns the classes of machines from profiles of programs, and says how right that is of programs, sizes and runs that it did not learn from.
+//! Learns the classes of machines from profiles of programs, and says how right that is of programs, sizes and runs
+//! that it did not learn from.
 //!
-//! In: `tiering-user/classes/epochs.csv`. Out: with `train` `model.json` beside it; with `evaluate` a table and `docs/classes.svg`.
-//! Regularized discriminant analysis: of each program the mean of its vectors, and their covariance, which is drawn towards that of all programs, and that towards
-//! the same in all directions: few runs say little of how a program's vectors scatter.
+//! In: `tiering-user/classes/epochs.csv`. Out: with `train` `model.json` beside it; with `evaluate` a table and
+//! `docs/classes.svg`. Regularized discriminant analysis: of each program the mean of its vectors, and their
+//! covariance, which is drawn towards that of all programs, and that towards the same in all directions: few runs say
+//! little of how a program's vectors scatter.
 
 use crate::confusion::Confusion;
 use anyhow::{Context, Result, bail, ensure};
@@ -18,12 +20,14 @@ use tiering_user::profile::{COMPONENTS, Vector};
 
 /// How much of a program's covariance is that of all programs.
 const POOLED: f64 = 0.5;
-/// Added to each covariance, as a share of the mean variance of a component: what hardly varies in the runs that there are may do so in others.
+/// Added to each covariance, as a share of the mean variance of a component: what hardly varies in the runs that there
+/// are may do so in others.
 const SHRINK: f64 = 0.1;
 /// Components of which all vectors are closer together count as if they were not.
 const LEAST_DEVIATION: f64 = 0.1;
-/// Of the vectors of runs that it was not learned from, and that are likeliest of a kind, so many percent are within that kind's reach, of the first whole
-/// epochs and of later ones; and in how many parts the runs are left out for that.
+/// Of the vectors of runs that it was not learned from, and that are likeliest of a kind, so many percent are within
+/// that kind's reach, of the first whole epochs and of later ones; and in how many parts the runs are left out for
+/// that.
 const REACHED_AT_FIRST: usize = 100;
 const REACHED_LATER: usize = 92;
 const FOLDS: usize = 10;
@@ -67,7 +71,8 @@ fn epochs() -> Result<Vec<Epoch>> {
     let components = rows.headers()?.iter().skip(2).eq(COMPONENTS);
     ensure!(components, "{} has other components than profiles: record anew", path.display());
     let mut epochs = Vec::new();
-    // Of each run the second of its last epoch, and how many there were before. A run that was recorded twice begins twice.
+    // Of each run the second of its last epoch, and how many there were before. A run that was recorded twice begins
+    // twice.
     let mut seen: BTreeMap<String, (u64, usize)> = BTreeMap::new();
     for row in rows.records() {
         let row = row?;
@@ -146,7 +151,8 @@ fn fit(epochs: &[Epoch]) -> Result<Model> {
     Ok(Model::new(kinds.collect::<Result<_>>()?, scatter(pooled.clone())?))
 }
 
-/// What takes vectors to where they scatter alike, by their covariance when each component is multiplied by its `scale`.
+/// What takes vectors to where they scatter alike, by their covariance when each component is multiplied by its
+/// `scale`.
 fn scatter(covariance: DMatrix<f64>, scale: &DVector<f64>) -> Result<Scatter> {
     let lower = Cholesky::new(covariance).context("the vectors do not vary")?.l();
     let log_volume =
@@ -224,8 +230,8 @@ fn rank(epochs: &[Epoch], of: &Epoch) -> usize {
     smaller.map(|epoch| epoch.mib).collect::<BTreeSet<_>>().len()
 }
 
-/// Of a program of which nothing was learned, nor of others of its class, the shares that are said to be unknown: of first whole epochs, of all, and of
-/// runs after some.
+/// Of a program of which nothing was learned, nor of others of its class, the shares that are said to be unknown: of
+/// first whole epochs, of all, and of runs after some.
 fn unknown(epochs: &[Epoch], kind: Kind) -> Result<[f64; 3]> {
     let others: Vec<_> = epochs.iter().filter(|epoch| class_of(epoch) != class(kind)).cloned().collect();
     let model = learn(&others)?;

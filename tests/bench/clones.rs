@@ -14,7 +14,8 @@ use tiering_tests::results::Results;
 
 const BOOT: Duration = Duration::from_secs(120);
 
-/// To the agent a guest that QEMU was to receive has arrived when its processor has run for half a second. These take a second.
+/// To the agent a guest that QEMU was to receive has arrived when its processor has run for half a second. These take a
+/// second.
 const WALKS_BEFORE: u32 = 100;
 
 /// What is left of the names, in the words of the configuration.

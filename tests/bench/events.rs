@@ -1,6 +1,8 @@
-//! What it costs to see faults, and how many can be seen: by processes that do nothing but fault, and look like machines.
+//! What it costs to see faults, and how many can be seen: by processes that do nothing but fault, and look like
+//! machines.
 //!
-//! - a fault: without the programs and with them, by turns. The kernel's own measurement (`kernel.bpf_stats_enabled`) would mostly measure itself.
+//! - a fault: without the programs and with them, by turns. The kernel's own measurement (`kernel.bpf_stats_enabled`)
+//!   would mostly measure itself.
 //! - as many as can be: produced = consumed + dropped to the last one
 //! - the agent's processor time at 50,000 faults a second, and with nothing to do
 //! - beside one that faults as fast as it can: whether the samples of another one are complete, and what that costs

@@ -1,10 +1,12 @@
-//! What a guest saves when another one of its tenant has read the same base image before, and the page cache has lost it since.
+//! What a guest saves when another one of its tenant has read the same base image before, and the page cache has lost
+//! it since.
 //!
-//! Emulated guests with a virtio disk that is a raw file on this machine's disk, read through the host's page cache and past the
-//! guest's own. In each repeat, with no state on disk at first: one guest reads with an agent that looks at files, and is
-//! switched off; the image is taken out of the page cache, and another guest reads the same in the same order. Then the same guest once
-//! more with an agent that does not look at files, after the image was taken out again: that is the kernel alone, with
-//! its own readahead; and last with all of it in the page cache, which is as fast as this guest can read.
+//! Emulated guests with a virtio disk that is a raw file on this machine's disk, read through the host's page cache and
+//! past the guest's own. In each repeat, with no state on disk at first: one guest reads with an agent that looks at
+//! files, and is switched off; the image is taken out of the page cache, and another guest reads the same in the same
+//! order. Then the same guest once more with an agent that does not look at files, after the image was taken out again:
+//! that is the kernel alone, with its own readahead; and last with all of it in the page cache, which is as fast as
+//! this guest can read.
 
 use crate::host::{self, Host};
 use anyhow::{Context, Result, ensure};

@@ -1,8 +1,8 @@
-//! How right forecasts are, and how often their bounds hold. No guests: the loads are made up, epoch by epoch, and pushed into the history of a
-//! profile, which is asked as the agent asks it.
+//! How right forecasts are, and how often their bounds hold. No guests: the loads are made up, epoch by epoch, and
+//! pushed into the history of a profile, which is asked as the agent asks it.
 //!
-//! An error is that of the expected value by that of the naive method (as it is now) for as far ahead: below 1 is better. The first third of a load
-//! is to learn from.
+//! An error is that of the expected value by that of the naive method (as it is now) for as far ahead: below 1 is
+//! better. The first third of a load is to learn from.
 
 use std::time::{Duration, Instant};
 
@@ -132,7 +132,8 @@ fn mean(rates: &[f64], epoch: usize, over: Duration) -> Option<f64> {
     Some(part.iter().sum::<f64>() / epochs as f64)
 }
 
-/// Asks for the period once a minute, and for each forecast when it has a new point to go by; how long that took for an epoch.
+/// Asks for the period once a minute, and for each forecast when it has a new point to go by; how long that took for an
+/// epoch.
 fn go_through(case: &Case, seed: u64) -> ([Tally; AHEAD.len()], Duration) {
     let mut random = Random::new(seed);
     let mut rates = Vec::with_capacity(case.epochs);

@@ -36,8 +36,8 @@ impl Group {
         Ok(group)
     }
 
-    /// Has the kernel take what is least used, until hardly anything is in the swap cache. What was paged out last is at the end
-    /// of the list, so it goes first.
+    /// Has the kernel take what is least used, until hardly anything is in the swap cache. What was paged out last is
+    /// at the end of the list, so it goes first.
     pub fn free_swap_cache(&self) -> Result<()> {
         let began = Instant::now();
         loop {

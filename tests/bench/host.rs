@@ -1,5 +1,5 @@
-//! What the benchmarks have in common: folders for two swap tiers on this machine's disk, guests that stand still, an agent that
-//! moves nothing unless it is told to.
+//! What the benchmarks have in common: folders for two swap tiers on this machine's disk, guests that stand still, an
+//! agent that moves nothing unless it is told to.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
@@ -50,9 +50,9 @@ impl Host {
         Ok(())
     }
 
-    /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant, so
-    /// that the content of what goes to swap is hashed; so have leader, follower and those called `tt-mate-*`. It stages if
-    /// `prefetch` says so.
+    /// An agent for dram, nvme and qlc, and the machines called `tt-*` alone. Those called `tt-tagged-*` have a tenant,
+    /// so that the content of what goes to swap is hashed; so have leader, follower and those called `tt-mate-*`. It
+    /// stages if `prefetch` says so.
     pub fn agent(&self, prefetch: bool) -> Result<Agent> {
         self.agent_that(&format!("enabled = {prefetch}"))
     }

@@ -1,8 +1,9 @@
-//! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask bench tiers`,
-//! most of `cargo xtask bench prefetch`, `tracking` and `profile`. Those that need a whole virtual host are in `tests/lab/bench`.
+//! The parts of benchmarks that run on this machine, on small guests: `throughput` and `placement` of `cargo xtask
+//! bench tiers`, most of `cargo xtask bench prefetch`, `tracking` and `profile`. Those that need a whole virtual host
+//! are in `tests/lab/bench`.
 //!
-//! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could not be
-//! measured; a bad figure is a figure.
+//! In: the name of a part, `--quick`. Out: its table, printed and kept for who asked. Exit code 1 where something could
+//! not be measured; a bad figure is a figure.
 
 mod ablation;
 mod classes;

@@ -1,8 +1,9 @@
 //! What staging ahead of need costs guests that it cannot help, and whether it is as sure as it should be.
 //!
-//! Five emulated guests of one tenant walk at once, all of each in the nvme tier's swap file and nowhere else: two that are alike in
-//! 70 % of their walk, one random, one that changes its phase, one skewed; the last three hold nothing in common but their kernel. By turns: an agent
-//! that stages nothing, and one that does, newly started. After each walk the deadline of all stages is waited for.
+//! Five emulated guests of one tenant walk at once, all of each in the nvme tier's swap file and nowhere else: two that
+//! are alike in 70 % of their walk, one random, one that changes its phase, one skewed; the last three hold nothing in
+//! common but their kernel. By turns: an agent that stages nothing, and one that does, newly started. After each walk
+//! the deadline of all stages is waited for.
 
 use crate::host::Host;
 use crate::walk::{Member, SET_MIB, follow, send_down};

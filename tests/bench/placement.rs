@@ -1,7 +1,9 @@
-//! Whether pages are where they were sent: several gigabytes of moves between three tiers, of anonymous and of shared memory.
+//! Whether pages are where they were sent: several gigabytes of moves between three tiers, of anonymous and of shared
+//! memory.
 //!
 //! Anonymous pages are looked at one by one (pagemap). Shared ones do not show there once they are paged out: what the
-//! mapping has in swap is told by smaps, and how much of it is in nvme by the growth of its area, which nobody else uses.
+//! mapping has in swap is told by smaps, and how much of it is in nvme by the growth of its area, which nobody else
+//! uses.
 
 use crate::host::{self, Host};
 use anyhow::{Context, Result};

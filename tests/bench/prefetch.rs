@@ -1,10 +1,11 @@
 //! What a follower saves when a leader of its tenant has walked the same pages a little earlier.
 //!
-//! Two emulated guests on this machine. Before each walk all of both is in the nvme tier's swap file and nowhere else, the swap
-//! cache being empty. The leader starts to walk, and after the lag the follower. By turns in each repeat: an agent that stages
-//! nothing, with the kernel's swap readahead at page-cluster 0, 3 and 5, and an agent that does, with page-cluster 3, the
-//! kernel's default, newly started and without state on disk, so that it knows nothing of earlier walks; or, where that is said, one
-//! that saw both walk twice, each time in another order. The best of the three is what it is compared with.
+//! Two emulated guests on this machine. Before each walk all of both is in the nvme tier's swap file and nowhere else,
+//! the swap cache being empty. The leader starts to walk, and after the lag the follower. By turns in each repeat: an
+//! agent that stages nothing, with the kernel's swap readahead at page-cluster 0, 3 and 5, and an agent that does, with
+//! page-cluster 3, the kernel's default, newly started and without state on disk, so that it knows nothing of earlier
+//! walks; or, where that is said, one that saw both walk twice, each time in another order. The best of the three is
+//! what it is compared with.
 //!
 //! *Stall* is what the first accesses of the walk took beyond what they take in DRAM.
 
@@ -84,7 +85,8 @@ pub struct Pair {
 impl Pair {
     /// Their walks; in another order each time if `reorder`.
     pub fn start(leader: Access, follower: Access, reorder: bool) -> Result<Self> {
-        // Where a walk follows from the seed, equal seeds make equal pages; where it has a seed of its own, the set's do.
+        // Where a walk follows from the seed, equal seeds make equal pages; where it has a seed of its own, the set's
+        // do.
         let own = matches!(leader, Access::Follow { .. });
         let leader = Member::start(LEADER, 1, leader, reorder)?;
         let follower = Member::start(FOLLOWER, if own { 2 } else { 1 }, follower, reorder)?;

@@ -1,4 +1,5 @@
-//! What it costs to keep a machine's profile: time an access, time an epoch, and memory. No guests: accesses are made up.
+//! What it costs to keep a machine's profile: time an access, time an epoch, and memory. No guests: accesses are made
+//! up.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

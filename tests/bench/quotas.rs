@@ -1,5 +1,6 @@
-//! What it is worth to divide memory among machines by what more of it spares each: the patterns of the test guests, and as much memory as half of what
-//! they use. No guests: what waits is counted with each machine's least recently used pages going first, within its share.
+//! What it is worth to divide memory among machines by what more of it spares each: the patterns of the test guests,
+//! and as much memory as half of what they use. No guests: what waits is counted with each machine's least recently
+//! used pages going first, within its share.
 
 use std::collections::HashSet;
 

@@ -1,8 +1,10 @@
-//! Real programs in guests, recorded (docs/profile.md): `cargo bench -p tiering-tests --bench here -- recordings`, which takes three quarters of an hour.
+//! Real programs in guests, recorded (docs/profile.md): `cargo bench -p tiering-tests --bench here -- recordings`,
+//! which takes three quarters of an hour.
 //!
-//! Emulated guests show an access where a page comes up from swap, so their memory is sent to swap again and again: of each page the first access
-//! after that shows, as in the rounds in which KVM guests are watched. In: nothing. Out: traces in the folder `recordings` of the target folder, and beside them
-//! `epochs.csv`, the profiles of all of them; a machine in a trace is called `tt-PROGRAM-MIB-RATE-SEED`.
+//! Emulated guests show an access where a page comes up from swap, so their memory is sent to swap again and again: of
+//! each page the first access after that shows, as in the rounds in which KVM guests are watched. In: nothing. Out:
+//! traces in the folder `recordings` of the target folder, and beside them `epochs.csv`, the profiles of all of them; a
+//! machine in a trace is called `tt-PROGRAM-MIB-RATE-SEED`.
 
 use crate::host::{Host, known_name};
 use anyhow::{Context, Result, anyhow};

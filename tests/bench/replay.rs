@@ -1,5 +1,5 @@
-//! How well the policy chooses what goes down, and how fast that is found out: recorded accesses, replayed. No guests: what the patterns of the test
-//! guests touch is written as a trace, as if every access had shown.
+//! How well the policy chooses what goes down, and how fast that is found out: recorded accesses, replayed. No guests:
+//! what the patterns of the test guests touch is written as a trace, as if every access had shown.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! What a guest saves that is started anew when its earlier self walked the same pages.
 //!
-//! An emulated guest of one image and name. In each repeat, with no state on disk at first: an agent that stages sees all of it go
-//! into the nvme tier's swap file, and the guest walk; the guest is switched off, the agent ends. The guest is started again,
-//! then an agent that stages; it walks in DRAM, of which nothing is remembered, so that QEMU has the walk's code ready; all goes
-//! down, and it walks. Then, with an agent that stages nothing, the same at page-cluster 0, 3 and 5, the best of which is what it
-//! is compared with. The guest with a tenant is known again by content, the one without by address only, and where its kernel
-//! puts which page is not the same at each boot.
+//! An emulated guest of one image and name. In each repeat, with no state on disk at first: an agent that stages sees
+//! all of it go into the nvme tier's swap file, and the guest walk; the guest is switched off, the agent ends. The
+//! guest is started again, then an agent that stages; it walks in DRAM, of which nothing is remembered, so that QEMU
+//! has the walk's code ready; all goes down, and it walks. Then, with an agent that stages nothing, the same at
+//! page-cluster 0, 3 and 5, the best of which is what it is compared with. The guest with a tenant is known again by
+//! content, the one without by address only, and where its kernel puts which page is not the same at each boot.
 
 use crate::host::{self, Host};
 use crate::walk::{

@@ -1,8 +1,9 @@
 //! How fast, and how surely, machines of one tenant that are alike find each other.
 //!
-//! Simulated machines in families of ten, no guests. Each family has a stream of names; a member has the first part of it, then
-//! names of its own, so that within a family the Jaccard index goes from about 0.1 to 0.95; families hold 2,000 to 16,000
-//! names a machine. All machines have some names and one file in common. A third hold their pages one page further on.
+//! Simulated machines in families of ten, no guests. Each family has a stream of names; a member has the first part of
+//! it, then names of its own, so that within a family the Jaccard index goes from about 0.1 to 0.95; families hold
+//! 2,000 to 16,000 names a machine. All machines have some names and one file in common. A third hold their pages one
+//! page further on.
 //!
 //! Recall is measured with the contents alone, so that places, trails and files cannot help; exact is the
 //! intersection of the sorted sets. Between families there is next to nothing in common by construction.

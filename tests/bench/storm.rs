@@ -1,8 +1,10 @@
-//! Guests of one image that wake one after the other from the qlc tier: how long each takes until it has its working set.
+//! Guests of one image that wake one after the other from the qlc tier: how long each takes until it has its working
+//! set.
 //!
-//! Six emulated guests of a tenant; all of each is in the qlc tier's swap file and nowhere else. Each walks the same pages in the same
-//! order as soon as the one before is done. By turns in each repeat: the kernel alone at page-cluster 0, 3 and 5, of which the best
-//! counts; an agent that knows each guest's own past alone; one that knows nothing yet, and has all; one that has all, and saw them wake once.
+//! Six emulated guests of a tenant; all of each is in the qlc tier's swap file and nowhere else. Each walks the same
+//! pages in the same order as soon as the one before is done. By turns in each repeat: the kernel alone at page-cluster
+//! 0, 3 and 5, of which the best counts; an agent that knows each guest's own past alone; one that knows nothing yet,
+//! and has all; one that has all, and saw them wake once.
 
 use crate::host::Host;
 use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, follow, send_to};

@@ -1,8 +1,8 @@
 //! How fast the agent moves pages, against the bare system calls on the same memory, by turns.
 //!
-//! A guest of 256 MiB that stands still. *Contiguous*: all of it. *Scattered*: every other page, the others being in swap
-//! already. Before each measurement every page that is to move is written, so that it gives up its slot and must be written
-//! out again, and the disk is at rest.
+//! A guest of 256 MiB that stands still. *Contiguous*: all of it. *Scattered*: every other page, the others being in
+//! swap already. Before each measurement every page that is to move is written, so that it gives up its slot and must
+//! be written out again, and the disk is at rest.
 //! - down: `process_madvise(MADV_PAGEOUT)`, and `tiering move --to nvme`, which plans, re-checks, reads back and plugs
 //! - up: `process_madvise(MADV_WILLNEED)` and one byte of each page read, and `tiering move --to dram`
 //!

@@ -1,5 +1,5 @@
-//! What the parts of `cargo xtask bench prefetch` have in common: guests that walk when they are told to, the way down of all
-//! that they have, the kernel's readahead, and the table of what it took with and without the agent.
+//! What the parts of `cargo xtask bench prefetch` have in common: guests that walk when they are told to, the way down
+//! of all that they have, the kernel's readahead, and the table of what it took with and without the agent.
 //!
 //! *Stall* is what the first accesses of the walk took beyond what they take in DRAM.
 

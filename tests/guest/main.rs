@@ -1,9 +1,9 @@
-//! The init of a test guest: fills memory, touches it by a pattern, checks that no page ever changes by itself; or runs a real
-//! program.
+//! The init of a test guest: fills memory, touches it by a pattern, checks that no page ever changes by itself; or runs
+//! a real program.
 //!
-//! In: the pattern or program on the kernel command line, commands on the serial console. Out: a few lines there.
-//! They are described in `tiering_tests::pattern` and `tiering_tests::program`. It runs as process 1 and does not return: it switches the machine off.
-//! To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
+//! In: the pattern or program on the kernel command line, commands on the serial console. Out: a few lines there. They
+//! are described in `tiering_tests::pattern` and `tiering_tests::program`. It runs as process 1 and does not return: it
+//! switches the machine off. To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
 
 mod disk;
 mod histogram;

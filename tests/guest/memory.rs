@@ -1,7 +1,7 @@
 //! The guest's pages, in memory or on its disk, and what each should hold.
 //!
-//! In: page numbers. Out: whether a page is right, and how long the first access to it took. The versions are kept apart
-//! from the pages, four bytes each.
+//! In: page numbers. Out: whether a page is right, and how long the first access to it took. The versions are kept
+//! apart from the pages, four bytes each.
 
 use crate::disk::Disk;
 use crate::sys;
@@ -48,8 +48,9 @@ impl Memory {
         self.versions.len()
     }
 
-    /// Reads a page of the disk. Else loads the first word of a page, or stores there what should be there, where it will fault if it is not there; the time
-    /// in nanoseconds. After a store, what that word held before is not known any more; the others can still be verified.
+    /// Reads a page of the disk. Else loads the first word of a page, or stores there what should be there, where it
+    /// will fault if it is not there; the time in nanoseconds. After a store, what that word held before is not known
+    /// any more; the others can still be verified.
     pub fn access_ns(&mut self, number: usize, write: bool) -> u64 {
         let first = content::first_word(self.pattern.content_seed(number), number, self.versions[number]);
         let before = Instant::now();

@@ -7,7 +7,8 @@ use tiering_tests::pattern::{Access, Pattern};
 
 /// Touches of one step, at most: commands are heard after each.
 const BURST: u64 = 64;
-/// The pace of the loop set, which leaves an emulated guest well below half a core: a walk of 48 MiB takes a second or two.
+/// The pace of the loop set, which leaves an emulated guest well below half a core: a walk of 48 MiB takes a second or
+/// two.
 const LOOP_PAUSE: Duration = Duration::from_millis(5);
 /// A burst at a given rate, at most.
 const SLICE_A_SECOND: u64 = 50;

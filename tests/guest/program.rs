@@ -1,7 +1,7 @@
 //! Runs a program: its server, its data, its client again and again.
 //!
-//! In: the recipe, commands of the console. Out: what the client did, on the console. A line that fails ends the guest, with the
-//! end of what it said.
+//! In: the recipe, commands of the console. Out: what the client did, on the console. A line that fails ends the guest,
+//! with the end of what it said.
 
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};

@@ -1,5 +1,5 @@
-//! The few things that need the kernel: memory without huge pages, a file as memory, a load that really happens, the clock,
-//! file systems, the loopback, switching off.
+//! The few things that need the kernel: memory without huge pages, a file as memory, a load that really happens, the
+//! clock, file systems, the loopback, switching off.
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::MsFlags;
@@ -36,7 +36,8 @@ pub fn map_pages(pages: usize) -> Result<&'static mut [Page]> {
     // EINVAL means a kernel without huge pages: nothing to switch off.
     let refused = advised != 0 && Error::last_os_error().raw_os_error() != Some(libc::EINVAL);
     ensure!(!refused, "switching huge pages off: {}", Error::last_os_error());
-    // SAFETY: the mapping is page-aligned, zeroed (valid integers), `bytes` long, stays for ever, and nothing else refers to it.
+    // SAFETY: the mapping is page-aligned, zeroed (valid integers), `bytes` long, stays for ever, and nothing else
+    // refers to it.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), pages) })
 }
 
@@ -49,8 +50,9 @@ pub fn map_file(file: &File, pages: usize) -> Result<&'static [Page]> {
         libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
     };
     ensure!(start != libc::MAP_FAILED, "mapping {bytes} bytes: {}", Error::last_os_error());
-    // SAFETY: the mapping is page-aligned, any bytes are valid integers, it is `bytes` long and stays for ever. The file has
-    // that many bytes, as the caller looked up, and init, the guest's only process, neither writes nor truncates it.
+    // SAFETY: the mapping is page-aligned, any bytes are valid integers, it is `bytes` long and stays for ever. The
+    // file has that many bytes, as the caller looked up, and init, the guest's only process, neither writes nor
+    // truncates it.
     Ok(unsafe { std::slice::from_raw_parts(start.cast(), pages) })
 }
 

@@ -1,7 +1,7 @@
 //! Executes the touches of a pattern: in rounds, freely or on command, and a final pass over everything.
 //!
-//! In: a clock, the command to go. Out: how long to pause, what a phase was like, and at the end the result. It works in short
-//! steps, so that commands are heard. Which page is touched is not decided here: [`Pattern::touches`] says it.
+//! In: a clock, the command to go. Out: how long to pause, what a phase was like, and at the end the result. It works
+//! in short steps, so that commands are heard. Which page is touched is not decided here: [`Pattern::touches`] says it.
 
 use crate::memory::Memory;
 use crate::pace::Pace;

@@ -19,8 +19,9 @@ const EXTENTS_BYTES: f64 = (TOUCHES * (64 << 10)) as f64;
 const IMAGE_SEED: u64 = 11;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A guest of this name reads pages all over the image, in a random order that is the same for all, none of them in the page
-/// cache at first; then it is switched off. What it had to fetch itself, bytes, and what the agent says of the image.
+/// A guest of this name reads pages all over the image, in a random order that is the same for all, none of them in the
+/// page cache at first; then it is switched off. What it had to fetch itself, bytes, and what the agent says of the
+/// image.
 fn walk(agent: &Agent, name: &str, image: &DiskImage) -> (u64, Value) {
     let access = Access::Follow { set_mib: MIB, order_seed: 5, overlap_percent: 100 };
     let pattern = Pattern { rounds_on_command: true, round_touches: TOUCHES, access, ..Pattern::default() };

@@ -33,7 +33,8 @@ fn walk(guest: &mut Guest) {
     assert!(guest.wait_phase(1, LIMIT).unwrap().ok, "{}", guest.console().text());
 }
 
-/// One guest walks, then the other one, with all of both in swap. What the agent knows of the other one then, and of pairs.
+/// One guest walks, then the other one, with all of both in swap. What the agent knows of the other one then, and of
+/// pairs.
 fn one_after_the_other(host: &Host, other: &str) -> (Value, Value) {
     let of_others =
         "[[vm]]\nmatch = { name = \"of-*\" }\ntenant = \"others\"\n[[vm]]\nmatch = { name = \"tt-*\" }";

@@ -1,5 +1,5 @@
-//! The agent ends, by a signal or a crash, while pages of a running KVM guest are in swap: the guest goes on, and the next
-//! agent takes over what is there.
+//! The agent ends, by a signal or a crash, while pages of a running KVM guest are in swap: the guest goes on, and the
+//! next agent takes over what is there.
 
 use std::path::PathBuf;
 

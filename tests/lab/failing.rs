@@ -1,5 +1,5 @@
-//! Tiers that are full, or that fail: no page of a guest is harmed, the status says which tier it is and why, the others go on,
-//! and what works again is used again.
+//! Tiers that are full, or that fail: no page of a guest is harmed, the status says which tier it is and why, the
+//! others go on, and what works again is used again.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The oldest kernel and the newest stock one, with the same binary: `tiering doctor` says of each what is true, and pages
-//! go through the same ladder on both.
+//! The oldest kernel and the newest stock one, with the same binary: `tiering doctor` says of each what is true, and
+//! pages go through the same ladder on both.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! The first path with KVM guests: their accesses are seen, idle pages go down through all four tiers, what a guest will touch
-//! next is staged, and its memory is right in the end.
+//! The first path with KVM guests: their accesses are seen, idle pages go down through all four tiers, what a guest
+//! will touch next is staged, and its memory is right in the end.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! A ladder that is proposed, and what is said of ladders in the wrong order: on a host with a slower memory node, a fast
-//! disk and a slow one.
+//! A ladder that is proposed, and what is said of ladders in the wrong order: on a host with a slower memory node, a
+//! fast disk and a slow one.
 
 use std::process::Command;
 

@@ -1,9 +1,9 @@
 //! The heart of it, thin: what one guest touches, another one of its tenant, which will need the same, has staged.
 //!
-//! Leader and follower walk the same pages in the same order, the follower when the leader is done: on one emulated processor
-//! it would overtake a leader that waits for the disk. Before each walk all of both is on the NVMe disk and nowhere else.
-//! Side by side: how long the follower's first touches took and how many of its faults had to wait for the disk; with the
-//! agent, and without it for three settings of the kernel's readahead.
+//! Leader and follower walk the same pages in the same order, the follower when the leader is done: on one emulated
+//! processor it would overtake a leader that waits for the disk. Before each walk all of both is on the NVMe disk and
+//! nowhere else. Side by side: how long the follower's first touches took and how many of its faults had to wait for
+//! the disk; with the agent, and without it for three settings of the kernel's readahead.
 //!
 //! Times are those of a guest in an emulated host: only their ratios say something.
 
@@ -21,7 +21,8 @@ use crate::scenario::Scenario;
 
 const LEADER: &str = "tt-leader";
 const FOLLOWER: &str = "tt-follower";
-/// Few enough that the leader is done, also on a slow machine, before what is staged for the follower is dropped (10 s).
+/// Few enough that the leader is done, also on a slow machine, before what is staged for the follower is dropped (10
+/// s).
 const SET_MIB: usize = 2;
 const PACE: u64 = 250;
 

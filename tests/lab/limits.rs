@@ -1,5 +1,5 @@
-//! What a guest's control group allows is kept to, what holds demotion back is told, and copies that page-outs leave in the
-//! swap cache are counted and, if wanted, freed.
+//! What a guest's control group allows is kept to, what holds demotion back is told, and copies that page-outs leave in
+//! the swap cache are counted and, if wanted, freed.
 
 use std::process::{Child, Command};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The mapping table under load: while a guest works and the agent moves its pages through four tiers, the guest is stopped
-//! again and again, and every page is compared with pagemap.
+//! The mapping table under load: while a guest works and the agent moves its pages through four tiers, the guest is
+//! stopped again and again, and every page is compared with pagemap.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A real program in a KVM guest: it goes on while what it does not use goes down the tiers, and its data is right in the end.
+//! A real program in a KVM guest: it goes on while what it does not use goes down the tiers, and its data is right in
+//! the end.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! Mapped pages show their accesses: what a guest keeps using stays in memory though it never faults by itself, and all the rest goes down.
+//! Mapped pages show their accesses: what a guest keeps using stays in memory though it never faults by itself, and all
+//! the rest goes down.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! Every access that KVM shows is the one that the guest's seed says: the right page, at the right time, read or written.
+//! Every access that KVM shows is the one that the guest's seed says: the right page, at the right time, read or
+//! written.
 //!
-//! Without an agent: the programs are attached by the library, the guest's memory is paged out from here, and each round the
-//! addresses that arrive are compared with the touches recomputed from the guest's pattern.
+//! Without an agent: the programs are attached by the library, the guest's memory is paged out from here, and each
+//! round the addresses that arrive are compared with the touches recomputed from the guest's pattern.
 
 use std::collections::{HashMap, HashSet};
 

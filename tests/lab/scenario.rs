@@ -43,8 +43,8 @@ impl Default for Scenario {
 }
 
 impl Scenario {
-    /// Runs `body` in a lab, and fails where it does, or where one of its results is not as it should be. `test` is the name
-    /// of the test that calls it: `module::function`.
+    /// Runs `body` in a lab, and fails where it does, or where one of its results is not as it should be. `test` is the
+    /// name of the test that calls it: `module::function`.
     ///
     /// # Panics
     /// With what was wrong.

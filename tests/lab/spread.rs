@@ -1,5 +1,5 @@
-//! Where the pages of a guest are, by pagemap and the kernel's own list of which memory block is on which node: a look that
-//! owes the agent nothing.
+//! Where the pages of a guest are, by pagemap and the kernel's own list of which memory block is on which node: a look
+//! that owes the agent nothing.
 //!
 //! In: a process, the addresses of its guest RAM. Out: how many pages are on each node and in each swap area. Changes
 //! nothing. Pagemap shows nothing of shared memory in swap: such pages count as nowhere.

@@ -84,7 +84,8 @@ impl Still {
         Ok(())
     }
 
-    /// The memory policies that the kernel shows for its RAM, if that is shared, such as `default` and `prefer (many):1`.
+    /// The memory policies that the kernel shows for its RAM, if that is shared, such as `default` and `prefer
+    /// (many):1`.
     pub fn policies(&self) -> Result<Vec<String>> {
         let maps = std::fs::read_to_string(format!("/proc/{}/numa_maps", self.filled.guest().pid()))?;
         let ram = self.filled.ram();

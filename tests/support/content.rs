@@ -1,7 +1,8 @@
-//! What a page of a test guest holds: a function of seed, page number and version, so nothing has to be stored to check it.
+//! What a page of a test guest holds: a function of seed, page number and version, so nothing has to be stored to check
+//! it.
 //!
-//! Different pages, versions and seeds differ in every word, so a page in the wrong place, of the wrong guest, of an older
-//! version or partly written is seen. No page is zero: those are special to the kernel.
+//! Different pages, versions and seeds differ in every word, so a page in the wrong place, of the wrong guest, of an
+//! older version or partly written is seen. No page is zero: those are special to the kernel.
 
 use crate::pattern::PAGE_BYTES;
 use std::io::{self, Write};
@@ -17,8 +18,8 @@ pub fn identity(seed: u64, page: usize) -> u64 {
     mix(mix(seed) ^ page as u64)
 }
 
-/// The two numbers of which one is [`identity`] XOR version, if this is the first word of a page. Other words have two such
-/// numbers as well, so it takes [`holds`] to prove it.
+/// The two numbers of which one is [`identity`] XOR version, if this is the first word of a page. Other words have two
+/// such numbers as well, so it takes [`holds`] to prove it.
 #[must_use]
 pub fn identities(first_word: u64) -> [u64; 2] {
     // The way of `words` back, whose first step overwrote the lowest bit.

@@ -1,7 +1,7 @@
 //! The file of a guest's disk, and what of it is in the host's page cache.
 //!
-//! In: a folder on a disk, size and seed. Out: a file that holds what [`crate::content`] says, none of it in the page cache until somebody
-//! reads it; and how much of it a process waited for.
+//! In: a folder on a disk, size and seed. Out: a file that holds what [`crate::content`] says, none of it in the page
+//! cache until somebody reads it; and how much of it a process waited for.
 
 use crate::content;
 use crate::pattern::PAGE_BYTES;

@@ -1,8 +1,8 @@
-//! A process that the agent takes for a machine, and that does nothing but fault: to measure what it costs to see a fault, and what comes of
-//! more faults than a guest can make.
+//! A process that the agent takes for a machine, and that does nothing but fault: to measure what it costs to see a
+//! fault, and what comes of more faults than a guest can make.
 //!
-//! In: at what rate, how many. Out: how long its touches took. It is the calling executable again, under the name of QEMU: that must call
-//! [`be_one`] first thing in its `main`.
+//! In: at what rate, how many. Out: how long its touches took. It is the calling executable again, under the name of
+//! QEMU: that must call [`be_one`] first thing in its `main`.
 //!
 //! # Limits
 //! Every touch is a write to a page that is not there, so that the kernel clears a page for it.

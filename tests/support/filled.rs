@@ -1,10 +1,10 @@
-//! A guest that stands still, all of whose RAM was filled from outside with what can be told again: it needs no boot and
-//! no KVM, and every byte can be compared.
+//! A guest that stands still, all of whose RAM was filled from outside with what can be told again: it needs no boot
+//! and no KVM, and every byte can be compared.
 //!
 //! In: a guest to be, emulated. Out: a stopped guest. Its RAM is found by itself, not by asking an agent.
 //!
-//! Limits: what is written and read goes through /proc/PID/mem, which brings back what is in swap and is no access that the
-//! agent sees.
+//! Limits: what is written and read goes through /proc/PID/mem, which brings back what is in swap and is no access that
+//! the agent sees.
 
 use crate::guest::{Builder, Guest};
 use crate::observe::{At, PAGE, pagemap};

@@ -1,7 +1,8 @@
 //! A file system whose server stops answering, as an NFS server does that is down: FUSE, answered by a thread of ours.
 //!
-//! In: a folder to mount it on. Out: one large file in it, which is read as zeroes until [`HungFiles::hang`]. From then on whoever asks the
-//! server for anything waits, in a way that no signal ends, until this is dropped: then all get an error.
+//! In: a folder to mount it on. Out: one large file in it, which is read as zeroes until [`HungFiles::hang`]. From then
+//! on whoever asks the server for anything waits, in a way that no signal ends, until this is dropped: then all get an
+//! error.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};

@@ -1,7 +1,7 @@
 //! An initramfs: executables, and a console.
 //!
-//! In: the names and bytes of the files, one of them a static `init`. Out: an uncompressed cpio archive in the "newc" format
-//! (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`), which is all the kernel needs.
+//! In: the names and bytes of the files, one of them a static `init`. Out: an uncompressed cpio archive in the "newc"
+//! format (kernel `Documentation/driver-api/early-userspace/buffer-format.rst`), which is all the kernel needs.
 
 use std::io::{self, Write};
 
@@ -34,8 +34,8 @@ pub fn build(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive
 }
 
-/// Writes an archive with these files in this order, all executable, behind the folders they are in, `/dev/console` (the
-/// kernel opens it for init) and the empty folders that init mounts on.
+/// Writes an archive with these files in this order, all executable, behind the folders they are in, `/dev/console`
+/// (the kernel opens it for init) and the empty folders that init mounts on.
 ///
 /// # Errors
 /// What `out` or a file fails with, or a file of 4 GiB or more, which the format cannot hold.

@@ -1,8 +1,8 @@
 //! The kernels that test guests and the lab boot.
 //!
 //! In: `TIERING_GUEST_KERNEL`, the cache below the target folder, or Debian's package archive. Out: a bzImage that has
-//! serial console and devtmpfs built in, as Debian's cloud kernels do, and for the lab the folder of its modules. Nothing
-//! is installed; /boot and /lib/modules stay as they are.
+//! serial console and devtmpfs built in, as Debian's cloud kernels do, and for the lab the folder of its modules.
+//! Nothing is installed; /boot and /lib/modules stay as they are.
 
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
@@ -64,8 +64,8 @@ pub fn of_line(line: &str) -> Result<Kernel> {
     })
 }
 
-/// The kernel of an image named `vmlinuz-RELEASE`, with the modules in `lib/modules/RELEASE` beside it or one folder up,
-/// as in an unpacked package and in /boot.
+/// The kernel of an image named `vmlinuz-RELEASE`, with the modules in `lib/modules/RELEASE` beside it or one folder
+/// up, as in an unpacked package and in /boot.
 ///
 /// # Errors
 /// Where there is no such file.
@@ -132,9 +132,9 @@ pub fn fetch(line: Option<&str>) -> Result<PathBuf> {
 }
 
 impl Kernel {
-    /// The files of these modules and of all they depend on, in the order in which they must be loaded. What is built in
-    /// is left out. Modules that are not indexed yet (a package does that when it is installed) are first uncompressed and
-    /// indexed, once: an emulated processor takes a second to uncompress KVM at each boot.
+    /// The files of these modules and of all they depend on, in the order in which they must be loaded. What is built
+    /// in is left out. Modules that are not indexed yet (a package does that when it is installed) are first
+    /// uncompressed and indexed, once: an emulated processor takes a second to uncompress KVM at each boot.
     ///
     /// # Errors
     /// Where the modules cannot be indexed or read.

@@ -1,7 +1,8 @@
-//! Where a guest's pages are, seen from the outside: by their content, which owes nothing to the agent or the guest's kernel.
+//! Where a guest's pages are, seen from the outside: by their content, which owes nothing to the agent or the guest's
+//! kernel.
 //!
-//! In: a process, its guest RAM, a pattern. Out: the address in the process of each page of the pattern.
-//! Reading through /proc/PID/mem is an access like any other: it brings back what is in swap, and gives pages to shared RAM
+//! In: a process, its guest RAM, a pattern. Out: the address in the process of each page of the pattern. Reading
+//! through /proc/PID/mem is an access like any other: it brings back what is in swap, and gives pages to shared RAM
 //! where there were none. So locate first, and move pages afterwards.
 //!
 //! Limits: page size 4 KiB; a guest that writes meanwhile may have pages that are not found.
@@ -17,8 +18,8 @@ use std::os::unix::fs::FileExt;
 /// Pages read at once.
 const BATCH: usize = 512;
 
-/// Where the pages of a pattern are in `ram`, a range of addresses in a process: address by page number, whatever version a page
-/// is. Pages that are not found are not in it; whether all are needed is for the caller.
+/// Where the pages of a pattern are in `ram`, a range of addresses in a process: address by page number, whatever
+/// version a page is. Pages that are not found are not in it; whether all are needed is for the caller.
 ///
 /// # Errors
 /// Where the memory cannot be read, or a page is there twice: then its content does not tell where it is.
@@ -102,8 +103,8 @@ impl<'a> Known<'a> {
             let numbers = self.by_half.get(&(identity >> 32)).into_iter().flatten().copied();
             numbers.filter_map(move |number| Some((self.version(number, identity)?, number)))
         });
-        // The smallest: a page of content looks like some version of another page as well, which is about two billion then. Of
-        // sets of 40,000 pages one in three has such a page.
+        // The smallest: a page of content looks like some version of another page as well, which is about two billion
+        // then. Of sets of 40,000 pages one in three has such a page.
         let (version, number) = versions.min()?;
         holds(bytes, self.pattern.content_seed(number), number, version).then_some(number)
     }

@@ -48,7 +48,8 @@ pub fn pagemap(pid: u32, hva: u64, pages: u64) -> Result<Vec<At>> {
             Ok(match (entry >> 63, (entry >> 62) & 1) {
                 (1, _) if is_zero(pfn)? => At::Zero,
                 (1, _) => At::Memory { pfn },
-                // Being moved to another frame: it shows as swapped into an area that cannot be, at the frame it leaves.
+                // Being moved to another frame: it shows as swapped into an area that cannot be, at the frame it
+                // leaves.
                 (0, 1) if entry & 31 >= 23 => At::Memory { pfn: (entry >> 5) & ((1 << 50) - 1) },
                 (0, 1) => At::Swap { area: entry & 31, slot: (entry >> 5) & ((1 << 50) - 1) },
                 _ => At::Nowhere,
@@ -80,8 +81,8 @@ pub fn area_numbers(folder: &Path) -> Result<Vec<u64>> {
     Ok(areas.filter(|(_, line)| below(line)).map(|(number, _)| number).collect())
 }
 
-/// Pages of a process that are mapped, and that are in swap, by pagemap. For anonymous memory only: of shared memory in swap
-/// pagemap shows nothing.
+/// Pages of a process that are mapped, and that are in swap, by pagemap. For anonymous memory only: of shared memory in
+/// swap pagemap shows nothing.
 ///
 /// # Errors
 /// Where the process has ended.

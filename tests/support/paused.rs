@@ -1,7 +1,7 @@
 //! A virtual machine of any command line that never runs: for tests of what the host sees of it.
 //!
-//! In: QEMU's options. Out: a process with the machine's memory mapped and its processors stopped. What is in its memory is
-//! written and read from the outside, at guest-physical addresses that QEMU itself translates.
+//! In: QEMU's options. Out: a process with the machine's memory mapped and its processors stopped. What is in its
+//! memory is written and read from the outside, at guest-physical addresses that QEMU itself translates.
 
 use crate::observe::PAGE;
 use crate::qemu::QEMU;

@@ -92,9 +92,9 @@ impl Machine {
         };
         let (accel, cpu) = match self.accel {
             Accel::Tcg => ("tcg", "max"),
-            // What boots in the lab. With `kvm64` none of 4 guests did there, in a lab of two processors, in which guests with
-            // `host` hang at times too. Where nested KVM refuses a register that it shows (MSR 0x10a), QEMU 7.2 aborts with
-            // `host`; there `kvm64` ends with an internal error of KVM.
+            // What boots in the lab. With `kvm64` none of 4 guests did there, in a lab of two processors, in which
+            // guests with `host` hang at times too. Where nested KVM refuses a register that it shows (MSR 0x10a), QEMU
+            // 7.2 aborts with `host`; there `kvm64` ends with an internal error of KVM.
             Accel::Kvm => ("kvm", "host"),
         };
         command.args(["-accel", accel, "-cpu", cpu, "-smp", "1", "-m", &memory]);

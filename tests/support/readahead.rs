@@ -1,7 +1,7 @@
 //! The kernel's swap readahead, changed for a while.
 //!
-//! In: a value of `vm.page-cluster`. Out: the value from before once the guard is dropped, also where a signal ends a wait
-//! ([`crate::stop`]).
+//! In: a value of `vm.page-cluster`. Out: the value from before once the guard is dropped, also where a signal ends a
+//! wait ([`crate::stop`]).
 
 use anyhow::{Context as _, Result};
 use std::path::Path;

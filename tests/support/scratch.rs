@@ -1,7 +1,8 @@
 //! A temporary folder on a file system that can hold swap files.
 //!
-//! In: how much room is needed. Out: a folder that is gone, with every swap area below it switched off, when it is dropped.
-//! swapon(2) needs a file whose blocks stay where they are: ext4 and XFS are taken, tmpfs, overlay and btrfs are not.
+//! In: how much room is needed. Out: a folder that is gone, with every swap area below it switched off, when it is
+//! dropped. swapon(2) needs a file whose blocks stay where they are: ext4 and XFS are taken, tmpfs, overlay and btrfs
+//! are not.
 
 use crate::paths;
 use crate::skip::Skip;

@@ -164,7 +164,8 @@ fn map_for(time: Duration) -> Result<Waits> {
     Ok(waits)
 }
 
-/// What this thread has had of a processor, and how long it waited for one though it could have run: the rest of its time it was blocked.
+/// What this thread has had of a processor, and how long it waited for one though it could have run: the rest of its
+/// time it was blocked.
 fn processor_time() -> Result<Duration> {
     let mut ran = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one time, which outlives the call.
@@ -176,8 +177,8 @@ fn processor_time() -> Result<Duration> {
     Ok(Duration::new(u64::try_from(ran.tv_sec)?, u32::try_from(ran.tv_nsec)?) + Duration::from_nanos(waited))
 }
 
-/// Ahead of all others, so that what is measured is not who else has the processor. Not as a real-time thread: with one of those a machine
-/// is left alone.
+/// Ahead of all others, so that what is measured is not who else has the processor. Not as a real-time thread: with one
+/// of those a machine is left alone.
 fn run_at_once() {
     // SAFETY: three numbers; 0 is the calling thread. Where it is forbidden, more is measured.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };

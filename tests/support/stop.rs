@@ -1,7 +1,7 @@
 //! Ctrl-C and other wishes to end: noted, so that whatever waits fails, and everything is cleaned up on the way out.
 //!
-//! In: SIGINT, SIGTERM, SIGHUP, from [`on_signals`] on. Out: [`check`], which every wait of this library calls, and [`sleep`].
-//! There is one note for the whole process, as there is one terminal.
+//! In: SIGINT, SIGTERM, SIGHUP, from [`on_signals`] on. Out: [`check`], which every wait of this library calls, and
+//! [`sleep`]. There is one note for the whole process, as there is one terminal.
 
 use anyhow::{Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

@@ -1,7 +1,7 @@
 //! The words `tg.FIELD=VALUE` of a kernel command line, by which a guest is told what to do.
 //!
-//! In: a command line with words of others. Out: the value of each field, asked for one by one. What nobody asked for, and what
-//! cannot be read, is an error that names the word.
+//! In: a command line with words of others. Out: the value of each field, asked for one by one. What nobody asked for,
+//! and what cannot be read, is an error that names the word.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;

@@ -20,7 +20,8 @@ pub const MAX_VMS: usize = 1024;
 /// Bytes of the ring buffer `tier_events`.
 pub const RING_BYTES: usize = 4 << 20;
 
-/// A sample that comes so long after the last one that woke the agent wakes it at once; what follows is collected by the agent's own tick.
+/// A sample that comes so long after the last one that woke the agent wakes it at once; what follows is collected by
+/// the agent's own tick.
 pub const REST_NS: u64 = 5_000_000;
 /// Bytes waiting in the ring from which a sample wakes the agent in any case.
 ///
@@ -260,8 +261,8 @@ pub struct BlockKey {
     pub block: u32,
 }
 
-/// Where the pages of a block are, pages of 4 KiB. Value of the map `tier_map`; there only for blocks of which some page
-/// was touched. Only the agent writes it.
+/// Where the pages of a block are, pages of 4 KiB. Value of the map `tier_map`; there only for blocks of which some
+/// page was touched. Only the agent writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmBlock {

@@ -8,9 +8,9 @@ use tiering_common::{
     SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, VmEntry,
 };
 
-/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). Of KVM's only
-/// the write bit can be used: on Intel it gives its exit qualification (`handle_ept_violation`, arch/x86/kvm/vmx/vmx.c), of
-/// which only that bit means the same.
+/// Bits of the x86 page-fault error code (arch/x86/include/asm/trap_pf.h, Linux 6.1 to 6.18). Of KVM's only the write
+/// bit can be used: on Intel it gives its exit qualification (`handle_ept_violation`, arch/x86/kvm/vmx/vmx.c), of which
+/// only that bit means the same.
 const PF_PROT: u64 = 1 << 0;
 const PF_WRITE: u64 = 1 << 1;
 const PF_INSTR: u64 = 1 << 4;

@@ -12,9 +12,9 @@
 //! | `damon_aggregated` | | what DAMON found, where it watches for the agent: into `tier_regions` |
 //! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
-//! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in `tier_stats`,
-//! and put it, or of a machine that floods the ring one of many, into `tier_events`. Events of KVM are module tracepoints, which BTF-typed programs cannot be attached to
-//! with this version of aya.
+//! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in
+//! `tier_stats`, and put it, or of a machine that floods the ring one of many, into `tier_events`. Events of KVM are
+//! module tracepoints, which BTF-typed programs cannot be attached to with this version of aya.
 //!
 //! Program and map names are at most 15 characters: the kernel cuts them there.
 #![no_std]
@@ -156,8 +156,8 @@ fn put_sample(vm: &VmEntry, hva: u64, error_code: u64, mode: Mode) {
     record.submit(if wakes(waiting, time_ns) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
 }
 
-/// Whether this sample wakes the agent: the first one after some rest, and when many wait. Else the agent's tick collects: a wake-up
-/// for each would cost the guests more than all the rest of this program.
+/// Whether this sample wakes the agent: the first one after some rest, and when many wait. Else the agent's tick
+/// collects: a wake-up for each would cost the guests more than all the rest of this program.
 #[inline(always)]
 fn wakes(waiting: u64, now_ns: u64) -> bool {
     let Some(woken) = WOKEN.get_ptr_mut(0) else { return true };
@@ -292,9 +292,9 @@ fn on_file_read(key: ImageKey, first_page: u64, order: impl FnOnce() -> u8) {
     record.submit(0);
 }
 
-// The classic record of filemap:mm_filemap_add_to_page_cache (include/trace/events/filemap.h, Linux 6.1 to 6.18): 8 bytes of common
-// fields, then frame, inode, first page, device; on newer kernels the order of the folio. The agent compares that with the
-// kernel's own description.
+// The classic record of filemap:mm_filemap_add_to_page_cache (include/trace/events/filemap.h, Linux 6.1 to 6.18): 8
+// bytes of common fields, then frame, inode, first page, device; on newer kernels the order of the folio. The agent
+// compares that with the kernel's own description.
 #[tracepoint(category = "filemap", name = "mm_filemap_add_to_page_cache")]
 fn file_read_tp(ctx: TracePointContext) -> u32 {
     let fields: *const u64 = ctx.as_ptr().cast();
@@ -307,8 +307,9 @@ fn file_read_tp(ctx: TracePointContext) -> u32 {
     0
 }
 
-// The classic record of damon:damon_aggregated (include/trace/events/damon.h, Linux 6.12 to 6.18): 8 bytes of common fields, then
-// number of the target, how many regions it has, start, end, accesses, age. It comes in the thread that watches.
+// The classic record of damon:damon_aggregated (include/trace/events/damon.h, Linux 6.12 to 6.18): 8 bytes of common
+// fields, then number of the target, how many regions it has, start, end, accesses, age. It comes in the thread that
+// watches.
 #[tracepoint(category = "damon", name = "damon_aggregated")]
 fn damon_region(ctx: TracePointContext) -> u32 {
     let Some(damon) = DAMON.get_ptr_mut(0) else { return 0 };
@@ -346,10 +347,10 @@ fn on_kernel_move(count: impl FnOnce(&mut KernelMoves)) {
     }
 }
 
-// Arguments of vmscan:mm_vmscan_lru_shrink_inactive (include/trace/events/vmscan.h, Linux 6.1 to 6.18): node, pages scanned, pages
-// reclaimed, details, priority, and not 0 where they were of files; of migrate:mm_migrate_pages (include/trace/events/migrate.h): pages
-// that were moved, and more that differs; of huge_memory:mm_collapse_huge_page (include/trace/events/huge_memory.h):
-// address space, whether isolated, outcome.
+// Arguments of vmscan:mm_vmscan_lru_shrink_inactive (include/trace/events/vmscan.h, Linux 6.1 to 6.18): node, pages
+// scanned, pages reclaimed, details, priority, and not 0 where they were of files; of migrate:mm_migrate_pages
+// (include/trace/events/migrate.h): pages that were moved, and more that differs; of huge_memory:mm_collapse_huge_page
+// (include/trace/events/huge_memory.h): address space, whether isolated, outcome.
 
 #[raw_tracepoint(tracepoint = "mm_vmscan_lru_shrink_inactive")]
 fn kern_reclaim(ctx: RawTracePointContext) -> i32 {

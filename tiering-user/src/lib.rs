@@ -2,11 +2,11 @@
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!
-//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `class` → `similarity` → `predict` → `policy` →
-//! `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
+//! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `class` →
+//! `similarity` → `predict` → `policy` → `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy` and `replay` are pure: time is an argument, and nothing is
-//! touched. Unsafe code lives in `sys` alone.
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy` and `replay`
+//! are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
 pub mod agent;

@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the agent, with the eBPF object in it, and the init of the test guests.
 //!
-//! In: the sources. Out: executables below the target folder, and where they are. What is missing for that is installed first.
+//! In: the sources. Out: executables below the target folder, and where they are. What is missing for that is installed
+//! first.
 
 use crate::{command, setup};
 use anyhow::{Context as _, Result, ensure};

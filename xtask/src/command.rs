@@ -14,8 +14,8 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The same, and waits for what the command has started too: Ctrl-C ends cargo at once, and what it runs only when that has
-/// cleaned up.
+/// The same, and waits for what the command has started too: Ctrl-C ends cargo at once, and what it runs only when that
+/// has cleaned up.
 pub fn run_to_the_end(command: &mut Command) -> Result<()> {
     let (mut output, end) = std::io::pipe().context("making a pipe")?;
     let mut child = command.stdout(end).spawn().with_context(|| format!("cannot run {command:?}"))?;

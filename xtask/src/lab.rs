@@ -1,7 +1,7 @@
 //! `cargo xtask lab`: a command, or a shell, in a virtual host with a stock kernel, memory tiers, NVMe disks and KVM.
 //!
-//! In: what the host is made of, and a command. Out: the command's output and exit code, and what it left in `$LAB_OUT`.
-//! The lab itself is `tiering_tests::lab`, since tests use it too; docs/lab.md is its page.
+//! In: what the host is made of, and a command. Out: the command's output and exit code, and what it left in
+//! `$LAB_OUT`. The lab itself is `tiering_tests::lab`, since tests use it too; docs/lab.md is its page.
 
 use crate::setup;
 use anyhow::{Result, ensure};

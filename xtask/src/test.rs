@@ -1,7 +1,7 @@
 //! `cargo xtask test`: format, lints, then all tests.
 //!
-//! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the machine
-//! cannot run are skipped with a reason, unless `CI=true`: then nothing may be skipped.
+//! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the
+//! machine cannot run are skipped with a reason, unless `CI=true`: then nothing may be skipped.
 
 use crate::{build, command, setup};
 use anyhow::Result;

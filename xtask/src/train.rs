@@ -1,4 +1,5 @@
-//! `cargo xtask train`: learns the classes of machines from recorded profiles and writes the model; with `--evaluate` says how right that is.
+//! `cargo xtask train`: learns the classes of machines from recorded profiles and writes the model; with `--evaluate`
+//! says how right that is.
 //!
 //! What is learned, and how, is in `tests/bench/classes.rs`.
 

@@ -119,8 +119,8 @@ fn meminfo(text: &str, name: &str) -> u64 {
     value.unwrap().split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// The host's /proc/meminfo for one agent, in which nobody else uses memory or gives it back: `MemAvailable` stays what it was, as page-outs
-/// leave it, and the rest is the kernel's.
+/// The host's /proc/meminfo for one agent, in which nobody else uses memory or gives it back: `MemAvailable` stays what
+/// it was, as page-outs leave it, and the rest is the kernel's.
 struct StillHost {
     file: PathBuf,
     available: String,

@@ -73,8 +73,8 @@ fn own_mib(agent: &Agent, field: &str) -> u64 {
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
 }
 
-/// How much the agent grows while `what` is done and in some seconds after it, MiB. `VmLck` would not tell: it counts what the C
-/// library reserves for the heap of each thread, whether anything is in it or not.
+/// How much the agent grows while `what` is done and in some seconds after it, MiB. `VmLck` would not tell: it counts
+/// what the C library reserves for the heap of each thread, whether anything is in it or not.
 fn growth_mib(agent: &Agent, what: impl FnOnce()) -> u64 {
     let before = own_mib(agent, "VmRSS");
     what();
@@ -202,7 +202,8 @@ fn a_sparse_image_of_terabytes_costs_what_is_read_of_it() {
     drop(agent);
 }
 
-/// Puts so many tapes of a MiB each into the agent's state, of machines that are gone; the one with the highest number was written last.
+/// Puts so many tapes of a MiB each into the agent's state, of machines that are gone; the one with the highest number
+/// was written last.
 fn remember_tapes(state: &Path, tapes: u64) {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let store = Store::in_folder(state);

@@ -1,4 +1,5 @@
-//! The agent does not hurt the host it runs on, nor the machines beside it: one test for each kind of fault that was found.
+//! The agent does not hurt the host it runs on, nor the machines beside it: one test for each kind of fault that was
+//! found.
 
 mod balloon;
 mod brakes;

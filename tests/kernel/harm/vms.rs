@@ -248,7 +248,8 @@ fn a_dimm_that_is_plugged_while_the_machine_runs_is_managed_and_one_that_is_unpl
     }
     assert_moved_and_kept(&agent, "tt-plug", &mut vm, &filled);
 
-    // Memory that goes while it is in swap. Without a guest that agrees, no DIMM can be unplugged: QEMU's memory goes the same way.
+    // Memory that goes while it is in swap. Without a guest that agrees, no DIMM can be unplugged: QEMU's memory goes
+    // the same way.
     let object = json!({"qom-type": "memory-backend-ram", "id": "m", "size": 192 * MIB, "prealloc": true});
     vm.run("object-add", &object).unwrap();
     listed(&agent, "tt-plug", has(64 + 128 + 256 + 192));

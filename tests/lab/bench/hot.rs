@@ -1,9 +1,9 @@
 //! How well the agent knows which pages are hot: against what the guest itself did, page by page.
 //!
-//! A KVM guest touches pages by a pattern, and says what it did. The agent only watches (`--dry-run`). Asked for its map, its hottest pages are
-//! compared with those that the guest touched most. One guest after the other: skewed (zipf), one that jumps to another part of its
-//! memory, and one whose hot set is polluted by a walk through much more. Each with re-arming, and with DAMON
-//! alone.
+//! A KVM guest touches pages by a pattern, and says what it did. The agent only watches (`--dry-run`). Asked for its
+//! map, its hottest pages are compared with those that the guest touched most. One guest after the other: skewed
+//! (zipf), one that jumps to another part of its memory, and one whose hot set is polluted by a walk through much more.
+//! Each with re-arming, and with DAMON alone.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -132,7 +132,8 @@ fn touched(phases: &[PhaseResult], pattern: &Pattern, window: Duration) -> HashM
     for touch in recent.flat_map(|phase| phase.truth(pattern)) {
         *counts.entry(touch.page).or_default() += 1;
     }
-    // What it touches between its walks it does not tell of: each page as often as the others, far more often than a walk does.
+    // What it touches between its walks it does not tell of: each page as often as the others, far more often than a
+    // walk does.
     if let Access::HotAndLoop { hot_mib, .. } = pattern.access {
         let often = 640 * window.as_secs() / (hot_mib * PAGES_A_MIB) as u64;
         counts.extend((0..hot_mib * PAGES_A_MIB).map(|page| (page, often)));
@@ -208,7 +209,8 @@ fn rounds(rearm: &Value) -> String {
     }
 }
 
-/// Waits for the next jump, and then until the agent's hottest pages are those of the new part. Returns the score at its end.
+/// Waits for the next jump, and then until the agent's hottest pages are those of the new part. Returns the score at
+/// its end.
 fn after_a_jump(
     results: &mut Results,
     agent: &Agent,

@@ -1,8 +1,8 @@
 //! What a way down and up leaves of huge pages, and what that costs a guest.
 //!
-//! A guest whose RAM is in huge pages walks its memory; all of it is demoted to nvme and promoted to dram; it walks again. Told:
-//! bytes in huge pages, by the kernel, and how long the touches took, before and after. The walk after the promotion is done
-//! twice: KVM has to map each page anew in the first.
+//! A guest whose RAM is in huge pages walks its memory; all of it is demoted to nvme and promoted to dram; it walks
+//! again. Told: bytes in huge pages, by the kernel, and how long the touches took, before and after. The walk after the
+//! promotion is done twice: KVM has to map each page anew in the first.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,8 @@
 //! A guest of high priority beside one of low priority that thrashes, with too little memory for both.
 //!
-//! Both are in one control group with a limit. Three stretches of the same work: without the limit, so that all is in DRAM; with
-//! it and the kernel alone; with it and the agent, which knows the priorities. What counts is the first guest's touches.
+//! Both are in one control group with a limit. Three stretches of the same work: without the limit, so that all is in
+//! DRAM; with it and the kernel alone; with it and the agent, which knows the priorities. What counts is the first
+//! guest's touches.
 
 use std::path::Path;
 use std::time::Duration;

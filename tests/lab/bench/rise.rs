@@ -1,8 +1,9 @@
 //! What it is worth to know that a load comes again.
 //!
-//! A KVM guest walks through the same pages once a minute, and does nothing in between. After each walk all of it goes to the NVMe disk and out of the
-//! swap cache. By turns, each with a guest and an agent of its own: nothing is staged; what came next last time is (the first walk is to learn from);
-//! and what was touched a period ago too, once that is known to come again.
+//! A KVM guest walks through the same pages once a minute, and does nothing in between. After each walk all of it goes
+//! to the NVMe disk and out of the swap cache. By turns, each with a guest and an agent of its own: nothing is staged;
+//! what came next last time is (the first walk is to learn from); and what was touched a period ago too, once that is
+//! known to come again.
 
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ fn pattern() -> Pattern {
     }
 }
 
-/// All of it to the disk, and what of it is not in use out of the kernel's cache of it. Returns what is left in that, bytes.
+/// All of it to the disk, and what of it is not in use out of the kernel's cache of it. Returns what is left in that,
+/// bytes.
 fn push_down(agent: &Agent, vm: &str, group: &Memcg) -> Result<u64> {
     agent.tiering(&["move", vm, "--to", "nvme"])?;
     for _ in 0..RECLAIMS {

@@ -3,8 +3,8 @@
 //! The same guests three times over, in one lab:
 //! 1. without any agent, all in DRAM: what their touches take;
 //! 2. with the agent and a short `demote_after`: a stretch to settle, then one that is measured;
-//! 3. without the agent, the kernel's `memory.reclaim` keeping as many pages of each in swap as the agent had: settled and
-//!    measured for as long. That is what a daemon does that leaves the choice of pages to the kernel.
+//! 3. without the agent, the kernel's `memory.reclaim` keeping as many pages of each in swap as the agent had: settled
+//!    and measured for as long. That is what a daemon does that leaves the choice of pages to the kernel.
 
 use std::time::Duration;
 

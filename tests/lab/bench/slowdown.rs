@@ -1,8 +1,10 @@
-//! What it costs KVM guests to be watched: eight patterns, as fast as they can, with an agent that only watches and without one.
+//! What it costs KVM guests to be watched: eight patterns, as fast as they can, with an agent that only watches and
+//! without one.
 //!
-//! All guests are there all the time, and one works at a time. By turns, so that whatever drifts cancels out: no agent, an agent twice, no agent. How far
-//! the two turns of a kind are apart is the noise. The lab has one processor under emulation, which the agent takes from the guests while it works; anywhere else it has
-//! another one. So its processor time is taken off.
+//! All guests are there all the time, and one works at a time. By turns, so that whatever drifts cancels out: no agent,
+//! an agent twice, no agent. How far the two turns of a kind are apart is the noise. The lab has one processor under
+//! emulation, which the agent takes from the guests while it works; anywhere else it has another one. So its processor
+//! time is taken off.
 
 use std::time::Duration;
 
@@ -77,7 +79,8 @@ fn slowdown(results: &mut Results) -> Result<()> {
         guests
             .push(ready(kvm_guest(&name, Backend::AnonymousSmall).memory_mib(88).pattern(pattern), results)?);
     }
-    // The lab's processors are emulated: to arm a machine takes longer than it may anywhere else. Its share of the time is what it always is.
+    // The lab's processors are emulated: to arm a machine takes longer than it may anywhere else. Its share of the time
+    // is what it always is.
     let config = host.config("10s") + "[tracking]\nrearm_pause = \"5s\"\n";
     // What was never touched faults once.
     turn(&mut guests, 1, None)?;

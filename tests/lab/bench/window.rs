@@ -1,7 +1,7 @@
 //! What guests do and suffer in a stretch of time.
 //!
-//! In: running guests, each in a memory control group of its own. Out: how long their touches took, which pages these were (by
-//! the patterns), how many pages came back from swap.
+//! In: running guests, each in a memory control group of its own. Out: how long their touches took, which pages these
+//! were (by the patterns), how many pages came back from swap.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! How right a machine's working set is: against what the guest itself did.
 //!
-//! A KVM guest touches pages by a pattern and says what it did; the agent watches it in rounds (`--dry-run`). Of the pages of the pattern, those
-//! that the agent's map says were accessed in the last minute are compared with those that the guest touched then.
+//! A KVM guest touches pages by a pattern and says what it did; the agent watches it in rounds (`--dry-run`). Of the
+//! pages of the pattern, those that the agent's map says were accessed in the last minute are compared with those that
+//! the guest touched then.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

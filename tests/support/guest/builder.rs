@@ -142,8 +142,9 @@ fn modules(kernel: &Path, names: &[&str]) -> Result<Vec<Vec<u8>>> {
     files.into_iter().map(read).collect()
 }
 
-/// Init, modules, and the image if the pattern has one in RAM. The image comes first, right behind the folders: so its pages do not begin at
-/// page boundaries in the archive, and the guest's copy of the archive is not taken for them by who looks from outside.
+/// Init, modules, and the image if the pattern has one in RAM. The image comes first, right behind the folders: so its
+/// pages do not begin at page boundaries in the archive, and the guest's copy of the archive is not taken for them by
+/// who looks from outside.
 fn initramfs(init: &[u8], pattern: Option<&Pattern>, modules: &[Vec<u8>]) -> Result<NamedTempFile> {
     let in_ram = pattern.filter(|pattern| !pattern.on_disk);
     let image = in_ram.and_then(|pattern| Some((pattern.image_seed?, pattern.pages())));

@@ -1,7 +1,7 @@
 //! A guest as a file, and clones of it: the same data at the same guest-physical addresses.
 //!
-//! In: a guest that was built to be [savable](super::Builder::savable) and is ready. Out: its state, from which any number of guests are started,
-//! each with memory of its own. QEMU's migration writes and reads it.
+//! In: a guest that was built to be [savable](super::Builder::savable) and is ready. Out: its state, from which any
+//! number of guests are started, each with memory of its own. QEMU's migration writes and reads it.
 
 use super::builder::launch;
 use super::{Guest, POLL};

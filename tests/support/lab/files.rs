@@ -1,7 +1,7 @@
 //! The files of one lab: by which host and lab talk, and its disks.
 //!
-//! In: the lab to be. Out: two temporary folders with everything that a boot needs, and reading what the lab left there.
-//! The folders are gone when this is dropped.
+//! In: the lab to be. Out: two temporary folders with everything that a boot needs, and reading what the lab left
+//! there. The folders are gone when this is dropped.
 
 use super::room::Free;
 use super::spec::Disk;

@@ -2,8 +2,8 @@
 //!
 //! In: nodes, disks, kernel and where the files are. Out: a command; it starts nothing itself.
 //!
-//! Latency and bandwidth of a node are told to the kernel by an HMAT, from which it makes its memory tiers: seen on 6.12,
-//! `memory_tier4` and `memory_tier562` for these values. QEMU does not emulate them: all nodes are equally fast.
+//! Latency and bandwidth of a node are told to the kernel by an HMAT, from which it makes its memory tiers: seen on
+//! 6.12, `memory_tier4` and `memory_tier562` for these values. QEMU does not emulate them: all nodes are equally fast.
 
 use super::spec::{Disk, NodeKind, Nodes};
 use crate::qemu::QEMU;
@@ -61,16 +61,17 @@ fn memory(kind: NodeKind) -> Memory {
 }
 
 impl Machine<'_> {
-    /// The command. Like the guests', it dies with the thread that starts it. With its console in a file it has a process
-    /// group of its own, so that a Ctrl-C is its owner's to handle; at a terminal the keys go to the lab.
+    /// The command. Like the guests', it dies with the thread that starts it. With its console in a file it has a
+    /// process group of its own, so that a Ctrl-C is its owner's to handle; at a terminal the keys go to the lab.
     pub fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", QEMU, "-name", "guest=tiering-lab"]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35,hmat=on"]);
         // With less than `max` QEMU 7.2 emulates cmpxchg16b in a way that once crashed this kernel. One thread for all
-        // processors, because with one each QEMU 7.2 can miss that the kernel has just patched its own code: 2 of 12 boots
-        // of 6.12 died with `Oops: int3`, 0 of 32 so, which took 5.0 s on average instead of 4.5. With one thread and two
-        // processors KVM guests in the lab hang in their boot (6 of 7), with one processor they do not (0 of 3).
+        // processors, because with one each QEMU 7.2 can miss that the kernel has just patched its own code: 2 of 12
+        // boots of 6.12 died with `Oops: int3`, 0 of 32 so, which took 5.0 s on average instead of 4.5. With one thread
+        // and two processors KVM guests in the lab hang in their boot (6 of 7), with one processor they do not (0 of
+        // 3).
         let (accel, cpu) = match self.accel {
             Accel::Tcg => ("tcg,thread=single", "max"),
             Accel::Kvm => ("kvm", "host"),

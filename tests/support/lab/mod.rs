@@ -1,15 +1,15 @@
-//! The lab: a whole virtual host with a stock Debian kernel, several memory tiers, NVMe disks and a KVM of its own, booted
-//! for one command and gone after it.
+//! The lab: a whole virtual host with a stock Debian kernel, several memory tiers, NVMe disks and a KVM of its own,
+//! booted for one command and gone after it.
 //!
-//! 1. Folders: one in the temporary folder for sockets, console, and the files by which host and lab talk; one below the
-//!    target folder for the disks, if there is room.
+//! 1. Folders: one in the temporary folder for sockets, console, and the files by which host and lab talk; one below
+//!    the target folder for the disks, if there is room.
 //! 2. An initramfs of busybox, a few modules and `first.sh`; a script of what is to be done.
 //! 3. KVM, if a trial boot with it works, else emulation.
 //! 4. One virtiofsd a share: this machine's root, the control files, the folder for results. Then QEMU.
 //! 5. The command's output is passed on as it grows, until there is an exit code, a panic, a signal or the time is up.
 //!
-//! In: a [`Lab`]. Out: the exit code; what went wrong in the lab itself is an error with the end of its console. Processes,
-//! disks and folders are gone when it returns.
+//! In: a [`Lab`]. Out: the exit code; what went wrong in the lab itself is an error with the end of its console.
+//! Processes, disks and folders are gone when it returns.
 //!
 //! Limits: this machine's root is read-only by the lab's own mount; root in the lab could mount it otherwise. Only
 //! what is on the disks goes over QEMU's throttling, and no node is slower than another.
@@ -73,7 +73,8 @@ impl Lab {
     /// comes; where `stopped` becomes true the lab ends at once. Must be called from a thread that outlives the lab.
     ///
     /// # Errors
-    /// Where the lab cannot be started, its kernel panics, it ends without an exit code, the time is up, or it is stopped.
+    /// Where the lab cannot be started, its kernel panics, it ends without an exit code, the time is up, or it is
+    /// stopped.
     pub fn run(
         &self,
         stdout: &mut dyn Write,
@@ -173,8 +174,8 @@ pub fn stood_still(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Wrong::Frozen(_)))
 }
 
-/// Emulation has one thread for all processors: a second one would only take turns, and KVM guests in the lab do not boot
-/// with it (see `machine`).
+/// Emulation has one thread for all processors: a second one would only take turns, and KVM guests in the lab do not
+/// boot with it (see `machine`).
 fn default_cpus(accel: Accel) -> u32 {
     let here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     match accel {

@@ -1,7 +1,7 @@
 //! Whether this machine has the memory and the disk that a lab can come to need.
 //!
-//! In: the lab's nodes and disks, what is free. Out: an error that says what to ask for less of. A lab takes what it touches,
-//! so this is the most that it can need.
+//! In: the lab's nodes and disks, what is free. Out: an error that says what to ask for less of. A lab takes what it
+//! touches, so this is the most that it can need.
 
 use super::spec::{Disk, Nodes};
 use anyhow::{Result, ensure};

@@ -1,9 +1,8 @@
 //! A folder of this machine that the lab mounts by virtiofs.
 //!
-//! In: the folder. Out: a running virtiofsd with its socket; it ends when the lab closes the socket, at the latest when the
-//! share is dropped.
-//! The options are those of QEMU's virtiofsd in C (Debian 12);
-//! the one in Rust that followed it still takes them (its src/main.rs, `parse_compat`, 1.14: read, not run).
+//! In: the folder. Out: a running virtiofsd with its socket; it ends when the lab closes the socket, at the latest when
+//! the share is dropped. The options are those of QEMU's virtiofsd in C (Debian 12); the one in Rust that followed it
+//! still takes them (its src/main.rs, `parse_compat`, 1.14: read, not run).
 
 use crate::lines::Lines;
 use anyhow::{Context, Result};

@@ -1,7 +1,7 @@
 //! A pattern as words of the kernel command line, `tg.FIELD=VALUE`, and back.
 //!
-//! In: a pattern, or a command line with words of others. Out: the other. What is missing keeps its default; what is wrong is
-//! an error that names the word.
+//! In: a pattern, or a command line with words of others. Out: the other. What is missing keeps its default; what is
+//! wrong is an error that names the word.
 
 use super::{Access, Pattern};
 use crate::words::Words;
@@ -52,11 +52,12 @@ impl Pattern {
         line
     }
 
-    /// Reads the `tg.` words of a kernel command line; fields that are not there keep their default. A set is then all memory,
-    /// the set of followers half of it.
+    /// Reads the `tg.` words of a kernel command line; fields that are not there keep their default. A set is then all
+    /// memory, the set of followers half of it.
     ///
     /// # Errors
-    /// A `tg.` word that is unknown or not one of this access, a value that is no number, or what [`Pattern::check`] finds.
+    /// A `tg.` word that is unknown or not one of this access, a value that is no number, or what [`Pattern::check`]
+    /// finds.
     pub fn from_cmdline(cmdline: &str) -> Result<Self> {
         let mut words = Words::read(cmdline)?;
         let default = Self::default();

@@ -1,19 +1,20 @@
-//! What a test guest does with its memory, and what it answers. The one place where both are described, shared by the guest
-//! that does it and the host that checks it.
+//! What a test guest does with its memory, and what it answers. The one place where both are described, shared by the
+//! guest that does it and the host that checks it.
 //!
 //! The host writes a [`Pattern`] on the guest's kernel command line; the guest's init reads it there. A guest
-//! 1. maps `mem_mib` of anonymous memory and fills every page with content that follows from seed, page and version (or maps
-//!    the file of an image, which holds such pages, or opens a disk that does), and prints `tg: ready`;
-//! 2. does one round of [`Pattern::touches`] after another: freely, or one for each line `go` on its console. Each touch
-//!    compares the whole page, one in `write_one_in` writes a new version;
-//! 3. at a round's end prints `tg: phase ` and a [`PhaseResult`]. Running freely it prints at most one a second: rounds that
-//!    end sooner are told by the next line;
-//! 4. on the line `finish` compares every page once and prints `tg: result ` and a [`GuestResult`]; on `poweroff` switches off.
+//! 1. maps `mem_mib` of anonymous memory and fills every page with content that follows from seed, page and version (or
+//!    maps the file of an image, which holds such pages, or opens a disk that does), and prints `tg: ready`;
+//! 2. does one round of [`Pattern::touches`] after another: freely, or one for each line `go` on its console. Each
+//!    touch compares the whole page, one in `write_one_in` writes a new version;
+//! 3. at a round's end prints `tg: phase ` and a [`PhaseResult`]. Running freely it prints at most one a second: rounds
+//!    that end sooner are told by the next line;
+//! 4. on the line `finish` compares every page once and prints `tg: result ` and a [`GuestResult`]; on `poweroff`
+//!    switches off.
 //!
 //! A page that is not what it should be is printed as `tg: bad page N`.
 //!
-//! In: a pattern. Out: its words for the command line, and which pages are touched in which order. When that happens is the
-//! guest's part: nothing here knows the time.
+//! In: a pattern. Out: its words for the command line, and which pages are touched in which order. When that happens is
+//! the guest's part: nothing here knows the time.
 
 mod cmdline;
 mod report;
@@ -70,8 +71,9 @@ pub struct Pattern {
 /// Which pages are touched in which order. A `set_mib` is the first part of the memory; what is not in it stays cold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Random pages of the hot set (the first `hot_mib`), gently and all the time; and every `loop_every_ms` all pages of the
-    /// loop set (the next `loop_mib`) in a pseudo-random order that is the same each time. It has a pace of its own.
+    /// Random pages of the hot set (the first `hot_mib`), gently and all the time; and every `loop_every_ms` all pages
+    /// of the loop set (the next `loop_mib`) in a pseudo-random order that is the same each time. It has a pace of its
+    /// own.
     HotAndLoop {
         hot_mib: usize,
         loop_mib: usize,
@@ -100,9 +102,10 @@ pub enum Access {
     },
     /// Nothing at all.
     Idle,
-    /// The pages of the set in the order that follows from `order_seed`, the same in each walk. At `overlap_percent` of the
-    /// places it is that page, at the others a page of the guest's own, behind the set; its seed decides where. With 100 it
-    /// is the leader. The set's pages hold what follows from the order's seed: the same in leader and followers.
+    /// The pages of the set in the order that follows from `order_seed`, the same in each walk. At `overlap_percent` of
+    /// the places it is that page, at the others a page of the guest's own, behind the set; its seed decides where.
+    /// With 100 it is the leader. The set's pages hold what follows from the order's seed: the same in leader and
+    /// followers.
     Follow { set_mib: usize, order_seed: u64, overlap_percent: u64 },
 }
 
@@ -124,14 +127,15 @@ impl Default for Pattern {
 }
 
 impl Pattern {
-    /// The same on an image of this size: a file that [`crate::guest::Builder::start`] puts into the guest's initramfs. The
-    /// guest unpacks it into its page cache, for which it needs about 2.5 times its size, and 60 MiB, of RAM.
+    /// The same on an image of this size: a file that [`crate::guest::Builder::start`] puts into the guest's initramfs.
+    /// The guest unpacks it into its page cache, for which it needs about 2.5 times its size, and 60 MiB, of RAM.
     #[must_use]
     pub fn on_image(self, mib: usize, image_seed: u64) -> Self {
         Self { mem_mib: mib, image_seed: Some(image_seed), write_one_in: 0, ..self }
     }
 
-    /// The same on a disk of this size: a file with such pages, given to [`crate::guest::Builder::disk`]. It takes no RAM.
+    /// The same on a disk of this size: a file with such pages, given to [`crate::guest::Builder::disk`]. It takes no
+    /// RAM.
     #[must_use]
     pub fn on_disk(self, mib: usize, image_seed: u64) -> Self {
         Self { on_disk: true, ..self.on_image(mib, image_seed) }

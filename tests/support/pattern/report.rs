@@ -1,6 +1,7 @@
 //! What a guest says about its touches.
 //!
-//! In: the guest's JSON. Out: the same as values, and the touches that a phase claims. Whether they are good is for tests.
+//! In: the guest's JSON. Out: the same as values, and the touches that a phase claims. Whether they are good is for
+//! tests.
 
 use super::{Pattern, Touch};
 use serde::{Deserialize, Serialize};

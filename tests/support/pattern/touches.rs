@@ -1,4 +1,5 @@
-//! The truth: which page is touched, in which order, read or written. The guest executes this iterator, the host recomputes it.
+//! The truth: which page is touched, in which order, read or written. The guest executes this iterator, the host
+//! recomputes it.
 //!
 //! In: a pattern. Out: touches without end (none for an idle guest), the same each time.
 //! When they happen is not decided here.

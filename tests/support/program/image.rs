@@ -1,8 +1,9 @@
-//! The disk with all programs: Debian, as little of it as they need, as one ext4 file system that all guests begin with.
+//! The disk with all programs: Debian, as little of it as they need, as one ext4 file system that all guests begin
+//! with.
 //!
-//! In: Debian's package archive, over mmdebstrap. Out: a raw image below the target folder, with the recipe it was made by beside
-//! it: another recipe is another image. What a build that was interrupted left is removed by the next one, and is never taken
-//! for an image.
+//! In: Debian's package archive, over mmdebstrap. Out: a raw image below the target folder, with the recipe it was made
+//! by beside it: another recipe is another image. What a build that was interrupted left is removed by the next one,
+//! and is never taken for an image.
 
 use crate::paths;
 use anyhow::{Context, Result, ensure};
@@ -96,8 +97,8 @@ fn recipe() -> String {
 }
 
 fn make(tree: &Path, image: &Path) -> Result<()> {
-    // It mounts this machine's devices in the tree. In namespaces of its own nobody else meets them, and both mounts and processes
-    // end when we do, however that happens.
+    // It mounts this machine's devices in the tree. In namespaces of its own nobody else meets them, and both mounts
+    // and processes end when we do, however that happens.
     let mut mmdebstrap = Command::new("setpriv");
     mmdebstrap.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]);
     mmdebstrap.arg(MMDEBSTRAP).args(MMDEBSTRAP_ARGS).arg(format!("--include={}", PACKAGES.join(",")));

@@ -1,22 +1,22 @@
-//! Real programs as a guest's load, by name. The one place where they are described, shared by the guest that runs them and the
-//! host that asks for them.
+//! Real programs as a guest's load, by name. The one place where they are described, shared by the guest that runs them
+//! and the host that asks for them.
 //!
 //! The host writes a [`Program`] on the guest's kernel command line, and gives the guest a disk with all programs on it
 //! ([`image`]). The guest's init
 //! 1. makes the disk its root, which it can write to; what is written is gone with the guest;
 //! 2. starts the program, if it is a server, makes its data, and prints `tg: ready`;
-//! 3. does one round of its client after another, and at a round's end prints `tg: progress ` and a [`Progress`], at most
-//!    one a second: rounds that end sooner are told by the next line;
-//! 4. on the line `finish` checks all data, ends the server, and prints `tg: result ` and a [`ProgramResult`]; on `poweroff`
-//!    switches off.
+//! 3. does one round of its client after another, and at a round's end prints `tg: progress ` and a [`Progress`], at
+//!    most one a second: rounds that end sooner are told by the next line;
+//! 4. on the line `finish` checks all data, ends the server, and prints `tg: result ` and a [`ProgramResult`]; on
+//!    `poweroff` switches off.
 //!
 //! Whatever a program does wrong ends the guest, with what it said.
 //!
 //! In: a program. Out: its words for the command line, and the shell lines that run it ([`Recipe`]).
 //!
 //! # Limits
-//! The seed decides the data; which of it is asked for, and when, is known of no program. redis-benchmark and memaslap cannot be
-//! told a seed at all.
+//! The seed decides the data; which of it is asked for, and when, is known of no program. redis-benchmark and memaslap
+//! cannot be told a seed at all.
 
 pub mod image;
 mod recipe;

@@ -231,8 +231,8 @@ impl Program {
         (self.size_mib << 10) / kib
     }
 
-    /// Operations of a round, where the client can be told how many. Without a rate as many as an emulated guest does in some
-    /// seconds.
+    /// Operations of a round, where the client can be told how many. Without a rate as many as an emulated guest does
+    /// in some seconds.
     fn round_operations(&self) -> u64 {
         match (self.kind, self.rate) {
             (Kind::Redis | Kind::Memcached, 0) => 10_000,

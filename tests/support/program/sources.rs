@@ -16,7 +16,8 @@ pub(super) fn page(seed: u64, number: usize) -> Vec<u8> {
     (0..(PAGE_KIB << 10) / 8).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 
-/// The C source `number`: functions with loops, branches and a table each, which call earlier ones; no header is needed.
+/// The C source `number`: functions with loops, branches and a table each, which call earlier ones; no header is
+/// needed.
 pub(super) fn source(seed: u64, number: usize) -> Vec<u8> {
     let mut random = of_file(seed, number);
     let mut text = format!("/* source {number} of seed {seed} */\n");

@@ -1,8 +1,9 @@
 //! Empties a swap tier: what machines have there comes up to memory, then its areas are switched off.
 //!
 //! Switching an area off brings up what is in it too, but cannot be interrupted within one process (`try_to_unuse` in
-//! mm/swapfile.c, Linux 6.1 to 6.18), and an agent that is to end would wait for all of it. So the pages of private memory come
-//! up first, [`WINDOW_PAGES`] at a time, and between them the agent may end. In: the tier, the machines. Out: pages brought up.
+//! mm/swapfile.c, Linux 6.1 to 6.18), and an agent that is to end would wait for all of it. So the pages of private
+//! memory come up first, [`WINDOW_PAGES`] at a time, and between them the agent may end. In: the tier, the machines.
+//! Out: pages brought up.
 //!
 //! # Limits
 //! Shared memory, processes that are no machines and machines that may not be touched are left to the kernel.

@@ -210,8 +210,8 @@ struct Upkeep {
 }
 
 impl Upkeep {
-    /// Plugs some of what the last batch left of its tier, of a new file, and of the slots of lower tiers that guests have
-    /// freed. Tells which tiers areas of others are in the way of, when that changes.
+    /// Plugs some of what the last batch left of its tier, of a new file, and of the slots of lower tiers that guests
+    /// have freed. Tells which tiers areas of others are in the way of, when that changes.
     fn go_on(&mut self, swap: &mut SwapTiers, done: &async_mpsc::UnboundedSender<Done>) {
         self.is_behind = swap.settle().unwrap_or_else(|error| {
             tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");

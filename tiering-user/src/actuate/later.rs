@@ -1,12 +1,13 @@
 //! Where the kernel should put what comes into shared guest RAM later.
 //!
-//! A block of 2 MiB that goes to a lower memory tier is cold: what is allocated there later, by a first touch or from swap,
-//! should not take DRAM either. The policy belongs to the file, so the agent can set it through a mapping of its own
-//! ([`SharedFile::prefer`]). It is taken back when the block goes to the first tier, and for all machines when the agent ends.
+//! A block of 2 MiB that goes to a lower memory tier is cold: what is allocated there later, by a first touch or from
+//! swap, should not take DRAM either. The policy belongs to the file, so the agent can set it through a mapping of its
+//! own ([`SharedFile::prefer`]). It is taken back when the block goes to the first tier, and for all machines when the
+//! agent ends.
 //!
 //! # Limits
-//! Private memory has no such policy that another process could set. An agent that is killed leaves the policies behind; they
-//! go with the machine, or with a move to the first tier by the next agent. A policy of the machine's own
+//! Private memory has no such policy that another process could set. An agent that is killed leaves the policies
+//! behind; they go with the machine, or with a move to the first tier by the next agent. A policy of the machine's own
 //! (`policy=preferred`) is replaced; one with `policy=bind` is left alone.
 
 use std::collections::BTreeMap;
@@ -22,8 +23,8 @@ use crate::vm::Hva;
 pub(super) struct Preferences(BTreeMap<VmId, Target>);
 
 impl Preferences {
-    /// Whole blocks among these pages of shared memory prefer the nodes of `to` from now on. The first tier: all blocks that
-    /// have one of these pages prefer nothing any more, since they are not cold as a whole.
+    /// Whole blocks among these pages of shared memory prefer the nodes of `to` from now on. The first tier: all blocks
+    /// that have one of these pages prefer nothing any more, since they are not cold as a whole.
     pub(super) fn set(&mut self, target: &Target, pages: &[PageIndex], to: TierId, places: &Places) {
         let first_tier = to == TierId(0);
         let known = self.0.contains_key(&target.id);

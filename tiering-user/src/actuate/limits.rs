@@ -1,9 +1,9 @@
 //! What a machine's control groups have no room for is left out before a batch, and what the kernel left is explained
 //! after it.
 //!
-//! Before: pages in memory that are to go to swap need swap, and take from what the groups were promised; pages in swap that
-//! come up, if only on their way to another swap tier, are charged to the machine. After: of pages that stayed, the frame
-//! tells whether they are merged, locked or mapped elsewhere, and the group whether it was refused swap.
+//! Before: pages in memory that are to go to swap need swap, and take from what the groups were promised; pages in swap
+//! that come up, if only on their way to another swap tier, are charged to the machine. After: of pages that stayed,
+//! the frame tells whether they are merged, locked or mapped elsewhere, and the group whether it was refused swap.
 //!
 //! # Limits
 //! What other processes of the groups do meanwhile is covered by the margin of [`Room`] alone. A page that stayed is
@@ -15,8 +15,8 @@ use crate::sys::{FrameFacts, Frames, PageState};
 use crate::tiermap::{PageIndex, Places};
 use crate::vm::GroupMemory;
 
-/// Leaves out pages of `outcome` for which there is no room. Returns how often the kernel had found no swap for the group
-/// so far, if it tells.
+/// Leaves out pages of `outcome` for which there is no room. Returns how often the kernel had found no swap for the
+/// group so far, if it tells.
 pub(super) fn leave_out(
     target: &Target,
     roots: &Roots,

@@ -6,8 +6,8 @@
 //! 3. Where they are is read back.
 //!
 //! # Limits
-//! A huge page moves as a whole, also when only a part of it was asked for. A machine that binds its RAM to nodes is not
-//! moved between them: its pages come up from swap where its binding wants them.
+//! A huge page moves as a whole, also when only a part of it was asked for. A machine that binds its RAM to nodes is
+//! not moved between them: its pages come up from swap where its binding wants them.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ use crate::tiers::{NodeMemory, TierId};
 
 /// Pages of one call, round by round: one page that cannot be moved makes the kernel give up on those behind it.
 const CALL_PAGES: [usize; 3] = [1024, 32, 1];
-/// Share of a lower memory tier that stays free, so that its kernel threads need not reclaim there: 1 / 20. The kernel's
-/// own high watermark is below 1 % of a node (mm/page_alloc.c, `__setup_per_zone_wmarks`).
+/// Share of a lower memory tier that stays free, so that its kernel threads need not reclaim there: 1 / 20. The
+/// kernel's own high watermark is below 1 % of a node (mm/page_alloc.c, `__setup_per_zone_wmarks`).
 const MARGIN_DIVISOR: u64 = 20;
 
 /// Bytes that a lower memory tier can still take.
@@ -28,7 +28,8 @@ pub fn room_bytes(memory: NodeMemory) -> u64 {
     memory.free.saturating_sub(memory.total / MARGIN_DIVISOR)
 }
 
-/// The same for any memory tier: in the first one the page cache gives way, and copies in the swap cache. All there is, where that cannot be told.
+/// The same for any memory tier: in the first one the page cache gives way, and copies in the swap cache. All there is,
+/// where that cannot be told.
 fn room_for(tier: TierId, memory: NodeMemory) -> u64 {
     match tier {
         TierId(0) if memory.total == 0 => u64::MAX,

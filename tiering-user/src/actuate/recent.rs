@@ -1,7 +1,8 @@
 //! The last look at a machine, for steps that come many times a second.
 //!
-//! To look whether a machine may be touched, and what room its control groups have, costs 250 to 400 us (Linux 6.18, a QEMU of
-//! some 10 threads), a hundred times what staging a page does. Nothing that begins meanwhile is harmed by pages that come up for a moment longer.
+//! To look whether a machine may be touched, and what room its control groups have, costs 250 to 400 us (Linux 6.18, a
+//! QEMU of some 10 threads), a hundred times what staging a page does. Nothing that begins meanwhile is harmed by pages
+//! that come up for a moment longer.
 //!
 //! In: a machine. Out: what was found at most [`LOOK_AGAIN`] ago, and what is left of the room.
 

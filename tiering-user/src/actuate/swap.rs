@@ -25,15 +25,16 @@ use crate::tiers::{SwapError, SwapTiers, TierId, read_proc_swaps};
 /// Times a page that is not where it should be is tried.
 const ROUNDS: usize = 3;
 
-/// More than this share of a batch that is not there, 1 / 100, is more than what lies in the kernel's per-CPU lists. Most likely
-/// it is still being written to where it was before: such a page can neither go nor give its slot back (`folio_free_swap` in
-/// mm/swapfile.c). Seen once, on a busy disk: 5,319 of 131,072 pages stayed and 1,093 went back to the tier they had come from.
+/// More than this share of a batch that is not there, 1 / 100, is more than what lies in the kernel's per-CPU lists.
+/// Most likely it is still being written to where it was before: such a page can neither go nor give its slot back
+/// (`folio_free_swap` in mm/swapfile.c). Seen once, on a busy disk: 5,319 of 131,072 pages stayed and 1,093 went back
+/// to the tier they had come from.
 const STILL_WRITTEN_DIVISOR: usize = 100;
 /// How long the disk is given then, before the next round.
 const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
-/// Places the pages of `outcome` into the tier `to`, one after the other in this order: slots are given out in that order, so that what
-/// will be brought back together lies together on the disk.
+/// Places the pages of `outcome` into the tier `to`, one after the other in this order: slots are given out in that
+/// order, so that what will be brought back together lies together on the disk.
 pub(super) fn place(
     target: &Target,
     to: TierId,

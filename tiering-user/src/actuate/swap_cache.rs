@@ -1,11 +1,11 @@
 //! Has the kernel let go of copies in the swap cache.
 //!
-//! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's share of the swap cache
-//! fell. Not here: whether it should be done (`policy::LeftBehind`).
+//! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's share of the swap
+//! cache fell. Not here: whether it should be done (`policy::LeftBehind`).
 //!
 //! # Limits
-//! The kernel reclaims what it finds oldest in the group (`memory.reclaim`, from 5.19 on). Where it takes a swappiness with
-//! the order (from 6.12 on), it looks at anonymous memory only; before, also at page cache of the group.
+//! The kernel reclaims what it finds oldest in the group (`memory.reclaim`, from 5.19 on). Where it takes a swappiness
+//! with the order (from 6.12 on), it looks at anonymous memory only; before, also at page cache of the group.
 
 use std::fs;
 use std::io;

@@ -11,7 +11,8 @@ use crate::tiermap::PageIndex;
 /// Pages copied by one call.
 const CALL_PAGES: usize = 256;
 
-/// The tags of `pages`; none of pages of zeroes, of pages that cannot be read, and where nobody may learn from the machine.
+/// The tags of `pages`; none of pages of zeroes, of pages that cannot be read, and where nobody may learn from the
+/// machine.
 pub(super) fn tags(target: &Target, pages: &[PageIndex]) -> Vec<(PageIndex, Tag)> {
     let Some(key) = &target.tag_key else { return Vec::new() };
     let mut tags = Vec::with_capacity(pages.len());

@@ -15,8 +15,9 @@ use crate::tiermap::{Layout, PageIndex, PageRun, Place, Places, SharedFile, into
 use crate::track::VmId;
 use crate::vm::{self, Refusal, Scope, Vm};
 
-/// Pages that are not asked for are read along with those around them when they are no more than this: one more call costs as
-/// much as about 32 entries more (scattered moves went at 42 % of the bare system call's rate with a call a page).
+/// Pages that are not asked for are read along with those around them when they are no more than this: one more call
+/// costs as much as about 32 entries more (scattered moves went at 42 % of the bare system call's rate with a call a
+/// page).
 const READ_ACROSS_PAGES: u64 = 32;
 
 /// Where the system's trees are mounted.
@@ -232,8 +233,8 @@ impl Target {
         pages.iter().all(|page| self.layout.locate(*page).is_some_and(|(_, shared)| shared))
     }
 
-    /// Gives advice for these pages, in this order and in as few calls as possible. A span that the kernel does not take is passed
-    /// over: what stays is seen when it is read back.
+    /// Gives advice for these pages, in this order and in as few calls as possible. A span that the kernel does not
+    /// take is passed over: what stays is seen when it is read back.
     pub(super) fn advise(&self, pages: &[PageIndex], advice: Advice) -> io::Result<()> {
         let spans = self.spans(pages);
         let mut rest = spans.as_slice();
@@ -308,8 +309,8 @@ impl Target {
         })
     }
 
-    /// Looked at just before they are touched. A machine with private memory alone is not: its page tables were read before,
-    /// and a page that it has given back since costs a page of zeroes at most.
+    /// Looked at just before they are touched. A machine with private memory alone is not: its page tables were read
+    /// before, and a page that it has given back since costs a page of zeroes at most.
     fn existing<'p>(&self, pages: &'p [PageIndex]) -> io::Result<Cow<'p, [PageIndex]>> {
         if !self.layout.regions().any(|(.., shared)| shared) {
             return Ok(pages.into());

@@ -1,7 +1,8 @@
-//! What the agent's own task does not do itself, because it may hang: opening images and reading ahead in them, reading labels, writing the report.
+//! What the agent's own task does not do itself, because it may hang: opening images and reading ahead in them, reading
+//! labels, writing the report.
 //!
-//! In: look-ups for the [`Helpers`], one kind for each thing that is done. Out: what they found; and all that keeps the agent from a part of its
-//! work now, in words for the status.
+//! In: look-ups for the [`Helpers`], one kind for each thing that is done. Out: what they found; and all that keeps the
+//! agent from a part of its work now, in words for the status.
 
 use std::path::Path;
 use std::sync::{Arc, mpsc as std_mpsc};

@@ -1,7 +1,7 @@
 //! The brakes of the host and of each machine: reads what they go by, keeps their state, says what limits a machine.
 //!
-//! In, once a second: free memory, what the scanner found of each machine's control groups, and what was
-//! demoted and came back. Out: pages that may go to each tier, and `limited_by` of the status. The rules are `policy`'s.
+//! In, once a second: free memory, what the scanner found of each machine's control groups, and what was demoted and
+//! came back. Out: pages that may go to each tier, and `limited_by` of the status. The rules are `policy`'s.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,7 +52,8 @@ pub(super) struct HostBrakes {
     cpu_read: Option<(f64, Monotonic)>,
     /// Of the first tier, percent; written by the look at memory.
     pub free_percent: Option<f64>,
-    /// What the first tier has less free than it should, without copies in the swap cache; what is being freed is taken off.
+    /// What the first tier has less free than it should, without copies in the swap cache; what is being freed is taken
+    /// off.
     pub short_bytes: u64,
     /// All that is in the swap cache.
     pub swap_cached_bytes: u64,
@@ -73,7 +74,8 @@ pub(super) struct MachineBrakes {
     waited: Duration,
     pub(super) stalls: Stalls,
     pub(super) gauge: Option<Gauge>,
-    /// By the gauge: the groups have no room for pages from swap; and that is so of one above the machine's own, where others lack it.
+    /// By the gauge: the groups have no room for pages from swap; and that is so of one above the machine's own, where
+    /// others lack it.
     full: bool,
     full_above: bool,
     /// The group was refused swap; until when that counts.
@@ -150,8 +152,8 @@ impl MachineBrakes {
         self.refused_swap.is_some_and(|until| now < until)
     }
 
-    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for `refault_limit` percent a
-    /// minute once they are demoted.
+    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for `refault_limit`
+    /// percent a minute once they are demoted.
     fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, host: &HostBrakes) -> Option<TooMany> {
         let returned = std::mem::take(&mut self.returned);
         let wait = |(place, pages): (&Place, &u64)| match place {
@@ -175,8 +177,9 @@ impl MachineBrakes {
         self.stalls.look(Some(self.gauge.as_ref().and_then(group).unwrap_or(faults)));
     }
 
-    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share. A machine that has
-    /// filled a group of its own lacks room itself, and the kernel knows better which of its pages to take.
+    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share. A
+    /// machine that has filled a group of its own lacks room itself, and the kernel knows better which of its pages to
+    /// take.
     fn relief_pages(&self, excess_pages: u64) -> u64 {
         if self.full_above { u64::MAX } else { excess_pages }
     }

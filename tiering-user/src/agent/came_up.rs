@@ -3,8 +3,8 @@
 //! In: where a page was before an access or a move. Out: bytes a level, for the status.
 //!
 //! # Limits
-//! What came up without an access that was seen (a sweep finds it in memory) is not counted, nor what was staged and not
-//! used.
+//! What came up without an access that was seen (a sweep finds it in memory) is not counted, nor what was staged and
+//! not used.
 
 use crate::config::MAX_TIERS;
 use crate::sys::PAGE_BYTES;

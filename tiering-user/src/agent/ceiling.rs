@@ -1,8 +1,8 @@
 //! A limit on the agent's own memory, above which it forgets.
 //!
-//! In, once a second: how much memory the agent takes; what it remembers, how long ago each part of it was of use and how much memory it takes.
-//! Out: what is forgotten now, least missed first; how far the mapping tables may grow in the next second. Deciding is pure
-//! ([`Ceiling::look`], [`choose`]).
+//! In, once a second: how much memory the agent takes; what it remembers, how long ago each part of it was of use and
+//! how much memory it takes. Out: what is forgotten now, least missed first; how far the mapping tables may grow in the
+//! next second. Deciding is pure ([`Ceiling::look`], [`choose`]).
 //!
 //! | forgotten | in the order of |
 //! |---|---|
@@ -16,9 +16,10 @@
 //! What is forgotten is removed from disk as well, else the next agent would begin with too much.
 //!
 //! # Limits
-//! Mapping tables are not forgotten: they say where pages are. They do not grow beyond the limit: pages that come in then are not taken
-//! in, count as untouched, and are not moved. The plugs of swap tiers are not counted, since nothing that is forgotten makes them smaller: they take
-//! [`PLUG_SLOT_BYTES`] for each page of the tier, and up to 16 MiB more while one of them grows.
+//! Mapping tables are not forgotten: they say where pages are. They do not grow beyond the limit: pages that come in
+//! then are not taken in, count as untouched, and are not moved. The plugs of swap tiers are not counted, since nothing
+//! that is forgotten makes them smaller: they take [`PLUG_SLOT_BYTES`] for each page of the tier, and up to 16 MiB more
+//! while one of them grows.
 
 use std::fmt;
 use std::time::Duration;
@@ -34,7 +35,8 @@ use crate::track::VmId;
 /// The default: so many bytes, and one in so many of the host's RAM.
 const BASE_BYTES: u64 = 64 << 20;
 const RAM_SHARE: u64 = 100;
-/// Of the limit: from so much on the agent forgets, until it is down to so much. The rest is for what it learns within a second.
+/// Of the limit: from so much on the agent forgets, until it is down to so much. The rest is for what it learns within
+/// a second.
 const FORGET_FROM_EIGHTHS: u64 = 7;
 const FORGET_TO_EIGHTHS: u64 = 6;
 /// What a plug takes for each slot of its swap area: its number in a list, and room for it in another.

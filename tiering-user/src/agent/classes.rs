@@ -1,7 +1,8 @@
 //! What kind of work machines do, and what that changes for each.
 //!
-//! In: the profiles of machines, at the end of each epoch; what operators and labels say of them. Out: each machine's belief and priors. What
-//! machines that somebody has named are like is learned, for those that nobody has; it outlives the agent.
+//! In: the profiles of machines, at the end of each epoch; what operators and labels say of them. Out: each machine's
+//! belief and priors. What machines that somebody has named are like is learned, for those that nobody has; it outlives
+//! the agent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -90,7 +91,8 @@ impl Classes {
 
     /// A machine of this class, as somebody says who knows, is like this.
     fn learn(&mut self, class: Class, vector: &Vector) {
-        // "Other" is no kind; and a database at night is like any machine that does nothing, more than like anything else.
+        // "Other" is no kind; and a database at night is like any machine that does nothing, more than like anything
+        // else.
         let nearest = self.built_in.as_ref().and_then(|model| model.nearest(vector));
         let at_rest = nearest.is_some_and(|nearest| nearest.class == Class::Idle);
         if class == Class::Other || at_rest && class != Class::Idle {

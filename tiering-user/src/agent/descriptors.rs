@@ -1,7 +1,7 @@
 //! File descriptors: as many as the agent may have, and some kept free.
 //!
-//! Each machine takes three, and one for each image. Without any left nothing can be read, and nobody answered, so machines are not taken in while
-//! fewer than [`KEPT_FREE`] are free.
+//! Each machine takes three, and one for each image. Without any left nothing can be read, and nobody answered, so
+//! machines are not taken in while fewer than [`KEPT_FREE`] are free.
 
 use std::io;
 

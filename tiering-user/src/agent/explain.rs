@@ -3,8 +3,8 @@
 //! In: a machine, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
 //! looked at. Where the page asked about is now is added by [`super::lookup`].
 //!
-//! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's room
-//! ends is not foretold.
+//! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's
+//! room ends is not foretold.
 
 use std::time::Duration;
 

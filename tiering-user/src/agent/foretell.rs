@@ -1,9 +1,10 @@
 //! What a touch foretells: for the machine itself, and for the others of its tenant.
 //!
-//! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be staged.
-//! *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it was
-//! started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two machines correspond if they have the same content, else if they have the
-//! same guest-physical address; whether it is known that their contents differ makes two kinds of the latter.
+//! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be
+//! staged. *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it
+//! was started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two
+//! machines correspond if they have the same content, else if they have the same guest-physical address; whether it is
+//! known that their contents differ makes two kinds of the latter.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +35,8 @@ pub(super) struct Touched {
     before: Option<Position>,
 }
 
-/// Of the touches of each machine, in their order, the last one and a few before it: on a tape, what comes after the others comes after
-/// these too, and each costs a look at every leader's.
+/// Of the touches of each machine, in their order, the last one and a few before it: on a tape, what comes after the
+/// others comes after these too, and each costs a look at every leader's.
 fn some_of_each(touched: &[Touched]) -> Vec<Touched> {
     let mut by_machine: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
@@ -148,8 +149,8 @@ impl State {
         }
     }
 
-    /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as its
-    /// window says.
+    /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
+    /// its window says.
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
@@ -190,8 +191,8 @@ impl State {
         }
     }
 
-    /// The page of `machine` that corresponds to this one on the tape that `origin` is about, if it does in the way that
-    /// `origin` says.
+    /// The page of `machine` that corresponds to this one on the tape that `origin` is about, if it does in the way
+    /// that `origin` says.
     fn corresponding(
         &self,
         machine: &Machine,

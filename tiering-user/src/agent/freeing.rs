@@ -1,7 +1,7 @@
 //! Has the kernel free copies that page-outs left in the swap cache.
 //!
-//! In, once a second for each machine: what is due (`policy::LeftBehind`). Out: an order to the mover, and what came of it. One order of a
-//! machine at a time.
+//! In, once a second for each machine: what is due (`policy::LeftBehind`). Out: an order to the mover, and what came of
+//! it. One order of a machine at a time.
 
 use super::state::State;
 use crate::actuate::Job;
@@ -10,7 +10,8 @@ use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::track::VmId;
 
 impl State {
-    /// Has a part of what page-outs left in the swap cache freed, where the first tier is short or the operator wants that.
+    /// Has a part of what page-outs left in the swap cache freed, where the first tier is short or the operator wants
+    /// that.
     pub(super) fn free_swap_cache(&mut self, id: VmId, now: Monotonic) {
         let psi_limit = self.config.policy.psi_limit.0;
         let wanted = match self.braking.short_bytes {

@@ -1,14 +1,17 @@
 //! Look-ups that may hang, each in a thread that can be left behind.
 //!
-//! Who reads a file of a dead NFS server, or looks at a process that is stuck, waits for as long as that takes and cannot be woken. So the agent
-//! has helper threads for it:
+//! Who reads a file of a dead NFS server, or looks at a process that is stuck, waits for as long as that takes and
+//! cannot be woken. So the agent has helper threads for it:
 //!
 //! 1. One thread does all look-ups, one after another.
-//! 2. When it has been at one for longer than the deadline it is left to it. That is told, and another thread goes on with the others.
-//! 3. Of one place (a file system, a process) there is one look-up at a time, so that a place which hangs costs one thread.
+//! 2. When it has been at one for longer than the deadline it is left to it. That is told, and another thread goes on
+//!    with the others.
+//! 3. Of one place (a file system, a process) there is one look-up at a time, so that a place which hangs costs one
+//!    thread.
 //! 4. When [`MOST_STUCK`] threads are stuck, the look-ups that wait are left out until one comes back.
 //!
-//! In: look-ups, each with its place and its name. Out: what they send on channels of their own, also when it comes late; what hangs now.
+//! In: look-ups, each with its place and its name. Out: what they send on channels of their own, also when it comes
+//! late; what hangs now.
 
 use std::collections::VecDeque;
 use std::fmt;

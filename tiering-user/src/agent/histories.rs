@@ -1,7 +1,7 @@
 //! The histories of machines, which outlive the agent and the machine's process.
 //!
-//! In: the profile of a machine that is there, or goes; records of an earlier agent. Out: records; a profile that goes on where an earlier one
-//! ended. While nobody watched there was, for all that is known, nothing.
+//! In: the profile of a machine that is there, or goes; records of an earlier agent. Out: records; a profile that goes
+//! on where an earlier one ended. While nobody watched there was, for all that is known, nothing.
 
 use std::collections::BTreeMap;
 

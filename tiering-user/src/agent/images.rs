@@ -1,15 +1,17 @@
 //! The images that machines read through the host's page cache, and what of them is read ahead.
 //!
-//! In: the files that machines have open for reading only; what they had read from the disk. Out: parts of these files to be read into
-//! the page cache; records of the order in which they were read, for the next agent.
+//! In: the files that machines have open for reading only; what they had read from the disk. Out: parts of these files
+//! to be read into the page cache; records of the order in which they were read, for the next agent.
 //!
-//! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again by its inode number,
-//! name, length and time of change: the number of its file system's device differs from boot to boot.
+//! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again
+//! by its inode number, name, length and time of change: the number of its file system's device differs from boot to
+//! boot.
 //!
 //! # Limits
-//! Images that are read around the page cache (`cache=none`) are not seen, nor those on file systems that give files another device
-//! number than their own (btrfs, overlayfs). At most [`MOST_IN_FLIGHT`] of a file system are being read at a time: what comes next beyond that is left to
-//! its reader. The page cache belongs to all: what is read ahead for one tenant is there for the others too, as what it reads itself.
+//! Images that are read around the page cache (`cache=none`) are not seen, nor those on file systems that give files
+//! another device number than their own (btrfs, overlayfs). At most [`MOST_IN_FLIGHT`] of a file system are being read
+//! at a time: what comes next beyond that is left to its reader. The page cache belongs to all: what is read ahead for
+//! one tenant is there for the others too, as what it reads itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -138,8 +140,8 @@ impl Images {
         self.owners.get(&vm).is_some_and(|owner| self.open.contains_key(&(owner.clone(), id)))
     }
 
-    /// A machine has this image open, which was opened for its owner if it was not before. Returns it with its number if it is to be
-    /// watched from now on.
+    /// A machine has this image open, which was opened for its owner if it was not before. Returns it with its number
+    /// if it is to be watched from now on.
     fn join(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) -> Option<(ImageKey, u32)> {
         let owner = self.owners.get(&vm)?.clone();
         let place = (owner.clone(), id);
@@ -340,8 +342,8 @@ struct Ahead {
     parts: Vec<Range<u64>>,
 }
 
-/// Opens the image behind this descriptor of a machine, if it is still the one that was found. The server that it is on may be down: then
-/// this does not come back.
+/// Opens the image behind this descriptor of a machine, if it is still the one that was found. The server that it is on
+/// may be down: then this does not come back.
 fn open(path: &Path, id: FileId) -> Option<Opened> {
     // Not to wait for anybody, should it be a pipe by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;

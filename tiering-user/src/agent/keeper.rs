@@ -3,8 +3,8 @@
 //! In: the state of the agent. Out: records in the [`Store`], written by a thread of its own, since a disk can take its
 //! time; and at the start the state as the last agent left it.
 //!
-//! Limits: an agent that is killed loses what it learned in the last half minute. Plugs and swap files are not written here:
-//! their kernel numbers are, by those who make them, before they are used.
+//! Limits: an agent that is killed loses what it learned in the last half minute. Plugs and swap files are not written
+//! here: their kernel numbers are, by those who make them, before they are used.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -164,7 +164,8 @@ impl State {
         }
     }
 
-    /// All that must outlive the agent and is not written yet; of the tapes, what is little, only if it is the `last` time.
+    /// All that must outlive the agent and is not written yet; of the tapes, what is little, only if it is the `last`
+    /// time.
     pub(super) fn records(&mut self, last: bool) -> Vec<Record> {
         let now = unix_seconds();
         let mut records = self.memory.records(self.machines.values_mut(), now, last);

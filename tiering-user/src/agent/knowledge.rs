@@ -3,11 +3,12 @@
 //! In: summaries of blocks as they change; records that an earlier agent wrote. Out: records; pages that begin with the
 //! back-off and the heat that their block had, if the machine is still the same process. Pure: time is an argument.
 //!
-//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a machine, and nothing for addresses without memory. A machine is known again by its UUID, else by its name:
-//! another process of that identity takes over the totals, and its tape (see [`Tapes`]).
+//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a machine, and nothing for addresses without
+//! memory. A machine is known again by its UUID, else by its name: another process of that identity takes over the
+//! totals, and its tape (see [`Tapes`]).
 //!
-//! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the first tier
-//! only: elsewhere it says that a page was accessed where it is.
+//! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the
+//! first tier only: elsewhere it says that a page was accessed where it is.
 
 use std::collections::BTreeMap;
 
@@ -118,7 +119,8 @@ fn decode(byte: u8) -> Habit {
     Habit { failures: byte >> 6, backoff: byte >> 4 & COUNT_MOST, heat: byte & HEAT_MOST }
 }
 
-/// Habits as they are written down: the first block of each run of them (4 bytes, little-endian), how many there are (4 bytes), and their bytes.
+/// Habits as they are written down: the first block of each run of them (4 bytes, little-endian), how many there are (4
+/// bytes), and their bytes.
 fn pack(habits: &Sparse<u8>) -> Vec<u8> {
     let all: Vec<(u32, u8)> = habits.iter().map(|(block, byte)| (block, *byte)).collect();
     let mut packed = Vec::new();
@@ -162,8 +164,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// What the records say, in the boot of this identity, and the tenants as they were. What is too old, or too much, is to
-    /// be removed.
+    /// What the records say, in the boot of this identity, and the tenants as they were. What is too old, or too much,
+    /// is to be removed.
     pub(super) fn load(
         boot_id: String,
         names: &[String],
@@ -197,8 +199,8 @@ impl Memory {
         (memory, tenants)
     }
 
-    /// A machine has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of two machines of one
-    /// identity that are there at once, neither is the other one's earlier self.
+    /// A machine has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of
+    /// two machines of one identity that are there at once, neither is the other one's earlier self.
     pub(super) fn recall_past<'a>(
         &mut self,
         machine: &mut Machine,

@@ -1,7 +1,7 @@
 //! Whether the guest-physical addresses of a machine are translated rightly.
 //!
-//! In: frames that KVM mapped into the guest, and a look at the process's page tables. Out: which ranges of guest RAM are
-//! proved, or wrong. Without proof an address of a guest counts for nothing. Pure but for the clock.
+//! In: frames that KVM mapped into the guest, and a look at the process's page tables. Out: which ranges of guest RAM
+//! are proved, or wrong. Without proof an address of a guest counts for nothing. Pure but for the clock.
 
 use tiering_common::Frame;
 

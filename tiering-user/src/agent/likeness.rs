@@ -4,8 +4,8 @@
 //! [`COMPARE_EVERY`]: for each machine the leaders that it follows, best first, and how likely they are to be right.
 //!
 //! # Limits
-//! Only content that has been to swap is known, and it counts for [`GENERATION`] to twice as long after it came up, whether or not it was
-//! written since: a sketch forgets nothing, so it is drawn anew.
+//! Only content that has been to swap is known, and it counts for [`GENERATION`] to twice as long after it came up,
+//! whether or not it was written since: a sketch forgets nothing, so it is drawn anew.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -24,7 +24,8 @@ use crate::vm::FileId;
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// What is touched in this time counts as touched together; about as long as a stage waits for its use.
 const EPOCH: Duration = Duration::from_secs(10);
-/// What is staged for a page of the same content, or address, is used so often before more is known of the two machines.
+/// What is staged for a page of the same content, or address, is used so often before more is known of the two
+/// machines.
 const AT_LEAST: f64 = 2.0 / 3.0;
 
 /// What a machine held counts so long, at least.

@@ -1,7 +1,8 @@
 //! Which pages a question is about: by address in the process, by address in the guest, by frame.
 //!
 //! In: a machine, and addresses as somebody asks for them. Out: whether there is RAM of it, which pages are meant, and
-//! where each is in the guest. Addresses of a guest whose RAM was found elsewhere than its machine type says are not known.
+//! where each is in the guest. Addresses of a guest whose RAM was found elsewhere than its machine type says are not
+//! known.
 //!
 //! Page tables are looked at by a thread of its own for each question; for a frame, those of the whole machine.
 

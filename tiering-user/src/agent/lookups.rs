@@ -1,7 +1,7 @@
 //! Look-ups of one kind, one at a time for each process, that a thread asks for and collects.
 //!
-//! In: what to look up. Out: what was found. A look-up that hangs is not waited for: what it finds comes with a later collection, and until
-//! then its process is not looked at again.
+//! In: what to look up. Out: what was found. A look-up that hangs is not waited for: what it finds comes with a later
+//! collection, and until then its process is not looked at again.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;

@@ -75,8 +75,8 @@ pub(super) struct Machine {
     pub stages: Stages,
     /// What is foretold by those that are not sure enough alone.
     pub votes: Votes,
-    /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written once
-    /// a second.
+    /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written
+    /// once a second.
     pub bands: Bands,
     pub room_pages: u64,
     /// When its last epoch ended.

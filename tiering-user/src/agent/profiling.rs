@@ -26,9 +26,11 @@ impl Machine {
         })
     }
 
-    /// Accesses of a round that would wait if it had parts of so many pages of the first tier. None where accesses to pages in memory do not show.
+    /// Accesses of a round that would wait if it had parts of so many pages of the first tier. None where accesses to
+    /// pages in memory do not show.
     ///
-    /// Of rounds, not of seconds: rounds of machines that do the same all the time are far apart, though they use as much.
+    /// Of rounds, not of seconds: rounds of machines that do the same all the time are far apart, though they use as
+    /// much.
     pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
         self.armed_at?;
         let used = self.rounds.last().used as f64;

@@ -1,7 +1,7 @@
 //! Rounds of watching: the mapped pages of KVM guests are armed anew, so that they show their accesses.
 //!
-//! In: what is known of a machine, what re-arming cost. Out: machines sent to the sweeper to be armed; since when all that a machine accesses
-//! shows, for the policy.
+//! In: what is known of a machine, what re-arming cost. Out: machines sent to the sweeper to be armed; since when all
+//! that a machine accesses shows, for the policy.
 
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ impl State {
         }
     }
 
-    /// Has a machine armed anew, if that is due for any: the one that waits longest. All at once would show more accesses than are looked at.
+    /// Has a machine armed anew, if that is due for any: the one that waits longest. All at once would show more
+    /// accesses than are looked at.
     pub(super) fn rearm_one(&mut self) {
         let (limits, now) = (self.rearm_limits(), sys::now());
         let is_due = |machine: &&Machine| {

@@ -1,7 +1,7 @@
 //! Tells whoever records it what happens to the memory of machines.
 //!
-//! In: accesses, moves, machines that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too slowly loses whole blocks, and
-//! is told how many accesses were in them. While nobody records it costs nothing.
+//! In: accesses, moves, machines that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too
+//! slowly loses whole blocks, and is told how many accesses were in them. While nobody records it costs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

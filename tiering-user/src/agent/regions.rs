@@ -1,6 +1,7 @@
 //! Machines that cannot be re-armed, watched by DAMON.
 //!
-//! In: which machines those are, the regions that DAMON finds accessed. Out: tasks for its worker; the pages of those regions count as accessed.
+//! In: which machines those are, the regions that DAMON finds accessed. Out: tasks for its worker; the pages of those
+//! regions count as accessed.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use crate::vm::Hva;
 
 /// Looks at a region until its accesses are told.
 const SAMPLES: u32 = 8;
-/// Looks in the time after which an idle page goes down. What is used less often than that a look finds it is not told from what is idle,
-/// so they are as far apart as that time allows.
+/// Looks in the time after which an idle page goes down. What is used less often than that a look finds it is not told
+/// from what is idle, so they are as far apart as that time allows.
 const SAMPLES_PER_IDLE_TIME: u32 = 32;
 const SAMPLE_EVERY_LEAST: Duration = Duration::from_millis(50);
 const SAMPLE_EVERY_MOST: Duration = Duration::from_secs(5);
@@ -30,7 +31,8 @@ const REGIONS: std::ops::RangeInclusive<u64> = 1_000..=10_000;
 /// Pages followed up at a time, and regions thrown away.
 const DRAIN_PAGES: u64 = 65_536;
 const DRAIN: usize = 4096;
-/// Looks, one in so many, that must have found an access for a region to count as accessed: fewer say that little of it is.
+/// Looks, one in so many, that must have found an access for a region to count as accessed: fewer say that little of it
+/// is.
 const FOUND_SHARE: u32 = 4;
 /// A page in a region of which every look found an access counts as accessed so often.
 const TIMES_MOST: u32 = 4;
@@ -136,7 +138,8 @@ impl State {
     }
 }
 
-/// For how many accesses of each of its pages a region's count stands; none where too few accesses were found to say that of all.
+/// For how many accesses of each of its pages a region's count stands; none where too few accesses were found to say
+/// that of all.
 fn times(region: &Region, samples: u32) -> Option<u8> {
     let found = region.accesses.min(samples);
     (found * FOUND_SHARE >= samples)

@@ -1,8 +1,9 @@
 //! Scans for machines that go on where a process is stuck.
 //!
-//! In: a scanner. Out: what has changed. Who looks at a process that is stuck may hang for ever, and nothing can wake it. So a worker scans, with a copy
-//! of the scanner. When it has been at one process for longer than [`DEADLINE`] it is left behind, and another one scans without that
-//! process. It is looked at again when the worker comes back. At most [`MOST_STUCK`] workers are left behind.
+//! In: a scanner. Out: what has changed. Who looks at a process that is stuck may hang for ever, and nothing can wake
+//! it. So a worker scans, with a copy of the scanner. When it has been at one process for longer than [`DEADLINE`] it
+//! is left behind, and another one scans without that process. It is looked at again when the worker comes back. At
+//! most [`MOST_STUCK`] workers are left behind.
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,7 @@
 //! What a machine whose load comes again will touch soon: what it touched a period ago.
 //!
-//! In: the end of each epoch. Out: stages, of the part of its own tape that was recorded one period before the next few points of the history
-//! that shows the period. What comes after these pages the tape foretells, when they are touched.
+//! In: the end of each epoch. Out: stages, of the part of its own tape that was recorded one period before the next few
+//! points of the history that shows the period. What comes after these pages the tape foretells, when they are touched.
 //!
 //! # Limits
 //! When it was where on its tape is known from the agent's start on, and for 4,096 epochs of work.

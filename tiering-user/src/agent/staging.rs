@@ -1,8 +1,8 @@
 //! What is foretold of one machine, and the steps that stage it.
 //!
-//! In: pages that origins foretell. Out: steps for the stager, each with pages for one memory tier; and, once a second, a step for
-//! the mover with pages that are not likely enough to be touched to take memory for: these go from a slower swap tier to the first one,
-//! where their touch will wait for less.
+//! In: pages that origins foretell. Out: steps for the stager, each with pages for one memory tier; and, once a second,
+//! a step for the mover with pages that are not likely enough to be touched to take memory for: these go from a slower
+//! swap tier to the first one, where their touch will wait for less.
 //!
 //! # Limits
 //! A machine is never on its way to what goes to a faster swap tier: it would be there before.
@@ -18,14 +18,15 @@ use crate::tiers::TierId;
 use crate::track::VmId;
 use crate::vm::Accel;
 
-/// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by meanwhile.
+/// Pages of one stage: few, so that what is needed next is not behind much, and so that none of them are passed by
+/// meanwhile.
 const STAGE_PAGES: usize = 64;
 /// Pages of one step to a faster swap tier: 32 MiB.
 const LIFT_PAGES: usize = 8192;
 
 impl Machine {
-    /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would have to
-    /// be and the window has no room.
+    /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would
+    /// have to be and the window has no room.
     pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
         let foretold = Foretold { page, origin, at: now };
         let waits_for_little = self.to_stage.is_doubtful(page) && foretold.haste() == Haste::Now;
@@ -168,8 +169,8 @@ impl Machine {
         }
     }
 
-    /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be seen, none:
-    /// what is missing on the tapes cannot be foretold next time.
+    /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be
+    /// seen, none: what is missing on the tapes cannot be foretold next time.
     pub(super) fn next_mapping(&mut self, staged: &Outcome, now: Monotonic) -> Option<Step> {
         if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped(now) {
             return None;

@@ -216,8 +216,9 @@ impl State {
         taken
     }
 
-    /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have touched
-    /// step by step while there is nothing of the former. Else a machine that runs would wait for those that sleep.
+    /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have
+    /// touched step by step while there is nothing of the former. Else a machine that runs would wait for those that
+    /// sleep.
     fn send_stages(&mut self) {
         if !self.may_stage {
             return;

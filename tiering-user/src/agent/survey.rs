@@ -1,7 +1,7 @@
 //! What the tiers are like: looked at once before the agent serves, and kept current while it does.
 //!
-//! In: the ladder. Out: warnings, in the log and in the status; each tier's figures in the status; the load of the disks
-//! ([`Survey::loads`]). Nothing here keeps the agent from starting.
+//! In: the ladder. Out: warnings, in the log and in the status; each tier's figures in the status; the load of the
+//! disks ([`Survey::loads`]). Nothing here keeps the agent from starting.
 
 use std::io;
 use std::path::Path;

@@ -1,16 +1,18 @@
 //! Tapes beyond the process whose touches they hold, and beyond this agent.
 //!
-//! In: the tapes of machines that are there, or have just gone; records of an earlier agent. Out: records; for a machine that
-//! comes its own tape, if it is the same process, or that of its earlier self, if it was started anew. Pure: time is an argument.
+//! In: the tapes of machines that are there, or have just gone; records of an earlier agent. Out: records; for a
+//! machine that comes its own tape, if it is the same process, or that of its earlier self, if it was started anew.
+//! Pure: time is an argument.
 //!
-//! A tape belongs to the tenant and the namespace for which it was recorded: a machine of another one gets nothing of it. With each tape that has
-//! a tenant, the key of the tenant's tags is written, and the key is removed with the last of them.
+//! A tape belongs to the tenant and the namespace for which it was recorded: a machine of another one gets nothing of
+//! it. With each tape that has a tenant, the key of the tenant's tags is written, and the key is removed with the last
+//! of them.
 //!
 //! # Limits
-//! At most [`MOST_BYTES`] of records, in memory and on disk alike; what was written longest ago is dropped first. Each machine
-//! that is there has an equal share. Encoding a tape of the longest, all of it tagged, took 37 ms, reading it 41 ms (2 busy
-//! cores), in which the agent does nothing else. Earlier selves of another layout of RAM are known by content only, and until
-//! the machine's own tape is written.
+//! At most [`MOST_BYTES`] of records, in memory and on disk alike; what was written longest ago is dropped first. Each
+//! machine that is there has an equal share. Encoding a tape of the longest, all of it tagged, took 37 ms, reading it
+//! 41 ms (2 busy cores), in which the agent does nothing else. Earlier selves of another layout of RAM are known by
+//! content only, and until the machine's own tape is written.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +77,8 @@ impl Header {
         }
     }
 
-    /// Whether they may know of each other. A UUID is chosen by whoever starts the machine: it does not lead out of a namespace.
+    /// Whether they may know of each other. A UUID is chosen by whoever starts the machine: it does not lead out of a
+    /// namespace.
     fn same_owner(&self, other: &Self) -> bool {
         (&self.tenant, &self.namespace) == (&other.tenant, &other.namespace)
     }
@@ -127,7 +130,8 @@ impl Tapes {
         (tapes, keys)
     }
 
-    /// A machine has come, and no other one of its identity is there: gives it its own tape, or that of its earlier self.
+    /// A machine has come, and no other one of its identity is there: gives it its own tape, or that of its earlier
+    /// self.
     pub(super) fn recall(&mut self, identity: &str, machine: &mut Machine, boot_id: &str) {
         let Some(Kept { header, bytes }) = self.kept.get(identity) else { return };
         let now = Header::of(machine, boot_id);
@@ -152,7 +156,8 @@ impl Tapes {
         }
     }
 
-    /// Keeps the tape of a machine, one of `machines`, if much of it is new, or anything at all if it is the `last` chance.
+    /// Keeps the tape of a machine, one of `machines`, if much of it is new, or anything at all if it is the `last`
+    /// chance.
     pub(super) fn keep(
         &mut self,
         identity: &str,

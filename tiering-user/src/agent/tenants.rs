@@ -1,7 +1,7 @@
 //! Which machines may learn from each other, and what each of them holds in swap.
 //!
-//! Machines of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned outlives the
-//! agent as long as the key does.
+//! Machines of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned
+//! outlives the agent as long as the key does.
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
@@ -46,8 +46,8 @@ impl Tenant {
         }
     }
 
-    /// The page of the member `there` that corresponds to one of another member with this content, whose address is that of
-    /// `same_page` there; and how. The copy at the same address is the better one.
+    /// The page of the member `there` that corresponds to one of another member with this content, whose address is
+    /// that of `same_page` there; and how. The copy at the same address is the better one.
     pub(super) fn corresponding(
         &self,
         tag: Option<Tag>,
@@ -72,8 +72,8 @@ impl Tenant {
 pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
-    /// Tenants with the keys that they had under an earlier agent, and what was learned then. Records of others are returned, to
-    /// be removed.
+    /// Tenants with the keys that they had under an earlier agent, and what was learned then. Records of others are
+    /// returned, to be removed.
     pub(super) fn load(
         keys: BTreeMap<String, TagKey>,
         names: &[String],

@@ -1,9 +1,9 @@
 //! Tiers that could not take what was sent to them, and when they are tried again.
 //!
-//! In: what a move met, which tiers are hindered, the time. Out: whether a tier takes nothing for now, and why, for the status. A pause of 10 s, doubled
-//! each time the tier fails again, up to 10 minutes; one move that arrives ends it. A tier that is hindered by an area of
-//! somebody else's takes nothing until that is gone. Meanwhile the other tiers go on. Pure: the time is an argument. What an
-//! operator asks for is tried all the same.
+//! In: what a move met, which tiers are hindered, the time. Out: whether a tier takes nothing for now, and why, for the
+//! status. A pause of 10 s, doubled each time the tier fails again, up to 10 minutes; one move that arrives ends it. A
+//! tier that is hindered by an area of somebody else's takes nothing until that is gone. Meanwhile the other tiers go
+//! on. Pure: the time is an argument. What an operator asks for is tried all the same.
 //!
 //! # Limits
 //! A tier whose disk fails still holds what it held: what cannot be read there any more is lost to its machine.
@@ -53,8 +53,8 @@ impl Troubles {
         self.failed.remove(&tier).is_some()
     }
 
-    /// These tiers are hindered now, and no others. Returns those that no longer are; what failed there meanwhile did so for
-    /// that reason.
+    /// These tiers are hindered now, and no others. Returns those that no longer are; what failed there meanwhile did
+    /// so for that reason.
     pub(super) fn hinder(&mut self, tiers: BTreeMap<TierId, String>) -> Vec<TierId> {
         let before = std::mem::replace(&mut self.hindered, tiers);
         let free: Vec<_> = before.into_keys().filter(|tier| !self.hindered.contains_key(tier)).collect();

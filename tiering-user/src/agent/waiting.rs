@@ -1,7 +1,7 @@
 //! Pages of one machine that wait to be staged.
 //!
-//! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the first ones
-//! first; reasons of one [`Haste`] take turns.
+//! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the
+//! first ones first; reasons of one [`Haste`] take turns.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -115,7 +115,8 @@ impl Sweeping {
     pub(super) fn start(places: Places, looked: mpsc::UnboundedSender<Looked>) -> io::Result<Self> {
         let (targets, queue) = std_mpsc::channel::<(Target, Look)>();
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
-            // Whoever waits for the lock of a machine's page tables would also wait until this thread has a processor again.
+            // Whoever waits for the lock of a machine's page tables would also wait until this thread has a processor
+            // again.
             sys::run_ahead();
             for (target, look) in queue {
                 let result = match look {

@@ -2,8 +2,9 @@
 //!
 //! In: blocks as they change. Out: entries of the map, gone with their machine.
 //!
-//! Limits: the map is bounded. Where it is full, the machine of which most is shown gives way to those of which less is, so that a large
-//! machine does not hide the others. A block that is not shown for that is counted, and not shown until it changes again.
+//! Limits: the map is bounded. Where it is full, the machine of which most is shown gives way to those of which less
+//! is, so that a large machine does not hide the others. A block that is not shown for that is counted, and not shown
+//! until it changes again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

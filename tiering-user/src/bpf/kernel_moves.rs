@@ -1,11 +1,12 @@
 //! What the kernel moves by itself.
 //!
-//! In: the loaded object. Out: totals of pages that its reclaim took, that it migrated between nodes, and of huge pages that it made; apart
-//! from these, the same of what the agent had it do. The events come once for a batch of pages, so they cost next to nothing.
+//! In: the loaded object. Out: totals of pages that its reclaim took, that it migrated between nodes, and of huge pages
+//! that it made; apart from these, the same of what the agent had it do. The events come once for a batch of pages, so
+//! they cost next to nothing.
 //!
 //! # Limits
-//! Whose pages they were is not told: these events come from the kernel's own threads. What is reclaimed on purpose (`MADV_PAGEOUT`) raises none
-//! of them. Compaction counts as migration. Splits of huge pages have no event.
+//! Whose pages they were is not told: these events come from the kernel's own threads. What is reclaimed on purpose
+//! (`MADV_PAGEOUT`) raises none of them. Compaction counts as migration. Splits of huge pages have no event.
 
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};

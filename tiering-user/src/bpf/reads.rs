@@ -1,7 +1,7 @@
 //! What machines have read from watched images into the page cache.
 //!
-//! In: the loaded object; the images to watch. Out: reads; or why they cannot be seen. The program is attached when the first image
-//! is to be watched: it runs for every page that comes into the host's page cache.
+//! In: the loaded object; the images to watch. Out: reads; or why they cannot be seen. The program is attached when the
+//! first image is to be watched: it runs for every page that comes into the host's page cache.
 //!
 //! # Limits
 //! Only a classic tracepoint says which file it is about without knowledge of the kernel's structures.

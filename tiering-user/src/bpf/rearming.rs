@@ -9,7 +9,8 @@ use crate::sys;
 
 /// What a shown access costs where that cannot be measured.
 const COST_ASSUMED: Duration = Duration::from_micros(5);
-/// What it costs more than in the measurement that an access becomes a sample: `cargo xtask bench tracking --part fault`.
+/// What it costs more than in the measurement that an access becomes a sample: `cargo xtask bench tracking --part
+/// fault`.
 const SAMPLE: Duration = Duration::from_nanos(400);
 
 /// Whether mapped pages of KVM guests can be made to show their accesses anew.

@@ -1,5 +1,5 @@
-//! What all ways to see what happens to the machines' memory have in common. Each is tried by itself, and any of them may be missing
-//! but page faults, without which nothing is loaded.
+//! What all ways to see what happens to the machines' memory have in common. Each is tried by itself, and any of them
+//! may be missing but page faults, without which nothing is loaded.
 
 /// One way to see something.
 pub trait Source {

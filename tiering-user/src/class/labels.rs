@@ -65,7 +65,8 @@ const APPLICATIONS: [(Class, &[&str]); 6] = [
     (Class::Desktop, &["guacamole", "vdi", "xrdp"]),
 ];
 
-/// The class that labels give a machine, if they do: the one that is named, else that of the application, else that of the component.
+/// The class that labels give a machine, if they do: the one that is named, else that of the application, else that of
+/// the component.
 pub fn of_labels(labels: &Labels) -> Option<Class> {
     let of = |key: &str| labels.get(key).map(|value| value.trim().to_ascii_lowercase());
     let application = |key: &str| {

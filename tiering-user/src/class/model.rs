@@ -1,8 +1,9 @@
 //! What vectors of profiles are like whose class is known, and what that says of another one.
 //!
-//! The [`Model`] is a file: of each kind of machine that it was learned from the mean of its vectors and how they scatter around it (regularized discriminant
-//! analysis; J. H. Friedman, Journal of the American Statistical Association 84, 1989). A vector is of the kind that makes it likeliest; where it is too far even from
-//! that, or two classes are as likely, the answer is "unknown".
+//! The [`Model`] is a file: of each kind of machine that it was learned from the mean of its vectors and how they
+//! scatter around it (regularized discriminant analysis; J. H. Friedman, Journal of the American Statistical
+//! Association 84, 1989). A vector is of the kind that makes it likeliest; where it is too far even from that, or two
+//! classes are as likely, the answer is "unknown".
 
 use std::collections::BTreeMap;
 
@@ -92,7 +93,8 @@ pub struct Nearest {
     pub class: Class,
     /// Which one of [`Model::kinds`]; None for a vector that the host added.
     pub kind: Option<usize>,
-    /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): at most about the number of components on average, for one of this kind.
+    /// From the mean of its kind, squared, as vectors of that kind scatter (P. C. Mahalanobis, 1936): at most about the
+    /// number of components on average, for one of this kind.
     pub distance: f32,
     /// Twice the logarithm of how likely it is, negated, up to a constant.
     unlikely: f32,

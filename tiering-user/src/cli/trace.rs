@@ -1,7 +1,7 @@
 //! `tiering record` and `tiering replay`.
 //!
-//! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is in it; or what would have become
-//! of each machine, as a table.
+//! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is
+//! in it; or what would have become of each machine, as a table.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -119,7 +119,8 @@ pub(super) struct Replayed {
     torn: bool,
 }
 
-/// Replays a trace under a configuration; writes decisions, and profiles as of the end of each epoch, a line each, to files if there are some for them.
+/// Replays a trace under a configuration; writes decisions, and profiles as of the end of each epoch, a line each, to
+/// files if there are some for them.
 pub(super) fn replay(
     path: &Path,
     config: &Config,
@@ -263,8 +264,8 @@ mod tests {
         assert!(replayed.machines[0].came_back > 0, "{table}");
     }
 
-    /// Redis and memcached, recorded elsewhere for a minute (docs/replay.md): what is decided about them, and what their profiles say, is the same on any
-    /// machine. Where either is changed on purpose, so are these numbers.
+    /// Redis and memcached, recorded elsewhere for a minute (docs/replay.md): what is decided about them, and what
+    /// their profiles say, is the same on any machine. Where either is changed on purpose, so are these numbers.
     #[test]
     fn a_trace_of_another_machine_is_replayed_to_the_same_bytes_here() {
         let trace = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces/redis-memcached.trace");

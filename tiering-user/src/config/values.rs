@@ -1,4 +1,5 @@
-//! Values with a unit, written as text in the file: `"2m"`, `"64GiB"`, `"500MB/s"`, `"10%"`; and addresses: `"127.0.0.1:9469"`.
+//! Values with a unit, written as text in the file: `"2m"`, `"64GiB"`, `"500MB/s"`, `"10%"`; and addresses:
+//! `"127.0.0.1:9469"`.
 //!
 //! In: text. Out: newtypes over plain values; `Display` writes text that parses back to the same value.
 //! Not here: bare numbers (a number without a unit is an error that names the units) and negative ones.

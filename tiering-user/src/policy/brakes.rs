@@ -1,12 +1,14 @@
 //! How fast pages of one machine may go to one tier.
 //!
-//! In, once a second: a [`Load`]. Out: a [`Rate`], and what limits it. Fast down, slow up: while something brakes, the rate
-//! halves every second; when nothing does, it grows by [`STEP`] every second, so that it is whole again after a minute.
-//! Where the machine waits for memory more than it does by itself, where too many pages come back, and where pages would have to
-//! come up first and there is no memory for that, nothing goes at all; a slow device leaves a trickle, which shows when it is over.
+//! In, once a second: a [`Load`]. Out: a [`Rate`], and what limits it. Fast down, slow up: while something brakes, the
+//! rate halves every second; when nothing does, it grows by [`STEP`] every second, so that it is whole again after a
+//! minute. Where the machine waits for memory more than it does by itself, where too many pages come back, and where
+//! pages would have to come up first and there is no memory for that, nothing goes at all; a slow device leaves a
+//! trickle, which shows when it is over.
 //!
-//! The first two spare the machine, and never keep room from those who lack it: what it has beyond its share of the first tier while
-//! that is short, or what fills its control group, goes all the same. Otherwise the kernel would take pages of whomever it meets.
+//! The first two spare the machine, and never keep room from those who lack it: what it has beyond its share of the
+//! first tier while that is short, or what fills its control group, goes all the same. Otherwise the kernel would take
+//! pages of whomever it meets.
 //!
 //! Pure: one call is one second.
 //!

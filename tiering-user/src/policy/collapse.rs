@@ -11,8 +11,8 @@ const ELSEWHERE_MOST: usize = 64;
 /// Pages of a block that may take no memory now: going down frees pages of zeroes, which a huge page takes again.
 const UNTOUCHED_MOST: usize = 256;
 
-/// The step that collapses blocks which were huge pages, are not any more, and are in the first tier and in use again: at
-/// most `allowed` blocks. None where there is none.
+/// The step that collapses blocks which were huge pages, are not any more, and are in the first tier and in use again:
+/// at most `allowed` blocks. None where there is none.
 pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: Seconds) -> Option<Step> {
     let mut chosen = Vec::new();
     // It takes memory, which there is too little of now.

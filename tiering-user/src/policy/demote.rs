@@ -1,10 +1,10 @@
 //! Who goes down.
 //!
-//! Nothing tells for sure whether a page that stays mapped is used. So the first tier is left by trial: a few pages of a block go first,
-//! and only if they do not come back within a while the next, eight times as many, follow. A block whose pages come back is
-//! left alone, longer each time. A huge page would be split by that: there the block goes as a whole, and the trial
-//! is one of a few blocks of the machine. Of a machine whose pages are armed anew in rounds what showed in the round under way is not
-//! tried at all, however long ago that was: it may be in use since.
+//! Nothing tells for sure whether a page that stays mapped is used. So the first tier is left by trial: a few pages of
+//! a block go first, and only if they do not come back within a while the next, eight times as many, follow. A block
+//! whose pages come back is left alone, longer each time. A huge page would be split by that: there the block goes as a
+//! whole, and the trial is one of a few blocks of the machine. Of a machine whose pages are armed anew in rounds what
+//! showed in the round under way is not tried at all, however long ago that was: it may be in use since.
 
 use std::cmp::Reverse;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! How much of the first tier should be free, ahead of need.
 //!
-//! What is kept available is the configured share, and as much as was used up in the last [`AHEAD`] seconds or as VMs are
-//! expected to need soon, whichever is more.
+//! What is kept available is the configured share, and as much as was used up in the last [`AHEAD`] seconds or as VMs
+//! are expected to need soon, whichever is more.
 
 use std::collections::VecDeque;
 
@@ -16,8 +16,9 @@ pub struct FreeSpace {
 }
 
 impl FreeSpace {
-    /// Takes in what is `available` now (free, page cache, and copies in the swap cache, which all give way without being written)
-    /// and what more is expected to be needed, bytes. Returns how much is missing to what should be available.
+    /// Takes in what is `available` now (free, page cache, and copies in the swap cache, which all give way without
+    /// being written) and what more is expected to be needed, bytes. Returns how much is missing to what should be
+    /// available.
     pub fn missing(&mut self, available: u64, target: u64, expected: u64) -> u64 {
         self.available.push_back(available);
         if self.available.len() > AHEAD + 1 {

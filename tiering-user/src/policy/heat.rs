@@ -1,11 +1,11 @@
 //! How the heat of a machine's pages is spread, and what counts as hot, warm and cold.
 //!
-//! The hot set is what is hottest and still fits into the share of the first tier that the machine may have; the bin below
-//! is warm: not worth a promotion, and not yet one to demote. After MEMTIS (Lee et al., SOSP 2023).
+//! The hot set is what is hottest and still fits into the share of the first tier that the machine may have; the bin
+//! below is warm: not worth a promotion, and not yet one to demote. After MEMTIS (Lee et al., SOSP 2023).
 //!
 //! # Limits
-//! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is, unless its machine's
-//! pages are armed anew in rounds.
+//! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is,
+//! unless its machine's pages are armed anew in rounds.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::tiermap::VmPages;
 /// Heat 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 const BINS: usize = 6;
 
-/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds. How much of the gap to Belady's optimum
-/// that closes in replays of real programs is told in docs/replay.md.
+/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds. How much of the
+/// gap to Belady's optimum that closes in replays of real programs is told in docs/replay.md.
 const EPOCH_FACTOR: u32 = 2;
 const EPOCH_LEAST: Duration = Duration::from_secs(1);
 const EPOCH_MOST: Duration = Duration::from_mins(10);

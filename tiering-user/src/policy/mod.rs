@@ -6,19 +6,20 @@
 //!    it has gone down already, scaled by the machine's priority, and doubled for each time the page came back soon
 //!    after it had gone. Longest idle first (LRU within the tier), by trial ([`demotions`]), and nothing that is warm
 //!    ([`HeatHistogram`]).
-//! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`]) give
-//!    what they have in excess after a quarter of that time ([`relief`]).
-//! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that has
-//!    room.
+//! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`])
+//!    give what they have in excess after a quarter of that time ([`relief`]).
+//! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that
+//!    has room.
 //! 4. A block that was a huge page and is back in the first tier becomes one again ([`collapses`]).
-//! 5. The brakes ([`Governor`], [`Room`], [`Refaults`], [`Stalls`]) say how much may go down in a second, down to nothing.
+//! 5. The brakes ([`Governor`], [`Room`], [`Refaults`], [`Stalls`]) say how much may go down in a second, down to
+//!    nothing.
 //!
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
 //! # Limits
-//! A page that stays mapped shows no accesses to this policy, but for machines whose pages are armed anew in rounds: of each block a few are
-//! demoted to find out, and what comes back soon is left alone for longer and longer. In a lower memory tier no page comes back by itself:
-//! there the third rule needs a source that sees accesses to mapped pages.
+//! A page that stays mapped shows no accesses to this policy, but for machines whose pages are armed anew in rounds: of
+//! each block a few are demoted to find out, and what comes back soon is left alone for longer and longer. In a lower
+//! memory tier no page comes back by itself: there the third rule needs a source that sees accesses to mapped pages.
 
 mod brakes;
 mod collapse;

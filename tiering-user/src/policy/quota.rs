@@ -2,18 +2,20 @@
 //!
 //! In three steps:
 //!
-//! 1. Weighted max-min fairness: a machine that wants less than its share keeps what it wants, and the rest is shared among
-//!    those that want more, by weight. Every machine has a floor.
-//! 2. Of a machine whose accesses to pages in memory show, it is known how many would wait if it had less or more (its miss-ratio curve). Half of such a machine's
-//!    fair share goes where it spares the most waits for a page, times the weight (lookahead of utility-based partitioning; M. K. Qureshi, Y. N. Patt,
-//!    [MICRO 2006](https://doi.org/10.1109/MICRO.2006.49)). Where one part alone spares nothing and several do, as with walks, they go together or not at all.
+//! 1. Weighted max-min fairness: a machine that wants less than its share keeps what it wants, and the rest is shared
+//!    among those that want more, by weight. Every machine has a floor.
+//! 2. Of a machine whose accesses to pages in memory show, it is known how many would wait if it had less or more (its
+//!    miss-ratio curve). Half of such a machine's fair share goes where it spares the most waits for a page, times the
+//!    weight (lookahead of utility-based partitioning; M. K. Qureshi, Y. N. Patt, [MICRO
+//!    2006](https://doi.org/10.1109/MICRO.2006.49)). Where one part alone spares nothing and several do, as with walks,
+//!    they go together or not at all.
 //! 3. What spares nobody anything is shared as in the first step.
 //!
 //! A share is a bound only while the tier is short of room.
 //!
 //! # Limits
-//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be, and in steps: machines that are alike can end up a few
-//! parts apart.
+//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be, and in steps:
+//! machines that are alike can end up a few parts apart.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -28,7 +30,8 @@ const KEPT: u64 = 2;
 /// Gains that differ by less, as a factor, count as equal: chance makes them different.
 const ALIKE: f64 = 1.1;
 
-/// Accesses in some time, the same for all machines, that wait if a machine has 0, 1, ... [`PARTS`] parts of what it wants.
+/// Accesses in some time, the same for all machines, that wait if a machine has 0, 1, ... [`PARTS`] parts of what it
+/// wants.
 pub type Waits = [f64; PARTS + 1];
 
 /// What a machine wants of the first tier.
@@ -100,7 +103,8 @@ fn max_min(claims: &[Claim], mut shares: Vec<u64>, pages: u64) -> Vec<u64> {
 
 /// What more pages would spare a machine.
 ///
-/// Ordered by what is given first: the greatest gain; of like ones that of the machine that has the least of what it wants, and the fewest pages.
+/// Ordered by what is given first: the greatest gain; of like ones that of the machine that has the least of what it
+/// wants, and the fewest pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Gain {
     /// Accesses that need not wait, for each of these pages, times the machine's weight: the logarithm by [`ALIKE`].
@@ -110,7 +114,8 @@ struct Gain {
     pages: Reverse<u64>,
 }
 
-/// The most that a machine that has so many pages would gain for a page by up to `most` more, in whole parts. None where nothing is gained.
+/// The most that a machine that has so many pages would gain for a page by up to `most` more, in whole parts. None
+/// where nothing is gained.
 fn next_gain(claim: &Claim, has: u64, most: u64) -> Option<Gain> {
     let waits = claim.waits?;
     let at = |pages: u64| {

@@ -1,14 +1,15 @@
 //! How many demoted pages a machine may have to wait for.
 //!
 //! In, once a second: the pages it waited for, and how much it has in memory. Out: whether that is too many. Each such
-//! page is a debt, which is forgiven at the rate the operator allows; while the debt is too large nothing more goes down. So in
-//! the long run no more come back than that, whatever the reason for a wrong guess was. The measure, pages a minute as a share of
-//! the working set, and its 0.2 % are those of Lagar-Cavilla et al., "Software-Defined Far Memory in Warehouse-Scale
-//! Computers" (ASPLOS 2019).
+//! page is a debt, which is forgiven at the rate the operator allows; while the debt is too large nothing more goes
+//! down. So in the long run no more come back than that, whatever the reason for a wrong guess was. The measure, pages
+//! a minute as a share of the working set, and its 0.2 % are those of Lagar-Cavilla et al., "Software-Defined Far
+//! Memory in Warehouse-Scale Computers" (ASPLOS 2019).
 //!
 //! # Limits
 //! What the machine has in memory stands for its working set: too large until all that is idle has gone. What is down
-//! already comes back also while nothing more goes: only that is bounded which follows. Who sent a page down is not told apart.
+//! already comes back also while nothing more goes: only that is bounded which follows. Who sent a page down is not
+//! told apart.
 
 /// A debt of this many pages is nothing yet, however little memory the machine has: every demotion starts by trial.
 const ALWAYS_ALLOWED: f64 = 256.0;
@@ -32,8 +33,8 @@ pub struct TooMany {
 }
 
 impl Refaults {
-    /// A second has passed, in which the machine waited for `returned` pages; it has `in_memory` in memory tiers, of which
-    /// it may wait for `limit_percent` a minute. From 100 % on there is no limit.
+    /// A second has passed, in which the machine waited for `returned` pages; it has `in_memory` in memory tiers, of
+    /// which it may wait for `limit_percent` a minute. From 100 % on there is no limit.
     pub fn second(&mut self, returned: u64, in_memory: u64, limit_percent: f64) {
         if limit_percent >= 100.0 {
             *self = Self::default();

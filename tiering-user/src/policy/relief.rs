@@ -1,13 +1,15 @@
 //! What each VM gives of the first tier while that is short of room.
 //!
-//! In: what each VM has there and what of that is on its way down already, and how much is missing. Out: for each VM its share,
-//! and what it has beyond that. Pure.
+//! In: what each VM has there and what of that is on its way down already, and how much is missing. Out: for each VM
+//! its share, and what it has beyond that. Pure.
 //!
-//! What is missing is asked for once: pages that are queued or with the mover are as good as gone, from whichever VM. Pages that
-//! are down, and whose copies are still in the swap cache, are available ([`FreeSpace`](super::FreeSpace)) and missing no more.
+//! What is missing is asked for once: pages that are queued or with the mover are as good as gone, from whichever VM.
+//! Pages that are down, and whose copies are still in the swap cache, are available ([`FreeSpace`](super::FreeSpace))
+//! and missing no more.
 //!
 //! # Limits
-//! What is on its way may be left out by the last look before its batch, or be touched: then it is missing again a second later.
+//! What is on its way may be left out by the last look before its batch, or be touched: then it is missing again a
+//! second later.
 
 use super::{Claim, shares};
 

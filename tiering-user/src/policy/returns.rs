@@ -1,6 +1,7 @@
 //! What comes back.
 //!
-//! In: accesses to pages that had gone down. Out: whether each came back soon, and how much longer it is left alone for that, in the table.
+//! In: accesses to pages that had gone down. Out: whether each came back soon, and how much longer it is left alone for
+//! that, in the table.
 
 use std::time::Duration;
 
@@ -8,16 +9,16 @@ use super::{Rules, cooling_epoch};
 use crate::tiermap::{BlockInfo, PageEntry, PageIndex, Place, Seconds, Touch, VmPages};
 use crate::tiers::TierId;
 
-/// A page that comes back within half of the least idle time, and this, of the moment it had become old enough to go came
-/// back soon.
+/// A page that comes back within half of the least idle time, and this, of the moment it had become old enough to go
+/// came back soon.
 const SOON_MOST: Duration = Duration::from_secs(60);
 
 fn soon_after(rules: &Rules) -> Duration {
     (rules.demote_after / 2).min(SOON_MOST)
 }
 
-/// Whether a page that has just come back went down a short while ago: `before` is its entry before that access, `block` what
-/// was known of its block.
+/// Whether a page that has just come back went down a short while ago: `before` is its entry before that access,
+/// `block` what was known of its block.
 fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Seconds) -> bool {
     let Place::In(TierId(level @ 1..)) = before.place() else { return false };
     if level == 1 && block.probe.is_known() {
@@ -29,9 +30,9 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
     Duration::from_secs(before.idle(now).into()) <= left_at + soon_after(rules)
 }
 
-/// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again where nobody waits: then the
-/// first access since it came there says so. `block` is what was known of its block before the access. Returns whether it came back soon; none where it
-/// had not been away.
+/// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again
+/// where nobody waits: then the first access since it came there says so. `block` is what was known of its block before
+/// the access. Returns whether it came back soon; none where it had not been away.
 pub fn note_return(
     pages: &mut VmPages,
     page: PageIndex,

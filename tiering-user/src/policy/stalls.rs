@@ -1,21 +1,22 @@
 //! Whether a VM waits for memory more than it does by itself.
 //!
-//! In: how long the VM has waited so far ([`Waited`]), once a second, and when its pages were last demoted. Out: a [`Stall`]
-//! where that is too much.
+//! In: how long the VM has waited so far ([`Waited`]), once a second, and when its pages were last demoted. Out: a
+//! [`Stall`] where that is too much.
 //!
 //! 1. The share of time that the VM waited is taken over the last [`WINDOW`].
-//! 2. Every [`WINDOW`] that share is a sample; the last [`SAMPLES`], five minutes at least, are kept. A sample above the
-//!    baseline counts only while the agent has demoted nothing of the VM for [`QUIET`]: what the agent causes is not the VM's own.
-//! 3. The baseline, what the VM waits by itself, is the median of the samples plus twice its distance to the lower quartile. A
-//!    VM whose stalls are always about the same is at or below it; a burst of two minutes does not move it.
+//! 2. Every [`WINDOW`] that share is a sample; the last [`SAMPLES`], five minutes at least, are kept. A sample above
+//!    the baseline counts only while the agent has demoted nothing of the VM for [`QUIET`]: what the agent causes is
+//!    not the VM's own.
+//! 3. The baseline, what the VM waits by itself, is the median of the samples plus twice its distance to the lower
+//!    quartile. A VM whose stalls are always about the same is at or below it; a burst of two minutes does not move it.
 //! 4. The VM stalls where the share is above the baseline by more than the operator's limit.
 //!
 //! Pure: time comes with what was read.
 //!
 //! # Limits
-//! In the first ten seconds of a VM nothing is told, and until it has samples its baseline is 0. What goes on for three minutes
-//! after the last demotion is taken for the VM's own, whatever began it. The kernel does not count as waiting what KVM has
-//! another task read from swap while the guest runs something else (asynchronous page faults).
+//! In the first ten seconds of a VM nothing is told, and until it has samples its baseline is 0. What goes on for three
+//! minutes after the last demotion is taken for the VM's own, whatever began it. The kernel does not count as waiting
+//! what KVM has another task read from swap while the guest runs something else (asynchronous page faults).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -151,8 +152,9 @@ impl Stalls {
     }
 }
 
-/// How long a VM waited in a second for `pages` of a tier whose device was as busy as `load` says. A page whose copy was still in
-/// the swap cache, or that came with its neighbours, needed no read of its own: no more are counted than the device did.
+/// How long a VM waited in a second for `pages` of a tier whose device was as busy as `load` says. A page whose copy
+/// was still in the swap cache, or that came with its neighbours, needed no read of its own: no more are counted than
+/// the device did.
 pub fn fault_wait(pages: u64, load: &TierLoad) -> Duration {
     let reads = pages.min(load.reads);
     Duration::from_nanos(reads.saturating_mul(load.read_latency_ns.unwrap_or(0)))

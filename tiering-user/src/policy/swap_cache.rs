@@ -1,8 +1,8 @@
 //! How much of what page-outs left in the swap cache is to be freed now.
 //!
 //! A page that was paged out leaves the page table, and its copy stays in memory, in the swap cache, until the kernel
-//! reclaims it: a page that comes back soon costs no read. So what was paged out waits, and what came back
-//! meanwhile is taken off. How long depends on how short memory is ([`Wanted`]). The rest is freed in steps of [`STEP_BYTES`], and
+//! reclaims it: a page that comes back soon costs no read. So what was paged out waits, and what came back meanwhile is
+//! taken off. How long depends on how short memory is ([`Wanted`]). The rest is freed in steps of [`STEP_BYTES`], and
 //! no more than the machine's group has in the swap cache. Pure.
 //!
 //! # Limits
@@ -17,8 +17,8 @@ use crate::vm::GroupMemory;
 /// Why copies are to be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The operator wants it (`policy.free_swap_cache`): a copy stays for half a minute, in case its page comes back, and nothing is
-    /// freed while the VM waits for memory.
+    /// The operator wants it (`policy.free_swap_cache`): a copy stays for half a minute, in case its page comes back,
+    /// and nothing is freed while the VM waits for memory.
     Tidy,
     /// The first tier has so many bytes less free than it should, without copies: a copy stays until it is written.
     Short { bytes: u64 },
@@ -26,7 +26,8 @@ pub enum Wanted {
 
 /// How long a copy stays, in case its page comes back.
 const PROBATION: Duration = Duration::from_secs(30);
-/// How long a write to a tier may take: until then the kernel cannot free the copy, and would take another page instead.
+/// How long a write to a tier may take: until then the kernel cannot free the copy, and would take another page
+/// instead.
 const WRITTEN_AFTER: Duration = Duration::from_secs(5);
 /// Bytes freed at a time.
 const STEP_BYTES: u64 = 8 << 20;
@@ -38,8 +39,8 @@ const ENTRIES_MOST: usize = 60;
 pub struct LeftBehind(VecDeque<(Monotonic, u64)>);
 
 impl LeftBehind {
-    /// So many pages were paged out. Those of a second are one entry, and of the oldest two are made one where there are many:
-    /// nobody may ask for them.
+    /// So many pages were paged out. Those of a second are one entry, and of the oldest two are made one where there
+    /// are many: nobody may ask for them.
     pub fn paged_out(&mut self, pages: u64, now: Monotonic) {
         match self.0.back_mut() {
             _ if pages == 0 => return,

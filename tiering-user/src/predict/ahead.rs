@@ -1,7 +1,7 @@
 //! How far each tape has been followed ahead of a virtual machine.
 //!
-//! In: where on a tape the page stands that the machine touches now. Out: the part of that tape which is to be staged: as many
-//! pages ahead as the window says, without those that were in such a part already.
+//! In: where on a tape the page stands that the machine touches now. Out: the part of that tape which is to be staged:
+//! as many pages ahead as the window says, without those that were in such a part already.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +14,8 @@ use crate::track::VmId;
 pub struct Ahead(BTreeMap<Origin, Position>);
 
 impl Ahead {
-    /// The machine is at `place` on the tape that `origin` is about: what should be staged now, of the next `window` pages there.
+    /// The machine is at `place` on the tape that `origin` is about: what should be staged now, of the next `window`
+    /// pages there.
     pub fn part(&self, origin: Origin, tape: &Tape, place: Position, window: u32) -> Range<Position> {
         let (first, end) = (place.plus(1), place.plus(1 + window).min(tape.end()));
         // Further back or further ahead than the window reaches: it has jumped.

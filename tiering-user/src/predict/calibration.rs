@@ -1,7 +1,9 @@
-//! Whether what is thought of stages is true: of those thought to be used with a probability of 0.9, nine in ten should be.
+//! Whether what is thought of stages is true: of those thought to be used with a probability of 0.9, nine in ten should
+//! be.
 //!
-//! In: each stage's confidence when it was asked for, and whether it was used. Out: a reliability diagram (stages by confidence,
-//! in tenths) and the Brier score, the mean square of the difference (G. W. Brier, Monthly Weather Review 78, 1950).
+//! In: each stage's confidence when it was asked for, and whether it was used. Out: a reliability diagram (stages by
+//! confidence, in tenths) and the Brier score, the mean square of the difference (G. W. Brier, Monthly Weather Review
+//! 78, 1950).
 
 use std::ops::AddAssign;
 

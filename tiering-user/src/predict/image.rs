@@ -2,13 +2,13 @@
 //!
 //! In: extents that a machine had read from the disk. Out: the extents that came next the last time, a window ahead.
 //!
-//! What is in the page cache is read unseen. So of what came next one extent in [`HELD_BACK`] is left alone: that the machine has it read
-//! tells how far it is, and that the rest is likely to be used. While the tape is not trusted all is left alone and only compared.
-//! For the same reason the tape is not written anew while it is trusted.
+//! What is in the page cache is read unseen. So of what came next one extent in [`HELD_BACK`] is left alone: that the
+//! machine has it read tells how far it is, and that the rest is likely to be used. While the tape is not trusted all
+//! is left alone and only compared. For the same reason the tape is not written anew while it is trusted.
 //!
 //! # Limits
-//! Of a sparse image only as many extents are remembered as are allocated: one that reads holes forgets the rest sooner.
-//! Where machines read an image at the same time their orders are mixed on its tape.
+//! Of a sparse image only as many extents are remembered as are allocated: one that reads holes forgets the rest
+//! sooner. Where machines read an image at the same time their orders are mixed on its tape.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -96,8 +96,8 @@ pub struct ImageTape {
 }
 
 impl ImageTape {
-    /// The tape of an image of so many extents, of which as many are `allocated`: no more are remembered, or [`FEW`]. This was read in this order
-    /// before.
+    /// The tape of an image of so many extents, of which as many are `allocated`: no more are remembered, or [`FEW`].
+    /// This was read in this order before.
     pub fn new(extents: u32, allocated: u32, before: impl IntoIterator<Item = Extent>) -> Self {
         let mut tape = Tape::new(allocated.max(FEW).min(extents));
         before.into_iter().filter(|extent| *extent < extents).for_each(|extent| {
@@ -209,7 +209,8 @@ mod tests {
         (0..1000u32).map(|number| number * 7 % 1000)
     }
 
-    /// A machine reads these, 1 ms each, and not what is in the page cache. Returns how many it waited for, and what was read ahead in vain.
+    /// A machine reads these, 1 ms each, and not what is in the page cache. Returns how many it waited for, and what
+    /// was read ahead in vain.
     fn walk(tape: &mut ImageTape, extents: impl Iterator<Item = Extent>, begin: u64) -> (usize, usize) {
         let mut cached = std::collections::HashSet::new();
         let (mut waited, mut used) = (0, 0);

@@ -1,6 +1,7 @@
 //! When a machine was where on its tape.
 //!
-//! In: the place at which the tape ends, now and then. Out: the part of the tape that was recorded in a stretch of time.
+//! In: the place at which the tape ends, now and then. Out: the part of the tape that was recorded in a stretch of
+//! time.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -33,7 +34,8 @@ impl Marks {
         self.0.back().map(|(at, _)| *at)
     }
 
-    /// What was recorded from `ago` before now, for so long; as exactly as there are marks. None for what is older than these.
+    /// What was recorded from `ago` before now, for so long; as exactly as there are marks. None for what is older than
+    /// these.
     pub fn part(&self, now: Monotonic, ago: Duration, long: Duration) -> Option<Range<Position>> {
         let from = Monotonic(now.0.checked_sub(u64::try_from(ago.as_nanos()).ok()?)?);
         Some(self.at(from)?..self.at(from.after(long))?)

@@ -12,7 +12,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Origin {
     /// The machine touched it next, last time.
     OwnPast,
-    /// The machine touched it a period ago, and its load comes again; within so long, as exactly as the period is known.
+    /// The machine touched it a period ago, and its load comes again; within so long, as exactly as the period is
+    /// known.
     Season(Duration),
     /// The machine touched what corresponds to it next, before it was started anew.
     Earlier(Match),
@@ -60,10 +61,10 @@ impl Origin {
         matches!(self, Self::Touched(..) | Self::Season(_))
     }
 
-    /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process touched next it
-    /// is likely to touch next again; all else has to prove itself.
-    /// On a tape the window is also how far ahead is staged: as far as a machine gets while that is read. What another one
-    /// touches may be touched here seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
+    /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process
+    /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is also how
+    /// far ahead is staged: as far as a machine gets while that is read. What another one touches may be touched here
+    /// seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
     /// comes after that is foretold by the tape.
     pub(super) fn window_bounds(self) -> (u32, u32) {
         let first = match self.by() {

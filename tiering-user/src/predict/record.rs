@@ -1,15 +1,16 @@
 //! What is known of one origin: how sure it is, and how far it may go.
 //!
-//! In: how its stages ended, and whether what it foretold in the shadow was right. Out: its confidence, the mean of a Beta
-//! distribution; its window; whether it is trusted.
+//! In: how its stages ended, and whether what it foretold in the shadow was right. Out: its confidence, the mean of a
+//! Beta distribution; its window; whether it is trusted.
 //!
-//! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a machine so much alike that it is expected
-//!   to. Only for such origins pages are staged. When the machine missed [`SILENT_MISSES`] others since one of its pages was used, an
-//!   origin has to prove itself anew.
-//! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were used
-//!   and halves if not.
-//! - *In step*: of the last [`MEETINGS`] pages that another machine touched half were touched here before they were up. Who is as
-//!   far as his leader gains nothing, and what is staged competes with both for the disk: it pauses, longer each time.
+//! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a machine so much
+//!   alike that it is expected to. Only for such origins pages are staged. When the machine missed [`SILENT_MISSES`]
+//!   others since one of its pages was used, an origin has to prove itself anew.
+//! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were
+//!   used and halves if not.
+//! - *In step*: of the last [`MEETINGS`] pages that another machine touched half were touched here before they were up.
+//!   Who is as far as his leader gains nothing, and what is staged competes with both for the disk: it pauses, longer
+//!   each time.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use super::{Foreseen, Match, Origin, StageCounts};
 use crate::config::Priors;
 use crate::sys::Monotonic;
 
-/// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as it should be.
+/// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as
+/// it should be.
 const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
 /// After this time what was known of an origin weighs half: machines change what they do.
 const FADE: Duration = Duration::from_secs(10);
@@ -80,7 +82,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Nothing is known of it but, perhaps, with which probability it will be right, and what kind of machine it is for.
+    /// Nothing is known of it but, perhaps, with which probability it will be right, and what kind of machine it is
+    /// for.
     pub(super) fn of(origin: Origin, expected: Option<f64>, priors: &Priors) -> Self {
         let (window, window_most) = origin.window_bounds();
         let window = scaled(window, priors.first_window).clamp(WINDOW_LEAST, window_most);
@@ -114,8 +117,8 @@ impl Record {
         record
     }
 
-    /// Before anything has ended it is thought right with this probability. Its window grows with that, as long as nothing was
-    /// staged: what is sure to be right is worth more than one first try.
+    /// Before anything has ended it is thought right with this probability. Its window grows with that, as long as
+    /// nothing was staged: what is sure to be right is worth more than one first try.
     pub(super) fn expect(&mut self, probability: f64) {
         if !self.learns {
             return;
@@ -155,7 +158,8 @@ impl Record {
         self.same_content && self.expected >= SURE && !self.must_prove
     }
 
-    /// The machine, which missed so many pages by now, does not go where this origin says any more: it has to prove itself anew.
+    /// The machine, which missed so many pages by now, does not go where this origin says any more: it has to prove
+    /// itself anew.
     pub(super) fn look_for_silence(&mut self, misses: u64) {
         let most = if self.for_later { SILENT_MISSES_LATER } else { SILENT_MISSES };
         if self.learns && self.open > 0 && misses - self.misses_at_use >= most {
@@ -166,8 +170,8 @@ impl Record {
         }
     }
 
-    /// Weighs what was known half as much for each [`FADE`] that has passed since, but never as nothing: what was right is tried
-    /// again.
+    /// Weighs what was known half as much for each [`FADE`] that has passed since, but never as nothing: what was right
+    /// is tried again.
     pub(super) fn fade(&mut self, now: Monotonic) {
         let times = (now.since(self.faded).as_nanos() / FADE.as_nanos()).min(31);
         if times > 0 {

@@ -1,7 +1,9 @@
-//! What is foretold by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the machine
-//! touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it was wrong.
+//! What is foretold by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the
+//! machine touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it
+//! was wrong.
 //!
-//! In: pages that are in swap and that an origin foretells; touches. Out: for each of these pages whether the origin was right.
+//! In: pages that are in swap and that an origin foretells; touches. Out: for each of these pages whether the origin
+//! was right.
 //!
 //! # Limits
 //! What is staged for another origin is not noted: who foretells the same as one that is trusted stays unknown.
@@ -67,7 +69,8 @@ impl Shadows {
         self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
-    /// The machine touched `page`. Returns the origins that had foretold it, each with whether it was right: what comes too late was not.
+    /// The machine touched `page`. Returns the origins that had foretold it, each with whether it was right: what comes
+    /// too late was not.
     pub(super) fn touched(&mut self, page: PageIndex, now: Monotonic) -> Vec<(Origin, bool)> {
         self.touches += 1;
         let touches = self.touches;

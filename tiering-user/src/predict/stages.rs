@@ -1,9 +1,9 @@
 //! Pages brought up ahead of need, and what became of them.
 //!
-//! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or
-//! its deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a confidence
-//! of its own, and a window, which is how many of its stages may be open. What an origin that is not trusted foretells is only
-//! noted ([`Shadows`]); and all that are trusted without a proof have [`UNPROVEN_MOST`] together.
+//! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or its
+//! deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a
+//! confidence of its own, and a window, which is how many of its stages may be open. What an origin that is not trusted
+//! foretells is only noted ([`Shadows`]); and all that are trusted without a proof have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
 //! One confidence an origin, not one a page. Whether a page that is not touched is wasted shows at its deadline only.
@@ -258,8 +258,8 @@ impl Stages {
         }
     }
 
-    /// `page`, which was to go to a faster swap tier, is there; or it is not, and the stage came to nothing. A stage into memory that
-    /// began since is none of that.
+    /// `page`, which was to go to a faster swap tier, is there; or it is not, and the stage came to nothing. A stage
+    /// into memory that began since is none of that.
     pub fn lifted(&mut self, page: PageIndex, arrived: bool, now: Monotonic) {
         if self.open.get(&page).is_some_and(|stage| !stage.request.in_memory) {
             if arrived { self.done(page, now) } else { self.failed(page) }
@@ -326,8 +326,8 @@ impl Stages {
         Some(Used { in_time: !late, tier: stage.request.to })
     }
 
-    /// Stages that were not used in time end: as wasted where their use would have been seen, else they count neither way, and those that are
-    /// mapped are told of apart: they may be in use. All touches were seen since `unseen`.
+    /// Stages that were not used in time end: as wasted where their use would have been seen, else they count neither
+    /// way, and those that are mapped are told of apart: they may be in use. All touches were seen since `unseen`.
     pub fn expire(&mut self, now: Monotonic, unseen: Monotonic) -> Wasted {
         let mut wasted = Wasted::default();
         while let Some((deadline, page)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {

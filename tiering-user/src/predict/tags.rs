@@ -1,7 +1,8 @@
 //! Which machines of a tenant hold the same content in lower tiers.
 //!
-//! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in swap
-//! cannot change, so its tag is true as long as it is there. One index a tenant: what is not in it cannot be found.
+//! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in
+//! swap cannot change, so its tag is true as long as it is there. One index a tenant: what is not in it cannot be
+//! found.
 //!
 //! # Limits
 //! At most [`MOST_PAGES`] a tenant have a tag, the first ones. A page that came up unseen and went down by the kernel's
@@ -16,7 +17,8 @@ use twox_hash::XxHash3_64;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// A keyed hash of a page's content. It is never shown; it is kept beside a tape, in a file that only the agent can read.
+/// A keyed hash of a page's content. It is never shown; it is kept beside a tape, in a file that only the agent can
+/// read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub u64);
 
@@ -70,7 +72,8 @@ const MOST_PAGES: usize = 1 << 20;
 /// Pages of one content that are remembered: content that is everywhere foretells nothing.
 const MOST_COPIES: usize = 64;
 
-/// What a tagged page takes, about: an entry by page, one by content, and a list that is a piece of the heap of its own.
+/// What a tagged page takes, about: an entry by page, one by content, and a list that is a piece of the heap of its
+/// own.
 const PAGE_TAKES_BYTES: u64 = 128;
 
 /// The tagged pages of one tenant.

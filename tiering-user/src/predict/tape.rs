@@ -1,12 +1,12 @@
 //! The order in which one virtual machine touched its pages.
 //!
-//! A ring of page numbers, with the tags of their contents where these are known, and for each page and tag where it stands
-//! last. When a page is touched again, what stands behind its former place is what the same machine touched right after it last
-//! time; and what stands there on the tape of another machine, this one may touch next.
+//! A ring of page numbers, with the tags of their contents where these are known, and for each page and tag where it
+//! stands last. When a page is touched again, what stands behind its former place is what the same machine touched
+//! right after it last time; and what stands there on the tape of another machine, this one may touch next.
 //!
 //! # Limits
-//! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older
-//! than its length. The index of tags has one entry for all tags of equal low bits, so now and then a place is not found.
+//! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older than
+//! its length. The index of tags has one entry for all tags of equal low bits, so now and then a place is not found.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -14,8 +14,8 @@ use std::ops::Range;
 use super::Tag;
 use crate::tiermap::PageIndex;
 
-/// Most pages a tape remembers: 4 MiB, and 12 more where there are tags. The index takes 18 MiB more at most: it holds the pages that
-/// are on the tape and no others, whatever their numbers are.
+/// Most pages a tape remembers: 4 MiB, and 12 more where there are tags. The index takes 18 MiB more at most: it holds
+/// the pages that are on the tape and no others, whatever their numbers are.
 const MOST: usize = 1 << 20;
 
 /// A place on a tape. Never reused.
@@ -132,8 +132,8 @@ impl Tape {
         (self.ring[self.slot(at)] == page).then_some(Position(at))
     }
 
-    /// Sorts pages in the order in which they were touched last; before them, by number, those that are not on the tape. A page goes
-    /// with its `lead`, of which it is one of the pages that follow without a gap.
+    /// Sorts pages in the order in which they were touched last; before them, by number, those that are not on the
+    /// tape. A page goes with its `lead`, of which it is one of the pages that follow without a gap.
     pub fn sort(&self, pages: &mut [PageIndex], lead: impl Fn(PageIndex) -> PageIndex) {
         pages.sort_by_cached_key(|page| (self.find(lead(*page)), *page));
     }

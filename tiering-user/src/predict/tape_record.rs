@@ -1,13 +1,14 @@
 //! A tape as bytes, to be kept.
 //!
-//! In: touches, oldest first. Out: a version, then for each touch a varint and perhaps a tag. The varint is the zigzag of the
-//! page number less that of the touch before, and in its two lowest bits what is known of the content: nothing; a tag, whose
-//! eight bytes follow; or the tag that the page had on this tape the last time, so that walks which come again take two or
-//! three bytes a touch. What is not such a record gives nothing: no part of it is believed, and what it takes to read it is bounded
-//! by its length and by [`MOST_TOUCHES`].
+//! In: touches, oldest first. Out: a version, then for each touch a varint and perhaps a tag. The varint is the zigzag
+//! of the page number less that of the touch before, and in its two lowest bits what is known of the content: nothing;
+//! a tag, whose eight bytes follow; or the tag that the page had on this tape the last time, so that walks which come
+//! again take two or three bytes a touch. What is not such a record gives nothing: no part of it is believed, and what
+//! it takes to read it is bounded by its length and by [`MOST_TOUCHES`].
 //!
 //! # Limits
-//! Tags are random numbers: eight bytes each the first time. The order of touches is not compressed, only each step of it.
+//! Tags are random numbers: eight bytes each the first time. The order of touches is not compressed, only each step of
+//! it.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,11 @@
 //! Leaders of which none is sure enough alone, and that agree.
 //!
-//! In: pages that doubtful origins foretell. Out: a page when the chance that at least one of them is right is large enough, if they are
-//! independent; with the origin that is most sure.
+//! In: pages that doubtful origins foretell. Out: a page when the chance that at least one of them is right is large
+//! enough, if they are independent; with the origin that is most sure.
 //!
 //! # Limits
-//! They are not independent: machines that are alike are wrong alike. What was foretold more than [`COUNTS_FOR`] ago does not count.
+//! They are not independent: machines that are alike are wrong alike. What was foretold more than [`COUNTS_FOR`] ago
+//! does not count.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -36,8 +37,8 @@ struct Vote {
 }
 
 impl Votes {
-    /// `origin`, which is right with this probability, foretells `page`. If with all others that do the chance reaches `threshold`,
-    /// returns the most sure of them.
+    /// `origin`, which is right with this probability, foretells `page`. If with all others that do the chance reaches
+    /// `threshold`, returns the most sure of them.
     pub fn cast(
         &mut self,
         page: PageIndex,

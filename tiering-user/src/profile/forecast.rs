@@ -1,13 +1,14 @@
-//! What a series will be some points ahead: of a few plain methods the one that erred least so far, with bounds that are passed as often as they
-//! should be.
+//! What a series will be some points ahead: of a few plain methods the one that erred least so far, with bounds that
+//! are passed as often as they should be.
 //!
-//! In: the series, its period if it has one, and how many points ahead. Out: a [`Forecast`]. The series is gone through from its start as if
-//! each point had just come: what each method would have said is judged by what came. So a forecast has no state of its own, and whoever has the
-//! history has all of it.
+//! In: the series, its period if it has one, and how many points ahead. Out: a [`Forecast`]. The series is gone through
+//! from its start as if each point had just come: what each method would have said is judged by what came. So a
+//! forecast has no state of its own, and whoever has the history has all of it.
 //!
-//! A bound is the expected value and a number of mean errors. That number rises where the bound was passed and falls where it was not, so that in
-//! the long run one point in twenty is beyond it, whatever the errors look like (quantile tracking; A. Angelopoulos, E. Candès and R. Tibshirani,
-//! *Conformal PID control for time series prediction*, NeurIPS 2023).
+//! A bound is the expected value and a number of mean errors. That number rises where the bound was passed and falls
+//! where it was not, so that in the long run one point in twenty is beyond it, whatever the errors look like (quantile
+//! tracking; A. Angelopoulos, E. Candès and R. Tibshirani, *Conformal PID control for time series prediction*, NeurIPS
+//! 2023).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,11 +25,13 @@ const HALF_LIFE: (f64, f64) = (60.0, 3.0);
 const BETTER: f64 = 0.97;
 /// And to have been judged by so many points.
 const JUDGED_LEAST: f64 = 6.0;
-/// So many points in a row beyond the same bound are another series: how much a method erred before says nothing any more.
+/// So many points in a row beyond the same bound are another series: how much a method erred before says nothing any
+/// more.
 const CHANGED: i32 = 6;
 /// Periods of which the seasonal mean is.
 const SEASONS: usize = 3;
-/// What the level takes from each point, alone and with a trend; what the trend takes; and what is left of it a point further.
+/// What the level takes from each point, alone and with a trend; what the trend takes; and what is left of it a point
+/// further.
 const LEVEL: f64 = 0.2;
 const LEVEL_WITH_TREND: f64 = 0.5;
 const TREND: f64 = 0.1;
@@ -84,11 +87,13 @@ pub struct Forecast {
     /// One in twenty is above this.
     pub upper: f64,
     pub method: Method,
-    /// The mean error so far, by that of the naive method for as many points ahead: below 1 it is better. None where the naive one never erred.
+    /// The mean error so far, by that of the naive method for as many points ahead: below 1 it is better. None where
+    /// the naive one never erred.
     pub error: Option<f64>,
 }
 
-/// Of the values, oldest first, what will be there `steps` points after the last one. None before anything can be judged.
+/// Of the values, oldest first, what will be there `steps` points after the last one. None before anything can be
+/// judged.
 pub fn forecast(values: &[f64], period: Option<f64>, steps: usize) -> Option<Forecast> {
     let period = period.filter(|period| *period >= 2.0);
     let half_life = HALF_LIFE.0.max(HALF_LIFE.1 * period.unwrap_or(0.0));
@@ -267,7 +272,8 @@ mod tests {
         }
     }
 
-    /// Of what is foretold at each of the later points: the mean error by that of the naive method, and the share above and below the bounds.
+    /// Of what is foretold at each of the later points: the mean error by that of the naive method, and the share above
+    /// and below the bounds.
     fn rolling(values: &[f64], period: Option<f64>, steps: usize) -> (f64, f64, f64) {
         let (mut error, mut naive, mut above, mut below, mut count) = (0.0, 0.0, 0u32, 0u32, 0u32);
         for at in values.len() / 3..values.len() - steps {

@@ -1,4 +1,5 @@
-//! Weights by value on a logarithmic scale: four buckets to each power of two, so a value is known to a quarter of itself.
+//! Weights by value on a logarithmic scale: four buckets to each power of two, so a value is known to a quarter of
+//! itself.
 
 const BUCKETS_AN_OCTAVE_LOG2: u32 = 2;
 /// Less than a thousandth of an access is none.

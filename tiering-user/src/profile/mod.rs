@@ -1,12 +1,13 @@
 //! How a machine behaves: one [`Profile`] each, kept up to date with every access that is seen.
 //!
-//! In: accesses, and once an epoch the working sets of the mapping table and what the process used of the host. Out: rates, the miss-ratio
-//! curve, how soon pages are used again, how accesses follow each other and over what they spread, phases, and the period of the load.
-//! Pure: time is an argument. Memory is bounded: see docs/profile.md for how much it is.
+//! In: accesses, and once an epoch the working sets of the mapping table and what the process used of the host. Out:
+//! rates, the miss-ratio curve, how soon pages are used again, how accesses follow each other and over what they
+//! spread, phases, and the period of the load. Pure: time is an argument. Memory is bounded: see docs/profile.md for
+//! how much it is.
 //!
 //! # Limits
-//! It knows what the sources of accesses show (docs/tracking.md): of a page that stays mapped at most one access a round, and
-//! of machines that are not watched in rounds none at all.
+//! It knows what the sources of accesses show (docs/tracking.md): of a page that stays mapped at most one access a
+//! round, and of machines that are not watched in rounds none at all.
 
 mod again;
 mod fenwick;
@@ -220,8 +221,8 @@ impl Profile {
         (total > 0.0).then(|| (sequential / total, strided / total))
     }
 
-    /// Pages that were used within each of [`HORIZONS`]; none for those for which it was not watched long enough: a page that was found and not
-    /// accessed yet is as if accessed when it was found.
+    /// Pages that were used within each of [`HORIZONS`]; none for those for which it was not watched long enough: a
+    /// page that was found and not accessed yet is as if accessed when it was found.
     pub fn working_sets(&self) -> [Option<u64>; HORIZONS.len()] {
         let watched = self.epoch_began.since(self.began);
         let mut horizons = HORIZONS.iter();
@@ -311,7 +312,8 @@ impl Profile {
         self.series.hour()
     }
 
-    /// All of this as a vector, for comparison with that of another machine. As of the end of the last epoch; none before the first one.
+    /// All of this as a vector, for comparison with that of another machine. As of the end of the last epoch; none
+    /// before the first one.
     pub fn vector(&self) -> Option<&Vector> {
         self.vector.as_ref()
     }

@@ -1,8 +1,10 @@
-//! How soon a machine accesses a page again: after how much time, and after how many other pages. The latter is its miss-ratio curve.
+//! How soon a machine accesses a page again: after how much time, and after how many other pages. The latter is its
+//! miss-ratio curve.
 //!
-//! Spatial sampling with a bound on memory (SHARDS, Waldspurger et al., FAST 2015): a page is looked at if its hash is below a limit, always or never;
-//! where there would be too many the limit is lowered. With a share R of all pages looked at, a distance of d sampled pages stands for d / R,
-//! and a sampled access for 1 / R. What is then missing or too much of all accesses is taken as accesses of the nearest distance, as there.
+//! Spatial sampling with a bound on memory (SHARDS, Waldspurger et al., FAST 2015): a page is looked at if its hash is
+//! below a limit, always or never; where there would be too many the limit is lowered. With a share R of all pages
+//! looked at, a distance of d sampled pages stands for d / R, and a sampled access for 1 / R. What is then missing or
+//! too much of all accesses is taken as accesses of the nearest distance, as there.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -137,8 +139,8 @@ impl Reuse {
         self.accesses *= by;
     }
 
-    /// The share of accesses that would have to wait if so many pages, the last ones accessed, were in memory; 0 to 1. None while there are no
-    /// accesses. A page's first access always waits.
+    /// The share of accesses that would have to wait if so many pages, the last ones accessed, were in memory; 0 to 1.
+    /// None while there are no accesses. A page's first access always waits.
     pub fn miss_ratio(&self, pages: u64) -> Option<f64> {
         let known = f64::from(self.accesses);
         // Where all fit nothing waits again, however far apart a sample says that accesses are.
@@ -148,8 +150,8 @@ impl Reuse {
         (known > 0.0).then(|| ((again + f64::from(self.first)) / known).min(1.0))
     }
 
-    /// The same of repeated accesses alone, if as many pages were in memory as this share of those accessed within ten minutes, as of the end of the last
-    /// epoch. None while none is repeated.
+    /// The same of repeated accesses alone, if as many pages were in memory as this share of those accessed within ten
+    /// minutes, as of the end of the last epoch. None while none is repeated.
     pub fn miss_ratio_of_repeated(&self, share: f64) -> Option<f64> {
         let repeated = self.distances.total();
         #[expect(

@@ -1,6 +1,7 @@
 //! A series of measurements that gets coarser with age: an hour by 10 s, a day by the minute, a week by 10 min.
 //!
-//! In: one point an epoch. Out: the points of each resolution, oldest first; the period that a series has, if it has one; all of it as bytes.
+//! In: one point an epoch. Out: the points of each resolution, oldest first; the period that a series has, if it has
+//! one; all of it as bytes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,7 +19,8 @@ const PERIODS_LEAST: usize = 3;
 /// A correlation this near to the highest one is as good, so that a multiple is not taken for the period.
 const NEARLY: f64 = 0.9;
 
-/// What is foretold so far ahead without a period is foretold by the finest points of which that is no more than so many.
+/// What is foretold so far ahead without a period is foretold by the finest points of which that is no more than so
+/// many.
 const POINTS_AHEAD: u32 = 30;
 
 /// What was measured in a span of time.
@@ -105,8 +107,8 @@ impl Series {
         (0..epochs.min(all)).for_each(|_| self.push(Point::default()));
     }
 
-    /// As bytes: of each level the number of its points, of epochs in the one that is not complete, and that; then the points. Little-endian, each
-    /// point a rate and a working set of four bytes.
+    /// As bytes: of each level the number of its points, of epochs in the one that is not complete, and that; then the
+    /// points. Little-endian, each point a rate and a working set of four bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for Level { points, sum, most, epochs } in &self.levels {
@@ -156,7 +158,8 @@ impl Series {
         })
     }
 
-    /// Whether that season foretells the rate better than anything else does: where half a period from now it is as a period before, not as it is now.
+    /// Whether that season foretells the rate better than anything else does: where half a period from now it is as a
+    /// period before, not as it is now.
     pub fn comes_again(&self, season: Season) -> bool {
         let rates: Vec<f64> = self.points(season.level).map(|point| point.rate.into()).collect();
         let period = season.period.div_duration_f64(length(season.level));
@@ -202,7 +205,8 @@ fn length(level: usize) -> Duration {
     EPOCH * LEVELS[level].0
 }
 
-/// The level whose points say most about what will be so far ahead: those that show the season, if they are fine enough.
+/// The level whose points say most about what will be so far ahead: those that show the season, if they are fine
+/// enough.
 fn level_for(after: Duration, season: Option<Season>) -> usize {
     let of_season = season.map(|season| season.level).filter(|level| length(*level) <= after);
     let finest = || (0..LEVELS.len()).find(|level| after <= length(*level) * POINTS_AHEAD);

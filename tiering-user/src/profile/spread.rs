@@ -2,9 +2,11 @@
 
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Sparse};
 
-/// Equal parts of RAM that are compared: fine enough to tell where a machine works, coarse enough that few accesses show it.
+/// Equal parts of RAM that are compared: fine enough to tell where a machine works, coarse enough that few accesses
+/// show it.
 const PARTS: usize = 64;
-/// Accesses until a comparison says something: two samples of so many from one distribution over all parts differ by about 0.2.
+/// Accesses until a comparison says something: two samples of so many from one distribution over all parts differ by
+/// about 0.2.
 const COMPARE: f64 = 256.0;
 /// Share of accesses that is elsewhere than in the phase so far, from which on it is another one.
 const ANOTHER_PHASE: f64 = 0.5;

@@ -1,7 +1,9 @@
-//! How much of what a machine accesses goes on where it was: page after page, or in steps of a few; and how far it goes otherwise.
+//! How much of what a machine accesses goes on where it was: page after page, or in steps of a few; and how far it goes
+//! otherwise.
 //!
-//! As hardware prefetchers do: a handful of streams, each with its last page and its step. An access that is a step further continues one;
-//! one that is near gives it another step; any other begins a new stream in place of the one that was continued least lately.
+//! As hardware prefetchers do: a handful of streams, each with its last page and its step. An access that is a step
+//! further continues one; one that is near gives it another step; any other begins a new stream in place of the one
+//! that was continued least lately.
 
 use derive_more::{Add, Mul};
 
@@ -109,7 +111,8 @@ impl Streams {
         std::mem::take(&mut self.steps)
     }
 
-    /// How far apart, in pages, at most this share of the accesses that follow each other are; none while there are none.
+    /// How far apart, in pages, at most this share of the accesses that follow each other are; none while there are
+    /// none.
     pub fn distance(&self, share: f64) -> Option<u64> {
         self.distances.quantile(share)
     }

@@ -1,6 +1,6 @@
-//! Which accesses would not have found their page, had memory held so many pages at each of them: the least recently used ones going first, or those that are needed
-//! last (MIN; L. A. Belady, *A study of replacement algorithms for a virtual-storage computer*, IBM Systems Journal 5, 1966), which nobody can
-//! know and nothing can better.
+//! Which accesses would not have found their page, had memory held so many pages at each of them: the least recently
+//! used ones going first, or those that are needed last (MIN; L. A. Belady, *A study of replacement algorithms for a
+//! virtual-storage computer*, IBM Systems Journal 5, 1966), which nobody can know and nothing can better.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -16,8 +16,8 @@ pub struct AccessAt {
 /// Never again.
 const NEVER: u32 = u32::MAX;
 
-/// Of the accesses to pages, in order, those to a page that had been in memory and was not any more. `first` are in memory at the beginning,
-/// the ones that go first in front.
+/// Of the accesses to pages, in order, those to a page that had been in memory and was not any more. `first` are in
+/// memory at the beginning, the ones that go first in front.
 pub fn lru(first: &[PageIndex], accesses: &[AccessAt]) -> u64 {
     let mut order = 0u64;
     let mut next = || {

@@ -1,13 +1,15 @@
 //! What the policy would have done to machines whose accesses were recorded.
 //!
-//! In: the events of a trace, and the rules. Out: decisions and profiles, one after another, and for each machine how much came back, beside what would have come
-//! back with as much memory at each moment if the least recently used had gone first, and at best. The mapping table and the policy are the agent's own; moves succeed at
-//! once, in the place of a machine's memory. Pure: time is the trace's.
+//! In: the events of a trace, and the rules. Out: decisions and profiles, one after another, and for each machine how
+//! much came back, beside what would have come back with as much memory at each moment if the least recently used had
+//! gone first, and at best. The mapping table and the policy are the agent's own; moves succeed at once, in the place
+//! of a machine's memory. Pure: time is the trace's.
 //!
 //! # Limits
-//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay and had stayed in memory when this was
-//! recorded comes back at its next access that showed, at the latest. Staging is not replayed, nor what limits the agent: write limits, brakes other than
-//! `refault_limit`, control groups, room for others. Huge pages are not told apart.
+//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay
+//! and had stayed in memory when this was recorded comes back at its next access that showed, at the latest. Staging is
+//! not replayed, nor what limits the agent: write limits, brakes other than `refault_limit`, control groups, room for
+//! others. Huge pages are not told apart.
 
 mod cache;
 
@@ -87,7 +89,8 @@ pub struct Outcome {
     /// The same with as much memory at each moment, the least recently used going first, and at best.
     pub came_back_lru: u64,
     pub came_back_best: u64,
-    /// How much of what the best has ahead of the least recently used is reached: 1 is all; below 0 is worse than that. None where both are alike.
+    /// How much of what the best has ahead of the least recently used is reached: 1 is all; below 0 is worse than that.
+    /// None where both are alike.
     pub gap_closed: Option<f64>,
 }
 
@@ -130,7 +133,8 @@ impl Replay {
         Self { settings, began: None, second: 0, guests: BTreeMap::new(), over: Vec::new(), lost: 0 }
     }
 
-    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs that end.
+    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs
+    /// that end.
     pub fn take(&mut self, timed: &Timed, mut tell: impl FnMut(Told<'_>)) {
         let began = *self.began.get_or_insert(timed.time);
         let second = timed.time.since(began).as_secs();
@@ -357,7 +361,8 @@ mod tests {
         )
     }
 
-    /// A hundred pages that are accessed every second, and a walk through a thousand others once in two minutes, for ten.
+    /// A hundred pages that are accessed every second, and a walk through a thousand others once in two minutes, for
+    /// ten.
     fn trace() -> Vec<Timed> {
         let mut events = vec![appeared()];
         let access = |page| Event::Accessed { vm: VM, page, write: false, weight_log2: 0 };

@@ -1,18 +1,19 @@
 //! Which machines are worth comparing, without comparing all.
 //!
-//! Locality-sensitive hashing (Broder; Indyk and Motwani): three bins of a sketch are a band, and machines of which a band is the same are a
-//! pair to compare. With [`BANDS`] bands a Jaccard index of 0.5 is missed once in 600, one of 0.1 is taken once in 20. A band in
-//! which both are empty says nothing and is left out; one that is empty in part says more than a full one, so sets of few names
-//! are found just as well. A file is a bucket as well.
+//! Locality-sensitive hashing (Broder; Indyk and Motwani): three bins of a sketch are a band, and machines of which a
+//! band is the same are a pair to compare. With [`BANDS`] bands a Jaccard index of 0.5 is missed once in 600, one of
+//! 0.1 is taken once in 20. A band in which both are empty says nothing and is left out; one that is empty in part says
+//! more than a full one, so sets of few names are found just as well. A file is a bucket as well.
 //!
-//! In: the portraits that changed. Out: pairs, of which at least one changed. A band is a sorted list of keys and machines: to sort it
-//! again is cheap where little changed.
+//! In: the portraits that changed. Out: pairs, of which at least one changed. A band is a sorted list of keys and
+//! machines: to sort it again is cheap where little changed.
 //!
 //! # Limits
-//! Of more than [`MOST_TOGETHER`] machines in a bucket each is compared with a few only, by their places in the order of ids:
-//! with 2 in a band, up to 48 over the bands of a sketch, and with 16 of a file. So of a large family each machine knows some,
-//! not all, and not always the best; who they are depends on who was there, and may differ from what a fresh start finds.
-//! What is contained in something more than twice as large is found through a file, or by chance.
+//! Of more than [`MOST_TOGETHER`] machines in a bucket each is compared with a few only, by their places in the order
+//! of ids: with 2 in a band, up to 48 over the bands of a sketch, and with 16 of a file. So of a large family each
+//! machine knows some, not all, and not always the best; who they are depends on who was there, and may differ from
+//! what a fresh start finds. What is contained in something more than twice as large is found through a file, or by
+//! chance.
 
 use super::parts::Seen;
 use super::sketch::{BINS, EMPTY, Sketch, mix};
@@ -71,8 +72,8 @@ impl Bands {
         self.files.0.dedup();
     }
 
-    /// The pairs, each once, the smaller id first, of which one is among the changed machines, which are sorted; and the
-    /// number of crowded buckets.
+    /// The pairs, each once, the smaller id first, of which one is among the changed machines, which are sorted; and
+    /// the number of crowded buckets.
     pub fn pairs(&self, changed: &[VmId]) -> (Vec<(VmId, VmId)>, usize) {
         let mut pairs = Pairs::new(changed);
         for (at, band) in self.bands.iter().enumerate() {
@@ -115,8 +116,8 @@ impl Entry {
 struct Pairs<'a> {
     changed: &'a [VmId],
     pairs: Vec<u64>,
-    /// By hash, the pair of that hash which came last. Alike machines share dozens of bands: to sort out all of that would take
-    /// longer than anything else here.
+    /// By hash, the pair of that hash which came last. Alike machines share dozens of bands: to sort out all of that
+    /// would take longer than anything else here.
     lately: Vec<u64>,
     /// Of one bucket, who changed.
     flags: Vec<bool>,

@@ -176,7 +176,8 @@ impl Similarity {
         &all[..all.len().min(MOST_NEIGHBOURS)]
     }
 
-    /// Probability that what is staged for the follower because of the leader is used; None where they were not compared.
+    /// Probability that what is staged for the follower because of the leader is used; None where they were not
+    /// compared.
     pub fn score(&self, leader: VmId, follower: VmId) -> Option<f64> {
         self.pair(leader, follower).map(|pair| pair.score)
     }

@@ -1,14 +1,14 @@
 //! A set of names in one KiB: how many they are, and how much of another set they are.
 //!
-//! MinHash by one permutation (Li, Owen, Zhang, "One Permutation Hashing", 2012): a name's hash says to which bin it belongs and
-//! with which value, and each bin keeps its least. Of two sets, a bin's least over both is a name of each set with the
-//! probability that any name of both is: so shares of bins estimate shares of names. Bins that are empty in both sets say nothing and
-//! are left out, which keeps the estimate unbiased for sets of few names, too.
+//! MinHash by one permutation (Li, Owen, Zhang, "One Permutation Hashing", 2012): a name's hash says to which bin it
+//! belongs and with which value, and each bin keeps its least. Of two sets, a bin's least over both is a name of each
+//! set with the probability that any name of both is: so shares of bins estimate shares of names. Bins that are empty
+//! in both sets say nothing and are left out, which keeps the estimate unbiased for sets of few names, too.
 //!
 //! # Limits
-//! Names cannot be taken out. The standard error of a share is that of a coin thrown as often as there are bins that count: at most 0.031
-//! where 256 do; 0.13 for the share of a set that is a sixteenth of the union, whose bins are 16. Of the size it is 6 %.
-//! Up to about 2^31 names.
+//! Names cannot be taken out. The standard error of a share is that of a coin thrown as often as there are bins that
+//! count: at most 0.031 where 256 do; 0.13 for the share of a set that is a sixteenth of the union, whose bins are 16.
+//! Of the size it is 6 %. Up to about 2^31 names.
 
 /// For a standard error of 3 %; also at least as many as the bands of [`super::bands`] need.
 pub(super) const BINS: usize = 256;
@@ -92,8 +92,8 @@ impl Sketch {
 
     /// About how many names there are.
     ///
-    /// Names fall into a bin at some rate, so its least value is exponentially distributed, and cut off at 1, where a bin is
-    /// empty: this is the maximum-likelihood estimate of that rate, for few names as for many.
+    /// Names fall into a bin at some rate, so its least value is exponentially distributed, and cut off at 1, where a
+    /// bin is empty: this is the maximum-likelihood estimate of that rate, for few names as for many.
     pub fn distinct(&self) -> f64 {
         let range = f64::from(EMPTY);
         let filled = self.bins().iter().filter(|least| **least != EMPTY).count() as f64;
@@ -108,8 +108,8 @@ impl Sketch {
 
     /// Of this one's names, the share that the other has, too; 0 if there are none.
     ///
-    /// Counted over the bins whose least name is this one's, instead of from the Jaccard index and two estimated sizes: what is
-    /// wholly contained is so exactly, and the errors of the sizes do not add up.
+    /// Counted over the bins whose least name is this one's, instead of from the Jaccard index and two estimated sizes:
+    /// what is wholly contained is so exactly, and the errors of the sizes do not add up.
     pub fn contained_in(&self, other: &Self) -> f64 {
         self.meet(other).of_first().unwrap_or(0.0)
     }

@@ -1,7 +1,7 @@
 //! What a machine touched lately, and what before.
 //!
-//! In: names of what it touches, and the ends of epochs. Out: how much of what one machine touched in this epoch another one had
-//! touched before, or in the same epoch ([`Trail::lagged`]).
+//! In: names of what it touches, and the ends of epochs. Out: how much of what one machine touched in this epoch
+//! another one had touched before, or in the same epoch ([`Trail::lagged`]).
 //!
 //! # Limits
 //! Within an epoch it is not known who was first. What lies further back is forgotten all at once, after
@@ -29,8 +29,8 @@ impl Trail {
         self.recent.insert(name);
     }
 
-    /// An epoch has ended: what was recent is earlier now. To be called after machines were compared: with nothing recent
-    /// there is nothing to compare.
+    /// An epoch has ended: what was recent is earlier now. To be called after machines were compared: with nothing
+    /// recent there is nothing to compare.
     pub fn turn(&mut self) {
         self.earlier.merge(&self.recent);
         self.recent.clear();

@@ -1,7 +1,7 @@
 //! From the ways in which machines are alike to one score that means something, learned from what became of stages.
 //!
-//! A logistic model: the score is the probability that what is staged for a follower because of its leader is used. Each
-//! report of stages that have ended is one step of gradient descent on the log-loss.
+//! A logistic model: the score is the probability that what is staged for a follower because of its leader is used.
+//! Each report of stages that have ended is one step of gradient descent on the log-loss.
 //!
 //! # Limits
 //! Only pairs that were staged for are learned from. Five weights for all pairs of a tenant: what is

@@ -3,12 +3,13 @@
 //! In: the state folder; records as bytes, several at a time. Out: what was written last, whole or not at all. What the
 //! records hold is said by those who write them.
 //!
-//! A state that cannot be read or written is never a reason not to run: without it the agent only begins with what it sees.
-//! A file that is broken, or of a newer version, is kept aside under another name. Each trouble is told once, until it is
-//! over.
+//! A state that cannot be read or written is never a reason not to run: without it the agent only begins with what it
+//! sees. A file that is broken, or of a newer version, is kept aside under another name. Each trouble is told once,
+//! until it is over.
 //!
 //! # Limits
-//! The file is read whole when it is opened. It does not get smaller. A record of more than 8 MiB is as if it were not there.
+//! The file is read whole when it is opened. It does not get smaller. A record of more than 8 MiB is as if it were not
+//! there.
 
 mod aside;
 mod file;

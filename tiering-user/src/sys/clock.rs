@@ -1,5 +1,5 @@
-//! The one clock: `CLOCK_MONOTONIC`, the clock that samples from the kernel carry; and the time of day, for what outlives
-//! a boot.
+//! The one clock: `CLOCK_MONOTONIC`, the clock that samples from the kernel carry; and the time of day, for what
+//! outlives a boot.
 
 use std::time::Duration;
 

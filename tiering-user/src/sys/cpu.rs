@@ -46,8 +46,8 @@ impl Drop for OneCpu {
     }
 }
 
-/// Has this thread run ahead of ordinary ones, for one that does little at a time and keeps others waiting meanwhile. Where
-/// it is forbidden, it runs like all others.
+/// Has this thread run ahead of ordinary ones, for one that does little at a time and keeps others waiting meanwhile.
+/// Where it is forbidden, it runs like all others.
 pub fn run_ahead() {
     // SAFETY: three numbers; 0 is the calling thread (setpriority(2), "C library/kernel differences").
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };

@@ -15,9 +15,9 @@ pub struct FileFacts {
     pub is_regular: bool,
 }
 
-/// The facts of the file that `path` leads to. Those of a file that another process has open, reached by way of `/proc/PID/fd`, come from
-/// memory: `AT_STATX_DONT_SYNC` keeps NFS and FUSE from asking their server, which `stat` does (`nfs_getattr` in fs/nfs/inode.c and
-/// `fuse_update_get_attr` in fs/fuse/dir.c, Linux 6.1 to 6.18).
+/// The facts of the file that `path` leads to. Those of a file that another process has open, reached by way of
+/// `/proc/PID/fd`, come from memory: `AT_STATX_DONT_SYNC` keeps NFS and FUSE from asking their server, which `stat`
+/// does (`nfs_getattr` in fs/nfs/inode.c and `fuse_update_get_attr` in fs/fuse/dir.c, Linux 6.1 to 6.18).
 ///
 /// # Errors
 /// As the kernel gives them: `ENOENT`, `EACCES`.

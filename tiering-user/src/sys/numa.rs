@@ -30,16 +30,16 @@ pub enum MoveStatus {
 /// to be read back with [`super::Pagemap`].
 ///
 /// # Errors
-/// `ENOMEM` (the node is full), `ENODEV` (there is no such node), `EACCES` (outside of this thread's cpuset), `EPERM` (no
-/// CAP_SYS_NICE), `ESRCH` (the process is gone). Some of the pages may have moved all the same.
+/// `ENOMEM` (the node is full), `ENODEV` (there is no such node), `EACCES` (outside of this thread's cpuset), `EPERM`
+/// (no CAP_SYS_NICE), `ESRCH` (the process is gone). Some of the pages may have moved all the same.
 pub fn move_pages(process: &Pidfd, addresses: &[u64], node: u32) -> io::Result<Vec<MoveStatus>> {
     const UNTOLD: i32 = i32::MIN;
     let node = i32::try_from(node).map_err(io::Error::other)?;
     let nodes = vec![node; addresses.len()];
     let mut statuses = vec![UNTOLD; addresses.len()];
     process.by_number(|pid| {
-        // SAFETY: the three arrays have the length that is given; the kernel reads the first two and writes the third. The
-        // addresses are those of the other process, never ours.
+        // SAFETY: the three arrays have the length that is given; the kernel reads the first two and writes the third.
+        // The addresses are those of the other process, never ours.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_move_pages,
@@ -64,8 +64,8 @@ pub fn move_pages(process: &Pidfd, addresses: &[u64], node: u32) -> io::Result<V
 /// While this lives, what this thread makes present, in its own memory or in that of another process, goes to the
 /// nodes it was made with as long as they have room.
 ///
-/// `MPOL_PREFERRED_MANY`, not `MPOL_BIND`: where these nodes are full, a page goes elsewhere, which is read back; bound, it
-/// would call the OOM killer on machines that have memory elsewhere.
+/// `MPOL_PREFERRED_MANY`, not `MPOL_BIND`: where these nodes are full, a page goes elsewhere, which is read back;
+/// bound, it would call the OOM killer on machines that have memory elsewhere.
 #[derive(Debug)]
 pub struct PreferNodes {
     mode_before: i32,
@@ -182,7 +182,8 @@ const MPOL_LOCAL: i32 = 4;
 const MPOL_MF_MOVE: i32 = 1 << 1;
 
 fn set_policy(mode: i32, nodes: &NodeMask) -> io::Result<()> {
-    // SAFETY: the kernel reads at most NODE_BITS bits of the mask, which outlives the call. The policy is this thread's.
+    // SAFETY: the kernel reads at most NODE_BITS bits of the mask, which outlives the call. The policy is this
+    // thread's.
     let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), NODE_BITS) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::PAGE_BYTES;
 
-/// Resident memory of this process, bytes: its own and what it has mapped of files, among these its program and the rings.
+/// Resident memory of this process, bytes: its own and what it has mapped of files, among these its program and the
+/// rings.
 ///
 /// # Errors
 /// Where `/proc/self/statm` cannot be read.
@@ -15,10 +16,12 @@ pub fn own_memory() -> io::Result<u64> {
     Ok(resident.ok_or(io::ErrorKind::InvalidData)? * PAGE_BYTES)
 }
 
-/// Gives the kernel back what was freed and is still with the allocator; what is left of the heap is locked again, page by page as it is used.
+/// Gives the kernel back what was freed and is still with the allocator; what is left of the heap is locked again, page
+/// by page as it is used.
 ///
-/// The agent's memory is locked, and of locked memory the allocator cannot give back what lies between pieces in use (madvise(2):
-/// `MADV_DONTNEED` fails with `EINVAL`): of 70 MiB with 34 MiB freed, 70 stayed with the heap locked, and 36 without (Linux 6.18, glibc 2.36).
+/// The agent's memory is locked, and of locked memory the allocator cannot give back what lies between pieces in use
+/// (madvise(2): `MADV_DONTNEED` fails with `EINVAL`): of 70 MiB with 34 MiB freed, 70 stayed with the heap locked, and
+/// 36 without (Linux 6.18, glibc 2.36).
 pub fn give_back_freed() {
     if let Some(heap) = heap() {
         // SAFETY: a mapping of this process; whether its pages are locked does not change what they hold.

@@ -137,8 +137,9 @@ impl Pagemap {
         })
     }
 
-    /// Calls `found` for every range of small pages between `start` and `end` that were written since their soft-dirty bits were cleared,
-    /// in order (Documentation/admin-guide/mm/soft-dirty.rst). Huge pages are left out: to make one of small pages counts as a write.
+    /// Calls `found` for every range of small pages between `start` and `end` that were written since their soft-dirty
+    /// bits were cleared, in order (Documentation/admin-guide/mm/soft-dirty.rst). Huge pages are left out: to make one
+    /// of small pages counts as a write.
     ///
     /// # Errors
     /// `ESRCH`, or end of file where the process has ended.

@@ -1,6 +1,7 @@
 //! A process that cannot be mistaken for another one that got its number later.
 //!
-//! The kernel gives a number away again once the process that had it has ended and was waited for; an open pidfd does not keep it.
+//! The kernel gives a number away again once the process that had it has ended and was waited for; an open pidfd does
+//! not keep it.
 //!
 //! | what acts on the process | goes by |
 //! |---|---|
@@ -9,9 +10,10 @@
 //! | moves between nodes, write touches | the number, since the calls take nothing else: [`Pidfd::by_number`] looks before and after |
 //!
 //! # Limits
-//! Between the look before a call and the call the process may end and its number go to another one. The kernel hands numbers out in a circle
-//! of at least 32,768 (`alloc_pid` in kernel/pid.c, Linux 6.1 to 6.18), so that many processes would have to begin in that moment. The stranger
-//! would then have pages moved to another node, or made present: never changed.
+//! Between the look before a call and the call the process may end and its number go to another one. The kernel hands
+//! numbers out in a circle of at least 32,768 (`alloc_pid` in kernel/pid.c, Linux 6.1 to 6.18), so that many processes
+//! would have to begin in that moment. The stranger would then have pages moved to another node, or made present: never
+//! changed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -88,7 +90,8 @@ impl Pidfd {
         Ok(file)
     }
 
-    /// Runs a call that takes the number of the process. What it says of a process that has ended meanwhile counts for nothing.
+    /// Runs a call that takes the number of the process. What it says of a process that has ended meanwhile counts for
+    /// nothing.
     ///
     /// # Errors
     /// `ESRCH` where the process has ended; those of the call.

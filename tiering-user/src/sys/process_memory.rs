@@ -59,10 +59,12 @@ pub fn advise(process: &Pidfd, spans: &[Span], advice: Advice) -> io::Result<u64
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done.unsigned_abs()) }
 }
 
-/// Reads one byte at the start of every span, so that its page is mapped in the process. Returns how many could be read, from the front.
+/// Reads one byte at the start of every span, so that its page is mapped in the process. Returns how many could be
+/// read, from the front.
 ///
-/// Not by `process_vm_readv`, which takes a number that may be another process's by now. Of pages that are in memory, in random order, that
-/// read 0.34 us a page and this 0.49; of pages that had to be mapped first both took 0.6 to 0.9 (6.18, 32,768 pages).
+/// Not by `process_vm_readv`, which takes a number that may be another process's by now. Of pages that are in memory,
+/// in random order, that read 0.34 us a page and this 0.49; of pages that had to be mapped first both took 0.6 to 0.9
+/// (6.18, 32,768 pages).
 ///
 /// # Errors
 /// `ESRCH` where the process has ended; those of opening its memory.
@@ -71,7 +73,8 @@ pub fn touch_read(process: &Pidfd, spans: &[Span]) -> io::Result<usize> {
     count(spans.iter().map(|span| read_remote(process, span.start, &mut byte)))
 }
 
-/// Copies the pages at these addresses into `pages`, one after another. Returns how many could be copied, from the front.
+/// Copies the pages at these addresses into `pages`, one after another. Returns how many could be copied, from the
+/// front.
 ///
 /// # Errors
 /// As [`touch_read`].

@@ -11,9 +11,9 @@ pub fn can_rearm() -> bool {
     Path::new("/proc/self/clear_refs").exists()
 }
 
-/// Clears the soft-dirty bits of all pages of the process, for which KVM lets go of all that it has mapped of them into the guest: its next
-/// access to each page comes to KVM first (`clear_refs` with 4: fs/proc/task_mmu.c, Linux 6.1 to 6.18). The process's page faults wait
-/// meanwhile.
+/// Clears the soft-dirty bits of all pages of the process, for which KVM lets go of all that it has mapped of them into
+/// the guest: its next access to each page comes to KVM first (`clear_refs` with 4: fs/proc/task_mmu.c, Linux 6.1 to
+/// 6.18). The process's page faults wait meanwhile.
 ///
 /// # Errors
 /// `ESRCH` where the process has ended, `EACCES` without CAP_SYS_PTRACE.

@@ -1,5 +1,5 @@
-//! What it costs a KVM guest that a page which is mapped on the host shows an access: measured on a guest of our own, of 256 pages and six
-//! instructions.
+//! What it costs a KVM guest that a page which is mapped on the host shows an access: measured on a guest of our own,
+//! of 256 pages and six instructions.
 
 use std::io;
 use std::sync::mpsc;
@@ -35,7 +35,8 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// The median of a few measurements.
 ///
 /// # Errors
-/// What KVM answers; `EINVAL` where the guest did something else; `InvalidData` where nothing showed; `TimedOut`, and then a thread is left behind.
+/// What KVM answers; `EINVAL` where the guest did something else; `InvalidData` where nothing showed; `TimedOut`, and
+/// then a thread is left behind.
 pub fn shown_access() -> io::Result<Duration> {
     let (done, measured) = mpsc::channel();
     thread::Builder::new().name("tiering-probe".into()).spawn(move || done.send(measure()).ok())?;
@@ -106,7 +107,8 @@ impl Guest {
         }
     }
 
-    /// Has KVM let go of all pages. On the host they stay where they are, and like after re-arming a write has to be let through first.
+    /// Has KVM let go of all pages. On the host they stay where they are, and like after re-arming a write has to be
+    /// let through first.
     fn unmap(&mut self) -> io::Result<()> {
         for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
             // SAFETY: the whole mapping; the guest, the only one who uses it, does not run.

@@ -115,8 +115,8 @@ impl Client {
         }
     }
 
-    /// A trace of what happens to these VMs from now on, or to all if there are none. Each piece of it goes to `take`, until that fails or the agent
-    /// ends.
+    /// A trace of what happens to these VMs from now on, or to all if there are none. Each piece of it goes to `take`,
+    /// until that fails or the agent ends.
     ///
     /// # Errors
     /// [`ClientError`]; [`ApiError::Refused`] in it where somebody records already. The inner result is that of `take`.

@@ -50,7 +50,8 @@ pub struct AccessesSeen {
     pub kvm_page_fault: u64,
     /// The same, of pages in memory that were armed for it.
     pub rearming: u64,
-    /// Pages whose soft-dirty bit said at the end of a round that they were written in it, and that had shown no access.
+    /// Pages whose soft-dirty bit said at the end of a round that they were written in it, and that had shown no
+    /// access.
     pub soft_dirty: u64,
     /// Pages of regions that DAMON found accessed.
     pub damon: u64,

@@ -1,8 +1,8 @@
 //! What the agent tells, and takes as an order: the status, the control socket and its client, and metrics.
 //!
-//! In: the agent's [`status::Status`], published whenever it changes. Out: HTTP with JSON on a unix socket
-//! ([`api`]), metrics there and on a TCP address ([`metrics`], [`tcp`]), requests for the agent ([`request`]), and typed answers for the command line ([`client`]).
-//! Not here: deciding or doing anything; the agent's task answers each request.
+//! In: the agent's [`status::Status`], published whenever it changes. Out: HTTP with JSON on a unix socket ([`api`]),
+//! metrics there and on a TCP address ([`metrics`], [`tcp`]), requests for the agent ([`request`]), and typed answers
+//! for the command line ([`client`]). Not here: deciding or doing anything; the agent's task answers each request.
 
 pub mod api;
 pub mod client;

@@ -41,7 +41,8 @@ pub enum Request {
     Explain { vm: String, at: Option<Address>, reply: Reply<Explanation> },
     /// Say how alike VMs are: all, or one and its leaders.
     Similar { vm: Option<String>, reply: Reply<Similar> },
-    /// Send a trace of what happens to these VMs, or to all if there are none, block by block, until nobody takes them any more.
+    /// Send a trace of what happens to these VMs, or to all if there are none, block by block, until nobody takes them
+    /// any more.
     Record { vms: BTreeSet<String>, sink: mpsc::Sender<Vec<u8>>, reply: Reply<()> },
     /// Move pages to the tier `to`.
     Move { vm: String, to: String, hva: Option<Range<u64>>, reply: Reply<MoveOutcome> },

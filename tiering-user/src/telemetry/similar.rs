@@ -15,7 +15,8 @@ pub struct Similar {
 pub struct SimilarPair {
     pub follower: String,
     pub leader: String,
-    /// Probability, 0 to 1, that a page staged in the follower because of the leader is used; the weights of the parts are learned.
+    /// Probability, 0 to 1, that a page staged in the follower because of the leader is used; the weights of the parts
+    /// are learned.
     pub score: f64,
     pub parts: SimilarParts,
     /// Staged in the follower because of the leader.
@@ -24,7 +25,8 @@ pub struct SimilarPair {
     pub wasted_pages: u64,
 }
 
-/// What the score follows from: shares of the follower's, 0 to 1, that the leader has too. Null where it cannot be told.
+/// What the score follows from: shares of the follower's, 0 to 1, that the leader has too. Null where it cannot be
+/// told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SimilarParts {

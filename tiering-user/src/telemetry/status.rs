@@ -26,8 +26,8 @@ pub struct Status {
     pub vms: Vec<VmStatus>,
     pub events: EventCounts,
     pub sources: Vec<SourceStatus>,
-    /// What contradicts the order of the ladder or stands in its way, as found at start, and what keeps the agent from a part of its work now; each
-    /// with what to do.
+    /// What contradicts the order of the ladder or stands in its way, as found at start, and what keeps the agent from
+    /// a part of its work now; each with what to do.
     pub warnings: Vec<String>,
     pub blocks: BlockCounts,
     /// What the kernel, or anybody else but the agent, has moved on this host since the agent runs.
@@ -128,7 +128,8 @@ pub struct TierStatus {
     pub read_bytes_total: u64,
     /// Writing single pages to a swap tier, as measured at start.
     pub write_latency_ns: Option<Latency>,
-    /// What `read_latency_ns` is made of: how many reads took at most so many nanoseconds, and longer than the entry before.
+    /// What `read_latency_ns` is made of: how many reads took at most so many nanoseconds, and longer than the entry
+    /// before.
     pub latency_histogram: Vec<(u64, u64)>,
     /// Reading in sequence, as measured at start.
     pub bandwidth_bytes_per_s: Option<u64>,

@@ -1,8 +1,9 @@
 //! Metrics and health on a TCP address, for a Prometheus that cannot read the control socket.
 //!
-//! In: an address, the latest status. Out: `/metrics` and `/healthz`, and nothing else, to whoever reaches the address: on
-//! loopback every user of the host. Such a client is not trusted: each connection has one request and little time, and few are
-//! open at once, so that the agent has threads and descriptors left. Not here: TLS and passwords; a proxy has those.
+//! In: an address, the latest status. Out: `/metrics` and `/healthz`, and nothing else, to whoever reaches the address:
+//! on loopback every user of the host. Such a client is not trusted: each connection has one request and little time,
+//! and few are open at once, so that the agent has threads and descriptors left. Not here: TLS and passwords; a proxy
+//! has those.
 
 use std::io;
 use std::net::SocketAddr;

@@ -20,8 +20,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Begins a trial of `count` at `now`, or goes on with the one that was `planned` at the same time: what comes back within
-    /// `window` seconds counts against it.
+    /// Begins a trial of `count` at `now`, or goes on with the one that was `planned` at the same time: what comes back
+    /// within `window` seconds counts against it.
     pub fn begin(&mut self, count: u32, window: u16, planned: Seconds, now: Seconds) {
         let sent = u16::try_from(count).unwrap_or(u16::MAX);
         if self.is_known() && self.planned == planned {
@@ -79,7 +79,8 @@ impl Probe {
         (self.backoff + u8::from(self.failed())).min(BACKOFF_MAX)
     }
 
-    /// What is left of so many failed trials in a row when the agent begins anew: the last of them is as if it had just failed.
+    /// What is left of so many failed trials in a row when the agent begins anew: the last of them is as if it had just
+    /// failed.
     pub fn recalled(failures: u8, now: Seconds) -> Self {
         match failures.min(BACKOFF_MAX).checked_sub(1) {
             Some(backoff) => Self { at: now, planned: now, window: 0, sent: 1, returned: 1, backoff },

@@ -71,7 +71,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of these regions. What lies beyond the first 16 TiB less 4 MiB is left out: its accesses do not count, and it is not moved.
+    /// The layout of these regions. What lies beyond the first 16 TiB less 4 MiB is left out: its accesses do not
+    /// count, and it is not moved.
     pub fn new(regions: &[RamRegion]) -> Self {
         let mut regions: Vec<_> = regions.to_vec();
         regions.sort_by_key(|region| region.start.0);

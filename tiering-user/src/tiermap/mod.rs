@@ -1,8 +1,8 @@
 //! The mapping table: for every page of every virtual machine, in which tier it is and how warm.
 //!
-//! In: accesses, outcomes of moves, and sweeps of the page tables. Out: look-ups by page, counts per tier, and
-//! walks for the policy. Four bytes a page, allocated for each 2 MiB block of which some page is in memory or in swap. Frames and swap
-//! slots go stale, so they are read when asked for and not kept here.
+//! In: accesses, outcomes of moves, and sweeps of the page tables. Out: look-ups by page, counts per tier, and walks
+//! for the policy. Four bytes a page, allocated for each 2 MiB block of which some page is in memory or in swap. Frames
+//! and swap slots go stale, so they are read when asked for and not kept here.
 //!
 //! # Limits
 //! Between a change in the kernel and the access, outcome or sweep that tells of it, the table is behind. Every

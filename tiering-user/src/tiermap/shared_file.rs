@@ -1,7 +1,7 @@
 //! The file behind a region of shared guest RAM (memfd or tmpfs).
 //!
-//! In: a process and an address in the region. Out: which parts of the region have data, and a way to say on which nodes the
-//! kernel should put what comes into it.
+//! In: a process and an address in the region. Out: which parts of the region have data, and a way to say on which
+//! nodes the kernel should put what comes into it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};

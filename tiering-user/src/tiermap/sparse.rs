@@ -1,8 +1,8 @@
 //! Values by number, of which most are not there.
 //!
-//! A radix tree of three levels, 64 wide: a look-up costs three loads, and what is not there costs nothing. What a process announces
-//! (its address space, the length of its files) is chosen by others and may be a thousand times what it holds; so tables grow with
-//! what was seen, not with what was announced.
+//! A radix tree of three levels, 64 wide: a look-up costs three loads, and what is not there costs nothing. What a
+//! process announces (its address space, the length of its files) is chosen by others and may be a thousand times what
+//! it holds; so tables grow with what was seen, not with what was announced.
 //!
 //! # Limits
 //! The highest level grows up to the highest number: 8 bytes for each 4096.

@@ -1,6 +1,7 @@
 //! A block of 2 MiB in a few numbers: what `tier_map` shows, and what is worth remembering of it.
 //!
-//! In: the entries of its pages, and what came of the last trial. Out: how many are where, their back-off and heat. Pure.
+//! In: the entries of its pages, and what came of the last trial. Out: how many are where, their back-off and heat.
+//! Pure.
 
 use super::entry::{PageEntry, Place};
 use super::table::{BLOCK_PAGES, VmPages};

@@ -105,8 +105,8 @@ impl VmPages {
         (self.blocks.len() * size_of::<Block>()) as u64
     }
 
-    /// Lets the table grow by so many bytes at most until the next call. Returns how many pages were not taken in since the last one: they count as
-    /// untouched.
+    /// Lets the table grow by so many bytes at most until the next call. Returns how many pages were not taken in since
+    /// the last one: they count as untouched.
     pub fn may_grow_by(&mut self, bytes: u64) -> u64 {
         let blocks = usize::try_from(bytes / size_of::<Block>() as u64).unwrap_or(usize::MAX);
         self.most_blocks = self.blocks.len().saturating_add(blocks);
@@ -177,8 +177,8 @@ impl VmPages {
         self.blocks.get_mut(page / BLOCK_PAGES).map(|block| &mut block.info)
     }
 
-    /// At most `most` blocks of which some page changed since they were taken here last. Those that have no page any more take no memory
-    /// from then on.
+    /// At most `most` blocks of which some page changed since they were taken here last. Those that have no page any
+    /// more take no memory from then on.
     pub fn take_changed(&mut self, most: usize) -> Vec<u32> {
         let taken = self.changed.take(most);
         for block in &taken {
@@ -196,8 +196,8 @@ impl VmPages {
         }
     }
 
-    /// Notes an access: what was in swap is in the first tier now (a sweep tells where it came up if not there), what is
-    /// in memory stays where it is.
+    /// Notes an access: what was in swap is in the first tier now (a sweep tells where it came up if not there), what
+    /// is in memory stays where it is.
     pub fn touch(&mut self, page: PageIndex, now: Seconds, write: bool) -> Touch {
         let before = self.get(page);
         let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
@@ -215,8 +215,8 @@ impl VmPages {
         Touch { before, was_lower }
     }
 
-    /// Notes that these ascending pages were sent down, as was `planned` then: what comes back within `window` seconds counts
-    /// against it.
+    /// Notes that these ascending pages were sent down, as was `planned` then: what comes back within `window` seconds
+    /// counts against it.
     pub fn sent_down(&mut self, pages: &[PageIndex], window: u16, planned: Seconds, now: Seconds) {
         let mut huge_blocks = 0;
         for chunk in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
@@ -366,8 +366,8 @@ impl VmPages {
         }
     }
 
-    /// Notes that a range is accessed, of which it is not known which pages: all that are in memory count as accessed so many `times`. Returns how
-    /// many there are.
+    /// Notes that a range is accessed, of which it is not known which pages: all that are in memory count as accessed
+    /// so many `times`. Returns how many there are.
     pub fn touch_region(&mut self, run: PageRun, now: Seconds, times: u8) -> u64 {
         let mut pages = 0;
         for part in run.by_block() {
@@ -385,8 +385,8 @@ impl VmPages {
         pages
     }
 
-    /// Pages that were written at some time since `began`. Returns how many of them had shown no access since. Of a huge page it is
-    /// known which of it only where it showed.
+    /// Pages that were written at some time since `began`. Returns how many of them had shown no access since. Of a
+    /// huge page it is known which of it only where it showed.
     pub fn written(&mut self, runs: &[PageRun], began: Seconds, now: Seconds) -> u64 {
         let age = now.0.wrapping_sub(began.0);
         let mut unseen = 0;
@@ -402,8 +402,8 @@ impl VmPages {
         unseen
     }
 
-    /// Ends a round that began at `began` as all pages are armed anew at `again`. What was accessed in it may have been in use up to then:
-    /// it counts as accessed a second before that.
+    /// Ends a round that began at `began` as all pages are armed anew at `again`. What was accessed in it may have been
+    /// in use up to then: it counts as accessed a second before that.
     pub fn end_round(&mut self, began: Seconds, again: Seconds, now: Seconds) -> Shown {
         let mut shown = Shown::default();
         let (new_age, age) = (now.0.wrapping_sub(again.0), now.0.wrapping_sub(began.0));

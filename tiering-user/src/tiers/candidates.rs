@@ -1,7 +1,7 @@
 //! Places on other disks that could hold a swap tier.
 //!
-//! In: `/proc/self/mountinfo` and sysfs below their roots, and the folder that is taken already. Out: one [`Candidate`] a
-//! disk. Nothing is made or used there.
+//! In: `/proc/self/mountinfo` and sysfs below their roots, and the folder that is taken already. Out: one [`Candidate`]
+//! a disk. Nothing is made or used there.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! How busy the disks below the swap tiers are, for whoever wants to spare them.
 //!
-//! In: the `stat` line of a block device (Documentation/block/stat.rst), twice. Out: a [`DeviceLoad`] a tier, in a handle
-//! that is shared. Decides nothing.
+//! In: the `stat` line of a block device (Documentation/block/stat.rst), twice. Out: a [`DeviceLoad`] a tier, in a
+//! handle that is shared. Decides nothing.
 //!
 //! # Limits
 //! The kernel counts whole milliseconds, added up over all requests: the mean of a single fast request can be 0.

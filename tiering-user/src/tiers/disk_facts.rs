@@ -1,7 +1,7 @@
 //! Which disks are below a folder.
 //!
-//! In: the root of sysfs, and the folder. Out: the block device that the folder's file system is on, and the whole disks
-//! that make it up, through partitions, device mapper, md and loop devices. Judges nothing.
+//! In: the root of sysfs, and the folder. Out: the block device that the folder's file system is on, and the whole
+//! disks that make it up, through partitions, device mapper, md and loop devices. Judges nothing.
 //!
 //! # Limits
 //! A file system without a block device of its own (network, overlay, btrfs, ZFS) has no facts. What a virtual or RAID

@@ -1,7 +1,7 @@
 //! How fast each tier is, measured in a few tenths of a second.
 //!
-//! In: the ladder and its memory nodes. Out: for each tier times of single reads and a rate, or why there are none; never a
-//! reason not to start. What that means is `verify`'s to say.
+//! In: the ladder and its memory nodes. Out: for each tier times of single reads and a rate, or why there are none;
+//! never a reason not to start. What that means is `verify`'s to say.
 //!
 //! 1. The time is shared evenly; each tier is measured by a thread of its own, one after the other, so that a disk that
 //!    does not answer holds up nobody: it is left behind.
@@ -9,8 +9,8 @@
 //!    rate, then by loads each of which waits for the one before, from a processor near the node.
 //! 3. A swap tier: a file of random bytes ([`ProbeFile`]) is written, read through, then read and written by single
 //!    pages at random.
-//! 4. Where that says that the ladder is in the wrong order, all is done a second time and the faster figure of each tier
-//!    counts: a busy machine makes any tier look slow for a moment.
+//! 4. Where that says that the ladder is in the wrong order, all is done a second time and the faster figure of each
+//!    tier counts: a busy machine makes any tier look slow for a moment.
 //!
 //! # Limits
 //! Of a memory tier the node with most free is measured. Memory is read in small pages, and what the processor needs to
@@ -169,8 +169,8 @@ fn measure_memory(of_tier: &[u32], nodes: &[NodeFacts], share: Duration) -> Resu
     Ok(Measured { latencies: chase(memory, end), write: None, bandwidth_bytes_per_s })
 }
 
-/// Touches page after page until all are present, or the time is up and enough are. Returns how many bytes are, a power of
-/// two.
+/// Touches page after page until all are present, or the time is up and enough are. Returns how many bytes are, a power
+/// of two.
 fn make_present(memory: &mut Buffer, end: Monotonic) -> usize {
     const BETWEEN_LOOKS: usize = 256;
     let mut pages = 0;

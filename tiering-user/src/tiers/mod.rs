@@ -1,11 +1,10 @@
 //! The ladder of tiers: the memory nodes of its upper rungs, and the swap files that make up its lower ones.
 //!
-//! In: the configuration, `/proc/swaps`, and the memory nodes in `/sys`. Out: which tiers there are ([`Ladder`]), how full
-//! each is, which node tier a frame belongs to ([`Nodes`]), and for
-//! a page-out the guarantee, as far as a stock kernel can give one, that it lands in the tier that was chosen
-//! ([`SwapTiers::aim`]). And what the host and a short measurement say of each tier's speed ([`Facts`], [`measure()`]), what
-//! contradicts the order ([`verify()`]), and a ladder for a configuration without one ([`propose_here`]). Does not decide
-//! which page goes where.
+//! In: the configuration, `/proc/swaps`, and the memory nodes in `/sys`. Out: which tiers there are ([`Ladder`]), how
+//! full each is, which node tier a frame belongs to ([`Nodes`]), and for a page-out the guarantee, as far as a stock
+//! kernel can give one, that it lands in the tier that was chosen ([`SwapTiers::aim`]). And what the host and a short
+//! measurement say of each tier's speed ([`Facts`], [`measure()`]), what contradicts the order ([`verify()`]), and a
+//! ladder for a configuration without one ([`propose_here`]). Does not decide which page goes where.
 
 mod budget;
 mod candidates;

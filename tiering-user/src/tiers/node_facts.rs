@@ -4,8 +4,8 @@
 //! nothing.
 //!
 //! # Limits
-//! CXL memory is known by the region or dax device behind it. Memory that the firmware has mapped as ordinary RAM without
-//! telling of a region looks like any node without processors. HMAT figures are those of the nearest initiator
+//! CXL memory is known by the region or dax device behind it. Memory that the firmware has mapped as ordinary RAM
+//! without telling of a region looks like any node without processors. HMAT figures are those of the nearest initiator
 //! (`access0`), which can be a device.
 
 use std::collections::HashMap;
@@ -38,7 +38,8 @@ pub struct Nearest {
     pub distance: u32,
 }
 
-/// What the firmware says of a node's speed, as seen from its nearest initiator (Documentation/admin-guide/mm/numaperf.rst).
+/// What the firmware says of a node's speed, as seen from its nearest initiator
+/// (Documentation/admin-guide/mm/numaperf.rst).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hmat {
     pub read_latency_ns: Option<u64>,

@@ -4,8 +4,8 @@
 //! frame of memory belongs to, and how much memory a tier's nodes have. Moves nothing.
 //!
 //! # Limits
-//! A memory block that two nodes share (they meet inside of it) counts as the first one's. Without CAP_SYS_ADMIN pagemap
-//! shows no frame numbers: all that is in memory is then taken to be in the first tier.
+//! A memory block that two nodes share (they meet inside of it) counts as the first one's. Without CAP_SYS_ADMIN
+//! pagemap shows no frame numbers: all that is in memory is then taken to be in the first tier.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -62,9 +62,9 @@ struct Anonymous {
 }
 
 impl Anonymous {
-    /// What is in the swap cache and not mapped: copies that page-outs left, and pages read ahead. The kernel frees it without a write.
-    /// `SwapCached` alone counts what was read back and is mapped too. Locked memory is mapped and on no such list
-    /// (include/linux/mmzone.h, mm/mlock.c, Linux 6.1 to 6.18).
+    /// What is in the swap cache and not mapped: copies that page-outs left, and pages read ahead. The kernel frees it
+    /// without a write. `SwapCached` alone counts what was read back and is mapped too. Locked memory is mapped and on
+    /// no such list (include/linux/mmzone.h, mm/mlock.c, Linux 6.1 to 6.18).
     fn copies(self) -> u64 {
         let listed = self.listed.saturating_add(self.locked);
         listed.saturating_sub(self.mapped.saturating_add(self.shared)).min(self.swap_cached)

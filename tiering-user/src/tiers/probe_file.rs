@@ -1,7 +1,7 @@
 //! A small file of random bytes beside a tier's swap files, read past the page cache to learn how fast the disk is.
 //!
-//! In: the tier's folder. Out: how long single reads took. The file has no name: it is gone with the process, however that
-//! ends.
+//! In: the tier's folder. Out: how long single reads took. The file has no name: it is gone with the process, however
+//! that ends.
 //!
 //! A tier's swap file itself would tell nothing: its blocks are allocated and, for the file system, never written, so
 //! reading them returns zeroes without asking the disk (1.7 us a read, where a file with content took 54 us; ext4 on

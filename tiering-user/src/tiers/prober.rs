@@ -1,8 +1,8 @@
 //! Keeps the figures of the tiers current while the agent runs.
 //!
-//! In: what was measured at start, and which areas are on. Out: [`Speeds`] and [`DeviceLoads`], shared handles that others
-//! read. Once a second, on a thread of its own: one page of each swap tier in use is read past the page cache, and the
-//! counters of its disk are looked at. Decides nothing.
+//! In: what was measured at start, and which areas are on. Out: [`Speeds`] and [`DeviceLoads`], shared handles that
+//! others read. Once a second, on a thread of its own: one page of each swap tier in use is read past the page cache,
+//! and the counters of its disk are looked at. Decides nothing.
 //!
 //! # Limits
 //! Memory tiers are measured once, at start. A disk that does not answer holds up the figures of all tiers, and the

@@ -1,7 +1,8 @@
 //! A ladder for a host whose configuration names none.
 //!
-//! In: the memory nodes, the size of RAM, and what is free where the agent keeps its state. Out: tiers as the configuration
-//! would have them, and notes on what is not among them and why. Pure, but for [`propose_here`], which looks first.
+//! In: the memory nodes, the size of RAM, and what is free where the agent keeps its state. Out: tiers as the
+//! configuration would have them, and notes on what is not among them and why. Pure, but for [`propose_here`], which
+//! looks first.
 //!
 //! 1. `dram`: all nodes with processors and memory.
 //! 2. Nodes without processors, by HMAT latency, else by distance; those of one kernel tier together.

@@ -1,10 +1,11 @@
 //! Whether the ladder is in the order that the host and the measurement say.
 //!
-//! In: the ladder, [`Facts`], and the measured median of each tier. Out: [`Finding`]s, each a contradiction with what to do
-//! about it. Pure. What cannot work at all is not found here but refused where it is tried.
+//! In: the ladder, [`Facts`], and the measured median of each tier. Out: [`Finding`]s, each a contradiction with what
+//! to do about it. Pure. What cannot work at all is not found here but refused where it is tried.
 //!
 //! For each way to tell tiers apart, those tiers of which it tells something are compared in their order, each with the
-//! next. A tier of several nodes counts as its slowest against what is below it, and as its fastest against what is above.
+//! next. A tier of several nodes counts as its slowest against what is below it, and as its fastest against what is
+//! above.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -117,7 +118,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Finds what contradicts the ladder. `p50_ns` is the measured median of each tier, none where it could not be measured.
+/// Finds what contradicts the ladder. `p50_ns` is the measured median of each tier, none where it could not be
+/// measured.
 pub fn verify(ladder: &Ladder, facts: &Facts, p50_ns: &[Option<u64>]) -> Vec<Finding> {
     let tiers = ladder.tiers();
     let mut findings = measured_order(tiers, p50_ns);

@@ -1,8 +1,9 @@
 //! Events as bytes: one block of them after another.
 //!
-//! A block is its length and the XXH3 of what follows (4 and 8 bytes, little-endian), and then its events. An event is a byte that says which one it
-//! is, the microseconds since the one before (since zero in the first), and its fields, as variable-length integers. Accesses, of which
-//! there are most, give their page as the difference to that of the access before to the same machine, and their machine only where it is another one.
+//! A block is its length and the XXH3 of what follows (4 and 8 bytes, little-endian), and then its events. An event is
+//! a byte that says which one it is, the microseconds since the one before (since zero in the first), and its fields,
+//! as variable-length integers. Accesses, of which there are most, give their page as the difference to that of the
+//! access before to the same machine, and their machine only where it is another one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! What happened to the memory of machines, as a file: recorded once, replayed as often as one likes.
 //!
-//! In: events, in the order in which the agent took them in. Out: a stream of blocks, and from such a stream the same events. A block says
-//! everything anew but which machines there are, so that one which is lost costs what is in it and no more. Contents of pages, and what
-//! follows from them, are never in a trace. docs/replay.md has the format.
+//! In: events, in the order in which the agent took them in. Out: a stream of blocks, and from such a stream the same
+//! events. A block says everything anew but which machines there are, so that one which is lost costs what is in it and
+//! no more. Contents of pages, and what follows from them, are never in a trace. docs/replay.md has the format.
 
 mod block;
 mod reader;

@@ -1,8 +1,8 @@
 //! When the mapped pages of a machine are to show their accesses anew.
 //!
-//! A round begins with all pages of a machine re-armed: from then on the first access to each shows. In: what a round cost and showed. Out:
-//! whether the next one is due. Rounds come further apart where they show the same pages again and again, and at once where pages show up
-//! that the last one had not. Pure: time is an argument.
+//! A round begins with all pages of a machine re-armed: from then on the first access to each shows. In: what a round
+//! cost and showed. Out: whether the next one is due. Rounds come further apart where they show the same pages again
+//! and again, and at once where pages show up that the last one had not. Pure: time is an argument.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ const REST: Duration = Duration::from_mins(10);
 const MISSED_MOST: u32 = 2;
 /// Most that rounds of a machine that does not change come further apart.
 const STRETCH_MOST: u32 = 16;
-/// A round in which less than one page of so many is another than in the one before shows nothing new; nor do as few as so many pages.
+/// A round in which less than one page of so many is another than in the one before shows nothing new; nor do as few as
+/// so many pages.
 const CHANGED_SHARE: u64 = 20;
 const CHANGED_LEAST: u64 = 16;
 /// How often it is asked whether a round may begin: the one that comes closest to the time wanted is taken.
@@ -166,7 +167,8 @@ impl Rounds {
         self.began = None;
     }
 
-    /// Accesses were missed: until the next round nothing is known of what is mapped, and if that happens in each there is none for a while.
+    /// Accesses were missed: until the next round nothing is known of what is mapped, and if that happens in each there
+    /// is none for a while.
     pub fn missed(&mut self, now: Monotonic) {
         self.began = None;
         self.missed += 1;

@@ -1,13 +1,14 @@
 //! How many accesses of each machine become samples.
 //!
-//! In: how many accesses of each machine were seen so far, and budgets of samples a second: for each, and for all. Out: of how
-//! many accesses of a machine one is to be sampled, as a power of two. What all may have is divided so that who needs less than an equal
-//! share gets what it needs, and the others share the rest (max-min fairness). Pure: time is an argument.
+//! In: how many accesses of each machine were seen so far, and budgets of samples a second: for each, and for all. Out:
+//! of how many accesses of a machine one is to be sampled, as a power of two. What all may have is divided so that who
+//! needs less than an equal share gets what it needs, and the others share the rest (max-min fairness). Pure: time is
+//! an argument.
 //!
 //! # Limits
-//! Machines are looked at every [`LOOK_EVERY`] while much comes, and once a second in any case: who begins to flood puts everything into the
-//! ring until then. 4 MiB of ring hold what 1.3 million accesses a second produce in [`LOOK_EVERY`]. A machine that makes more than
-//! 65,536 times its share goes beyond it.
+//! Machines are looked at every [`LOOK_EVERY`] while much comes, and once a second in any case: who begins to flood
+//! puts everything into the ring until then. 4 MiB of ring hold what 1.3 million accesses a second produce in
+//! [`LOOK_EVERY`]. A machine that makes more than 65,536 times its share goes beyond it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::sys::Monotonic;
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often they are looked at in any case: what came in a long rest says nothing about now.
 pub const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-/// Below this share of its budget a machine is given a finer sampling again, so that it does not change back at once: 3 / 4.
+/// Below this share of its budget a machine is given a finer sampling again, so that it does not change back at once: 3
+/// / 4.
 const SETTLED: f64 = 0.75;
 
 /// Samples a second.
@@ -60,8 +62,8 @@ impl Sampling {
         since >= LOOK_AT_LEAST_EVERY || since >= LOOK_EVERY && (reduced() || many())
     }
 
-    /// Of these machines so many accesses were seen so far, those of all machines that are tracked. Returns those whose sampling
-    /// changes.
+    /// Of these machines so many accesses were seen so far, those of all machines that are tracked. Returns those whose
+    /// sampling changes.
     pub fn look(&mut self, seen: &[(VmId, u64)], now: Monotonic) -> Vec<(VmId, u32)> {
         let seconds = now.since(self.looked).as_secs_f64();
         self.looked = now;

@@ -1,5 +1,6 @@
 //! Which options a QEMU process was started with. In: its arguments, and the files that `-readconfig` names. Out: the
-//! options that matter here, each with its group and its pairs, in QEMU's order. What they mean is `cmdline`'s business.
+//! options that matter here, each with its group and its pairs, in QEMU's order. What they mean is `cmdline`'s
+//! business.
 //!
 //! An argument that belongs to an option is never taken for an option itself, whatever it looks like: parts of the text
 //! are chosen by the VM's owner.

@@ -1,12 +1,12 @@
 //! Where guest-physical addresses lie in the process, and whether that is so. Pure.
 //!
-//! In: the RAM regions in guest-physical order, the machine type. Out: [`GuestRange`]s by QEMU's rule; then, from frames
-//! that KVM was seen to map, a [`Verdict`] for each range.
+//! In: the RAM regions in guest-physical order, the machine type. Out: [`GuestRange`]s by QEMU's rule; then, from
+//! frames that KVM was seen to map, a [`Verdict`] for each range.
 //!
-//! The rule (QEMU 7.2, hw/i386/pc_q35.c, pc_piix.c and microvm.c): RAM begins at 0; what does not fit below the hole for
-//! devices goes on at 4 GiB. Where the hole begins depends on the machine type and on `max-ram-below-4g`. A guest with
-//! AMD's processors for which that would reach the hole of their HyperTransport goes on at 1 TiB instead (from machine
-//! type 7.1 on). What is plugged into slots lies behind all of it.
+//! The rule (QEMU 7.2, hw/i386/pc_q35.c, pc_piix.c and microvm.c): RAM begins at 0; what does not fit below the hole
+//! for devices goes on at 4 GiB. Where the hole begins depends on the machine type and on `max-ram-below-4g`. A guest
+//! with AMD's processors for which that would reach the hole of their HyperTransport goes on at 1 TiB instead (from
+//! machine type 7.1 on). What is plugged into slots lies behind all of it.
 //!
 //! Limits: unknown machine types have no guest-physical address here. SGX memory, CXL and `pci-hole64-size` are not
 //! counted in; where a DIMM was plugged by a monitor command after another was unplugged is a guess. The proof tells.
@@ -141,8 +141,8 @@ impl Board {
         (self.is_q35() || self.is_i440fx()) && parsed.is_none_or(|version| version >= (7, 1))
     }
 
-    /// Whether the guest's processors are AMD's to it: a model of QEMU's has its maker's name, but under KVM, where it has
-    /// that of the host (`x86_cpu_load_model`, target/i386/cpu.c, QEMU 7.2).
+    /// Whether the guest's processors are AMD's to it: a model of QEMU's has its maker's name, but under KVM, where it
+    /// has that of the host (`x86_cpu_load_model`, target/i386/cpu.c, QEMU 7.2).
     pub(super) fn is_amd(&self, kvm: bool, host_is_amd: impl FnOnce() -> bool) -> bool {
         const AMD_MODELS: [&str; 7] = ["qemu64", "max", "EPYC", "Opteron", "phenom", "athlon", "Dhyana"];
         match (&self.cpu_vendor, kvm) {
@@ -194,8 +194,8 @@ pub(super) fn guest_ranges(
     ranges
 }
 
-/// Memory in slots lies above all other RAM, from a multiple of 1 GiB on (`pc_memory_init`, hw/i386/pc.c): each where it
-/// is told to, else in the first gap that is large enough (`memory_device_get_free_addr`, hw/mem/memory-device.c).
+/// Memory in slots lies above all other RAM, from a multiple of 1 GiB on (`pc_memory_init`, hw/i386/pc.c): each where
+/// it is told to, else in the first gap that is large enough (`memory_device_get_free_addr`, hw/mem/memory-device.c).
 fn in_slots(slots: &[InSlot], base: u64) -> Vec<GuestRange> {
     let mut taken: Vec<Range<u64>> = Vec::new();
     let mut ranges = Vec::new();

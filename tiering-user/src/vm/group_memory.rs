@@ -1,5 +1,5 @@
-//! How much room a VM's control groups leave. In: the mount point of the v2 hierarchy, the VM's path in it and its pid. Out:
-//! [`GroupMemory`], plain values. Does not judge (`policy::room`).
+//! How much room a VM's control groups leave. In: the mount point of the v2 hierarchy, the VM's path in it and its pid.
+//! Out: [`GroupMemory`], plain values. Does not judge (`policy::room`).
 //!
 //! A limit of any group on the path up to the root holds for all below it, so each figure is the least along the path:
 //!
@@ -9,21 +9,22 @@
 //! | charge | the smaller of `memory.max` and `memory.high`, less `memory.current` without copies |
 //! | unprotected | `memory.current` without copies, less the larger of `memory.min` and `memory.low` |
 //!
-//! A group's protection counts as far as those of all groups above it do (Documentation/admin-guide/cgroup-v2.rst, Linux
-//! 6.1 to 6.18).
+//! A group's protection counts as far as those of all groups above it do (Documentation/admin-guide/cgroup-v2.rst,
+//! Linux 6.1 to 6.18).
 //!
-//! Copies are what page-outs left in the swap cache. They are charged until the kernel lets go of them, for which it needs no
-//! I/O: a group at its limit makes room by that, and they are as good as gone. `swapcached` of `memory.stat` counts mapped
-//! pages too, those that were read back and not written since. But on the lists of anonymous memory (`active_anon`,
-//! `inactive_anon`) are the mapped pages (`anon`), shared memory (`shmem`), and the copies (include/linux/mmzone.h, Linux
-//! 6.1 to 6.18).
+//! Copies are what page-outs left in the swap cache. They are charged until the kernel lets go of them, for which it
+//! needs no I/O: a group at its limit makes room by that, and they are as good as gone. `swapcached` of `memory.stat`
+//! counts mapped pages too, those that were read back and not written since. But on the lists of anonymous memory
+//! (`active_anon`, `inactive_anon`) are the mapped pages (`anon`), shared memory (`shmem`), and the copies
+//! (include/linux/mmzone.h, Linux 6.1 to 6.18).
 //!
-//! How long the group waited for memory comes from its `memory.pressure`. That is the VM's own only where no other VM is in the
-//! group or below it ([`keep_own_pressure`]); helpers of the VM (swtpm, virtiofsd, virt-launcher) are taken for a part of it.
+//! How long the group waited for memory comes from its `memory.pressure`. That is the VM's own only where no other VM
+//! is in the group or below it ([`keep_own_pressure`]); helpers of the VM (swtpm, virtiofsd, virt-launcher) are taken
+//! for a part of it.
 //!
-//! Limits: a group's neighbours, which may have been promised more than their parent was, are not looked at. In a cgroup
-//! namespace of its own the agent sees relative paths (`/../..`), of which nothing is concluded. Limits of cgroup v1 are
-//! not read.
+//! Limits: a group's neighbours, which may have been promised more than their parent was, are not looked at. In a
+//! cgroup namespace of its own the agent sees relative paths (`/../..`), of which nothing is concluded. Limits of
+//! cgroup v1 are not read.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

@@ -1,11 +1,11 @@
 //! Files that a VM's process reads and does not write: base images, that several VMs share.
 //!
-//! In: `/proc/PID/fd`. Out: identities of the regular files that are open for reading only, each with a descriptor by which the process
-//! has it open. What cannot be read is left out.
+//! In: `/proc/PID/fd`. Out: identities of the regular files that are open for reading only, each with a descriptor by
+//! which the process has it open. What cannot be read is left out.
 //!
 //! # Limits
-//! An image on a block device is not found, nor one that is opened later than the VM was. Of a process with more than [`MOST_DESCRIPTORS`]
-//! descriptors, or more than [`MOST_IMAGES`] images, the rest is left out.
+//! An image on a block device is not found, nor one that is opened later than the VM was. Of a process with more than
+//! [`MOST_DESCRIPTORS`] descriptors, or more than [`MOST_IMAGES`] images, the rest is left out.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,7 +45,8 @@ pub(super) fn images(process: &Proc) -> BTreeMap<FileId, i32> {
         Ok(read_only.map(|file| file.fd).collect::<Vec<_>>())
     });
     let identity = |file: i32| {
-        // Through the link: the path may mean something else to the process. A server that is down must not hold up the look.
+        // Through the link: the path may mean something else to the process. A server that is down must not hold up the
+        // look.
         let facts = known_facts(&process.file(&format!("fd/{file}"))).ok()?;
         let image = facts.is_regular && facts.bytes >= LEAST_BYTES;
         image.then_some((FileId { device: facts.device, inode: facts.inode }, file))

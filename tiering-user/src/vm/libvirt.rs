@@ -1,7 +1,7 @@
 //! Labels that libvirt keeps with a machine, in the metadata of its domain.
 //!
-//! In: the state file that libvirt's QEMU driver writes for each machine that runs (`NAME.xml`). Out: labels, by key. Not by the
-//! API: that would be a connection to a daemon for what a file says.
+//! In: the state file that libvirt's QEMU driver writes for each machine that runs (`NAME.xml`). Out: labels, by key.
+//! Not by the API: that would be a connection to a daemon for what a file says.
 //!
 //! Whoever starts a process chooses its name: the file counts only if it says that it is about this process.
 

@@ -4,7 +4,8 @@
 //! Reads the mappings of every process, so it is done at most once a scan, and when there is a reason: a VM with
 //! vhost-user devices, or pages of shared RAM that somebody else has mapped too ([`mapped_twice`]), which costs little.
 //!
-//! Limits: a daemon that maps RAM and has not touched it yet is seen only where the command line has vhost-user devices.
+//! Limits: a daemon that maps RAM and has not touched it yet is seen only where the command line has vhost-user
+//! devices.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -3,7 +3,8 @@
 //! 1. A file system that is mounted: by its type.
 //! 2. A file system on a block device: storage.
 //! 3. One that the kernel keeps for itself (memfd, shared anonymous memory, memfd of huge pages), or that was unmounted
-//!    since: the kernel is asked through `/proc/PID/map_files`. Nothing on a network or in FUSE is asked: it might hang.
+//!    since: the kernel is asked through `/proc/PID/map_files`. Nothing on a network or in FUSE is asked: it might
+//!    hang.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

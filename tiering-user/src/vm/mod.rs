@@ -151,7 +151,8 @@ pub struct Vm {
     pub namespace: Option<String>,
     pub accel: Accel,
     /// In guest-physical order. Equal-sized blocks are told apart by address (blocks that QEMU creates later lie lower
-    /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under [`Refusal::LayoutUnclear`].
+    /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under
+    /// [`Refusal::LayoutUnclear`].
     pub ram: Vec<RamRegion>,
     /// Those of the regions that have room for more than is plugged (virtio-mem): what of them was never touched is not
     /// there.

@@ -79,7 +79,8 @@ fn split_items(text: &str) -> Vec<String> {
     items
 }
 
-/// Bytes of a QEMU size (`4096`, `1.5G`, `1048576k`, `0x40000000`); a number without a suffix counts `default_unit` bytes.
+/// Bytes of a QEMU size (`4096`, `1.5G`, `1048576k`, `0x40000000`); a number without a suffix counts `default_unit`
+/// bytes.
 pub(super) fn size_bytes(text: &str, default_unit: u64) -> Option<u64> {
     let text = text.trim();
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

@@ -1,8 +1,8 @@
-//! What of a guest's memory is managed, and what is left alone. In: the layout, the command line, where parts were in the
-//! guest when it was looked at before. Out: [`Parts`]. Pure.
+//! What of a guest's memory is managed, and what is left alone. In: the layout, the command line, where parts were in
+//! the guest when it was looked at before. Out: [`Parts`]. Pure.
 //!
-//! A reason that is about one part (an image file, RAM on a disk, huge pages beside others) leaves that part alone; only
-//! where it is about all RAM is it a refusal.
+//! A reason that is about one part (an image file, RAM on a disk, huge pages beside others) leaves that part alone;
+//! only where it is about all RAM is it a refusal.
 
 use tiering_common::MAX_RANGES;
 

@@ -1,15 +1,15 @@
 //! Finds guest RAM among a process's mappings. In: `/proc/PID/maps`, the memory objects of the command line, what the
 //! files behind mappings are. Out: [`Layout`]. No page table is walked for it.
 //!
-//! The biggest mapping is not the answer (an emulator's code buffer can be bigger than RAM). RAM is what has a size that
-//! the command line announces: private anonymous memory or a file, writable, not executable. QEMU maps each block in
-//! front of a guard page (`qemu_ram_mmap`, util/mmap-alloc.c, QEMU 2.4 to 10.0), so of two mappings of one size the one
-//! with a guard page counts. Something else may lie right below a block, and the kernel may split a block or merge
+//! The biggest mapping is not the answer (an emulator's code buffer can be bigger than RAM). RAM is what has a size
+//! that the command line announces: private anonymous memory or a file, writable, not executable. QEMU maps each block
+//! in front of a guard page (`qemu_ram_mmap`, util/mmap-alloc.c, QEMU 2.4 to 10.0), so of two mappings of one size the
+//! one with a guard page counts. Something else may lie right below a block, and the kernel may split a block or merge
 //! neighbouring ones: a block, or several in a row, is the upper part of a run of neighbouring mappings.
 //!
-//! Memory that is plugged by a monitor command is announced nowhere. In a machine with memory slots, an anonymous mapping
-//! that begins at a multiple of 2 MiB, is as large as a DIMM and ends at a guard page is taken for one, and so is a file
-//! that QEMU names as a memory object.
+//! Memory that is plugged by a monitor command is announced nowhere. In a machine with memory slots, an anonymous
+//! mapping that begins at a multiple of 2 MiB, is as large as a DIMM and ends at a guard page is taken for one, and so
+//! is a file that QEMU names as a memory object.
 //!
 //! # Limits
 //! Blocks of one size and kind are told apart by address only: QEMU maps blocks as it creates them, and mmap hands out
@@ -138,8 +138,8 @@ pub(super) fn find(
     Layout { found, complete, slots_complete }
 }
 
-/// The run whose upper part holds exactly the first block, or exactly the first two, and so on: its index and the number
-/// of blocks.
+/// The run whose upper part holds exactly the first block, or exactly the first two, and so on: its index and the
+/// number of blocks.
 fn best_run(runs: &[Run], blocks: &[&RamBlock]) -> Option<(usize, usize)> {
     let fitting = |(index, run): (usize, &Run)| {
         let count = run.filled_by(blocks)?;

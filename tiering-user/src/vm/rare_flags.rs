@@ -1,8 +1,8 @@
 //! What only smaps tells of guest RAM: a mapping that is locked, or whose page faults are handled in another process.
 //!
-//! Reading smaps walks the page tables of the whole process and holds its lock meanwhile: 35 ms for 4 GiB in small pages
-//! (Linux 6.18), in which the guest's page faults wait. So it is read of a process that has next to no pages: one that
-//! has just started.
+//! Reading smaps walks the page tables of the whole process and holds its lock meanwhile: 35 ms for 4 GiB in small
+//! pages (Linux 6.18), in which the guest's page faults wait. So it is read of a process that has next to no pages: one
+//! that has just started.
 //!
 //! # Limits
 //! A larger process that was there before the agent is not looked at. What it has locked shows in its `VmLck`, its own

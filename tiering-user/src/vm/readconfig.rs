@@ -2,8 +2,8 @@
 //! nodes there). In: the process and the path as its command line has it. Out: the text, and from the text the options.
 //!
 //! The path is the process's: it is followed in the process's own root, and no link leads out of it. Where the process
-//! has changed its root since (`-chroot`), and shares the agent's mounts, the agent's root is the one that QEMU read
-//! it in. Only regular files of at most [`MOST_BYTES`] are read; a read that takes longer than [`DEADLINE`] is given up.
+//! has changed its root since (`-chroot`), and shares the agent's mounts, the agent's root is the one that QEMU read it
+//! in. Only regular files of at most [`MOST_BYTES`] are read; a read that takes longer than [`DEADLINE`] is given up.
 //!
 //! Limits: the file may have been changed since QEMU read it. A relative path is followed from where the process is
 //! now. What sizes it announces is only believed where there is a mapping of that size (`ram`).

@@ -1,6 +1,6 @@
 //! Facts about a VM's process that can change at any time: devices, locks, threads, limits. In: `/proc/PID/fd`,
-//! `status`, `task`, `cgroup`, `oom_score_adj` and the cgroup v2 mount. Out: [`Runtime`]. Does not judge (`refusal`) and
-//! does not read smaps: a look costs three system calls for each file and thread of the process.
+//! `status`, `task`, `cgroup`, `oom_score_adj` and the cgroup v2 mount. Out: [`Runtime`]. Does not judge (`refusal`)
+//! and does not read smaps: a look costs three system calls for each file and thread of the process.
 
 use std::path::Path;
 
@@ -104,7 +104,8 @@ impl Runtime {
         }
         // SCHED_FIFO, SCHED_RR, SCHED_DEADLINE.
         self.realtime |= matches!(stat.policy, Some(1 | 2 | 6));
-        // QEMU names its threads only where it is told to (debug-threads=on); under KVM the kernel counts what a guest runs.
+        // QEMU names its threads only where it is told to (debug-threads=on); under KVM the kernel counts what a guest
+        // runs.
         let named = stat.comm.starts_with("CPU ");
         let ran = if named { stat.utime.saturating_add(stat.stime) } else { stat.guest_time.unwrap_or(0) };
         self.vcpus_ran |= ran >= VCPU_RAN_TICKS;

@@ -1,16 +1,19 @@
-//! Keeps track of which VMs there are. In: the process list, time and again. Out: what appeared, what changed, what went.
+//! Keeps track of which VMs there are. In: the process list, time and again. Out: what appeared, what changed, what
+//! went.
 //!
-//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Any other one costs reading
-//!    where its `exe` link points. (The verdict on a process that is no VM is not remembered: it can become QEMU by
-//!    `exec` without a new pid or start time.)
+//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Any other one costs
+//!    reading where its `exe` link points. (The verdict on a process that is no VM is not remembered: it can become
+//!    QEMU by `exec` without a new pid or start time.)
 //! 2. QEMU by executable and by command line is looked at in full.
 //! 3. A VM that has not mapped its RAM yet is tried again; after a few scans it is reported to be watched only.
 //! 4. A known VM is looked at again when its address space has another size (memory was plugged or unplugged), when it
-//!    was refused for a reason that may pass, and once a minute. Shared RAM is looked at for other processes that map it.
+//!    was refused for a reason that may pass, and once a minute. Shared RAM is looked at for other processes that map
+//!    it.
 //!
-//! An unreadable process does not hide the others: each trouble is reported once, and tried again at each scan. A look may hang, where the process
-//! is stuck: [`Scanner::copy`] says at which, and the scan can be done anew by a copy that leaves it alone. Of a process whose owner is not
-//! trusted nothing is read but its name, and only so many of them are told of.
+//! An unreadable process does not hide the others: each trouble is reported once, and tried again at each scan. A look
+//! may hang, where the process is stuck: [`Scanner::copy`] says at which, and the scan can be done anew by a copy that
+//! leaves it alone. Of a process whose owner is not trusted nothing is read but its name, and only so many of them are
+//! told of.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -174,7 +177,8 @@ impl Scanner {
             let owner_now = Proc::open_key(proc_root, key).and_then(|process| Owner::of(&process));
             let stays = pids.contains(&key.pid)
                 && match owner_now {
-                    // QEMU gives up root once it has set itself up, where it is told to (-runas): then it is looked at anew.
+                    // QEMU gives up root once it has set itself up, where it is told to (-runas): then it is looked at
+                    // anew.
                     Ok(now) => now == owner,
                     Err(error) => !matches!(error, VmError::Gone { .. }),
                 };

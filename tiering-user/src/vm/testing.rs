@@ -1,5 +1,6 @@
-//! For tests. A fake `/proc` and cgroup tree for those of this module: in, a [`Guest`] by the properties a test is about; out, the
-//! files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a [`machine`] as it would be found.
+//! For tests. A fake `/proc` and cgroup tree for those of this module: in, a [`Guest`] by the properties a test is
+//! about; out, the files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a
+//! [`machine`] as it would be found.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

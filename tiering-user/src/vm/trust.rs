@@ -1,12 +1,13 @@
 //! Whose processes are taken for virtual machines that may be managed.
 //!
-//! In: the users that the configuration names; the owner of a process and its control group. Out: whether it is trusted, or which user is not.
-//! Any user can start a process that looks like QEMU. What is learned of such a process costs memory, and what is moved of it takes room
-//! from others, so only the processes of users that run virtual machines for this host are managed.
+//! In: the users that the configuration names; the owner of a process and its control group. Out: whether it is
+//! trusted, or which user is not. Any user can start a process that looks like QEMU. What is learned of such a process
+//! costs memory, and what is moved of it takes room from others, so only the processes of users that run virtual
+//! machines for this host are managed.
 //!
 //! # Limits
-//! A process that changed its user by halves is not trusted: all four of its user ids must be. What runs as root in a container without a user
-//! namespace is root. Users are looked up once, when the agent starts.
+//! A process that changed its user by halves is not trusted: all four of its user ids must be. What runs as root in a
+//! container without a user namespace is root. Users are looked up once, when the agent starts.
 
 use std::collections::BTreeSet;
 
@@ -25,8 +26,8 @@ const ROOT: u32 = 0;
 pub struct Trust(BTreeSet<u32>);
 
 impl Trust {
-    /// root, the users that usually run virtual machines, and those that are `named`, by name or number. Returns also which of these this
-    /// host does not have.
+    /// root, the users that usually run virtual machines, and those that are `named`, by name or number. Returns also
+    /// which of these this host does not have.
     #[must_use]
     pub fn new(named: &[String]) -> (Self, Vec<String>) {
         Self::with(named, |name| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw()))
@@ -72,8 +73,8 @@ impl Owner {
     }
 }
 
-/// Whether this is the control group of a pod. A user can make groups of any name below one of his own, so only the first one of the path
-/// counts, behind those that lead out of a control-group namespace.
+/// Whether this is the control group of a pod. A user can make groups of any name below one of his own, so only the
+/// first one of the path counts, behind those that lead out of a control-group namespace.
 fn is_pod(cgroup: &str) -> bool {
     let first = cgroup.split('/').find(|part| !part.is_empty() && *part != "..");
     first.is_some_and(|part| part.starts_with("kubepods") || matches!(part, "kubelet" | "kubelet.slice"))

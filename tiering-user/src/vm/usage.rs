@@ -1,4 +1,5 @@
-//! What a process has used of the host so far, and what it holds. In: `/proc/PID/stat`, `io` and `status`. Out: [`Usage`].
+//! What a process has used of the host so far, and what it holds. In: `/proc/PID/stat`, `io` and `status`. Out:
+//! [`Usage`].
 
 use std::path::Path;
 use std::time::Duration;

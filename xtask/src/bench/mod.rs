@@ -1,8 +1,8 @@
 //! `cargo xtask bench NAME`: measures, prints a table and, as its last line, the headline figures.
 //!
-//! In: the name of a benchmark, perhaps of one of its parts. Out: the table on standard output, and with `--out` the same as JSON,
-//! a file a benchmark. Exit code 1 where something could not be measured; never because a figure is bad. A benchmark is a module
-//! here that names its parts; what is measured is in `tests/bench` and `tests/lab/bench`.
+//! In: the name of a benchmark, perhaps of one of its parts. Out: the table on standard output, and with `--out` the
+//! same as JSON, a file a benchmark. Exit code 1 where something could not be measured; never because a figure is bad.
+//! A benchmark is a module here that names its parts; what is measured is in `tests/bench` and `tests/lab/bench`.
 
 mod part;
 mod prefetch;

@@ -1,5 +1,6 @@
-//! One part of a benchmark, and how it is run: on this machine by an executable without test harness, or in the lab as an
-//! ignored test of `tests/lab`, which carries itself there. Both keep their table where `Results::of_this_run` finds it.
+//! One part of a benchmark, and how it is run: on this machine by an executable without test harness, or in the lab as
+//! an ignored test of `tests/lab`, which carries itself there. Both keep their table where `Results::of_this_run` finds
+//! it.
 
 use crate::build::Built;
 use crate::command;

@@ -7,9 +7,9 @@
 //!    guests are switched off;
 //! 5. the report, a summary, and a look for anything that was left behind.
 //!
-//! In: the built agent. Out: exit code 0 if every page was right and nothing is left, 130 after a Ctrl-C, else 1. Whatever
-//! happens, the guests and the agent end and the folder goes: their owners are dropped. A guest that dies is reported, the
-//! others go on. Emulated guests, because the faults of KVM guests come from another source.
+//! In: the built agent. Out: exit code 0 if every page was right and nothing is left, 130 after a Ctrl-C, else 1.
+//! Whatever happens, the guests and the agent end and the folder goes: their owners are dropped. A guest that dies is
+//! reported, the others go on. Emulated guests, because the faults of KVM guests come from another source.
 
 mod config;
 mod guests;

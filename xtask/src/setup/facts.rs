@@ -60,7 +60,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Looks at the machine. What apt offers is asked only for what is missing: each question takes a third of a second.
+    /// Looks at the machine. What apt offers is asked only for what is missing: each question takes a third of a
+    /// second.
     pub fn probe() -> Self {
         let apt = find("apt-get").is_some() && find("dpkg").is_some();
         let offered = |package: &str| apt && ask(Command::new("apt-cache").args(["show", package])).is_some();

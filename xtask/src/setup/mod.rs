@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: what build, demo, tests and lab need and the machine lacks.
 //!
-//! In: the machine, as [`facts`]. Out: a [`plan`] that is printed, then carried out by [`apply`]. It changes nothing that
-//! is there already, and with `--check` nothing at all.
+//! In: the machine, as [`facts`]. Out: a [`plan`] that is printed, then carried out by [`apply`]. It changes nothing
+//! that is there already, and with `--check` nothing at all.
 
 mod apply;
 mod facts;

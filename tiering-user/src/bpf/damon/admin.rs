@@ -1,7 +1,7 @@
 //! DAMON's files in sysfs (Documentation/admin-guide/mm/damon/usage.rst).
 //!
-//! In: the machines to watch. Out: a kdamond that does, and the number of its thread. Nothing is written while there is any kdamond that is
-//! not ours: to set their number deletes all there are.
+//! In: the machines to watch. Out: a kdamond that does, and the number of its thread. Nothing is written while there is
+//! any kdamond that is not ours: to set their number deletes all there are.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,8 @@ use crate::sys::Span;
 
 /// Where they are on a host.
 pub const ROOT: &str = "/sys/kernel/mm/damon/admin";
-/// The set of operations that watches fixed ranges of a process: what the agent tells DAMON to watch, not all that the process maps.
+/// The set of operations that watches fixed ranges of a process: what the agent tells DAMON to watch, not all that the
+/// process maps.
 const OPERATIONS: &str = "fvaddr";
 const NUMBER: &str = "kdamonds/nr_kdamonds";
 const CONTEXT: &str = "kdamonds/0/contexts/0";
@@ -58,7 +59,8 @@ impl Admin {
         Self { root }
     }
 
-    /// Whether DAMON may be used now. Where nobody uses it, a kdamond is set up for a moment to see what the kernel offers.
+    /// Whether DAMON may be used now. Where nobody uses it, a kdamond is set up for a moment to see what the kernel
+    /// offers.
     pub fn availability(&self) -> Availability {
         let Some(kdamonds) = self.read(NUMBER).ok().and_then(|text| text.parse::<u32>().ok()) else {
             return Availability::Absent("this kernel is built without CONFIG_DAMON_SYSFS");
@@ -73,8 +75,8 @@ impl Admin {
         }
     }
 
-    /// The sets of operations that this kernel has, one a line (Linux 5.19 and later). None where that cannot be told: what
-    /// somebody else has set up is read, never changed.
+    /// The sets of operations that this kernel has, one a line (Linux 5.19 and later). None where that cannot be told:
+    /// what somebody else has set up is read, never changed.
     fn operations(&self, kdamonds: u32) -> Option<String> {
         let read = || self.read(&format!("{CONTEXT}/avail_operations")).ok();
         if kdamonds > 0 {
@@ -106,8 +108,8 @@ impl Admin {
     /// Sets a kdamond up and starts it. Returns the number of its thread.
     ///
     /// # Errors
-    /// `EBUSY` where somebody else uses DAMON by other means than sysfs; what the kernel does not take, with the file. Nothing of ours is
-    /// left then.
+    /// `EBUSY` where somebody else uses DAMON by other means than sysfs; what the kernel does not take, with the file.
+    /// Nothing of ours is left then.
     pub fn start(&self, setup: &Setup) -> io::Result<u32> {
         if self.availability() != Availability::Free {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -185,7 +187,8 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 pub(super) mod tests {
     use super::*;
 
-    /// Files as the kernel has them once all numbers are written: unlike the kernel's they are all there from the start.
+    /// Files as the kernel has them once all numbers are written: unlike the kernel's they are all there from the
+    /// start.
     pub(in super::super) fn files(kdamonds: &str) -> (tempfile::TempDir, Admin) {
         let folder = tempfile::tempdir().unwrap();
         let mut files = vec![(format!("{CONTEXT}/avail_operations"), "vaddr\nfvaddr\npaddr")];

@@ -1,7 +1,7 @@
 //! The thread that sets DAMON up: to end a kdamond takes as long as it sleeps between two looks.
 //!
-//! In: which machines to watch. Out: which are. While a kdamond of ours is there a file says so, with the processes that it watches, so that the next
-//! agent gives back what one left that was killed.
+//! In: which machines to watch. Out: which are. While a kdamond of ours is there a file says so, with the processes
+//! that it watches, so that the next agent gives back what one left that was killed.
 
 use std::fs;
 use std::io;
@@ -132,7 +132,8 @@ impl Running {
         pids.chain(self.kdamond.map(|thread| format!("{KDAMOND}{thread}"))).collect::<Vec<_>>().join("\n")
     }
 
-    /// Whether the kdamond that is there now is this one: that thread, or, where none runs, one set up for the same processes, perhaps not yet for all.
+    /// Whether the kdamond that is there now is this one: that thread, or, where none runs, one set up for the same
+    /// processes, perhaps not yet for all.
     fn is(&self, admin: &Admin) -> bool {
         let watched = admin.watched();
         match (admin.kdamond(), self.kdamond) {

@@ -1,10 +1,12 @@
 //! The status as OpenMetrics text, for Prometheus.
 //!
-//! In: one [`Status`]. Out: text in which each metric of [`table`] stands once, with its help, type and unit, and a sample for
-//! each VM, tier, image or source that the status has. Nothing is counted here: what the status does not know has no sample.
+//! In: one [`Status`]. Out: text in which each metric of [`table`] stands once, with its help, type and unit, and a
+//! sample for each VM, tier, image or source that the status has. Nothing is counted here: what the status does not
+//! know has no sample.
 //!
-//! Labels: `vm`, `namespace` (where there is one) and `id`, since names may be used twice and ids are not; `tier`; `source`;
-//! of an image `tenant`, `image`, `device` and `inode`. No label is a page, an address or a content tag, and none is another VM.
+//! Labels: `vm`, `namespace` (where there is one) and `id`, since names may be used twice and ids are not; `tier`;
+//! `source`; of an image `tenant`, `image`, `device` and `inode`. No label is a page, an address or a content tag, and
+//! none is another VM.
 
 mod table;
 

@@ -1,7 +1,7 @@
 //! All metrics: each is declared here and nowhere else.
 //!
-//! In: parts of the status. Out: their samples. Units are base units: bytes, seconds, ratios from 0 to 1; and pages, of 4 KiB.
-//! A counter never falls while the agent runs and what it is about is there.
+//! In: parts of the status. Out: their samples. Units are base units: bytes, seconds, ratios from 0 to 1; and pages, of
+//! 4 KiB. A counter never falls while the agent runs and what it is about is there.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

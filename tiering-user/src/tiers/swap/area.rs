@@ -113,8 +113,8 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Makes a swap file of `bytes` bytes for `tier`, in a folder that is there. It gets its name when all of it is there, so
-    /// that none is ever without its header, and never takes the name of another file.
+    /// Makes a swap file of `bytes` bytes for `tier`, in a folder that is there. It gets its name when all of it is
+    /// there, so that none is ever without its header, and never takes the name of another file.
     ///
     /// # Errors
     /// Any [`AreaError`].
@@ -187,8 +187,8 @@ impl Own {
         sys::swap_off(&through(&file)).map_err(AreaError::io(&self.path, "switch the swap file off"))
     }
 
-    /// Removes it, and gives its blocks back at once, so that guest memory does not stay readable in a file that a reader
-    /// holds open. The kernel refuses that for a file that is on.
+    /// Removes it, and gives its blocks back at once, so that guest memory does not stay readable in a file that a
+    /// reader holds open. The kernel refuses that for a file that is on.
     ///
     /// # Errors
     /// [`AreaError::Replaced`], [`AreaError::Io`].
@@ -224,8 +224,8 @@ impl Memory {
         }
     }
 
-    /// Whether so much can come up from swap and leaves some: as much again, or 1 / [`MARGIN_DIVISOR`] of all memory if that
-    /// is less.
+    /// Whether so much can come up from swap and leaves some: as much again, or 1 / [`MARGIN_DIVISOR`] of all memory if
+    /// that is less.
     pub(super) fn takes(self, used_bytes: u64) -> bool {
         self.available_bytes >= used_bytes + (self.total_bytes / MARGIN_DIVISOR).min(used_bytes)
     }

@@ -3,12 +3,12 @@
 //! In: what the folder holds, which areas are on, what the configuration says now. Out: a [`Claim`], or the reason why
 //! nothing there is touched.
 //!
-//! 1. A file is the agent's own by its name and its header ([`Found::made_for`]). Anything else in the folder that is a swap
-//!    file, on or not, is somebody else's: the tier is refused.
+//! 1. A file is the agent's own by its name and its header ([`Found::made_for`]). Anything else in the folder that is a
+//!    swap file, on or not, is somebody else's: the tier is refused.
 //! 2. An own file that is not on was left by a crash or a reboot. Its content means nothing any more.
-//! 3. An own file that is on is taken over, if its priority is that of the tier's place in the ladder. If not (the tiers
-//!    were exchanged, one was inserted or removed), the kernel would fill the tiers in another order than the agent
-//!    believes: it is a [`Misfit`], and what is in it must come up to memory.
+//! 3. An own file that is on is taken over, if its priority is that of the tier's place in the ladder. If not (the
+//!    tiers were exchanged, one was inserted or removed), the kernel would fill the tiers in another order than the
+//!    agent believes: it is a [`Misfit`], and what is in it must come up to memory.
 //!
 //! # Limits
 //! A tier that was renamed keeps its files. A file that somebody makes with the name, the label and a random UUID that
@@ -104,8 +104,8 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// Takes the areas that do not fit out of the claims of the swap tiers, given in the order of the ladder, and adds the areas of
-/// ours that are in the folder of no tier.
+/// Takes the areas that do not fit out of the claims of the swap tiers, given in the order of the ladder, and adds the
+/// areas of ours that are in the folder of no tier.
 pub(super) fn misfits(tiers: &mut [(String, Claim)], on: &[OnArea]) -> Vec<Misfit> {
     let claimed: Vec<FileId> = tiers.iter().flat_map(|(_, claim)| &claim.on).map(|(own, _)| own.id).collect();
     let mut misfits = Vec::new();

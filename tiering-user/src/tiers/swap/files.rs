@@ -2,9 +2,10 @@
 //!
 //! In: a folder, the lines of `/proc/swaps`. Out: [`Found`] and [`OnArea`]. Nothing is changed, and nothing is decided.
 //!
-//! The path of a line need not be the path of the folder: it may lead through a link or a bind mount, or to another file
-//! that was put there since. So a file is known by its device and inode, and whether it is on by the kernel: no byte can
-//! be written to a swap file that is on, not even none (`generic_write_checks` in fs/read_write.c, Linux 6.1 to 6.18).
+//! The path of a line need not be the path of the folder: it may lead through a link or a bind mount, or to another
+//! file that was put there since. So a file is known by its device and inode, and whether it is on by the kernel: no
+//! byte can be written to a swap file that is on, not even none (`generic_write_checks` in fs/read_write.c, Linux 6.1
+//! to 6.18).
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -69,7 +70,8 @@ pub(super) fn look(folder: &Path) -> io::Result<Vec<Found>> {
 
 fn look_at(path: &Path) -> Option<Found> {
     let is_link = fs::symlink_metadata(path).ok()?.is_symlink();
-    // Before it is opened: what is no file of a disk may block, or do something. No swap area is smaller than its header.
+    // Before it is opened: what is no file of a disk may block, or do something. No swap area is smaller than its
+    // header.
     if !fs::metadata(path).is_ok_and(|target| target.is_file() && target.len() >= PAGE_BYTES) {
         return None;
     }

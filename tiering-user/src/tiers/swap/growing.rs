@@ -1,9 +1,9 @@
 //! How a tier gets another swap file, and how the kernel's number of its area is found.
 //!
-//! Pagemap names an area by its number, and nothing tells which number an area has. So a new one is switched on above all
-//! others for a moment, and the number is the one that a page of our own lands in then. The kernel gives an area the lowest
-//! number that is free (`alloc_swap_info` in mm/swapfile.c, Linux 6.1 to 6.18): switched off and on again with the priority
-//! it is to have, it has the same.
+//! Pagemap names an area by its number, and nothing tells which number an area has. So a new one is switched on above
+//! all others for a moment, and the number is the one that a page of our own lands in then. The kernel gives an area
+//! the lowest number that is free (`alloc_swap_info` in mm/swapfile.c, Linux 6.1 to 6.18): switched off and on again
+//! with the priority it is to have, it has the same.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,8 @@ impl SwapTiers {
         self.refuse_areas_above(tier, on)?;
         let SwapTier { id, name, folder, segments, priorities, .. } = &self.tiers[tier];
         let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
-        // No two areas of one priority: the kernel would fill them in turn. And a name that somebody uses is left alone.
+        // No two areas of one priority: the kernel would fill them in turn. And a name that somebody uses is left
+        // alone.
         let free = |(n, priority): &(i32, i32)| {
             segments.iter().all(|segment| segment.area.priority != *priority)
                 && fs::symlink_metadata(folder.join(segment_name(*n))).is_err()

@@ -1,7 +1,8 @@
 //! The header of a swap file: the first page of the area, as mkswap(8) writes it, and the agent's mark in it.
 //!
-//! Layout: `union swap_header` in include/linux/swap.h (Linux 6.1 to 6.18). The mark is the label `tiering-TIER` together
-//! with a UUID that begins with [`MARK`]; files of versions before the mark have a random UUID of version 4 there.
+//! Layout: `union swap_header` in include/linux/swap.h (Linux 6.1 to 6.18). The mark is the label `tiering-TIER`
+//! together with a UUID that begins with [`MARK`]; files of versions before the mark have a random UUID of version 4
+//! there.
 
 use crate::sys::PAGE_BYTES;
 
@@ -9,7 +10,8 @@ const PAGE: usize = PAGE_BYTES as usize;
 /// Largest page a kernel may have made an area with; the signature ends the first page.
 const LARGEST_PAGE: usize = 64 << 10;
 const SIGNATURE: &[u8; 10] = b"SWAPSPACE2";
-/// What else may stand in its place: the first version, and images of a suspended system (libblkid, src/superblocks/swap.c).
+/// What else may stand in its place: the first version, and images of a suspended system (libblkid,
+/// src/superblocks/swap.c).
 const OTHER_SIGNATURES: [&[u8; 9]; 5] =
     [b"SWAP-SPAC", b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB000"];
 const VERSION_AT: usize = 1024;
@@ -62,7 +64,8 @@ fn made_for(page: &[u8]) -> Option<String> {
     (ours && !tier.is_empty() && tier.bytes().all(plain)).then(|| tier.to_owned())
 }
 
-/// The first page of a swap area of `pages` pages (this one included) for `tier`. `random` makes its UUID differ from others.
+/// The first page of a swap area of `pages` pages (this one included) for `tier`. `random` makes its UUID differ from
+/// others.
 pub(super) fn encode(pages: u32, random: [u8; 16], tier: &str) -> [u8; PAGE] {
     let mut uuid = random;
     uuid[..MARK.len()].copy_from_slice(&MARK);

@@ -11,7 +11,8 @@ use super::tiers::{SwapError, SwapTiers};
 use crate::sys::PAGE_BYTES;
 use crate::tiers::TierId;
 
-/// Slots of a plug that was freed may be counted as used for a moment: so often, and so long each time, it is waited for that.
+/// Slots of a plug that was freed may be counted as used for a moment: so often, and so long each time, it is waited
+/// for that.
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 /// More than this is no remainder of a plug.
@@ -32,7 +33,8 @@ impl SwapTiers {
     /// is sent to the tier any more. Returns the pages that were in it.
     ///
     /// # Errors
-    /// [`AreaError::NoMemory`](super::AreaError::NoMemory) where what is in it does not fit; the areas not yet off stay as they are.
+    /// [`AreaError::NoMemory`](super::AreaError::NoMemory) where what is in it does not fit; the areas not yet off stay
+    /// as they are.
     pub fn drain(&mut self, tier: TierId) -> Result<u64, SwapError> {
         let index = self.index(tier)?;
         self.tiers[index].closed = true;
@@ -64,8 +66,8 @@ impl SwapTiers {
         Ok(brought_up)
     }
 
-    /// Switches off one file of each lower tier that has two which hold nothing: their plugs take memory, and the end of the
-    /// agent waits until they are freed.
+    /// Switches off one file of each lower tier that has two which hold nothing: their plugs take memory, and the end
+    /// of the agent waits until they are freed.
     pub(super) fn shed(&mut self) -> Result<(), SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut shed = false;
@@ -97,11 +99,11 @@ impl SwapTiers {
         Ok(())
     }
 
-    /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for the next
-    /// agent, since the kernel would look through the page tables of all processes for it.
+    /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for
+    /// the next agent, since the kernel would look through the page tables of all processes for it.
     ///
-    /// Pages of a plug that were just being written stay in the swap cache until the kernel needs memory. Where those are all
-    /// that is left, in all areas, they are switched off too: no process has many pages there.
+    /// Pages of a plug that were just being written stay in the swap cache until the kernel needs memory. Where those
+    /// are all that is left, in all areas, they are switched off too: no process has many pages there.
     pub fn release_empty(&mut self) {
         for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
             segment.plug = None;

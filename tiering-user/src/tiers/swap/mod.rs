@@ -1,7 +1,8 @@
-//! Swap files, and the guarantee that a page-out lands in the one that was chosen, as far as a stock kernel can give it.
+//! Swap files, and the guarantee that a page-out lands in the one that was chosen, as far as a stock kernel can give
+//! it.
 //!
-//! In: the swap tiers of the [`Ladder`](super::Ladder) and `/proc/swaps`. Out: files made and switched on as they are needed
-//! ([`SwapTiers`]), which area is whose ([`Areas`]), and everything gone again when a tier is drained.
+//! In: the swap tiers of the [`Ladder`](super::Ladder) and `/proc/swaps`. Out: files made and switched on as they are
+//! needed ([`SwapTiers`]), which area is whose ([`Areas`]), and everything gone again when a tier is drained.
 
 pub(super) mod area;
 mod claim;

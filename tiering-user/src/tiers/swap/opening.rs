@@ -1,4 +1,5 @@
-//! How the swap tiers begin: what others have there is left alone, and what an agent before this one left is taken over.
+//! How the swap tiers begin: what others have there is left alone, and what an agent before this one left is taken
+//! over.
 //!
 //! First all that can refuse the start, which changes nothing; then what must change.
 
@@ -18,7 +19,8 @@ use crate::store::Store;
 use crate::sys::{self, PAGE_BYTES, Pagemap};
 use crate::tiers::{Ladder, TierKind};
 
-/// Makes sure that a tier of this name could have its swap files in `folder`, as far as can be told without making anything.
+/// Makes sure that a tier of this name could have its swap files in `folder`, as far as can be told without making
+/// anything.
 ///
 /// # Errors
 /// [`SwapError::Foreign`], [`SwapError::Area`], [`SwapError::ProcSwaps`].

@@ -1,14 +1,15 @@
 //! Whether a tier's disk still takes what is written to it.
 //!
-//! The kernel does not tell who paged something out that it could not be written: the page stays in the swap cache, where it
-//! takes memory, and pagemap shows it in swap (`end_swap_bio_write` in mm/page_io.c, Linux 6.1 to 6.18). So a page is written to a
-//! file without a name in the tier's folder and read back, past the page cache, before a batch is sent there.
+//! The kernel does not tell who paged something out that it could not be written: the page stays in the swap cache,
+//! where it takes memory, and pagemap shows it in swap (`end_swap_bio_write` in mm/page_io.c, Linux 6.1 to 6.18). So a
+//! page is written to a file without a name in the tier's folder and read back, past the page cache, before a batch is
+//! sent there.
 //!
 //! In: a folder. Out: an error of the disk or the file system. A full disk is none: the swap files have their blocks.
 //!
 //! # Limits
-//! A disk of which only some blocks fail passes. Once in [`EVERY`] a tier: what is sent in between can meet a disk that has just
-//! failed; it stays in memory.
+//! A disk of which only some blocks fail passes. Once in [`EVERY`] a tier: what is sent in between can meet a disk that
+//! has just failed; it stays in memory.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

@@ -13,8 +13,9 @@ use super::proc_swaps::SwapLine;
 use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
 use crate::tiers::TierId;
 
-/// Most files of all lower tiers together. With the fastest one's that leaves some of the 23 areas that can be told apart
-/// ([`crate::sys::FIRST_SPECIAL`]) to the host. The more there are, the smaller is each, and the sooner it is plugged.
+/// Most files of all lower tiers together. With the fastest one's that leaves some of the 23 areas that can be told
+/// apart ([`crate::sys::FIRST_SPECIAL`]) to the host. The more there are, the smaller is each, and the sooner it is
+/// plugged.
 const LOWER_SEGMENTS: u64 = 16;
 /// Usual least size of such a file.
 const SEGMENT_MIN_BYTES: u64 = 64 << 20;
@@ -144,7 +145,8 @@ impl SwapTier {
         self.segments.iter().map(held).sum()
     }
 
-    /// Pages it may still take before it holds what the configuration gives it; its files may be larger where that was made less.
+    /// Pages it may still take before it holds what the configuration gives it; its files may be larger where that was
+    /// made less.
     pub(super) fn allowed_pages(&self, on: &[SwapLine]) -> u64 {
         self.capacity_bytes.saturating_sub(self.held_bytes(on)) / PAGE_BYTES
     }

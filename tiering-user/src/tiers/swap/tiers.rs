@@ -9,12 +9,13 @@
 //! 3. [`SwapTiers::aim`] opens one tier: it lets go as much of that tier's plug as the batch needs, and uses up
 //!    what this CPU still holds of the area it filled before (a cluster of 512 slots from Linux 6.15 on, a cache
 //!    of 64 before). The caller pages its batch out from the same thread, bound to that CPU.
-//! 4. [`SwapTiers::settle`] plugs what is left, a slice at a time: a new file of many gigabytes takes a while. As long as a tier is
-//!    behind, nothing can be sent to the tiers above it ([`SwapTiers::is_behind`]), and what the kernel reclaims on its own
-//!    goes to that file: to a slower tier than it should, but never astray.
+//! 4. [`SwapTiers::settle`] plugs what is left, a slice at a time: a new file of many gigabytes takes a while. As long
+//!    as a tier is behind, nothing can be sent to the tiers above it ([`SwapTiers::is_behind`]), and what the kernel
+//!    reclaims on its own goes to that file: to a slower tier than it should, but never astray.
 //!
-//! An area of somebody else's may be switched on at any time. One with a priority above a tier's would take its batches, its
-//! plug and its place in the kernel's order: such a tier takes nothing until it is gone ([`SwapTiers::hindered`]).
+//! An area of somebody else's may be switched on at any time. One with a priority above a tier's would take its
+//! batches, its plug and its place in the kernel's order: such a tier takes nothing until it is gone
+//! ([`SwapTiers::hindered`]).
 //!
 //! In: the ladder, `/proc/swaps`. Out: areas that are on, and which kernel number belongs to which tier
 //! ([`Areas`]). Areas that an agent before this one left on are taken over with what is in them ([`super::opening`]).
@@ -122,7 +123,8 @@ impl SwapTiers {
         SwapError::Plug { tier: self.tiers[tier].name.clone(), source }
     }
 
-    /// The areas that are on. One of ours that somebody switched off, or on again elsewhere in the order, is ours no more.
+    /// The areas that are on. One of ours that somebody switched off, or on again elsewhere in the order, is ours no
+    /// more.
     fn look(&mut self) -> Result<Vec<SwapLine>, SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut gone = false;
@@ -274,8 +276,8 @@ impl SwapTiers {
         Ok(free)
     }
 
-    /// Plugs free slots of the lower tiers, no more than takes some 50 ms, and gives up files that are not needed. Returns whether
-    /// there are more slots.
+    /// Plugs free slots of the lower tiers, no more than takes some 50 ms, and gives up files that are not needed.
+    /// Returns whether there are more slots.
     ///
     /// # Errors
     /// Any [`SwapError`].
@@ -298,8 +300,8 @@ impl SwapTiers {
         self.index(tier).is_ok_and(|index| self.tiers[index + 1..].iter().any(|lower| lower.behind))
     }
 
-    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first, as far as the slice goes.
-    /// What an area of somebody else's would take is left.
+    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first, as far as the slice
+    /// goes. What an area of somebody else's would take is left.
     fn plug_up(&mut self, tier: usize, above: i32, slice: &mut u64) -> Result<(), SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let others = self.foremost_of_others(&on).map_or(-1, |line| line.priority);
