@@ -1,7 +1,8 @@
 //! The images that machines read through the host's page cache, and what of them is read ahead.
 //!
-//! In: the files that machines have open for reading only; what they had read from the disk. Out: parts of these files
-//! to be read into the page cache; records of the order in which they were read, for the next agent.
+//! In: images that machines have open for reading only; what they had read from the disk. Out: parts of these files to be
+//! read into the page cache; records of the order in which they were read, for the next agent. Reads nothing itself
+//! ([`super::reading_ahead`] does).
 //!
 //! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again
 //! by its inode number, name, length and time of change: the number of its file system's device differs from boot to
@@ -25,18 +26,11 @@ use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
 use tiering_common::{EXTENT_PAGES, FileRead, ImageKey, MAX_IMAGES};
 
-use super::aside::Found;
 use super::ceiling::{Remembered, What};
-use super::helpers::{Spot, Subject};
 use super::kept::Kept;
-use super::knowledge::identity;
-use super::machine::Machine;
-use super::state::State;
-use crate::actuate::read_ahead;
-use crate::bpf::Faults;
 use crate::predict::{Extent, ImageTape, MOST_TOUCHES, decode, encode};
 use crate::store::Record;
-use crate::sys::{self, Monotonic, PAGE_BYTES, unix_seconds};
+use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::track::VmId;
 use crate::vm::FileId;
 
@@ -49,8 +43,6 @@ const IMAGES: &str = "image/";
 /// While an image is in use its tape is written when so much of it, at least of this length, is new: a quarter.
 const WORTH_IT: u64 = 256;
 const NEW_PART: u64 = 4;
-/// Reads that are taken out of the ring in one go.
-const MOST_READS: usize = 4096;
 
 /// What an image is known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,8 +65,8 @@ struct Header {
 #[derive(Debug)]
 pub(super) struct Image {
     identity: ImageName,
-    id: FileId,
-    file: Arc<File>,
+    pub id: FileId,
+    pub file: Arc<File>,
     pub tape: ImageTape,
     pub readers: BTreeSet<VmId>,
     /// Extents that are allocated, as far as is known.
@@ -131,18 +123,23 @@ impl Images {
     }
 
     /// A machine of this owner has come.
-    fn enter(&mut self, owner: String, vm: VmId) {
+    pub(super) fn enter(&mut self, owner: String, vm: VmId) {
         self.owners.insert(vm, owner);
     }
 
+    /// Whether a machine has come and not gone.
+    pub(super) fn is_here(&self, vm: VmId) -> bool {
+        self.owners.contains_key(&vm)
+    }
+
     /// Whether an image is open already for the owner of this machine.
-    fn is_open(&self, vm: VmId, id: FileId) -> bool {
+    pub(super) fn is_open(&self, vm: VmId, id: FileId) -> bool {
         self.owners.get(&vm).is_some_and(|owner| self.open.contains_key(&(owner.clone(), id)))
     }
 
     /// A machine has this image open, which was opened for its owner if it was not before. Returns it with its number
     /// if it is to be watched from now on.
-    fn join(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) -> Option<(ImageKey, u32)> {
+    pub(super) fn join(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) -> Option<(ImageKey, u32)> {
         let owner = self.owners.get(&vm)?.clone();
         let place = (owner.clone(), id);
         if !self.open.contains_key(&place) {
@@ -179,7 +176,7 @@ impl Images {
     }
 
     /// A machine has gone. Returns the images that are not to be watched any more, and those to be closed.
-    fn leave(&mut self, vm: VmId, unix_s: u64) -> (Vec<ImageKey>, Vec<Image>) {
+    pub(super) fn leave(&mut self, vm: VmId, unix_s: u64) -> (Vec<ImageKey>, Vec<Image>) {
         self.owners.remove(&vm);
         for image in self.open.values_mut() {
             image.readers.remove(&vm);
@@ -198,7 +195,7 @@ impl Images {
     }
 
     /// A machine had this read from the disk. Returns what is to be read ahead, at most `room` bytes in all.
-    fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<Ahead> {
+    pub(super) fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<Ahead> {
         let vm = VmId(read.vm);
         let owner = self.owners.get(&vm)?.clone();
         let id = self.numbers.iter().find(|(_, number)| **number == read.image)?.0;
@@ -314,7 +311,7 @@ fn key(id: FileId) -> ImageKey {
 #[derive(Debug)]
 pub(super) struct Opened {
     facts: Facts,
-    file: Arc<File>,
+    pub file: Arc<File>,
     allocated_bytes: u64,
 }
 
@@ -326,6 +323,12 @@ struct Facts {
     changed_unix_s: i64,
 }
 
+impl Opened {
+    pub(super) fn name(&self) -> &str {
+        &self.facts.name
+    }
+}
+
 impl Facts {
     fn of_owner(self, owner: String) -> ImageName {
         let Self { name, inode, bytes, changed_unix_s } = self;
@@ -335,16 +338,16 @@ impl Facts {
 
 /// Parts of an image to be read into the page cache, bytes.
 #[derive(Debug)]
-struct Ahead {
-    device: u64,
-    name: String,
-    file: Arc<File>,
-    parts: Vec<Range<u64>>,
+pub(super) struct Ahead {
+    pub device: u64,
+    pub name: String,
+    pub file: Arc<File>,
+    pub parts: Vec<Range<u64>>,
 }
 
 /// Opens the image behind this descriptor of a machine, if it is still the one that was found. The server that it is on
 /// may be down: then this does not come back.
-fn open(path: &Path, id: FileId) -> Option<Opened> {
+pub(super) fn open(path: &Path, id: FileId) -> Option<Opened> {
     // Not to wait for anybody, should it be a pipe by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     let metadata =
@@ -368,112 +371,6 @@ fn parts(extents: &[Extent]) -> Vec<Range<u64>> {
         first..first + run.len() as u64 * EXTENT_BYTES
     };
     together.map(part).collect()
-}
-
-impl State {
-    /// A machine has come: its images are watched, if reads of images are of use.
-    pub(super) fn admit_images(&mut self, machine: &Machine, faults: &mut Faults) {
-        let rules = self.config.prefetch;
-        if !(rules.enabled && rules.pull && rules.by_file) {
-            return;
-        }
-        let vm = &machine.target.vm;
-        let owner = match &machine.settings.tenant {
-            Some(tenant) => format!("tenant/{tenant}"),
-            // Whoever starts a machine chooses its identity: it is not another one's that is there.
-            None if self.machines.values().any(|other| {
-                other.target.id != machine.target.id && identity(&other.target.vm) == identity(vm)
-            }) =>
-            {
-                format!("process/{}/{}", vm.key.pid, vm.key.start_time_ticks)
-            }
-            None => identity(vm),
-        };
-        let number = machine.target.id;
-        self.images.enter(owner, number);
-        for (id, fd) in &vm.images {
-            if self.images.is_open(number, *id) {
-                self.join_image(number, *id, None, faults);
-                continue;
-            }
-            let path = Path::new("/proc").join(vm.key.pid.to_string()).join("fd").join(fd.to_string());
-            // What the link says is known without a look at the file.
-            let name = std::fs::read_link(&path).unwrap_or_default();
-            let subject = Subject {
-                what: format!("opening the image {} of {}", name.display(), vm.name),
-                without: "nothing of it is read ahead",
-            };
-            let (id, found) = (*id, self.aside.found.clone());
-            self.aside.files.look(Spot::FileSystem(id.device), subject, move || {
-                // Who has just ended has none.
-                if let Some(opened) = open(&path, id) {
-                    found.send(Found::Image(number, id, opened)).ok();
-                }
-            });
-        }
-    }
-
-    /// A machine has this image open, which was opened for its owner if it was not before.
-    pub(super) fn join_image(&mut self, vm: VmId, id: FileId, opened: Option<Opened>, faults: &mut Faults) {
-        // The machine may have ended meanwhile, or another one have had the image opened.
-        let opened = match opened {
-            Some(Opened { facts, file, .. })
-                if !self.images.owners.contains_key(&vm) || self.images.is_open(vm, id) =>
-            {
-                self.close(&facts.name, id, file);
-                None
-            }
-            opened => opened,
-        };
-        if let Some((key, number)) = self.images.join(vm, id, opened)
-            && let Err(error) = faults.watch_image(key, number)
-        {
-            tracing::warn!(inode = id.inode, %error, "an image is not watched");
-        }
-    }
-
-    /// A machine has gone.
-    pub(super) fn leave_images(&mut self, vm: VmId, faults: &mut Faults) {
-        let (unwatched, closed) = self.images.leave(vm, unix_seconds());
-        for key in unwatched {
-            faults.reads.unwatch(key);
-        }
-        for Image { identity, id, file, .. } in closed {
-            self.close(&identity.name, id, file);
-        }
-    }
-
-    /// Closes an image. A server that is down may be asked.
-    fn close(&self, name: &str, id: FileId, file: Arc<File>) {
-        let subject =
-            Subject { what: format!("closing the image {name}"), without: "its descriptor stays in use" };
-        self.aside.files.look(Spot::FileSystem(id.device), subject, move || drop(file));
-    }
-
-    /// Takes what machines had read from images, and has read ahead what comes next.
-    pub(super) fn drain_reads(&mut self, faults: &mut Faults) -> usize {
-        let reads = faults.reads.drain(MOST_READS);
-        let staging = self.may_stage && !self.dry_run;
-        let count = reads.len();
-        for read in reads {
-            let room = if staging { self.read_budget.available(sys::now()) } else { 0 };
-            let ahead = self.images.read(read, self.config.prefetch.threshold, room);
-            if let Some(Ahead { device, name, file, parts }) = ahead {
-                let bytes = parts.iter().map(|part| part.end - part.start).sum();
-                self.read_budget.spend(bytes);
-                let subject = Subject {
-                    what: format!("reading ahead in the image {name}"),
-                    without: "nothing more of its file system is read ahead",
-                };
-                let found = self.aside.found.clone();
-                self.aside.readers.look(Spot::FileSystem(device), subject, move || {
-                    read_ahead(&file, &parts);
-                    found.send(Found::ReadAhead { device, bytes }).ok();
-                });
-            }
-        }
-        count
-    }
 }
 
 #[cfg(test)]

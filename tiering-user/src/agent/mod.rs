@@ -43,6 +43,7 @@ mod panics;
 mod planning;
 mod profiling;
 mod rates;
+mod reading_ahead;
 mod rearming;
 mod recording;
 mod regions;
