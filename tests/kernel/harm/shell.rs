@@ -216,7 +216,6 @@ fn a_process_that_got_the_number_of_a_machine_that_has_ended_is_not_touched() {
     let machine = Pidfd::open(pid).unwrap();
     let never_looked_at = Pidfd::open(pid).unwrap();
     machine.pagemap().unwrap();
-    machine.memory().unwrap();
     first.end();
     let stranger = begin_as(pid).ok_or(Skip("no process can be begun under a chosen number".to_owned()));
     let Some(stranger) = skip_or_fail(stranger) else { return };

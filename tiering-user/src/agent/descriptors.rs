@@ -43,14 +43,11 @@ pub(super) fn raise_limit() {
 pub(super) fn take_hold(pid: i32) -> Result<Pidfd, HoldError> {
     check_room()?;
     let process = Pidfd::open(pid).map_err(told)?;
-    for opened in [process.pagemap().map(drop), process.memory().map(drop)] {
-        match opened.map_err(told) {
-            // What may not be read is told by what needs it.
-            Ok(()) | Err(HoldError::Other(_)) => {}
-            Err(error) => return Err(error),
-        }
+    match process.pagemap().map_err(told) {
+        // What may not be read is told by what needs it.
+        Ok(_) | Err(HoldError::Other(_)) => Ok(process),
+        Err(error) => Err(error),
     }
-    Ok(process)
 }
 
 /// Whether there are enough left for another machine.

@@ -6,8 +6,8 @@
 //! | what acts on the process | goes by |
 //! |---|---|
 //! | advice | the pidfd |
-//! | reading page tables and memory, re-arming | a file below `/proc/PID`, which belongs to the address space it was opened for |
-//! | moves between nodes, write touches | the number, since the calls take nothing else: [`Pidfd::by_number`] looks before and after |
+//! | reading page tables, re-arming | a file below `/proc/PID`, which belongs to the address space it was opened for |
+//! | reading and touching memory, moves between nodes | the number, since the calls take nothing else: [`Pidfd::by_number`] looks before and after |
 //!
 //! # Limits
 //! Between the look before a call and the call the process may end and its number go to another one. The kernel hands
@@ -29,7 +29,6 @@ pub struct Pidfd {
     pid: i32,
     fd: OwnedFd,
     pagemap: OnceLock<Arc<File>>,
-    memory: OnceLock<File>,
 }
 
 impl Pidfd {
@@ -46,7 +45,7 @@ impl Pidfd {
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: `fd` was just opened by the kernel for us and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { pid, fd, pagemap: OnceLock::new(), memory: OnceLock::new() })
+        Ok(Self { pid, fd, pagemap: OnceLock::new() })
     }
 
     /// The number it was opened by.
@@ -68,14 +67,6 @@ impl Pidfd {
     pub fn pagemap(&self) -> io::Result<Pagemap> {
         let open = || self.open_file("pagemap", OpenOptions::new().read(true)).map(Arc::new);
         once(&self.pagemap, open).map(|file| Pagemap::of(Arc::clone(file)))
-    }
-
-    /// Its memory, to be read; opened by the first call.
-    ///
-    /// # Errors
-    /// As [`Self::open_file`].
-    pub fn memory(&self) -> io::Result<&File> {
-        once(&self.memory, || self.open_file("mem", OpenOptions::new().read(true)))
     }
 
     /// Opens one of its files below `/proc`.
@@ -157,7 +148,6 @@ mod tests {
         let address = page.as_ptr() as u64;
         let span = Span { start: address, bytes: 1 };
         assert!(is_gone(process.pagemap()), "pagemap of a stranger");
-        assert!(is_gone(process.memory()), "memory of a stranger");
         assert!(is_gone(touch_read(&process, &[span])));
         assert!(is_gone(touch_write(&process, span)));
         assert!(is_gone(read_pages(&process, &[address], &mut [[0; 4096]])));
@@ -169,7 +159,6 @@ mod tests {
     fn files_that_were_opened_show_nothing_after_the_end_of_their_process() {
         let (mut child, process) = sleeper();
         process.pagemap().unwrap();
-        process.memory().unwrap();
         end(&mut child);
         assert!(!process.is_alive());
         assert!(process.pagemap().unwrap().read(0x1000, 1).is_err());
