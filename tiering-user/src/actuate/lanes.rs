@@ -306,9 +306,7 @@ fn run_step(
         outcome.skip(why, asked);
     } else {
         let moves = matches!(step.action, Action::Place { .. });
-        // Of private memory the page tables tell, and they are read before each move anyway.
-        let may_be_holes = moves && target.is_shared(&outcome.asked);
-        let given_back = if may_be_holes { outcome.leave_out_given_back(target) } else { Vec::new() };
+        let given_back = if moves { outcome.leave_out_given_back(target) } else { Vec::new() };
         let fails_before = limits::leave_out(target, &settings.roots, places, &mut outcome);
         // A machine that cannot be read any more is told of by what comes next.
         if moves {

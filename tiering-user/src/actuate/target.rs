@@ -150,8 +150,12 @@ impl Outcome {
         }
     }
 
-    /// Leaves out pages that do not exist: the table must not take them for swapped any longer.
+    /// Leaves out pages of shared memory that do not exist: the table must not take them for swapped any longer. Advice
+    /// passes over those of private memory, and what moves them reads the page tables anyway.
     pub(super) fn leave_out_given_back(&mut self, target: &Target) -> Vec<PageIndex> {
+        if !target.is_shared(&self.asked) {
+            return Vec::new();
+        }
         // A machine that cannot be read any more is told of by what comes next.
         let given_back = target.given_back(&self.asked).unwrap_or_default();
         if !given_back.is_empty() {
