@@ -51,6 +51,28 @@ pub struct Busy {
     pub since: Monotonic,
 }
 
+/// What a thread is at, for others to see.
+#[derive(Clone, Debug, Default)]
+pub struct NowAt(Arc<Mutex<Option<Busy>>>);
+
+impl NowAt {
+    pub fn begin(&self, what: String) {
+        *self.lock() = Some(Busy { what, since: sys::now() });
+    }
+
+    pub fn end(&self) {
+        *self.lock() = None;
+    }
+
+    pub fn get(&self) -> Option<Busy> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Busy>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What all lanes go by.
 #[derive(Clone, Debug)]
 struct Settings {
@@ -74,7 +96,7 @@ struct Lane {
     /// Set when the lane should end after the job it is at.
     stop: Arc<AtomicBool>,
     /// Written by the lane.
-    at: Arc<Mutex<Option<Busy>>>,
+    at: NowAt,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -115,7 +137,7 @@ impl Lanes {
     /// What the lanes are at now.
     pub fn busy(&self) -> Vec<Busy> {
         let lanes = [&self.mover, &self.stager, &self.mapper];
-        lanes.into_iter().filter_map(|lane| lock(&lane.at).clone()).collect()
+        lanes.into_iter().filter_map(|lane| lane.at.get()).collect()
     }
 }
 
@@ -129,8 +151,8 @@ impl Lane {
         let (sender, jobs) = mpsc::channel::<Job>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
-        let at = Arc::new(Mutex::new(None));
-        let now_at = Arc::clone(&at);
+        let at = NowAt::default();
+        let now_at = at.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut memory = LaneMemory::default();
             // What an agent before this one left is to be plugged at once.
@@ -138,7 +160,7 @@ impl Lane {
             // Jobs for tiers above one that is not plugged yet; the others go on meanwhile.
             let mut waiting = VecDeque::new();
             loop {
-                let next = if upkeep.is_behind { None } else { waiting.pop_front() };
+                let next = if upkeep.is_behind || upkeep.failed { None } else { waiting.pop_front() };
                 let received = match next {
                     Some(job) => Ok(job),
                     None => jobs.recv_timeout(if upkeep.is_behind { Duration::ZERO } else { SETTLE_EVERY }),
@@ -147,7 +169,7 @@ impl Lane {
                     _ if stopping.load(Ordering::Relaxed) => break,
                     Ok(job) if must_wait(&job, swap.as_ref()) => waiting.push_back(job),
                     Ok(job) => {
-                        *lock(&now_at) = Some(Busy { what: job.what(), since: sys::now() });
+                        now_at.begin(job.what());
                         if done.send(run(job, &settings, swap.as_mut(), &mut memory, &stopping)).is_err() {
                             break;
                         }
@@ -156,9 +178,10 @@ impl Lane {
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
                 if let Some(swap) = &mut swap {
+                    now_at.begin("looking after swap files".to_owned());
                     upkeep.go_on(swap, &done);
                 }
-                *lock(&now_at) = None;
+                now_at.end();
             }
             if let Some(swap) = &mut swap {
                 swap.release_empty();
@@ -176,10 +199,6 @@ impl Job {
             Self::FreeSwapCache(target, _) => format!("freeing the swap cache of {}", target.vm.name),
         }
     }
-}
-
-fn lock(at: &Mutex<Option<Busy>>) -> MutexGuard<'_, Option<Busy>> {
-    at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Lane {
@@ -205,6 +224,8 @@ fn must_wait(job: &Job, swap: Option<&SwapTiers>) -> bool {
 struct Upkeep {
     /// There is more to plug.
     is_behind: bool,
+    /// The last time went wrong: it is tried again after a while.
+    failed: bool,
     /// As last told.
     hindered: BTreeMap<TierId, String>,
 }
@@ -213,7 +234,9 @@ impl Upkeep {
     /// Plugs some of what the last batch left of its tier, of a new file, and of the slots of lower tiers that guests
     /// have freed. Tells which tiers areas of others are in the way of, when that changes.
     fn go_on(&mut self, swap: &mut SwapTiers, done: &async_mpsc::UnboundedSender<Done>) {
-        self.is_behind = swap.settle().unwrap_or_else(|error| {
+        let settled = swap.settle();
+        self.failed = settled.is_err();
+        self.is_behind = settled.unwrap_or_else(|error| {
             tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");
             false
         });

@@ -22,7 +22,7 @@ mod tags;
 mod target;
 
 pub use homes::Homes;
-pub use lanes::{Busy, Done, Job, Lanes};
+pub use lanes::{Busy, Done, Job, Lanes, NowAt};
 pub use memory::room_bytes;
 pub use read_ahead::read_ahead;
 pub use target::{Outcome, Roots, Skip, Target};

@@ -1,6 +1,5 @@
 //! The machine a job is about, and what becomes of the job.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -289,10 +288,11 @@ impl Target {
         Ok(absent)
     }
 
-    /// Maps these ascending pages by reading a byte of each, as far as they exist.
+    /// Maps these ascending pages by reading a byte of each, as far as they exist. To read one of private memory that was
+    /// given back a moment ago costs its page table at most: that is not looked at again.
     pub(super) fn touch_read(&self, pages: &[PageIndex]) -> io::Result<()> {
         for chunk in pages.chunks(MAX_RANGES_PER_CALL) {
-            let existing = self.existing(chunk)?;
+            let existing = if self.has_shared() { self.existing(chunk)? } else { chunk.into() };
             let existing = existing.iter().filter_map(|page| self.layout.locate(*page));
             let spans: Vec<_> = existing.map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES }).collect();
             let mut rest = spans.as_slice();
@@ -313,14 +313,14 @@ impl Target {
         })
     }
 
-    /// Looked at just before they are touched. A machine with private memory alone is not: its page tables were read
-    /// before, and a page that it has given back since costs a page of zeroes at most.
-    fn existing<'p>(&self, pages: &'p [PageIndex]) -> io::Result<Cow<'p, [PageIndex]>> {
-        if !self.layout.regions().any(|(.., shared)| shared) {
-            return Ok(pages.into());
-        }
+    /// Those that exist, looked at just before they are touched: what was given back meanwhile stays so.
+    fn existing(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
         let given_back = self.given_back(pages)?;
         Ok(pages.iter().copied().filter(|page| given_back.binary_search(page).is_err()).collect())
+    }
+
+    fn has_shared(&self) -> bool {
+        self.layout.regions().any(|(.., shared)| shared)
     }
 
     /// The addresses of these pages, in this order.

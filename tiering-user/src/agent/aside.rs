@@ -128,7 +128,8 @@ impl State {
     /// What keeps the agent from a part of its work now, each in a line.
     pub(super) fn hindrances(&self) -> Vec<String> {
         let now = sys::now();
-        let busy = self.lanes.busy().into_iter().filter(|job| now.since(job.since) > JOB_DEADLINE);
+        let busy = self.lanes.busy().into_iter().chain(self.sweeper.busy());
+        let busy = busy.filter(|job| now.since(job.since) > JOB_DEADLINE);
         let busy = busy.map(|job| {
             let seconds = now.since(job.since).as_secs();
             format!("{} takes {seconds} s so far: meanwhile nothing else of that kind is done", job.what)

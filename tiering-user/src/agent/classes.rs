@@ -136,8 +136,12 @@ impl State {
     }
 
     /// Has the labels of a machine read: they may be changed while it runs.
-    pub(super) fn ask_labels(&self, id: VmId) {
-        let Some(machine) = self.machines.get(&id) else { return };
+    pub(super) fn ask_labels(&mut self, id: VmId) {
+        // One look at a time: what hangs is not asked again.
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| !machine.labels_asked) else {
+            return;
+        };
+        machine.labels_asked = true;
         let (vm, found) = (Arc::clone(&machine.target.vm), self.aside.found.clone());
         let subject = Subject {
             what: format!("reading what libvirt says of {} in {}", vm.name, libvirt::STATE_FOLDER),
@@ -151,6 +155,7 @@ impl State {
 
     pub(super) fn on_labels(&mut self, id: VmId, labels: Result<Labels, libvirt::LabelError>) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.labels_asked = false;
         match labels {
             Ok(labels) => machine.label(&labels, &self.config),
             Err(error) => tracing::warn!(vm = machine.target.vm.name, %error, "its labels are not known"),

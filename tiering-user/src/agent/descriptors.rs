@@ -4,10 +4,12 @@
 //! machines are not taken in while fewer than [`KEPT_FREE`] are free.
 
 use std::io;
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::sys::Pidfd;
+use crate::vm::{self, ProcessKey, VmError};
 
 /// For looking at machines, moving their pages, and answering.
 const KEPT_FREE: u64 = 12;
@@ -40,9 +42,14 @@ pub(super) fn raise_limit() {
 }
 
 /// Opens a process with all that is read of it time and again.
-pub(super) fn take_hold(pid: i32) -> Result<Pidfd, HoldError> {
+pub(super) fn take_hold(key: ProcessKey) -> Result<Pidfd, HoldError> {
     check_room()?;
-    let process = Pidfd::open(pid).map_err(told)?;
+    let process = Pidfd::open(key.pid).map_err(told)?;
+    // The number may be another one's by now.
+    vm::check_key(Path::new("/proc"), key).map_err(|error| match error {
+        VmError::Gone { .. } => HoldError::Ended,
+        error => HoldError::Other(io::Error::other(error)),
+    })?;
     match process.pagemap().map_err(told) {
         // What may not be read is told by what needs it.
         Ok(_) | Err(HoldError::Other(_)) => Ok(process),
@@ -82,8 +89,16 @@ mod tests {
         assert!(enough(52, 64).is_ok());
         let few = enough(53, 64).unwrap_err().to_string();
         assert!(few.starts_with("53 of the agent's 64 file descriptors are in use"), "{few}");
-        take_hold(std::process::id().cast_signed()).unwrap();
-        assert!(matches!(take_hold(i32::MAX), Err(HoldError::Ended)));
+    }
+
+    #[test]
+    fn a_process_that_got_the_number_of_another_one_is_not_taken_hold_of() {
+        let stat = procfs::process::Process::myself().and_then(|process| process.stat()).unwrap();
+        let key = ProcessKey { pid: stat.pid, start_time_ticks: stat.starttime };
+        take_hold(key).unwrap();
+        for other in [ProcessKey { start_time_ticks: 1, ..key }, ProcessKey { pid: i32::MAX, ..key }] {
+            assert!(matches!(take_hold(other), Err(HoldError::Ended)));
+        }
     }
 
     #[test]

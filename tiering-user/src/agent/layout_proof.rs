@@ -18,8 +18,10 @@ pub(super) struct LayoutProof {
     ranges: Vec<(GuestRange, Proof)>,
     /// There is RAM of which nothing says where the guest sees it.
     has_unknown: bool,
-    /// When frames were last compared, or thrown away.
+    /// When frames were last taken.
     looked_at: Monotonic,
+    /// While page tables are looked at: when frames were taken before.
+    asked: Option<Monotonic>,
 }
 
 impl LayoutProof {
@@ -31,6 +33,7 @@ impl LayoutProof {
             ranges: ranges.map(|range| (*range, Proof::default())).collect(),
             has_unknown: vm.guest_ranges.iter().any(|range| range.gpa.is_none()),
             looked_at: sys::now(),
+            asked: None,
         }
     }
 
@@ -66,26 +69,31 @@ impl LayoutProof {
         !self.is_wrong() && range.is_some_and(|(_, proof)| proof.verdict() == Verdict::Proved)
     }
 
-    /// Compares frames that were mapped since the last look with what the process has at the translated addresses. What
-    /// was moved meanwhile, at `moved_at` or later, is not where it was.
-    pub(super) fn compare(
-        &mut self,
-        frames: &[Frame],
-        frame_at: impl Fn(Hva) -> Option<u64>,
-        moved_at: Monotonic,
-    ) {
-        if moved_at < std::mem::replace(&mut self.looked_at, sys::now()) {
-            self.compare_all(frames, frame_at);
-        }
+    /// Page tables are being looked at.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some()
     }
 
-    fn compare_all(&mut self, frames: &[Frame], frame_at: impl Fn(Hva) -> Option<u64>) {
-        for frame in frames {
-            let gpa = Gpa(frame.gfn.saturating_mul(PAGE_BYTES));
-            let found = self.ranges.iter_mut().find_map(|(range, proof)| Some((range.hva(gpa)?, proof)));
-            let Some((hva, proof)) = found else { continue };
+    /// Takes frames that were mapped since the last look, and asks for the frames that the process has at the translated
+    /// addresses.
+    pub(super) fn ask(&mut self, frames: &[Frame]) -> Vec<(Frame, Hva)> {
+        self.asked = Some(std::mem::replace(&mut self.looked_at, sys::now()));
+        let hva = |gpa| self.ranges.iter().find_map(|(range, _)| range.hva(gpa));
+        frames
+            .iter()
+            .filter_map(|frame| Some((*frame, hva(Gpa(frame.gfn.saturating_mul(PAGE_BYTES)))?)))
+            .collect()
+    }
+
+    /// Takes the answer. What was moved meanwhile, at `moved_at` or later, is not where it was.
+    pub(super) fn answer(&mut self, found: &[(Frame, Hva, Option<u64>)], moved_at: Monotonic) {
+        if self.asked.take().is_none_or(|since| moved_at >= since) {
+            return;
+        }
+        for (frame, hva, pfn) in found {
+            let proof = self.ranges.iter_mut().find(|(range, _)| range.contains(*hva));
             // What is not mapped any more tells nothing.
-            if let Some(pfn) = frame_at(hva) {
+            if let (Some((_, proof)), Some(pfn)) = (proof, pfn) {
                 proof.note((frame.spte / PAGE_BYTES) & FRAME_BITS == pfn & FRAME_BITS);
             }
         }
@@ -114,6 +122,14 @@ mod tests {
         let mut vm = testing::machine(key, START, PAGES * PAGE_BYTES);
         vm.guest_ranges[0].gpa = gpa;
         Vm { accel, ..vm }
+    }
+
+    impl LayoutProof {
+        fn compare(&mut self, frames: &[Frame], frame_at: impl Fn(Hva) -> Option<u64>, moved_at: Monotonic) {
+            let asked = self.ask(frames).into_iter();
+            let found: Vec<_> = asked.map(|(frame, hva)| (frame, hva, frame_at(hva))).collect();
+            self.answer(&found, moved_at);
+        }
     }
 
     /// The process has frame 1000 + n at its page n.

@@ -120,6 +120,8 @@ pub(super) struct Machine {
     pub seen_by: SeenBy,
     /// Its page tables were looked at once.
     pub is_swept: bool,
+    /// Its labels are being read.
+    pub labels_asked: bool,
     /// Room for RAM (virtio-mem) in which nothing was ever touched; written by sweeps.
     pub unplugged_bytes: u64,
     /// Shared guest RAM in huge pages.
@@ -194,6 +196,7 @@ impl Machine {
             rearm_running: false,
             seen_by: SeenBy::default(),
             is_swept: false,
+            labels_asked: false,
             unplugged_bytes,
             shared_huge_bytes: 0,
             sweep: None,

@@ -134,6 +134,8 @@ async fn serve(
         Some(address) => Some(tcp::listen(address.0).await?),
         None => None,
     };
+    // Before the first thread begins.
+    let mut panicked = panics::watch();
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
@@ -183,7 +185,6 @@ async fn serve(
     }));
 
     tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
-    let mut panicked = panics::watch();
     let mut failed = None;
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));
@@ -209,7 +210,7 @@ async fn serve(
             Some(looked) = looks.recv() => {
                 // What was accessed before that look comes first.
                 samples = state.drain(&mut faults, DRAIN_SAMPLES);
-                state.on_looked(looked);
+                state.on_looked(looked, &mut faults);
             }
             Some(found) = looked_up.recv() => state.on_found(found, &mut faults),
             Some(request) = requests.recv() => state.on_request(request),

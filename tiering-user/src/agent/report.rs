@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 use tiering_common::{EXTENT_PAGES, KernelMoves};
@@ -14,7 +15,7 @@ use super::machine::Machine;
 use super::state::State;
 use crate::bpf::{Counters, Delivery, Faults, Source};
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
-use crate::sys::PAGE_BYTES;
+use crate::sys::{self, PAGE_BYTES};
 use crate::telemetry::status::{
     self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
     LeftAloneStatus, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
@@ -23,6 +24,9 @@ use crate::telemetry::status::{
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
 use crate::vm::{Accel, FileId};
+
+/// What a sweep found of a machine that is not moved is out of date after that.
+const SWEPT_LATELY: Duration = Duration::from_mins(1);
 
 /// Writes the status to the report file. A reader never sees half of it.
 ///
@@ -184,7 +188,7 @@ impl State {
             ram_bytes: vm.ram_bytes().saturating_sub(machine.unplugged_bytes),
             left_alone: machine.left_alone(),
             tier_bytes: self.bytes_by_name(&places(machine)),
-            page_tables_read: machine.is_swept,
+            page_tables_read: page_tables_read(machine),
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
             huge_bytes: machine.huge_bytes,
             huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
@@ -290,10 +294,16 @@ fn calibration(known: &Calibration) -> PrefetchCalibration {
     PrefetchCalibration { brier: known.brier(), bins: bins.collect() }
 }
 
+/// Whether the table tells where the machine's pages are. One that is not moved is swept only when somebody asks.
+fn page_tables_read(machine: &Machine) -> bool {
+    let lately = |began| sys::now().since(began) < SWEPT_LATELY;
+    machine.is_swept && (machine.unmovable().is_none() || machine.swept.began.is_some_and(lately))
+}
+
 /// Pages by place. Of a machine whose page tables are not read, since it is not moved, what its process has in memory.
 fn places(machine: &Machine) -> BTreeMap<Place, u64> {
     if let Some(usage) =
-        machine.braking.usage().filter(|_| !machine.is_swept && machine.unmovable().is_some())
+        machine.braking.usage().filter(|_| !page_tables_read(machine) && machine.unmovable().is_some())
     {
         let pages = (usage.anonymous_bytes + usage.shared_bytes) / PAGE_BYTES;
         return [(Place::In(TierId(0)), pages.min(machine.pages.layout().pages().into()))].into();

@@ -17,7 +17,6 @@ use super::classes::Classes;
 use super::descriptors::{HoldError, take_hold};
 use super::images::Images;
 use super::knowledge::Memory;
-use super::layout_proof::frame_at;
 use super::left_out::LeftOut;
 use super::machine::Machine;
 use super::recording::Recording;
@@ -26,7 +25,7 @@ use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
 use super::waiting::Haste;
-use super::watch::Sweeping;
+use super::watch::{Compared, Look, Sweeping};
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS, Worker};
 use crate::config::Config;
@@ -249,26 +248,35 @@ impl State {
         }
     }
 
-    /// Compares what KVM has mapped lately with the page tables of machines whose layout is not proved yet.
+    /// Has what KVM has mapped lately compared with the page tables of machines whose layout is not proved yet.
     fn prove_layouts(&mut self, faults: &mut Faults) {
-        for machine in self.machines.values_mut().filter(|machine| machine.layout.is_open()) {
+        for machine in self.machines.values_mut() {
+            if !machine.layout.is_open() || machine.layout.is_asked() {
+                continue;
+            }
             let frames = faults.take_frames(machine.target.id);
-            if frames.is_empty() {
-                continue;
+            if !frames.is_empty() {
+                let frames = machine.layout.ask(&frames);
+                self.sweeper.send(machine.target.clone(), Look::Compare(frames));
             }
-            // A process that has just ended proves nothing.
-            let Ok(pagemap) = machine.target.process.pagemap() else { continue };
-            let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
-            machine.layout.compare(&frames, |hva| frame_at(&pagemap, hva), moved_at);
-            if machine.layout.is_open() {
-                continue;
-            }
-            faults.enough_frames(machine.target.id);
-            let vm = machine.target.vm.name.as_str();
-            match machine.layout.is_wrong() {
-                false => tracing::info!(vm, "guest-physical addresses proved"),
-                true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
-            }
+        }
+    }
+
+    pub(super) fn on_compared(&mut self, compared: &Compared, faults: &mut Faults) {
+        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.layout.is_open())
+        else {
+            return;
+        };
+        let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
+        machine.layout.answer(&compared.found, moved_at);
+        if machine.layout.is_open() {
+            return;
+        }
+        faults.enough_frames(machine.target.id);
+        let vm = machine.target.vm.name.as_str();
+        match machine.layout.is_wrong() {
+            false => tracing::info!(vm, "guest-physical addresses proved"),
+            true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
         }
     }
 
@@ -309,7 +317,7 @@ impl State {
     pub(super) fn admit(&mut self, vm: Vm, faults: &mut Faults) {
         // One that has changed is taken in anew: its pages have other numbers.
         self.forget(vm.key, "has changed, ask again", faults);
-        let process = match take_hold(vm.key.pid) {
+        let process = match take_hold(vm.key) {
             Ok(process) => process,
             // It ended between the scan and now: the next scan says so.
             Err(HoldError::Ended) => {

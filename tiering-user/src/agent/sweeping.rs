@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::state::State;
 use super::watch::{Look, Looked, Swept};
+use crate::bpf::Faults;
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{PageIndex, Sweep, part};
 use crate::track::VmId;
@@ -90,10 +91,11 @@ impl State {
     }
 
     /// The sweeper has finished something.
-    pub(super) fn on_looked(&mut self, looked: Looked) {
+    pub(super) fn on_looked(&mut self, looked: Looked, faults: &mut Faults) {
         match looked {
             Looked::Swept(swept) => self.on_swept(swept),
             Looked::Rearmed(rearmed) => self.on_rearmed(rearmed),
+            Looked::Compared(compared) => self.on_compared(&compared, faults),
         }
     }
 
@@ -110,9 +112,11 @@ impl State {
                     machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
                     machine.pages.set_huge(sweep.part, &sweep.huge);
                 }
+                let part_pages = sweep.part.count;
                 under_way.note(&sweep, fresh);
                 under_way.plugged_pages += plugged_pages;
-                if !self.sweep_next_part(id) {
+                // A machine without RAM has one part, without pages.
+                if part_pages == 0 || !self.sweep_next_part(id) {
                     self.end_sweep(id);
                 }
             }

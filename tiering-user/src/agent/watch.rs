@@ -5,18 +5,20 @@ use std::sync::mpsc as std_mpsc;
 use std::thread;
 use std::time::Duration;
 
+use tiering_common::Frame;
 use tokio::sync::mpsc;
 
 use super::braking::Gauge;
 use super::helpers::{Helpers, Subject};
+use super::layout_proof::frame_at;
 use super::lookups::Lookups;
 use super::scans::Scans;
-use crate::actuate::{Roots, Target};
+use crate::actuate::{Busy, NowAt, Roots, Target};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, PageRun, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{
-    Changes, GroupMemory, ProcessKey, Scanner, Trust, VmError, keep_own_pressure, ksm_bytes, usage,
+    Changes, GroupMemory, Hva, ProcessKey, Scanner, Trust, VmError, keep_own_pressure, ksm_bytes, usage,
 };
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -91,11 +93,28 @@ pub(super) struct Rearmed {
     pub written: io::Result<Vec<PageRun>>,
 }
 
+/// Frames that KVM mapped, each with its address, and the frame that the page tables have there.
+#[derive(Debug)]
+pub(super) struct Compared {
+    pub vm: VmId,
+    pub found: Vec<(Frame, Hva, Option<u64>)>,
+}
+
 /// What the sweeper can do with a machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Look {
     Sweep(PageRun),
     Rearm,
+    Compare(Vec<(Frame, Hva)>),
+}
+
+impl Look {
+    fn what(&self, vm: &str) -> String {
+        match self {
+            Self::Sweep(_) | Self::Compare(_) => format!("reading the page tables of {vm}"),
+            Self::Rearm => format!("arming the pages of {vm} anew"),
+        }
+    }
 }
 
 /// What came of it.
@@ -103,32 +122,44 @@ pub(super) enum Look {
 pub(super) enum Looked {
     Swept(Swept),
     Rearmed(Rearmed),
+    Compared(Compared),
 }
 
 /// Goes through the page tables of the machines it is sent.
 #[derive(Debug)]
 pub(super) struct Sweeping {
     targets: std_mpsc::Sender<(Target, Look)>,
+    now_at: NowAt,
 }
 
 impl Sweeping {
     pub(super) fn start(places: Places, looked: mpsc::UnboundedSender<Looked>) -> io::Result<Self> {
         let (targets, queue) = std_mpsc::channel::<(Target, Look)>();
+        let now_at = NowAt::default();
+        let at = now_at.clone();
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
             // Whoever waits for the lock of a machine's page tables would also wait until this thread has a processor
             // again.
             sys::run_ahead();
             for (target, look) in queue {
+                at.begin(look.what(&target.vm.name));
                 let result = match look {
                     Look::Sweep(part) => Looked::Swept(sweep(&target, part, &places)),
                     Look::Rearm => Looked::Rearmed(rearm(&target)),
+                    Look::Compare(frames) => Looked::Compared(compare(&target, frames)),
                 };
+                at.end();
                 if looked.send(result).is_err() {
                     return;
                 }
             }
         })?;
-        Ok(Self { targets })
+        Ok(Self { targets, now_at })
+    }
+
+    /// What it is at now.
+    pub(super) fn busy(&self) -> Option<Busy> {
+        self.now_at.get()
     }
 
     pub(super) fn send(&self, target: Target, look: Look) {
@@ -151,4 +182,14 @@ fn rearm(target: &Target) -> Rearmed {
     let began = sys::now();
     let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
     Rearmed { vm: target.id, began, took, written }
+}
+
+fn compare(target: &Target, frames: Vec<(Frame, Hva)>) -> Compared {
+    // A process that has just ended proves nothing.
+    let pagemap = target.process.pagemap().ok();
+    let frame_at = |hva| frame_at(pagemap.as_ref()?, hva);
+    Compared {
+        vm: target.id,
+        found: frames.into_iter().map(|(frame, hva)| (frame, hva, frame_at(hva))).collect(),
+    }
 }

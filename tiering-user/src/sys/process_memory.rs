@@ -118,7 +118,8 @@ fn read_remote(process: &Pidfd, buffer: &mut [u8], remote: &[libc::iovec]) -> io
 /// be read, so the copy ends before its first byte. Measured on 6.18: 16,384 of 16,384 swapped pages present
 /// afterwards, their slots freed, their content as before.
 ///
-/// What is not mapped in `span` stays so: read back with [`super::Pagemap`].
+/// A page of private memory that was never touched is allocated: leave it out. Read back with [`super::Pagemap`] what
+/// came of it.
 ///
 /// # Errors
 /// `ESRCH`, `EPERM`.

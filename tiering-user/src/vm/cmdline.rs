@@ -148,10 +148,10 @@ impl CommandLine {
         match group {
             "memory" => {
                 seen.starts_vm = true;
-                let size = |key: &str| options.get(key).and_then(|size| size_bytes(size, 1 << 20));
-                // QEMU joins all `-m` into one.
-                seen.memory_bytes = size("size").or(seen.memory_bytes);
-                self.board.max_ram_bytes = size("maxmem").or(self.board.max_ram_bytes);
+                let size = |key: &str, unit| options.get(key).and_then(|size| size_bytes(size, unit));
+                // QEMU joins all `-m` into one. A plain number is MiB for the size, and bytes for `maxmem`.
+                seen.memory_bytes = size("size", 1 << 20).or(seen.memory_bytes);
+                self.board.max_ram_bytes = size("maxmem", 1).or(self.board.max_ram_bytes);
                 self.board.take_slots(options.get("slots"));
             }
             "name" => self.name = options.get("guest").and_then(clean_name).or(self.name.take()),

@@ -113,6 +113,8 @@ fn options_are_read_as_qemu_reads_them() {
     assert_eq!(sizes(&vm("-m size=1G,slots=2,maxmem=4G")), [GIB]);
     assert_eq!(sizes(&vm("-m 1G -m slots=2,maxmem=4G")), [GIB]);
     assert_eq!(sizes(&vm("--m 0x400 --M microvm")), [GIB]);
+    let plain = vm("-m 1024,slots=2,maxmem=4294967296");
+    assert_eq!((sizes(&plain), plain.board.max_ram_bytes), (vec![GIB], Some(4 * GIB)), "maxmem counts bytes");
     assert_eq!(sizes(&vm("-machine q35,memory.size=1G")), [GIB]);
     let two = "-object memory-backend-ram,id=a,size=1G -object memory-backend-ram,id=b,size=2G";
     let nodes = format!("{two} -numa node,cpus=0 -numa node,memdev=a -numa node,memdev=b");

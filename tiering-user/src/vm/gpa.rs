@@ -27,6 +27,8 @@ const ABOVE_AMD_HOLE: u64 = 1 << 40;
 /// Room for devices behind all RAM: `pci-hole64-size`, by default.
 const Q35_HOLE64_BYTES: u64 = 32 << 30;
 const I440FX_HOLE64_BYTES: u64 = 2 << 30;
+/// No x86 processor has longer physical addresses (52 bits).
+const HIGHEST_GPA: u64 = 1 << 52;
 /// Frames that must agree before a range counts as proved, and that may disagree before it counts as wrong. A page can
 /// be moved between KVM's mapping it and our looking it up, so a few disagree also where all is right.
 const ENOUGH: u32 = 4;
@@ -62,7 +64,7 @@ impl GuestRange {
     /// Where an address in the process is in the guest; none outside this range, and where a PC has no RAM.
     #[must_use]
     pub fn gpa_of(&self, address: Hva) -> Option<Gpa> {
-        let gpa = self.gpa?.0 + address.0.checked_sub(self.start.0)?;
+        let gpa = self.gpa?.0.checked_add(address.0.checked_sub(self.start.0)?)?;
         (self.contains(address) && !PC_GAP.contains(&gpa)).then_some(Gpa(gpa))
     }
 
@@ -196,14 +198,17 @@ pub(super) fn guest_ranges(
 
 /// Memory in slots lies above all other RAM, from a multiple of 1 GiB on (`pc_memory_init`, hw/i386/pc.c): each where
 /// it is told to, else in the first gap that is large enough (`memory_device_get_free_addr`, hw/mem/memory-device.c).
+/// Addresses that no guest can have are not believed: the command line may say anything.
 fn in_slots(slots: &[InSlot], base: u64) -> Vec<GuestRange> {
     let mut taken: Vec<Range<u64>> = Vec::new();
     let mut ranges = Vec::new();
     for slot in slots {
-        let gpa = slot.gpa.unwrap_or_else(|| first_gap(&taken, base, slot));
+        let fits = |gpa: &u64| gpa.checked_add(slot.bytes).is_some_and(|end| end <= HIGHEST_GPA);
+        let gpa = slot.gpa.filter(fits).unwrap_or_else(|| first_gap(&taken, base, slot));
         let at = taken.partition_point(|range| range.start < gpa);
         taken.insert(at, gpa..gpa.saturating_add(slot.bytes));
-        let range = |start| GuestRange { start, bytes: slot.bytes, gpa: Some(Gpa(gpa)) };
+        let gpa = Some(gpa).filter(fits).map(Gpa);
+        let range = |start| GuestRange { start, bytes: slot.bytes, gpa };
         ranges.extend(slot.start.map(range));
     }
     ranges
@@ -344,6 +349,22 @@ mod tests {
             [(4 * GIB + half, half)],
             "it takes its place all the same"
         );
+    }
+
+    #[test]
+    fn an_address_that_no_guest_can_have_is_not_believed() {
+        let slot = |bytes, gpa| InSlot { start: Some(Hva(BASE)), bytes, align_bytes: 2 << 20, gpa };
+        let found = |slots: &[InSlot]| {
+            shown(&guest_ranges(&regions(&[GIB]), slots, Some(&board(Some("q35"))), false)).split_off(1)
+        };
+        for told in [0xffff_ffff_ffff_f000, u64::MAX, (1 << 52) - GIB + 1] {
+            assert_eq!(found(&[slot(GIB, Some(told))]), [(4 * GIB, GIB)], "{told:#x}");
+        }
+        assert_eq!(found(&[slot(GIB, Some((1 << 52) - GIB))]), [((1 << 52) - GIB, GIB)]);
+        let huge = InSlot { start: None, ..slot(u64::MAX, None) };
+        assert_eq!(found(&[huge, slot(GIB, None)]), [(u64::MAX, GIB)], "its place is not known");
+        let range = GuestRange { start: Hva(BASE), bytes: GIB, gpa: Some(Gpa(u64::MAX)) };
+        assert_eq!(range.gpa_of(Hva(BASE + 1)), None);
     }
 
     #[test]

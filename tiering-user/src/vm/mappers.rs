@@ -4,24 +4,25 @@
 //! Reads the mappings of every process, so it is done at most once a scan, and when there is a reason: a VM with
 //! vhost-user devices, or pages of shared RAM that somebody else has mapped too ([`mapped_twice`]), which costs little.
 //!
-//! Limits: a daemon that maps RAM and has not touched it yet is seen only where the command line has vhost-user
+//! Limits: of a process, [`MOST_FILES`] files count. A daemon that maps RAM and has not touched it yet is seen only where the command line has vhost-user
 //! devices.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
 
-use procfs::process::MMPermissions;
-
-use super::process::{Proc, VmError, pids};
+use super::process::{FileId, Proc, VmError, pids};
 use super::{Backing, RamRegion};
 use crate::sys::PAGE_BYTES;
 
 /// Places of a region that are looked at, and pages in a row at each.
 const PLACES: u64 = 64;
 const PAGES: u64 = 16;
+/// Files of one process that count: one that has more maps its own, not guests' RAM.
+const MOST_FILES: usize = 16_384;
 /// Of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst): in RAM, and mapped by this process alone.
 const PRESENT: u64 = 1 << 63;
 const ALONE: u64 = 1 << 56;
@@ -51,22 +52,28 @@ pub(super) fn mapped_twice(process: &Proc, regions: &[RamRegion]) -> bool {
     look().unwrap_or(false)
 }
 
-/// Device and inode of a file.
-type FileId = ((i32, i32), u64);
-
 /// Processes by the files they map shared.
 pub(super) struct SharedMappings(HashMap<FileId, Vec<i32>>);
 
 impl SharedMappings {
-    /// Reads all processes; those that end meanwhile or cannot be read are passed over.
-    pub(super) fn read(proc_root: &Path) -> Result<SharedMappings, VmError> {
+    /// Reads all processes but those that are `left_alone`; the one that is being read is written to `at`. Those that end
+    /// meanwhile or cannot be read are passed over.
+    pub(super) fn read(
+        proc_root: &Path,
+        left_alone: &HashSet<i32>,
+        at: &AtomicI32,
+    ) -> Result<SharedMappings, VmError> {
         let mut mappers: HashMap<FileId, Vec<i32>> = HashMap::new();
-        for pid in pids(proc_root)? {
-            let Ok(maps) = Proc::open(proc_root, pid).and_then(|process| process.mappings()) else {
-                continue;
+        for pid in pids(proc_root)?.into_iter().filter(|pid| !left_alone.contains(pid)) {
+            at.store(pid, Ordering::Relaxed);
+            let mut files = HashSet::new();
+            let see = |file| {
+                if files.len() < MOST_FILES {
+                    files.insert(file);
+                }
             };
-            for map in maps.iter().filter(|map| map.perms.contains(MMPermissions::SHARED) && map.inode != 0) {
-                mappers.entry((map.dev, map.inode)).or_default().push(pid);
+            if Proc::open(proc_root, pid).and_then(|process| process.shared_files(see)).is_ok() {
+                files.into_iter().for_each(|file| mappers.entry(file).or_default().push(pid));
             }
         }
         Ok(SharedMappings(mappers))

@@ -59,7 +59,7 @@ pub use images::FileId;
 pub use ksm::ksm_bytes;
 pub use process::VmError;
 pub use refusal::{Apart, LeftAlone, Refusal, Scope};
-pub use scan::{Changes, Scanner, recheck};
+pub use scan::{Changes, Scanner, check_key, recheck};
 pub use trust::Trust;
 pub use usage::{Usage, usage};
 

@@ -5,7 +5,7 @@
 //! processes: reads of the old one fail.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use procfs::FromRead;
@@ -16,6 +16,14 @@ use super::ProcessKey;
 
 /// The kernel limits arguments to a quarter of the stack limit; a process may rewrite its own to anything.
 const CMDLINE_LIMIT_BYTES: u64 = 4 << 20;
+/// The kernel allows 65,530 mappings (vm.max_map_count); a line has some 100 bytes, unless somebody makes its path long.
+const TEXT_LIMIT_BYTES: u64 = 32 << 20;
+
+/// Enough for the fields of a line of `maps` before the path.
+const MAPS_FIELDS_BYTES: u64 = 128;
+
+/// Device (major, minor) and inode of a file.
+pub(super) type FileId = ((i32, i32), u64);
 
 /// Why virtual machines, or one of them, could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +124,34 @@ impl Proc {
     pub(super) fn text(&self, file: &str) -> Result<String, VmError> {
         self.read(file, |process| {
             let mut bytes = Vec::new();
-            process.open_relative(file)?.read_to_end(&mut bytes)?;
+            process.open_relative(file)?.take(TEXT_LIMIT_BYTES).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 == TEXT_LIMIT_BYTES {
+                return Err(ProcError::Other(format!("more than {} MiB", TEXT_LIMIT_BYTES >> 20)));
+            }
             Ok(String::from_utf8_lossy(&bytes).into_owned())
+        })
+    }
+
+    /// Calls `see` with the device and inode of each file that it maps shared, as often as it does. Keeps nothing: the
+    /// process may be anybody's, with any number of mappings of any names.
+    pub(super) fn shared_files(&self, mut see: impl FnMut(FileId)) -> Result<(), VmError> {
+        self.read("maps", |process| {
+            let mut maps = BufReader::new(process.open_relative("maps")?);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                // What comes before the path is shorter.
+                (&mut maps).take(MAPS_FIELDS_BYTES).read_until(b'\n', &mut line)?;
+                if line.is_empty() {
+                    return Ok(());
+                }
+                if !line.ends_with(b"\n") {
+                    maps.skip_until(b'\n')?;
+                }
+                if let Some(file) = shared_file(&line) {
+                    see(file);
+                }
+            }
         })
     }
 
@@ -146,6 +180,17 @@ impl Proc {
     ) -> Result<T, VmError> {
         read(&self.process).map_err(|error| explain(self.pid, file, error))
     }
+}
+
+/// Device and inode of the file of a line of `maps`, where it is mapped shared (proc_pid_maps(5)).
+fn shared_file(line: &[u8]) -> Option<FileId> {
+    let mut fields = line.split(u8::is_ascii_whitespace).map(std::str::from_utf8);
+    let mut next = || fields.next()?.ok();
+    let (_addresses, permissions, _offset, device, inode) = (next()?, next()?, next()?, next()?, next()?);
+    let (major, minor) = device.split_once(':')?;
+    let number = |text| i32::from_str_radix(text, 16).ok();
+    let file = ((number(major)?, number(minor)?), inode.parse().ok()?);
+    (permissions.ends_with('s') && file.1 != 0).then_some(file)
 }
 
 fn explain(pid: i32, file: &str, error: ProcError) -> VmError {
@@ -179,7 +224,25 @@ pub(super) fn pids(proc_root: &Path) -> Result<Vec<i32>, VmError> {
 
 #[cfg(test)]
 mod tests {
+    use procfs::process::{MMPermissions, MemoryMap};
+
     use super::*;
+
+    #[test]
+    fn a_file_that_is_mapped_shared_is_read_from_the_fields_before_its_path() {
+        let line =
+            |permissions| format!("7f12a000-7f12b000 {permissions} 00000000 fd:1f 4711   /dev/shm/a b\n");
+        assert_eq!(shared_file(line("rw-s").as_bytes()), Some(((0xfd, 0x1f), 4711)));
+        assert_eq!(shared_file(line("rw-p").as_bytes()), None);
+        assert_eq!(shared_file(b"7f12a000-7f12b000 rw-s 00000000 00:00 0 \n"), None);
+        assert_eq!(shared_file(b"nonsense"), None);
+        let mut seen = 0;
+        let process = Proc::open(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
+        process.shared_files(|_| seen += 1).unwrap();
+        let maps = process.mappings().unwrap();
+        let shared = |map: &&MemoryMap| map.perms.contains(MMPermissions::SHARED) && map.inode != 0;
+        assert_eq!(seen, maps.iter().filter(shared).count());
+    }
 
     #[test]
     fn a_forbidden_file_is_told_with_its_process_and_an_ended_process_is_told_apart() {

@@ -3,28 +3,44 @@
 //!
 //! The path is the process's: it is followed in the process's own root, and no link leads out of it. Where the process
 //! has changed its root since (`-chroot`), and shares the agent's mounts, the agent's root is the one that QEMU read it
-//! in. Only regular files of at most [`MOST_BYTES`] are read; a read that takes longer than [`DEADLINE`] is given up.
+//! in. Only regular files of at most [`MOST_BYTES`] are read, and none that the kernel makes up (`/proc`, `/sys`): what
+//! a path leads to is looked at, and then that very file is opened, whatever the path leads to by then. A read that
+//! takes longer than [`DEADLINE`] is given up.
 //!
 //! Limits: the file may have been changed since QEMU read it. A relative path is followed from where the process is
 //! now. What sizes it announces is only believed where there is a mapping of that size (`ram`).
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::statfs::{self, FsType, fstatfs};
 
 use super::arguments::Given;
 use super::options::Options;
 use super::process::Proc;
 
-/// Those of Incus have some 10 KiB.
-const MOST_BYTES: u64 = 1 << 20;
-const DEADLINE: Duration = Duration::from_secs(2);
+/// Of all files of a process together. Those of Incus have some 10 KiB.
+pub(super) const MOST_BYTES: usize = 1 << 20;
+/// How long one file may take, and how long after the first one another may be begun.
+pub(super) const DEADLINE: Duration = Duration::from_secs(1);
+/// To read a file there may do something, or wait for ever.
+const MADE_UP: [FsType; 8] = [
+    statfs::PROC_SUPER_MAGIC,
+    statfs::SYSFS_MAGIC,
+    statfs::DEBUGFS_MAGIC,
+    statfs::TRACEFS_MAGIC,
+    statfs::SECURITYFS_MAGIC,
+    statfs::BPF_FS_MAGIC,
+    statfs::CGROUP_SUPER_MAGIC,
+    statfs::CGROUP2_SUPER_MAGIC,
+];
 
 /// The text of the file that process `process` calls `path`, or why it cannot be had.
 pub(super) fn text(process: &Proc, path: &str) -> Result<String, String> {
@@ -44,28 +60,19 @@ fn read(process: &Path, path: &str) -> Result<String, String> {
         result => result,
     };
     let file = file.map_err(|error| error.to_string())?;
-    let facts = file.metadata().map_err(|error| error.to_string())?;
-    if !facts.is_file() {
-        return Err("no regular file".to_owned());
-    }
-    if facts.len() > MOST_BYTES {
+    let mut text = Vec::new();
+    file.take(MOST_BYTES as u64 + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() > MOST_BYTES {
         return Err(format!("larger than {MOST_BYTES} bytes"));
     }
-    let mut text = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut text).map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Opens it without waiting for anybody: what is no regular file is seen before it is read.
 fn open(process: &Path, path: &str) -> std::io::Result<File> {
     let descriptor = path.strip_prefix("/dev/fd/").or_else(|| path.strip_prefix("/proc/self/fd/"));
     if let Some(number) = descriptor.and_then(|number| number.parse::<u32>().ok()) {
         let link = process.join("fd").join(number.to_string());
-        // A device does something when it is opened.
-        if !std::fs::metadata(&link)?.is_file() {
-            return Err(std::io::Error::other("no regular file"));
-        }
-        return File::options().read(true).custom_flags(libc::O_NONBLOCK).open(link);
+        return open_seen(&File::options().read(true).custom_flags(libc::O_PATH).open(link)?);
     }
     match Path::new(path).is_absolute() {
         true => open_in(&process.join("root"), path),
@@ -76,20 +83,21 @@ fn open(process: &Path, path: &str) -> std::io::Result<File> {
 fn open_in(root: &Path, path: &str) -> std::io::Result<File> {
     let root = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(root)?;
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    // First what it is, without opening it.
     let look = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
-    let seen = File::from(openat2(&root, path, look)?).metadata()?;
-    if !seen.is_file() {
+    open_seen(&File::from(openat2(&root, path, look)?))
+}
+
+/// Opens what was found (`O_PATH`), if it is a regular file. No name is followed again, and nothing else is opened: a
+/// device does something when it is.
+fn open_seen(seen: &File) -> std::io::Result<File> {
+    if !seen.metadata()?.is_file() {
         return Err(std::io::Error::other("no regular file"));
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    let file = File::from(openat2(&root, path, OpenHow::new().flags(flags).resolve(resolve))?);
-    let opened = file.metadata()?;
-    if (opened.dev(), opened.ino()) == (seen.dev(), seen.ino()) {
-        Ok(file)
-    } else {
-        Err(std::io::Error::other("replaced while it was opened"))
+    if MADE_UP.contains(&fstatfs(seen)?.filesystem_type()) {
+        return Err(std::io::Error::other("a file that the kernel makes up"));
     }
+    let path = format!("/proc/self/fd/{}", seen.as_raw_fd());
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 fn shares_our_mounts(process: &Path) -> bool {
@@ -99,14 +107,18 @@ fn shares_our_mounts(process: &Path) -> bool {
 }
 
 /// The options in the text: sections `[group]` or `[group "id"]` of lines `key = "value"`
-/// (`qemu_config_foreach`, util/qemu-config.c, QEMU 7.2).
-pub(super) fn parse(text: &str) -> Result<Vec<Given>, String> {
+/// (`qemu_config_foreach`, util/qemu-config.c, QEMU 7.2). `take_one` is asked before each is kept.
+pub(super) fn parse(
+    text: &str,
+    take_one: &mut dyn FnMut() -> Result<(), String>,
+) -> Result<Vec<Given>, String> {
     let mut sections: Vec<(String, Vec<(String, String)>)> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
+        take_one()?;
         let new = line.strip_prefix('[').map(section);
         match (new, sections.last_mut(), pair(line)) {
             (Some(Some(section)), _, _) => sections.push(section),
@@ -142,7 +154,7 @@ mod tests {
     #[test]
     fn sections_become_options() {
         let text = "# Machine\n[machine]\ngraphics = \"off\"\ntype = \"q35\"\n\n[object \"mem0\"]\r\n  size = \"1024M\"\nempty = \"\"\n";
-        let given = parse(text).unwrap();
+        let given = parse(text, &mut || Ok(())).unwrap();
         let groups: Vec<&str> = given.iter().map(|given| given.group.as_str()).collect();
         assert_eq!(groups, ["machine", "object"]);
         assert_eq!(given[0].options.get("type"), Some("q35"));
@@ -157,7 +169,8 @@ mod tests {
             "[a]\n\n[unended\n",
             "[a]\n\nkey = bare\n",
         ] {
-            assert_eq!(parse(text).unwrap_err(), "line 3 is not understood", "{text}");
+            let error = parse(text, &mut || Ok(())).unwrap_err();
+            assert_eq!(error, "line 3 is not understood", "{text}");
         }
     }
 
@@ -179,6 +192,25 @@ mod tests {
         assert_eq!(read(&|file, _| std::fs::write(file, "x").unwrap()), Ok("x".to_owned()));
         assert!(read(&|file, _| symlink("../../outside", file).unwrap()).is_err());
         assert!(read(&|file, folder| symlink(folder.join("outside"), file).unwrap()).is_err());
+    }
+
+    #[test]
+    fn by_a_descriptor_too_only_files_of_file_systems_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("fd")).unwrap();
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        let file = folder.path().join("file").display().to_string();
+        for (number, target) in
+            [file.as_str(), "/proc/version", "/sys/kernel/uevent_seqnum", "/dev/null"].iter().enumerate()
+        {
+            symlink(target, folder.path().join(format!("fd/{number}"))).unwrap();
+        }
+        assert_eq!(read(folder.path(), "/dev/fd/0"), Ok("x".to_owned()));
+        for number in [1, 2] {
+            let error = read(folder.path(), &format!("/proc/self/fd/{number}")).unwrap_err();
+            assert_eq!(error, "a file that the kernel makes up");
+        }
+        assert_eq!(read(folder.path(), "/dev/fd/3").unwrap_err(), "no regular file");
     }
 
     #[test]

@@ -54,8 +54,8 @@ pub enum Refusal {
     )]
     LayoutUnclear { announced_bytes: u64, found_bytes: u64 },
     #[error(
-        "its memory layout is unknown, so it is only watched: what -readconfig names cannot be read ({why}); have the file \
-         stay where it is while the VM runs"
+        "its memory layout is unknown, so it is only watched: its options cannot be read ({why}); have files that -readconfig \
+         names stay where they are while the VM runs"
     )]
     LayoutUnknown { why: String },
     #[error("it is being migrated, saved or dumped (thread {thread})")]

@@ -49,17 +49,17 @@ pub(super) struct Runtime {
 impl Runtime {
     pub(super) fn read(process: &Proc, cgroup_root: &Path) -> Result<Runtime, VmError> {
         let mut runtime = Runtime::default();
-        for target in
-            process.read("fd", |p| p.fd()?.map(|fd| Ok(fd?.target)).collect::<Result<Vec<_>, _>>())?
-        {
-            runtime.see_file(&target);
-        }
+        // One by one: a process may have any number of either.
+        process.read("fd", |p| p.fd()?.try_for_each(|fd| fd.map(|fd| runtime.see_file(&fd.target))))?;
         // A thread that ends while we look is no loss.
-        for thread in process.read("task", |p| p.tasks()?.collect::<Result<Vec<_>, _>>())? {
-            if let Ok(stat) = thread.stat() {
-                runtime.see_thread(&stat);
+        process.read("task", |p| {
+            for task in p.tasks()? {
+                if let Ok(stat) = task?.stat() {
+                    runtime.see_thread(&stat);
+                }
             }
-        }
+            Ok(())
+        })?;
         let status = process.read("status", Process::status)?;
         runtime.locked_bytes = status.vmlck.unwrap_or(0).saturating_mul(1024);
         runtime.pinned_bytes = status.vmpin.unwrap_or(0).saturating_mul(1024);

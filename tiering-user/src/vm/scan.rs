@@ -398,7 +398,11 @@ impl Scanner {
         if let Some(mappings) = mappers {
             let all = match mappings.take() {
                 Some(all) => all,
-                None => SharedMappings::read(&self.proc_root)?,
+                None => {
+                    let all = SharedMappings::read(&self.proc_root, &self.left_alone, &self.at)?;
+                    self.at.store(key.pid, Ordering::Relaxed);
+                    all
+                }
             };
             let other = all.other_than(key.pid, &parts.ram);
             refusals.extend(other.map(|pid| Refusal::SharedMapper { pid }));
@@ -432,6 +436,14 @@ impl Scanner {
         std::fs::read_to_string(self.proc_root.join("cpuinfo"))
             .is_ok_and(|text| text.contains("AuthenticAMD"))
     }
+}
+
+/// Makes sure that the number still is that of the process that was found.
+///
+/// # Errors
+/// [`VmError::Gone`] where it is not; those of reading `/proc`.
+pub fn check_key(proc_root: &Path, key: ProcessKey) -> Result<(), VmError> {
+    Proc::open_key(proc_root, key).map(drop)
 }
 
 /// Whether the VM's RAM may be moved at this moment: devices, locks, migrations and limits begin at any time. Reads no

@@ -37,6 +37,11 @@ pub enum AreaError {
          available; free some first"
     )]
     NoMemory { path: PathBuf, used_mib: u64, available_mib: u64 },
+    #[error(
+        "{path}: user {uid} owns this folder, and its mode is {mode:04o}: others than root could put files in the place of \
+         swap files; give it to root alone (`chown root`, `chmod go-w`), or choose another folder"
+    )]
+    NotRoots { path: PathBuf, uid: u32, mode: u32 },
     #[error("{path}: is not the swap file any more that the agent made: it is left alone")]
     Replaced { path: PathBuf },
     #[error("{path}: cannot {action}: {source}")]
@@ -151,6 +156,7 @@ impl Own {
     /// The file, if it is still there.
     fn open(&self) -> Result<File, AreaError> {
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&self.path)
@@ -163,12 +169,14 @@ impl Own {
         }
     }
 
-    /// Switches it on, by its path, which is then what `/proc/swaps` shows.
+    /// Switches it on: the file that was looked at, whatever lies at its path by now. `/proc/swaps` shows its path all
+    /// the same, since the kernel shows where the opened file is.
     ///
     /// # Errors
-    /// [`AreaError::NoArea`], [`AreaError::Io`].
+    /// [`AreaError::NoArea`], [`AreaError::Replaced`], [`AreaError::Io`].
     pub(super) fn switch_on(&self, priority: i32) -> Result<(), AreaError> {
-        sys::swap_on(&self.path, priority).map_err(|error| match error.raw_os_error() {
+        let file = self.open()?;
+        sys::swap_on(&through(&file), priority).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => AreaError::NoArea { path: self.path.clone() },
             _ => {
                 let action = "switch the swap file on (does its file system hold swap files?)";
@@ -188,12 +196,16 @@ impl Own {
     }
 
     /// Removes it, and gives its blocks back at once, so that guest memory does not stay readable in a file that a
-    /// reader holds open. The kernel refuses that for a file that is on.
+    /// reader holds open. The kernel refuses that for a file that is on, and the agent for one that does not bear its
+    /// mark any more, or has a second name.
     ///
     /// # Errors
     /// [`AreaError::Replaced`], [`AreaError::Io`].
     pub(super) fn remove(&self) -> Result<(), AreaError> {
-        let file = self.open()?;
+        let mut file = self.open()?;
+        if !files::is_ours(&self.path, &mut file) {
+            return Err(AreaError::Replaced { path: self.path.clone() });
+        }
         fs::remove_file(&self.path).map_err(AreaError::io(&self.path, "remove the swap file"))?;
         // Best effort: whoever has it open still is somebody whom root let read it.
         file.set_len(0).ok();
@@ -255,6 +267,7 @@ fn random() -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn memory_file_systems_are_refused_by_name() {
@@ -313,6 +326,21 @@ mod tests {
         std::os::unix::fs::symlink(&moved, &path).unwrap();
         own.remove().unwrap_err();
         fs::rename(&moved, &path).unwrap();
+
+        let refused = || assert!(matches!(own.remove(), Err(AreaError::Replaced { .. })));
+        fs::hard_link(&path, &moved).unwrap();
+        refused();
+        fs::remove_file(&moved).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut mark = [0; 16];
+        file.read_exact_at(&mut mark, 1052).unwrap();
+        file.write_all_at(b"of somebody else", 1052).unwrap();
+        refused();
+        file.write_all_at(&mark, 1052).unwrap();
+        if fs::metadata(&path).unwrap().uid() != 0 {
+            // Only root's files are the agent's.
+            return;
+        }
         own.remove().unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -111,6 +111,12 @@ impl OnArea {
     }
 }
 
+/// Whether the open file at this path, of which nothing was read yet, is one that an agent made.
+pub(super) fn is_ours(path: &Path, file: &mut File) -> bool {
+    let marked = read_header(file).is_some_and(|header| header.made_for.is_some());
+    marked && file.metadata().is_ok_and(|metadata| looks_ours(path, &metadata))
+}
+
 /// A file of root with our name that has no other one.
 fn looks_ours(path: &Path, metadata: &Metadata) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
@@ -136,7 +142,7 @@ fn read_header(file: &mut File) -> Option<Header> {
 }
 
 /// Whether the kernel has the file as a swap area; none where it may not be written anyway.
-fn is_swap_file(path: &Path) -> Option<bool> {
+pub(super) fn is_swap_file(path: &Path) -> Option<bool> {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
     match file.ok()?.write_at(&[], 0) {
         Ok(_) => Some(false),

@@ -1,12 +1,15 @@
-//! The folder of a swap tier: made if it is not there, and removed again only then.
+//! The folder of a swap tier: made if it is not there, and removed again only then. One in which others than root could
+//! exchange files is refused.
 //!
 //! In: the path in the configuration. Out: the folder as `/proc/swaps` will show it. A mark on it
 //! ([`mark_folder`]) tells the agent that made it and any later one that it may be removed when it is empty.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Metadata};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
 
 use super::area::AreaError;
 use super::files::FileId;
@@ -15,7 +18,7 @@ use crate::sys::{folder_is_marked, mark_folder};
 /// Makes the folder if it is not there, with those above it. Returns where it really is, and which one it is.
 ///
 /// # Errors
-/// [`AreaError::Io`].
+/// [`AreaError::NotRoots`], [`AreaError::Io`].
 pub(super) fn make(folder: &Path) -> Result<(PathBuf, FileId), AreaError> {
     let failed = |action| AreaError::io(folder, action);
     if let Some(above) = folder.parent() {
@@ -32,7 +35,28 @@ pub(super) fn make(folder: &Path) -> Result<(PathBuf, FileId), AreaError> {
     }
     let real = fs::canonicalize(folder).map_err(failed("resolve the folder"))?;
     let found = fs::metadata(&real).map_err(failed("look at the folder"))?;
+    refuse_others(&real, &found)?;
     Ok((real, FileId::of(&found)))
+}
+
+/// Whether the folder could be used as it is. One that is not there will be made.
+///
+/// # Errors
+/// [`AreaError::NotRoots`].
+pub(super) fn check(folder: &Path) -> Result<(), AreaError> {
+    fs::metadata(folder).map_or(Ok(()), |found| refuse_others(folder, &found))
+}
+
+/// Refuses a folder that others can write to.
+fn refuse_others(folder: &Path, found: &Metadata) -> Result<(), AreaError> {
+    const WRITE_OF_OTHERS: u32 = 0o022;
+    let (uid, mode) = (found.uid(), found.mode() & 0o7777);
+    // The agent is root.
+    let is_ours = uid == 0 || uid == geteuid().as_raw();
+    if is_ours && mode & WRITE_OF_OTHERS == 0 {
+        return Ok(());
+    }
+    Err(AreaError::NotRoots { path: folder.to_owned(), uid, mode })
 }
 
 /// Removes the folder, if an agent made it and nothing is in it.
@@ -45,6 +69,7 @@ pub(super) fn remove(folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn only_a_folder_that_was_made_here_and_is_empty_is_removed() {
@@ -68,6 +93,27 @@ mod tests {
         fs::remove_file(ours.join("a users file")).unwrap();
         remove(&real);
         assert!(!ours.exists());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let has = |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        for mode in [0o770, 0o757, 0o1777] {
+            has(mode);
+            let error = make(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{mode:04o}")) && error.contains("chmod go-w"), "{error}");
+            check(folder.path()).unwrap_err();
+        }
+        has(0o755);
+        make(folder.path()).unwrap();
+        check(folder.path()).unwrap();
+        check(&folder.path().join("none")).unwrap();
+        // Only root can give it away.
+        if std::os::unix::fs::chown(folder.path(), Some(65_534), None).is_ok() {
+            let error = make(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("user 65534") && error.contains("chown root"), "{error}");
+        }
     }
 
     #[test]

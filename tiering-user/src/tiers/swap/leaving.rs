@@ -105,6 +105,12 @@ impl SwapTiers {
     /// Pages of a plug that were just being written stay in the swap cache until the kernel needs memory. Where those
     /// are all that is left, in all areas, they are switched off too: no process has many pages there.
     pub fn release_empty(&mut self) {
+        self.let_go();
+        self.numbers.save(&self.areas.list());
+    }
+
+    /// The same, but for what is saved.
+    pub(super) fn let_go(&mut self) {
         for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
             segment.plug = None;
         }
@@ -125,19 +131,18 @@ impl SwapTiers {
             tracing::info!(path = %segment.own.path.display(), "a swap file stays on for the next agent");
         }
         self.publish();
-        self.numbers.save(&self.areas.list());
     }
 
-    /// What all areas hold.
+    /// What all areas hold; more than any number where that cannot be read.
     fn held_bytes(&self) -> u64 {
-        let on = proc_swaps::read().unwrap_or_default();
+        let Ok(on) = proc_swaps::read() else { return u64::MAX };
         let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
         segments.map(|segment| used_bytes(&on, &segment.area)).sum()
     }
 
     /// Switches off the areas that hold no more than `bytes`.
     fn release_those_with(&mut self, bytes: u64) {
-        let on = proc_swaps::read().unwrap_or_default();
+        let Ok(on) = proc_swaps::read() else { return };
         for tier in &mut self.tiers {
             tier.segments.retain(|segment| used_bytes(&on, &segment.area) > bytes || !gone(segment));
         }

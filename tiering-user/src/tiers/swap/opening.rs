@@ -27,6 +27,7 @@ use crate::tiers::{Ladder, TierKind};
 pub fn check_tier(name: &str, folder: &Path, capacity_bytes: u64) -> Result<(), SwapError> {
     let on = OnArea::all(proc_swaps::read().map_err(SwapError::ProcSwaps)?);
     let real = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    folder::check(&real)?;
     claim_folder(name, &real, capacity_bytes, &on).map(drop)
 }
 
@@ -73,7 +74,8 @@ impl SwapTiers {
         match this.carry_out(plan) {
             Ok(()) => Ok(this),
             Err(error) => {
-                this.release_empty();
+                // The saved numbers stay: areas that stay on may not be known yet.
+                this.let_go();
                 Err(error)
             }
         }

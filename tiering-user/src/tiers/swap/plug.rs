@@ -47,10 +47,9 @@ impl Plug {
         // next to nothing landed here twice in a row means that the rest cannot be had.
         let mut misses = 0;
         while taken < free && misses < 2 && !self.idle.is_empty() {
-            let wanted = usize::try_from(free - taken).unwrap_or(CHUNK_PAGES).max(512);
-            let chunk = wanted.min(CHUNK_PAGES);
+            let chunk = usize::try_from(free - taken).unwrap_or(CHUNK_PAGES).min(CHUNK_PAGES);
             let got = self.take_chunk(chunk, area, own)?;
-            misses = if got < chunk as u64 / 16 { misses + 1 } else { 0 };
+            misses = if got * 16 < chunk as u64 { misses + 1 } else { 0 };
             taken += got;
         }
         Ok(taken)

@@ -1,9 +1,13 @@
 //! `/proc/swaps`: which swap areas are on, how full, with which priority.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
+
+/// More than the kernel gives in one read, which is a page of lines.
+const READ_BYTES: usize = 64 << 10;
 
 /// One swap area that is on, ours or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +31,20 @@ impl SwapLine {
 /// The areas that are on, in the order of the kernel's numbers. Lines that do not parse are left out: this
 /// file never fails to be read in the middle of a move.
 ///
+/// The kernel counts lines from one read to the next: an area that is switched off between two reads hides one that
+/// stays on. All lines fit into one read, unless paths are long and areas many.
+///
 /// # Errors
 /// Where `/proc/swaps` cannot be read (no swap in this kernel).
 pub fn read() -> io::Result<Vec<SwapLine>> {
-    Ok(parse(&std::fs::read("/proc/swaps")?))
+    let mut file = File::open("/proc/swaps")?;
+    let (mut text, mut part) = (Vec::new(), vec![0; READ_BYTES]);
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(parse(&text)),
+            bytes => text.extend_from_slice(&part[..bytes]),
+        }
+    }
 }
 
 /// Paths need not be text, so nor is this.

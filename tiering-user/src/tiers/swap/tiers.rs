@@ -32,11 +32,12 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::area::AreaError;
+use super::files;
 use super::numbers::Numbers;
 use super::plug::Plug;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Areas, BASE_PRIORITY, SwapTier, free_pages};
+use super::segments::{Areas, BASE_PRIORITY, Segment, SwapTier, free_pages};
 use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 use crate::tiers::TierId;
 
@@ -46,6 +47,8 @@ pub(super) const PRIMER_PAGES: usize = 1280;
 const SLACK_PAGES: u64 = 512;
 /// Slots plugged in one go, 64 MiB of them: 50 ms (1.3 GB/s, Linux 6.18, 2 cores).
 const SLICE_PAGES: u64 = 16_384;
+/// Slots asked for at least, where so many are free: those that a CPU still holds of another area come first.
+const LEAST_PAGES: u64 = 512;
 /// How often a lower tier gives up a file: what guests leave now they may send again soon.
 const SHED_EVERY: Duration = Duration::from_secs(30);
 
@@ -129,10 +132,7 @@ impl SwapTiers {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut gone = false;
         for tier in &mut self.tiers {
-            let is_lost = |area: &super::Area| {
-                !on.iter().any(|line| line.path == area.path && line.priority == area.priority)
-            };
-            for segment in tier.segments.extract_if(.., |segment| is_lost(&segment.area)) {
+            for segment in tier.segments.extract_if(.., |segment| is_lost(segment, &on)) {
                 gone = true;
                 let path = segment.area.path.display();
                 tracing::warn!(tier = tier.name, %path, "somebody has switched a swap file of the agent off");
@@ -313,10 +313,10 @@ impl SwapTiers {
                 && free > 0
                 && segment.area.priority > above.max(others)
             {
-                let part = free.min(*slice);
+                // No more than is free: the rest would go to areas of others.
+                let part = if *slice == 0 { 0 } else { free.min((*slice).max(LEAST_PAGES)) };
                 let taken = plug.take(part, segment.area.number, &self.own);
                 let got = *taken.as_ref().unwrap_or(&0);
-                // A plug takes whole chunks, which may be more than was asked for.
                 *slice = slice.saturating_sub(got);
                 // Where nothing can be had now, trying again at once is no use.
                 behind |= part < free && (got > 0 || part == 0);
@@ -342,5 +342,40 @@ impl SwapTiers {
         }
         let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
         self.areas.set(segments.map(|segment| segment.area.clone()).collect());
+    }
+}
+
+/// Whether somebody has switched the area off, or on again elsewhere in the order.
+fn is_lost(Segment { area, own, .. }: &Segment, on: &[SwapLine]) -> bool {
+    let mut lines = on.iter().filter(|line| line.path == area.path).peekable();
+    if lines.peek().is_none() {
+        // A line can be missing from one look at all: the file itself tells.
+        return files::is_swap_file(&own.path) != Some(true);
+    }
+    lines.all(|line| line.priority != area.priority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::area::Own;
+    use super::super::files::FileId;
+    use super::super::segments::Area;
+    use super::*;
+
+    #[test]
+    fn an_area_is_lost_when_it_is_off_or_elsewhere_in_the_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_owned();
+        let own = Own { path: path.clone(), id: FileId { device: 1, inode: 2 }, bytes: 0 };
+        let area =
+            Area { path: path.clone(), tier: TierId(1), number: 0, priority: 7, bytes: 0, plugged_pages: 0 };
+        let segment = Segment { area, own, plug: None };
+        let line =
+            |priority| SwapLine { path: path.clone(), is_file: true, size_bytes: 0, used_bytes: 0, priority };
+        assert!(!is_lost(&segment, &[line(7)]));
+        assert!(is_lost(&segment, &[line(8)]));
+        assert!(is_lost(&segment, &[]), "a file that is not on");
+        drop(file);
+        assert!(is_lost(&segment, &[]), "a file that is not there");
     }
 }
