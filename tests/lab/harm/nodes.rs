@@ -92,7 +92,7 @@ fn staged(results: &mut Results, host: &Host) -> Result<()> {
         issued = number(&known_vm(&agent, name)?["prefetch"]["issued_pages"]) - before;
     }
     let spread = Spread::of(guest.pid(), &ram)?;
-    results.check("pages staged in the second walk", issued, "at least 64", issued >= 64);
+    results.check("pages staged in the second walk", issued, "some", issued > 0);
     let there = spread.node[0] + spread.node[1];
     let wanted = format!("95 % of {there}");
     results.check(
