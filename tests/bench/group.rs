@@ -48,16 +48,30 @@ impl Group {
             if began.elapsed() > LIMIT {
                 bail!("{} MiB are still in the swap cache after {LIMIT:?}", cached >> 20);
             }
-            match self.version {
-                1 => {
-                    let used: u64 = self.read("memory.usage_in_bytes")?.trim().parse()?;
-                    // Refused where it cannot be reached: then some of it was freed.
-                    self.write("memory.limit_in_bytes", &used.saturating_sub(cached).to_string()).ok();
-                    self.write("memory.limit_in_bytes", "-1")?;
-                }
-                _ => drop(self.write("memory.reclaim", &cached.to_string())),
-            }
+            self.reclaim(cached)?;
             stop::sleep(Duration::from_millis(20))?;
+        }
+    }
+
+    /// What is charged to it.
+    pub fn used_bytes(&self) -> Result<u64> {
+        let file = if self.version == 1 { "memory.usage_in_bytes" } else { "memory.current" };
+        Ok(self.read(file)?.trim().parse()?)
+    }
+
+    /// Has the kernel take so much of it, whatever is least used; less where it does not find that much.
+    pub fn reclaim(&self, bytes: u64) -> Result<()> {
+        match self.version {
+            1 => {
+                let limit = self.used_bytes()?.saturating_sub(bytes);
+                // Refused where it cannot be reached: then some of it was freed.
+                self.write("memory.limit_in_bytes", &limit.to_string()).ok();
+                self.write("memory.limit_in_bytes", "-1")
+            }
+            _ => {
+                self.write("memory.reclaim", &bytes.to_string()).ok();
+                Ok(())
+            }
         }
     }
 

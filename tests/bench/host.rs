@@ -64,6 +64,15 @@ impl Host {
 
     /// The same, with these sections in its configuration.
     pub fn agent_with(&self, sections: &str) -> Result<Agent> {
+        self.start(&format!("[policy]\ndemote_after = \"4h\"\npsi_limit = \"100%\"\n{sections}"))
+    }
+
+    /// An agent as an operator has it who configures tiers and nothing else.
+    pub fn agent_by_default(&self) -> Result<Agent> {
+        self.start("")
+    }
+
+    fn start(&self, sections: &str) -> Result<Agent> {
         let folder = self.scratch.path().display();
         let config = format!(
             r#"
@@ -78,9 +87,6 @@ swap = {{ path = "{folder}/nvme", size = "2GiB" }}
 [[tier]]
 name = "qlc"
 swap = {{ path = "{folder}/qlc", size = "3GiB" }}
-[policy]
-demote_after = "4h"
-psi_limit = "100%"
 {sections}
 [[vm]]
 match = {{ name = "tt-tagged-*" }}

@@ -22,6 +22,7 @@ mod quotas;
 mod recordings;
 mod replay;
 mod restart;
+mod savings;
 mod similar;
 mod storm;
 mod throughput;
@@ -60,6 +61,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "placement" => placement::measure(results, if quick { 2 << 30 } else { 10 << 30 }),
         "pair" => prefetch::measure(results, quick),
         "similar" => similar::measure(results, quick),
+        "ages" => savings::measure(results, quick),
         "storm" => storm::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
@@ -76,7 +78,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
+            "there is no part `{part}`: throughput, placement, ages, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
         ),
     }
 }

@@ -38,6 +38,10 @@ impl Pattern {
                 Source::Zipf { page_of_rank, ranks: Zipf::new(pages, skew_percent), random }
             }
             Access::Uniform { .. } => Source::Uniform { pages, random },
+            Access::Ages { hot_mib, warm_mib, tail_mib, warm_permille, tail_permille } => {
+                let [hot, warm, tail] = [hot_mib, warm_mib, tail_mib].map(|mib| mib * PAGES_A_MIB);
+                Source::Ages { sets: [hot, warm, tail], warm_permille, tail_permille, random }
+            }
             Access::PhaseChange { every_touches, .. } => {
                 Source::Parts { parts: self.pages() / pages, pages, every_touches, part: 0, left: 0, random }
             }
@@ -123,6 +127,13 @@ enum Source {
         pages: usize,
         random: Random,
     },
+    Ages {
+        /// Pages of the hot set, the warm set, the tail.
+        sets: [usize; 3],
+        warm_permille: u64,
+        tail_permille: u64,
+        random: Random,
+    },
     Zipf {
         page_of_rank: Vec<usize>,
         ranks: Zipf,
@@ -165,6 +176,16 @@ impl Source {
                 Some(page)
             }
             Self::Uniform { pages, random } => Some(random.below(*pages)),
+            Self::Ages { sets: [hot, warm, tail], warm_permille, tail_permille, random } => {
+                let choice = random.below(1000) as u64;
+                Some(if choice < *tail_permille {
+                    *hot + *warm + random.below(*tail)
+                } else if choice < *tail_permille + *warm_permille {
+                    *hot + random.below(*warm)
+                } else {
+                    random.below(*hot)
+                })
+            }
             Self::Zipf { page_of_rank, ranks, random } => Some(page_of_rank[ranks.draw(random)]),
             Self::Parts { parts, pages, every_touches, part, left, random } => {
                 if *left == 0 {
@@ -250,6 +271,20 @@ mod tests {
         assert!(phases.iter().all(|phase| phase.iter().all(|part| *part == phase[0])), "{parts:?}");
         assert!(phases.windows(2).all(|two| two[0][0] != two[1][0]), "{parts:?}");
         assert_eq!(counts(&parts).len(), 4, "it comes to every part");
+    }
+
+    #[test]
+    fn memory_of_all_ages_is_touched_as_often_as_told_and_the_rest_never() {
+        let access =
+            Access::Ages { hot_mib: 1, warm_mib: 2, tail_mib: 3, warm_permille: 300, tail_permille: 10 };
+        let touched = pages(&pattern(access), 100_000);
+        let share = |pages: std::ops::Range<usize>| {
+            touched.iter().filter(|page| pages.contains(page)).count() as f64 / touched.len() as f64
+        };
+        assert!((share(0..256) - 0.69).abs() < 0.01);
+        assert!((share(256..768) - 0.30).abs() < 0.01);
+        assert!((share(768..1536) - 0.01).abs() < 0.002);
+        assert!(touched.iter().all(|page| *page < 1536));
     }
 
     #[test]

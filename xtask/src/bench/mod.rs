@@ -7,6 +7,7 @@
 mod part;
 mod prefetch;
 mod profile;
+mod savings;
 mod tiers;
 mod tracking;
 
@@ -45,6 +46,8 @@ enum Name {
     Tracking,
     /// Knowing machines: how right it is, and what it costs
     Profile,
+    /// Memory that leaves DRAM by the default configuration, and what it costs guests
+    Savings,
 }
 
 impl Name {
@@ -54,6 +57,7 @@ impl Name {
             Self::Prefetch => &prefetch::PARTS,
             Self::Tracking => &tracking::PARTS,
             Self::Profile => &profile::PARTS,
+            Self::Savings => &savings::PARTS,
         }
     }
 
@@ -63,6 +67,7 @@ impl Name {
             Self::Prefetch => "prefetch",
             Self::Tracking => "tracking",
             Self::Profile => "profile",
+            Self::Savings => "savings",
         }
     }
 }
