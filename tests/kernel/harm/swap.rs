@@ -369,6 +369,18 @@ fn wait_for_trouble(agent: &Agent, name: &str, wanted: bool) -> Value {
     found.unwrap_or_else(|| panic!("{} {}", tier(agent, name), agent.log().text()))
 }
 
+/// What is being plugged when an area appears may go there, and is freed at once.
+fn wait_until_plugged(host: &Host) {
+    let all = || host.scratch.swap_areas().unwrap().iter().map(|area| used(area)).sum::<u64>();
+    let mut before = None;
+    let plugged = wait_for("the plugs to be complete", || {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = all();
+        (before.replace(now) == Some(now)).then_some(())
+    });
+    assert!(plugged.is_some(), "{} bytes are in use and change", all());
+}
+
 #[test]
 fn an_area_that_comes_above_the_tiers_is_told_and_gets_nothing_until_it_is_gone() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
@@ -380,6 +392,7 @@ fn an_area_that_comes_above_the_tiers_is_told_and_gets_nothing_until_it_is_gone(
     // The lower tier has a file, most of which is plugged.
     send("qlc");
     send("dram");
+    wait_until_plugged(&host);
 
     let zram = host.scratch.path().join("zram");
     mkswap(&zram, 256, &[]);
@@ -394,7 +407,9 @@ fn an_area_that_comes_above_the_tiers_is_told_and_gets_nothing_until_it_is_gone(
     }
     // Long enough for the plugs to be looked after.
     std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(used(&zram), 0, "neither batches nor plugs go there");
+    // Whoever reclaims on this host may put a few pages there; a batch or a plug are more.
+    let there = used(&zram);
+    assert!(there < 256 << 10, "{there} bytes: neither batches nor plugs go there");
 
     swapoff(&zram);
     for name in ["nvme", "qlc"] {
