@@ -1,8 +1,8 @@
 //! How much of a guest's memory leaves DRAM, and what that costs the guest.
 //!
 //! One emulated guest with memory of all ages ([`Access::Ages`]), as fast as it can: without an agent; with an agent in
-//! its default configuration; by the kernel's LRU, asked by hand: 25 MiB of the guest's control group every 10 s for two
-//! minutes. After each the guest's memory is brought back. Throughput and quantiles are of the last minute of each,
+//! its default configuration; by the kernel's LRU, asked by hand: 25 MiB of the guest's control group every 10 s for
+//! two minutes. After each the guest's memory is brought back. Throughput and quantiles are of the last minute of each,
 //! waits (major faults of QEMU) of all of it.
 
 use crate::group::Group;
@@ -62,7 +62,9 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let percent = (cpu_seconds(agent.pid())? - cpu) / length.as_secs_f64() * 100.0;
     show(results, "agent, default", &by_agent, &none);
     results.note("agent, default: its own CPU, % of a core", format!("{percent:.2}"));
-    let why = agent.status()?["vms"][0]["limited_by"].as_str().unwrap_or("nothing").to_owned();
+    let status = agent.status()?;
+    let vm = status["vms"].as_array().and_then(|vms| vms.iter().find(|vm| vm["name"] == NAME));
+    let why = vm.and_then(|vm| vm["limited_by"].as_str()).unwrap_or("nothing");
     results.note("agent, default: held back by", why);
     for tier in ["qlc", "nvme"] {
         agent.tiering(&["drain", tier])?;

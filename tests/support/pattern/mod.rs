@@ -100,9 +100,9 @@ pub enum Access {
         /// From the start of one round to the next; the first begins that long after the guest is ready.
         every_ms: u64,
     },
-    /// Memory of all ages: of 1,000 touches `warm_permille` are of the warm set, `tail_permille` of the tail, the others
-    /// of the hot set, at random places of each. Hot set, warm set and tail lie one behind the other; what is behind
-    /// them is never touched again.
+    /// Memory of all ages: of 1,000 touches `warm_permille` are of the warm set, `tail_permille` of the tail, the
+    /// others of the hot set, at random places of each. Hot set, warm set and tail lie one behind the other; what is
+    /// behind them is never touched again.
     Ages { hot_mib: usize, warm_mib: usize, tail_mib: usize, warm_permille: u64, tail_permille: u64 },
     /// Nothing at all.
     Idle,

@@ -288,8 +288,8 @@ impl Target {
         Ok(absent)
     }
 
-    /// Maps these ascending pages by reading a byte of each, as far as they exist. To read one of private memory that was
-    /// given back a moment ago costs its page table at most: that is not looked at again.
+    /// Maps these ascending pages by reading a byte of each, as far as they exist. To read one of private memory that
+    /// was given back a moment ago costs its page table at most: that is not looked at again.
     pub(super) fn touch_read(&self, pages: &[PageIndex]) -> io::Result<()> {
         for chunk in pages.chunks(MAX_RANGES_PER_CALL) {
             let existing = if self.has_shared() { self.existing(chunk)? } else { chunk.into() };

@@ -1,7 +1,7 @@
 //! The images that machines read through the host's page cache, and what of them is read ahead.
 //!
-//! In: images that machines have open for reading only; what they had read from the disk. Out: parts of these files to be
-//! read into the page cache; records of the order in which they were read, for the next agent. Reads nothing itself
+//! In: images that machines have open for reading only; what they had read from the disk. Out: parts of these files to
+//! be read into the page cache; records of the order in which they were read, for the next agent. Reads nothing itself
 //! ([`super::reading_ahead`] does).
 //!
 //! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again

@@ -74,8 +74,8 @@ impl LayoutProof {
         self.asked.is_some()
     }
 
-    /// Takes frames that were mapped since the last look, and asks for the frames that the process has at the translated
-    /// addresses.
+    /// Takes frames that were mapped since the last look, and asks for the frames that the process has at the
+    /// translated addresses.
     pub(super) fn ask(&mut self, frames: &[Frame]) -> Vec<(Frame, Hva)> {
         self.asked = Some(std::mem::replace(&mut self.looked_at, sys::now()));
         let hva = |gpa| self.ranges.iter().find_map(|(range, _)| range.hva(gpa));

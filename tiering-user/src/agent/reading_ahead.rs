@@ -1,7 +1,7 @@
 //! Images that machines read are watched, and what comes next is read ahead.
 //!
-//! In: machines that come and go; reads from the ring. Out: reads of images into the page cache, by helper threads, since
-//! the server that an image is on may be down.
+//! In: machines that come and go; reads from the ring. Out: reads of images into the page cache, by helper threads,
+//! since the server that an image is on may be down.
 
 use std::fs::File;
 use std::path::Path;

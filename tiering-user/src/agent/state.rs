@@ -25,7 +25,7 @@ use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
 use super::waiting::Haste;
-use super::watch::{Compared, Look, Sweeping};
+use super::watch::Sweeping;
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, KVM_ROADS, Worker};
 use crate::config::Config;
@@ -245,38 +245,6 @@ impl State {
             .filter(|machine| since(machine).is_some());
         if let Some(machine) = first.min_by_key(|machine| since(machine)) {
             send(machine, Haste::Later);
-        }
-    }
-
-    /// Has what KVM has mapped lately compared with the page tables of machines whose layout is not proved yet.
-    fn prove_layouts(&mut self, faults: &mut Faults) {
-        for machine in self.machines.values_mut() {
-            if !machine.layout.is_open() || machine.layout.is_asked() {
-                continue;
-            }
-            let frames = faults.take_frames(machine.target.id);
-            if !frames.is_empty() {
-                let frames = machine.layout.ask(&frames);
-                self.sweeper.send(machine.target.clone(), Look::Compare(frames));
-            }
-        }
-    }
-
-    pub(super) fn on_compared(&mut self, compared: &Compared, faults: &mut Faults) {
-        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.layout.is_open())
-        else {
-            return;
-        };
-        let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
-        machine.layout.answer(&compared.found, moved_at);
-        if machine.layout.is_open() {
-            return;
-        }
-        faults.enough_frames(machine.target.id);
-        let vm = machine.target.vm.name.as_str();
-        match machine.layout.is_wrong() {
-            false => tracing::info!(vm, "guest-physical addresses proved"),
-            true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
         }
     }
 

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::state::State;
-use super::watch::{Look, Looked, Swept};
+use super::watch::{Compared, Look, Looked, Swept};
 use crate::bpf::Faults;
 use crate::sys::{self, Monotonic};
 use crate::tiermap::{PageIndex, Sweep, part};
@@ -125,6 +125,38 @@ impl State {
                 machine.sweep = None;
                 self.fail_maps(id);
             }
+        }
+    }
+
+    /// Has what KVM has mapped lately compared with the page tables of machines whose layout is not proved yet.
+    pub(super) fn prove_layouts(&mut self, faults: &mut Faults) {
+        for machine in self.machines.values_mut() {
+            if !machine.layout.is_open() || machine.layout.is_asked() {
+                continue;
+            }
+            let frames = faults.take_frames(machine.target.id);
+            if !frames.is_empty() {
+                let frames = machine.layout.ask(&frames);
+                self.sweeper.send(machine.target.clone(), Look::Compare(frames));
+            }
+        }
+    }
+
+    fn on_compared(&mut self, compared: &Compared, faults: &mut Faults) {
+        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.layout.is_open())
+        else {
+            return;
+        };
+        let moved_at = if machine.in_flight.is_some() { sys::now() } else { machine.moved_at };
+        machine.layout.answer(&compared.found, moved_at);
+        if machine.layout.is_open() {
+            return;
+        }
+        faults.enough_frames(machine.target.id);
+        let vm = machine.target.vm.name.as_str();
+        match machine.layout.is_wrong() {
+            false => tracing::info!(vm, "guest-physical addresses proved"),
+            true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
         }
     }
 

@@ -4,8 +4,8 @@
 //! Reads the mappings of every process, so it is done at most once a scan, and when there is a reason: a VM with
 //! vhost-user devices, or pages of shared RAM that somebody else has mapped too ([`mapped_twice`]), which costs little.
 //!
-//! Limits: of a process, [`MOST_FILES`] files count. A daemon that maps RAM and has not touched it yet is seen only where the command line has vhost-user
-//! devices.
+//! Limits: of a process, [`MOST_FILES`] files count. A daemon that maps RAM and has not touched it yet is seen only
+//! where the command line has vhost-user devices.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -56,8 +56,8 @@ pub(super) fn mapped_twice(process: &Proc, regions: &[RamRegion]) -> bool {
 pub(super) struct SharedMappings(HashMap<FileId, Vec<i32>>);
 
 impl SharedMappings {
-    /// Reads all processes but those that are `left_alone`; the one that is being read is written to `at`. Those that end
-    /// meanwhile or cannot be read are passed over.
+    /// Reads all processes but those that are `left_alone`; the one that is being read is written to `at`. Those that
+    /// end meanwhile or cannot be read are passed over.
     pub(super) fn read(
         proc_root: &Path,
         left_alone: &HashSet<i32>,

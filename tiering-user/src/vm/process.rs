@@ -16,7 +16,8 @@ use super::ProcessKey;
 
 /// The kernel limits arguments to a quarter of the stack limit; a process may rewrite its own to anything.
 const CMDLINE_LIMIT_BYTES: u64 = 4 << 20;
-/// The kernel allows 65,530 mappings (vm.max_map_count); a line has some 100 bytes, unless somebody makes its path long.
+/// The kernel allows 65,530 mappings (vm.max_map_count); a line has some 100 bytes, unless somebody makes its path
+/// long.
 const TEXT_LIMIT_BYTES: u64 = 32 << 20;
 
 /// Enough for the fields of a line of `maps` before the path.
