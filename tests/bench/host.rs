@@ -67,13 +67,23 @@ impl Host {
         self.start(&format!("[policy]\ndemote_after = \"4h\"\npsi_limit = \"100%\"\n{sections}"))
     }
 
-    /// An agent as an operator has it who configures tiers and nothing else.
+    /// An agent as an operator has it who gives it a folder on the only disk and configures nothing else.
     pub fn agent_by_default(&self) -> Result<Agent> {
-        self.start("")
+        self.start_on(&[("nvme", "2GiB")], "")
     }
 
     fn start(&self, sections: &str) -> Result<Agent> {
+        self.start_on(&[("nvme", "2GiB"), ("qlc", "3GiB")], sections)
+    }
+
+    fn start_on(&self, tiers: &[(&str, &str)], sections: &str) -> Result<Agent> {
         let folder = self.scratch.path().display();
+        let tier = |(name, size): &(&str, &str)| {
+            format!(
+                "[[tier]]\nname = \"{name}\"\nswap = {{ path = \"{folder}/{name}\", size = \"{size}\" }}\n"
+            )
+        };
+        let tiers: String = tiers.iter().map(tier).collect();
         let config = format!(
             r#"
 [agent]
@@ -81,12 +91,7 @@ state_dir = "{folder}/state"
 [[tier]]
 name = "dram"
 nodes = [0]
-[[tier]]
-name = "nvme"
-swap = {{ path = "{folder}/nvme", size = "2GiB" }}
-[[tier]]
-name = "qlc"
-swap = {{ path = "{folder}/qlc", size = "3GiB" }}
+{tiers}
 {sections}
 [[vm]]
 match = {{ name = "tt-tagged-*" }}

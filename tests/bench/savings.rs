@@ -66,9 +66,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let vm = status["vms"].as_array().and_then(|vms| vms.iter().find(|vm| vm["name"] == NAME));
     let why = vm.and_then(|vm| vm["limited_by"].as_str()).unwrap_or("nothing");
     results.note("agent, default: held back by", why);
-    for tier in ["qlc", "nvme"] {
-        agent.tiering(&["drain", tier])?;
-    }
+    agent.tiering(&["drain", "nvme"])?;
     agent.interrupt()?;
 
     let swap = PlainSwap::on(&host.folder("by-hand"))?;
@@ -123,7 +121,7 @@ fn show(results: &mut Results, who: &str, stretch: &Stretch, none: &Stretch) {
 impl Subject {
     fn start() -> Result<Self> {
         let [hot_mib, warm_mib, tail_mib] = SETS_MIB;
-        let access = Access::Ages { hot_mib, warm_mib, tail_mib, warm_permille: 300, tail_permille: 2 };
+        let access = Access::Ages { hot_mib, warm_mib, tail_mib, warm_ppm: 50_000, tail_ppm: 300 };
         let pattern = Pattern { mem_mib: MEM_MIB, round_touches: 1000, access, ..Pattern::default() };
         let builder = Guest::builder(NAME).memory_mib(MEMORY_MIB).backend(Backend::AnonymousSmall);
         let mut guest = builder.pattern(pattern).start()?;

@@ -192,6 +192,7 @@ fn this_process(memory: &ZeroPages) -> Vm {
         uuid: None,
         namespace: None,
         accel: Accel::Tcg,
+        vcpus: 1,
         ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
         guest_ranges: vec![GuestRange { start, bytes, gpa: None }],
         refusal: None,

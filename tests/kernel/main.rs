@@ -18,6 +18,7 @@ mod map;
 mod metrics;
 mod moves;
 mod policy;
+mod probation;
 mod profile;
 mod programs;
 mod reclaim;

@@ -3,10 +3,10 @@
 //! Data flows one way, and each module imports only what stands before it:
 //!
 //! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `class` →
-//! `similarity` → `predict` → `policy` → `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
+//! `similarity` → `predict` → `policy` → `reclaim` → `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy` and `replay`
-//! are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy`, `reclaim`
+//! and `replay` are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
 pub mod agent;
@@ -18,6 +18,7 @@ pub mod host;
 pub mod policy;
 pub mod predict;
 pub mod profile;
+pub mod reclaim;
 pub mod replay;
 pub mod similarity;
 pub mod store;

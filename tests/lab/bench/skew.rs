@@ -64,8 +64,7 @@ fn skew(results: &mut Results) -> Result<()> {
     let alone = window::watch(&mut members, measured, &mut nothing)?;
     tell(results, "no agent", &alone);
 
-    // As with `memory.reclaim`, what went down is to be free memory, not a copy in the swap cache.
-    let config = host.config("10s").replace("[policy]\n", "[policy]\nfree_swap_cache = true\n");
+    let config = host.config("10s");
     // They have nothing in common: each is its own tenant, as is the default; so is the limit of refaults.
     let config = config.replace("tenant = \"test\"\n", "").replace("refault_limit = \"100%\"\n", "");
     ensure!(!config.contains("tenant") && !config.contains("refault_limit"), "the configuration has changed");

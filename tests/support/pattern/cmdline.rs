@@ -42,9 +42,9 @@ impl Pattern {
                 format!(" tg.part_mib={part_mib} tg.every_touches={every_touches}")
             }
             Access::Periodic { set_mib, every_ms } => format!(" tg.set_mib={set_mib} tg.every_ms={every_ms}"),
-            Access::Ages { hot_mib, warm_mib, tail_mib, warm_permille, tail_permille } => format!(
+            Access::Ages { hot_mib, warm_mib, tail_mib, warm_ppm, tail_ppm } => format!(
                 " tg.hot_mib={hot_mib} tg.warm_mib={warm_mib} tg.tail_mib={tail_mib} \
-                 tg.warm_permille={warm_permille} tg.tail_permille={tail_permille}"
+                 tg.warm_ppm={warm_ppm} tg.tail_ppm={tail_ppm}"
             ),
             Access::Idle => String::new(),
             Access::Follow { set_mib, order_seed, overlap_percent } => {
@@ -98,8 +98,8 @@ impl Pattern {
                 hot_mib: words.number("hot_mib", mem_mib / 16)?,
                 warm_mib: words.number("warm_mib", mem_mib / 8)?,
                 tail_mib: words.number("tail_mib", mem_mib / 4)?,
-                warm_permille: words.number("warm_permille", 300)?,
-                tail_permille: words.number("tail_permille", 2)?,
+                warm_ppm: words.number("warm_ppm", 50_000)?,
+                tail_ppm: words.number("tail_ppm", 300)?,
             },
             "idle" => Access::Idle,
             "follow" => Access::Follow {
@@ -142,7 +142,7 @@ mod tests {
             Access::Stride { set_mib: 29, stride_pages: 3 },
             Access::PhaseChange { part_mib: 8, every_touches: 77 },
             Access::Periodic { set_mib: 28, every_ms: 1234 },
-            Access::Ages { hot_mib: 4, warm_mib: 9, tail_mib: 20, warm_permille: 301, tail_permille: 3 },
+            Access::Ages { hot_mib: 4, warm_mib: 9, tail_mib: 20, warm_ppm: 301, tail_ppm: 3 },
             Access::Idle,
             Access::Follow { set_mib: 27, order_seed: 5, overlap_percent: 90 },
         ];
@@ -200,7 +200,7 @@ mod tests {
             ("tg.access=phase_change tg.mem_mib=8 tg.part_mib=5", "two parts or more"),
             ("tg.access=phase_change tg.every_touches=0", "tg.every_touches is 0"),
             ("tg.access=ages tg.hot_mib=0", "have to be 1 MiB or more"),
-            ("tg.access=ages tg.warm_permille=999", "more than 1000 together"),
+            ("tg.access=ages tg.warm_ppm=999999", "more than a million together"),
             ("tg.access=follow tg.overlap_percent=101", "tg.overlap_percent is more than 100"),
             (
                 "tg.access=follow tg.mem_mib=10 tg.set_mib=8 tg.overlap_percent=50",

@@ -100,10 +100,10 @@ pub enum Access {
         /// From the start of one round to the next; the first begins that long after the guest is ready.
         every_ms: u64,
     },
-    /// Memory of all ages: of 1,000 touches `warm_permille` are of the warm set, `tail_permille` of the tail, the
+    /// Memory of all ages: of a million touches `warm_ppm` are of the warm set, `tail_ppm` of the tail, the
     /// others of the hot set, at random places of each. Hot set, warm set and tail lie one behind the other; what is
     /// behind them is never touched again.
-    Ages { hot_mib: usize, warm_mib: usize, tail_mib: usize, warm_permille: u64, tail_permille: u64 },
+    Ages { hot_mib: usize, warm_mib: usize, tail_mib: usize, warm_ppm: u64, tail_ppm: u64 },
     /// Nothing at all.
     Idle,
     /// The pages of the set in the order that follows from `order_seed`, the same in each walk. At `overlap_percent` of
@@ -230,14 +230,14 @@ impl Pattern {
                 );
                 ensure!(every_touches > 0, "tg.every_touches is 0");
             }
-            Access::Ages { hot_mib, warm_mib, tail_mib, warm_permille, tail_permille } => {
+            Access::Ages { hot_mib, warm_mib, tail_mib, warm_ppm, tail_ppm } => {
                 ensure!(
                     hot_mib.min(warm_mib).min(tail_mib) > 0,
                     "hot set, warm set and tail have to be 1 MiB or more"
                 );
                 ensure!(
-                    warm_permille.checked_add(tail_permille).is_some_and(|both| both <= 1000),
-                    "tg.warm_permille and tg.tail_permille are more than 1000 together"
+                    warm_ppm.checked_add(tail_ppm).is_some_and(|both| both <= 1_000_000),
+                    "tg.warm_ppm and tg.tail_ppm are more than a million together"
                 );
             }
             Access::Follow { overlap_percent, .. } => {

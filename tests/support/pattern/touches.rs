@@ -38,9 +38,9 @@ impl Pattern {
                 Source::Zipf { page_of_rank, ranks: Zipf::new(pages, skew_percent), random }
             }
             Access::Uniform { .. } => Source::Uniform { pages, random },
-            Access::Ages { hot_mib, warm_mib, tail_mib, warm_permille, tail_permille } => {
+            Access::Ages { hot_mib, warm_mib, tail_mib, warm_ppm, tail_ppm } => {
                 let [hot, warm, tail] = [hot_mib, warm_mib, tail_mib].map(|mib| mib * PAGES_A_MIB);
-                Source::Ages { sets: [hot, warm, tail], warm_permille, tail_permille, random }
+                Source::Ages { sets: [hot, warm, tail], warm_ppm, tail_ppm, random }
             }
             Access::PhaseChange { every_touches, .. } => {
                 Source::Parts { parts: self.pages() / pages, pages, every_touches, part: 0, left: 0, random }
@@ -130,8 +130,8 @@ enum Source {
     Ages {
         /// Pages of the hot set, the warm set, the tail.
         sets: [usize; 3],
-        warm_permille: u64,
-        tail_permille: u64,
+        warm_ppm: u64,
+        tail_ppm: u64,
         random: Random,
     },
     Zipf {
@@ -176,11 +176,11 @@ impl Source {
                 Some(page)
             }
             Self::Uniform { pages, random } => Some(random.below(*pages)),
-            Self::Ages { sets: [hot, warm, tail], warm_permille, tail_permille, random } => {
-                let choice = random.below(1000) as u64;
-                Some(if choice < *tail_permille {
+            Self::Ages { sets: [hot, warm, tail], warm_ppm, tail_ppm, random } => {
+                let choice = random.below(1_000_000) as u64;
+                Some(if choice < *tail_ppm {
                     *hot + *warm + random.below(*tail)
-                } else if choice < *tail_permille + *warm_permille {
+                } else if choice < *tail_ppm + *warm_ppm {
                     *hot + random.below(*warm)
                 } else {
                     random.below(*hot)
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn memory_of_all_ages_is_touched_as_often_as_told_and_the_rest_never() {
         let access =
-            Access::Ages { hot_mib: 1, warm_mib: 2, tail_mib: 3, warm_permille: 300, tail_permille: 10 };
+            Access::Ages { hot_mib: 1, warm_mib: 2, tail_mib: 3, warm_ppm: 300_000, tail_ppm: 10_000 };
         let touched = pages(&pattern(access), 100_000);
         let share = |pages: std::ops::Range<usize>| {
             touched.iter().filter(|page| pages.contains(page)).count() as f64 / touched.len() as f64

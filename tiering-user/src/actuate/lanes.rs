@@ -125,7 +125,10 @@ impl Lanes {
         let lane = match &job {
             Job::Step(_, Step { action: Action::Stage { .. }, .. }) => &self.stager,
             // One after the other: what is dropped is not mapped again behind that.
-            Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
+            Job::Step(
+                _,
+                Step { action: Action::MapStaged | Action::DropStage { .. } | Action::Free, .. },
+            ) => &self.mapper,
             Job::Step(..) | Job::Drain(..) | Job::FreeSwapCache(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -321,7 +324,7 @@ fn run_step(
     let within_memory = match step.action {
         Action::Place { to } => to_memory(to),
         Action::Collapse => true,
-        Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. } => false,
+        Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. } | Action::Free => false,
     };
     if settings.dry_run {
         outcome.skip(Skip::DryRun, asked);
@@ -344,6 +347,7 @@ fn run_step(
             (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
             (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
             (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),
+            (Action::Free, _) => drop_stage(target, false, places, &mut outcome),
             (Action::Stage { .. } | Action::MapStaged, _) => {
                 outcome.skip(Skip::Failed("not a step of this kind".into()), asked);
             }

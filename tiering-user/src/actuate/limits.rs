@@ -24,7 +24,7 @@ pub(super) fn leave_out(
     outcome: &mut Outcome,
 ) -> Option<u64> {
     // What was staged is charged already; what the kernel has let go of since comes up a few pages at a time.
-    if matches!(outcome.action, Action::MapStaged | Action::DropStage { .. }) {
+    if matches!(outcome.action, Action::MapStaged | Action::DropStage { .. } | Action::Free) {
         return None;
     }
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);

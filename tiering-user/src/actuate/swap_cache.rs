@@ -1,7 +1,7 @@
 //! Has the kernel let go of copies in the swap cache.
 //!
 //! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's share of the swap
-//! cache fell. Not here: whether it should be done (`policy::LeftBehind`).
+//! cache fell. Not here: whether it should be done (`reclaim`).
 //!
 //! # Limits
 //! The kernel reclaims what it finds oldest in the group (`memory.reclaim`, from 5.19 on). Where it takes a swappiness
@@ -19,7 +19,7 @@ const SWAPPINESS: u32 = 200;
 pub(super) fn free(target: &Target, roots: &Roots, bytes: u64) -> u64 {
     let look = || GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
     let before = look();
-    let Some(group) = before.group.filter(|_| before.holds_only_vm) else { return 0 };
+    let Some(group) = before.group.filter(|_| before.is_vms_own) else { return 0 };
     let file = roots.cgroup.join(group.trim_start_matches('/')).join("memory.reclaim");
     let write = |order: String| fs::write(&file, order);
     let written = match write(format!("{bytes} swappiness={SWAPPINESS}")) {

@@ -13,8 +13,8 @@ use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Outcome, Skip};
 use crate::policy::{
-    Action, Governor, GroupLimit, LeftBehind, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource,
-    Stalls, TierLoad, TooMany, Waited, fault_wait,
+    Action, Governor, GroupLimit, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls,
+    TierLoad, TooMany, Waited, fault_wait,
 };
 use crate::sys::{self, Monotonic};
 use crate::tiermap::Place;
@@ -57,6 +57,8 @@ pub(super) struct HostBrakes {
     pub short_bytes: u64,
     /// All that is in the swap cache.
     pub swap_cached_bytes: u64,
+    /// Of all swap more than half is used.
+    pub swap_half_full: bool,
     /// Of the swap tiers.
     pub tier_loads: BTreeMap<TierId, TierLoad>,
 }
@@ -80,8 +82,6 @@ pub(super) struct MachineBrakes {
     full_above: bool,
     /// The group was refused swap; until when that counts.
     refused_swap: Option<Monotonic>,
-    pub left_behind: LeftBehind,
-    pub(super) freeing: bool,
     limited_by: Option<String>,
     /// What `limited_by` was about when it was last logged.
     logged: Option<String>,
@@ -119,7 +119,7 @@ impl MachineBrakes {
 
     /// Of the machine's own group: one that holds others too says nothing of the machine.
     pub(super) fn swap_cached_bytes(&self) -> Option<u64> {
-        self.memory().filter(|memory| memory.holds_only_vm)?.swap_cached_bytes
+        self.memory().filter(|memory| memory.is_vms_own)?.swap_cached_bytes
     }
 
     /// Pages that may be planned for this tier now.
@@ -180,7 +180,7 @@ impl MachineBrakes {
     /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share. A
     /// machine that has filled a group of its own lacks room itself, and the kernel knows better which of its pages to
     /// take.
-    fn relief_pages(&self, excess_pages: u64) -> u64 {
+    pub(super) fn relief_pages(&self, excess_pages: u64) -> u64 {
         if self.full_above { u64::MAX } else { excess_pages }
     }
 
@@ -253,7 +253,9 @@ impl State {
         let swap_tiers = self.ladder.swap_tiers();
         self.braking.tier_loads = swap_tiers.map(|tier| (tier.id, self.survey.tier_load(tier.id))).collect();
         let memory = procfs::Meminfo::current().ok();
-        self.braking.swap_cached_bytes = memory.map_or(0, |memory| memory.swap_cached);
+        self.braking.swap_cached_bytes = memory.as_ref().map_or(0, |memory| memory.swap_cached);
+        self.braking.swap_half_full =
+            memory.is_some_and(|memory| memory.swap_free.saturating_mul(2) < memory.swap_total);
         Load {
             slow_read: self.config.policy.slow_read.0,
             free_percent: self.braking.free_percent,
@@ -280,9 +282,11 @@ impl State {
         machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
-        let strongest = strongest.or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
+        let rests = machine.reclaim.rests(now).map(|text| (text, "waits for what went out".to_owned()));
+        let strongest = strongest.or(rests).or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
         machine.braking.say(&machine.target.vm.name, strongest);
-        self.free_swap_cache(id, now);
+        self.set_budget(id);
+        self.free_copies(id, now);
     }
 
     /// The tier whose writes of the day are used up, if there is one.
@@ -314,9 +318,6 @@ impl Machine {
     /// Notes what became of a step, for the brakes and the swap cache.
     pub(super) fn note_for_brakes(&mut self, outcome: &Outcome) {
         self.braking.on_outcome(outcome);
-        if matches!(outcome.action, Action::Place { to } if !self.pages.node_tiers().contains(to)) {
-            self.braking.left_behind.paged_out(outcome.moved_pages, sys::now());
-        }
         if matches!(outcome.action, Action::Place { to } if to > TierId(0)) && outcome.moved_pages > 0 {
             self.braking.stalls.demoted(sys::now());
         }
@@ -472,7 +473,7 @@ mod tests {
         let gauge = braking.gauge.as_mut().unwrap();
         gauge.memory.swap_cached_bytes = Some(4096);
         assert_eq!(braking.swap_cached_bytes(), None);
-        braking.gauge.as_mut().unwrap().memory.holds_only_vm = true;
+        braking.gauge.as_mut().unwrap().memory.is_vms_own = true;
         assert_eq!(braking.swap_cached_bytes(), Some(4096));
     }
 }

@@ -164,6 +164,7 @@ impl State {
             Action::Stage { .. } => "stage",
             Action::MapStaged => "map_staged",
             Action::DropStage { .. } => "drop_stage",
+            Action::Free => "free",
         };
         DecisionInfo {
             ago_ms: millis(now.since(step.at)),
@@ -180,7 +181,7 @@ impl State {
     fn target_name(&self, action: Action) -> Option<String> {
         match action {
             Action::Place { to } | Action::Stage { to } => Some(self.place_name(Place::In(to))),
-            Action::Collapse | Action::MapStaged | Action::DropStage { .. } => None,
+            Action::Collapse | Action::MapStaged | Action::DropStage { .. } | Action::Free => None,
         }
     }
 }

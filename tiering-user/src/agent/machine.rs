@@ -20,6 +20,7 @@ use crate::config::{Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
+use crate::reclaim::{Reclaim, Return};
 use crate::sys::{self, Monotonic, PAGE_BYTES, Pidfd};
 use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -128,6 +129,13 @@ pub(super) struct Machine {
     pub shared_huge_bytes: u64,
     pub sweep: Option<SweepUnderWay>,
     pub swept: LastSweep,
+    /// What leaves memory for swap, and is freed.
+    pub reclaim: Reclaim,
+    /// How long a read from the first swap tier takes.
+    pub read_wait: Duration,
+    /// Copies of it are being freed; and when it was last looked what is due.
+    pub freeing: bool,
+    pub freed_at: Option<Monotonic>,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
 }
@@ -201,6 +209,10 @@ impl Machine {
             shared_huge_bytes: 0,
             sweep: None,
             swept: LastSweep::default(),
+            reclaim: Reclaim::default(),
+            read_wait: Duration::ZERO,
+            freeing: false,
+            freed_at: None,
             rest_until: Monotonic::default(),
         }
     }
@@ -302,9 +314,11 @@ impl Machine {
         }
         if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, now) {
             self.moved.ping_pong += weight * u64::from(soon);
-            if touch.was_lower {
-                self.braking.left_behind.take(weight);
-                if !ready.is_some_and(|used| used.in_time) {
+            if touch.was_lower && ready.is_some_and(|used| used.in_time) {
+                self.reclaim.is_back(page);
+            } else if touch.was_lower {
+                let cost = self.reclaim.waited_for(page, access.weight, self.read_wait, access.time);
+                if cost == Return::Read {
                     self.braking.waited_for(touch.before.place(), weight);
                 }
             }
@@ -502,7 +516,7 @@ impl Machine {
                     }
                 }
             }
-            Action::DropStage { .. } => {
+            Action::DropStage { .. } | Action::Free => {
                 for page in outcome.asked.iter().chain(&outcome.left_out) {
                     self.dropping.remove(page);
                 }

@@ -48,6 +48,7 @@ impl State {
         let pace = self.braking.pace;
         let staging = self.may_foretell();
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST) * pace.every_s().into();
+        self.look_at_copies();
         for id in ids {
             self.expire_stages(id);
             self.brake(id, load);
@@ -151,6 +152,12 @@ impl State {
             *allowed = (*allowed).min(machine.braking.allowed(TierId(level), machine.pages.node_tiers()));
         }
         let swap = usize::from(machine.pages.node_tiers().0);
+        if let Some(machine) = self.machines.get_mut(&id)
+            && let Some(allowed) = allowance.get_mut(swap)
+            && *allowed > 0
+        {
+            *allowed = machine.may_send(*allowed, rules.demote_after, now);
+        }
         let mut steps = Vec::new();
         if let Some(allowed) = allowance.get_mut(swap)
             && let Some(machine) = self.machines.get_mut(&id)

@@ -194,7 +194,7 @@ impl State {
             huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
             collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
             ksm_bytes: machine.braking.ksm_bytes(),
-            swap_cached_bytes: machine.braking.swap_cached_bytes(),
+            swap_cached_bytes: Some(machine.swap_cached_bytes()),
             free_page_reporting: Some(vm.free_page_reporting),
             untouched_bytes: vm
                 .ram_bytes()

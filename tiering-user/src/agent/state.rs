@@ -420,7 +420,9 @@ impl State {
         let window = machine.rules(self.config.policy.demote_after.0).window();
         machine.note_trial(outcome, window, now);
         machine.note_for_brakes(outcome);
-        if matches!(outcome.action, Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. }) {
+        let by_mover = matches!(outcome.action, Action::Place { .. } | Action::Collapse);
+        machine.note_for_reclaim(outcome);
+        if !by_mover {
             if matches!(outcome.action, Action::Stage { .. })
                 && self.may_map_stages
                 && machine.braking.may_stage()

@@ -213,10 +213,7 @@ pub fn vm(vm: &VmStatus) -> String {
         ),
     );
     row("merged by KSM", vm.ksm_bytes.map_or_else(|| "the kernel does not tell".to_owned(), size));
-    row(
-        "in the swap cache",
-        vm.swap_cached_bytes.map_or_else(|| "its control group does not tell".to_owned(), size),
-    );
+    row("in the swap cache", vm.swap_cached_bytes.map_or_else(|| "the agent does not tell".to_owned(), size));
     let reporting = match vm.free_page_reporting {
         None => "the agent does not tell",
         Some(true) => "yes: what the guest has free is given back, and not moved",

@@ -149,9 +149,6 @@ pub struct Policy {
     pub refault_limit: Percent,
     /// CPU time that watching and planning may take, of one core, before they are done less often.
     pub cpu_limit: Percent,
-    /// Free what page-outs left in the swap cache, of machines with a control group of their own, also while tier 0 has
-    /// room.
-    pub free_swap_cache: bool,
     /// What a machine seems to be by its profile changes what is done with it, as if somebody had said so.
     pub act_on_guesses: bool,
 }
@@ -283,7 +280,6 @@ impl Default for Policy {
             slow_read: Period(Duration::from_millis(1)),
             refault_limit: Percent(0.2),
             cpu_limit: Percent(5.0),
-            free_swap_cache: false,
             act_on_guesses: false,
         }
     }

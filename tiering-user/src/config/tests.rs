@@ -40,7 +40,6 @@ psi_limit = "0.5%"
 slow_read = "20ms"
 refault_limit = "1%"
 cpu_limit = "20%"
-free_swap_cache = true
 
 [prefetch]
 enabled = true
@@ -108,8 +107,8 @@ fn the_example_is_read_as_written() {
     assert_eq!(parse("").policy.slow_read, Period(Duration::from_millis(1)));
     assert_eq!(config.policy.refault_limit, Percent(1.0));
     assert_eq!(parse("").policy.refault_limit, Percent(0.2));
-    assert_eq!((config.policy.cpu_limit, config.policy.free_swap_cache), (Percent(20.0), true));
-    assert_eq!((parse("").policy.cpu_limit, parse("").policy.free_swap_cache), (Percent(5.0), false));
+    assert_eq!(config.policy.cpu_limit, Percent(20.0));
+    assert_eq!(parse("").policy.cpu_limit, Percent(5.0));
 }
 
 #[test]

@@ -27,12 +27,12 @@ const PRESSURE_DIVISOR: u32 = 4;
 /// Pages of a block that are tried first, and the share of a machine's huge blocks: one in this many.
 const FIRST_PAGES: u32 = 8;
 const FIRST_HUGE_SHARE: u32 = 64;
-/// How many times more go after a trial of which nothing came back.
+/// How many times more blocks go after a trial of which next to nothing came back. Of a block of small pages, the rest.
 const GROWTH: u32 = 8;
 /// A trial is judged after this part of the least idle time, within these bounds.
 const WINDOW_DIVISOR: u32 = 4;
 const WINDOW_LEAST: Duration = Duration::from_secs(1);
-const WINDOW_MOST: Duration = Duration::from_secs(30);
+const WINDOW_MOST: Duration = Duration::from_secs(10);
 
 /// What the policy goes by for one virtual machine at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +132,7 @@ impl Rules {
         match (probe.is_known(), probe.is_open(now), probe.failed()) {
             (false, ..) => first,
             (true, true, _) => 0,
+            (true, false, false) if !probe.is_strict() => BLOCK_PAGES,
             (true, false, false) => probe.sent().saturating_mul(GROWTH).max(first),
             (true, false, true) if Duration::from_secs(probe.age(now).into()) < rest => 0,
             (true, false, true) => first,
@@ -347,14 +348,11 @@ mod tests {
         pages.sent_down(&first, WINDOW, Seconds(20), Seconds(20));
         first.iter().for_each(|page| pages.update(*page, |entry| entry.with_place(NVME)));
         assert_eq!(chosen(&pages, 22).len(), 0, "too early to judge");
-        // One of the second block's comes back.
-        pages.touch(512, Seconds(22), false);
+        // All but one of the second block's come back, and one of the first one's.
+        touch(&mut pages, first[9..].iter().chain(&first[..1]).copied(), Seconds(22));
         let second = chosen(&pages, 23);
-        assert_eq!(second.len(), 63, "every eighth of the rest");
+        assert_eq!(second.len(), 512 - 8, "the rest of the first");
         assert!(second.iter().all(|page| *page < 512), "the second block is in use");
-        pages.sent_down(&second, WINDOW, Seconds(23), Seconds(23));
-        second.iter().for_each(|page| pages.update(*page, |entry| entry.with_place(NVME)));
-        assert_eq!(chosen(&pages, 26).len(), 512 - 8 - 63, "all that is left of the first");
         let later = chosen(&pages, 20 + 2 + 20 + 1);
         assert_eq!(later.iter().filter(|page| **page >= 512).count(), 8, "after a rest another trial");
     }

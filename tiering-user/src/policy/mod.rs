@@ -33,7 +33,6 @@ mod relief;
 mod returns;
 mod room;
 mod stalls;
-mod swap_cache;
 
 use std::fmt;
 use std::time::Duration;
@@ -50,7 +49,6 @@ pub use relief::{Holding, Relief, relief};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
 pub use stalls::{Stall, StallSource, Stalls, Waited, fault_wait};
-pub use swap_cache::{LeftBehind, Wanted};
 
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
@@ -79,6 +77,8 @@ pub enum Action {
     MapStaged,
     /// Staged pages that were not used go back to where they came from. Whether the agent had mapped them.
     DropStage { mapped: bool },
+    /// Copies that page-outs left in the swap cache are freed.
+    Free,
 }
 
 /// Why.
@@ -104,6 +104,8 @@ pub enum Reason {
     MayBeTouched,
     /// Brought up ahead of need and not touched before the deadline.
     NotUsedInTime,
+    /// Paged out, and it did not come back.
+    StayedAway,
     /// An operator asked for it.
     Operator,
 }
@@ -126,6 +128,7 @@ impl fmt::Display for Reason {
             Self::FollowedElsewhere => f.write_str("another machine touched it next"),
             Self::MayBeTouched => f.write_str("another machine touched it, which may mean little"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
+            Self::StayedAway => f.write_str("paged out, and did not come back"),
             Self::Operator => f.write_str("an operator asked for it"),
         }
     }

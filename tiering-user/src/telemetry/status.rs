@@ -203,7 +203,8 @@ pub struct VmStatus {
     pub collapsed_bytes_total: u64,
     /// Of its process: merged with equal pages by KSM; `None` where the kernel does not tell.
     pub ksm_bytes: Option<u64>,
-    /// Copies that page-outs left in the swap cache; `None` where its control group holds others too, or does not tell.
+    /// Copies that page-outs left in the swap cache: of its control group, where it is alone there, else by what the
+    /// agent knows of its own page-outs. `None` where the agent does not tell.
     pub swap_cached_bytes: Option<u64>,
     /// Whether the guest gives back what it has free; `None` where the agent does not tell.
     pub free_page_reporting: Option<bool>,

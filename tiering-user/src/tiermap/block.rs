@@ -17,9 +17,20 @@ pub struct Probe {
     sent: u16,
     returned: u16,
     backoff: u8,
+    strict: bool,
 }
 
+/// Of what was sent: a trial failed if more came back than so many of so many.
+const RETURNED_MOST: (u32, u32) = (3, 4);
+/// The same where each return costs more than a short fault.
+const RETURNED_MOST_STRICT: (u32, u32) = (1, 16);
+
 impl Probe {
+    /// One that fails early, or not.
+    pub fn new(strict: bool) -> Self {
+        Self { strict, ..Self::default() }
+    }
+
     /// Begins a trial of `count` at `now`, or goes on with the one that was `planned` at the same time: what comes back
     /// within `window` seconds counts against it.
     pub fn begin(&mut self, count: u32, window: u16, planned: Seconds, now: Seconds) {
@@ -30,7 +41,7 @@ impl Probe {
             return;
         }
         let backoff = if self.failed() { self.failures() } else { 0 };
-        *self = Self { at: now, planned, window, sent, returned: 0, backoff };
+        *self = Self { at: now, planned, window, sent, returned: 0, backoff, strict: self.strict };
     }
 
     /// Keeps the age from wrapping around to young again.
@@ -45,7 +56,7 @@ impl Probe {
         if self.is_open(now) {
             self.returned = self.returned.saturating_add(1);
         } else if !self.failed() {
-            *self = Self::default();
+            *self = Self::new(self.strict);
         }
     }
 
@@ -59,9 +70,15 @@ impl Probe {
         self.is_known() && self.age(now) <= self.window
     }
 
-    /// Whether more came back than a guest should be bothered with: more than one in 16.
+    /// Whether so much came back that the rest is not worth sending.
     pub fn failed(self) -> bool {
-        u32::from(self.returned) * 16 > u32::from(self.sent)
+        let (most, of) = if self.strict { RETURNED_MOST_STRICT } else { RETURNED_MOST };
+        u32::from(self.returned) * of > u32::from(self.sent) * most
+    }
+
+    /// Whether it fails early.
+    pub fn is_strict(self) -> bool {
+        self.strict
     }
 
     /// How many were sent.
@@ -81,10 +98,10 @@ impl Probe {
 
     /// What is left of so many failed trials in a row when the agent begins anew: the last of them is as if it had just
     /// failed.
-    pub fn recalled(failures: u8, now: Seconds) -> Self {
+    pub fn recalled(failures: u8, strict: bool, now: Seconds) -> Self {
         match failures.min(BACKOFF_MAX).checked_sub(1) {
-            Some(backoff) => Self { at: now, planned: now, window: 0, sent: 1, returned: 1, backoff },
-            None => Self::default(),
+            Some(backoff) => Self { at: now, planned: now, window: 0, sent: 1, returned: 1, backoff, strict },
+            None => Self::new(strict),
         }
     }
 
@@ -114,13 +131,13 @@ mod tests {
 
     #[test]
     fn failures_outlive_the_agent_and_end_with_a_trial_that_succeeds() {
-        assert_eq!(Probe::recalled(0, Seconds(50)), Probe::default());
+        assert_eq!(Probe::recalled(0, false, Seconds(50)), Probe::default());
         for failures in 1..=BACKOFF_MAX {
-            let probe = Probe::recalled(failures, Seconds(50));
+            let probe = Probe::recalled(failures, false, Seconds(50));
             assert!(probe.failed() && !probe.is_open(Seconds(51)));
             assert_eq!(probe.failures(), failures);
         }
-        let mut probe = Probe::recalled(2, Seconds(50));
+        let mut probe = Probe::recalled(2, false, Seconds(50));
         probe.begin(8, 5, Seconds(90), Seconds(90));
         assert_eq!(probe.failures(), 2, "the next trial has not told anything yet");
         probe.begin(64, 5, Seconds(99), Seconds(99));
@@ -129,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_trial_is_judged_by_what_comes_back_within_its_window() {
-        let mut probe = Probe::default();
+        let mut probe = Probe::new(true);
         assert!(!probe.is_known() && !probe.failed());
         probe.begin(32, 5, Seconds(10), Seconds(10));
         assert!(probe.is_open(Seconds(15)) && !probe.is_open(Seconds(16)));
@@ -138,6 +155,16 @@ mod tests {
         assert!(!probe.failed(), "2 of 32");
         probe.note_return(Seconds(15));
         assert!(probe.failed(), "3 of 32");
+    }
+
+    #[test]
+    fn where_a_return_costs_little_a_trial_fails_only_if_most_came_back() {
+        let mut probe = Probe::default();
+        probe.begin(8, 5, Seconds(10), Seconds(10));
+        (0..6).for_each(|_| probe.note_return(Seconds(11)));
+        assert!(!probe.failed(), "6 of 8");
+        probe.note_return(Seconds(11));
+        assert!(probe.failed(), "7 of 8");
     }
 
     #[test]
@@ -150,7 +177,7 @@ mod tests {
 
     #[test]
     fn trials_that_fail_in_a_row_are_counted() {
-        let mut probe = Probe::default();
+        let mut probe = Probe::new(true);
         for (round, backoff) in [0, 1, 2, 3, 3].into_iter().enumerate() {
             let now = Seconds(u16::try_from(round).unwrap() * 100);
             probe.begin(8, 5, now, now);
@@ -166,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_batches_of_one_plan_are_one_trial() {
-        let mut probe = Probe::default();
+        let mut probe = Probe::new(true);
         probe.begin(16, 5, Seconds(10), Seconds(11));
         probe.note_return(Seconds(12));
         probe.begin(16, 5, Seconds(10), Seconds(13));

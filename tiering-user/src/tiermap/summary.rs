@@ -126,13 +126,15 @@ mod tests {
         pages.place(PageRun { first: 4, count: 2 }, Place::In(TierId(1)));
         assert_eq!(pages.summary(0).habit.failures, 0, "nothing came back");
         pages.touch(4, Seconds(12), false);
+        pages.touch(5, Seconds(12), false);
         let failed = Habit { failures: 1, ..Habit::default() };
-        assert_eq!(pages.summary(0).habit, failed, "two of 512 went, and one of them came back soon");
+        assert_eq!(pages.summary(0).habit, failed, "two of 512 went, and came back soon");
         pages.sent_down(&[9, 10], 5, Seconds(40), Seconds(40));
         assert_eq!(pages.summary(0).habit, failed, "the next trial is open");
         pages.touch(9, Seconds(41), false);
         assert_eq!(pages.summary(0).habit.failures, 1, "it was not even paged out");
-        pages.place(PageRun { first: 10, count: 1 }, Place::In(TierId(1)));
+        pages.place(PageRun { first: 9, count: 2 }, Place::In(TierId(1)));
+        pages.touch(9, Seconds(42), false);
         pages.touch(10, Seconds(42), false);
         assert_eq!(pages.summary(0).habit.failures, 2);
     }

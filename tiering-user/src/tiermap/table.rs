@@ -22,8 +22,9 @@ struct Block {
 }
 
 impl Block {
-    fn new() -> Box<Self> {
-        Box::new(Self { info: BlockInfo::default(), entries: [PageEntry::default(); BLOCK_PAGES as usize] })
+    fn new(strict: bool) -> Box<Self> {
+        let info = BlockInfo { probe: Probe::new(strict), ..BlockInfo::default() };
+        Box::new(Self { info, entries: [PageEntry::default(); BLOCK_PAGES as usize] })
     }
 
     fn is_untouched(&self) -> bool {
@@ -94,7 +95,7 @@ impl VmPages {
             blocks: Sparse::default(),
             most_blocks: usize::MAX,
             left_out_pages: 0,
-            huge_probe: Probe::default(),
+            huge_probe: Probe::new(true),
             counts,
             changed: DirtyBlocks::default(),
         }
@@ -157,7 +158,10 @@ impl VmPages {
             self.left_out_pages += 1;
             return;
         }
-        let block = self.blocks.get_or_insert_with(page / BLOCK_PAGES, Block::new);
+        // Out of memory altogether a page shows at its first access, and that costs little: below the first of several
+        // memory tiers it is otherwise.
+        let strict = self.node_tiers.0 > 1;
+        let block = self.blocks.get_or_insert_with(page / BLOCK_PAGES, || Block::new(strict));
         let entry = &mut block.entries[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
@@ -238,7 +242,7 @@ impl VmPages {
     /// Begins a block with so many failed trials in a row, which an earlier agent saw.
     pub fn recall_trials(&mut self, block: u32, failures: u8, now: Seconds) {
         if let Some(block) = self.blocks.get_mut(block) {
-            block.info.probe = Probe::recalled(failures, now);
+            block.info.probe = Probe::recalled(failures, self.node_tiers.0 > 1, now);
         }
     }
 

@@ -186,6 +186,7 @@ impl Given {
             "device" => ("device", "driver"),
             "netdev" => ("netdev", "type"),
             "cpu" => ("cpu", "model"),
+            "smp" => ("smp-opts", "cpus"),
             "overcommit" | "realtime" => (option, ""),
             // No pairs: one value.
             "uuid" | "incoming" | "mem-path" => {

@@ -37,6 +37,8 @@ pub(super) struct CommandLine {
     pub(super) numa_bound: bool,
     /// It has video memory of tens of MiB.
     pub(super) large_video: bool,
+    /// Virtual processors that it begins with, where the command line says so.
+    pub(super) vcpus: Option<u32>,
     /// A `-readconfig` file that could not be read, and why: nothing is known of its RAM.
     pub(super) unread: Option<String>,
 }
@@ -179,6 +181,12 @@ impl CommandLine {
             "cpu" => {
                 self.board.cpu = options.get("model").map(printable);
                 self.board.cpu_vendor = options.get("vendor").map(printable);
+            }
+            "smp-opts" => {
+                let number = |key: &str| options.get(key).and_then(|number| number.parse::<u32>().ok());
+                let parts = ["sockets", "dies", "clusters", "cores", "threads"];
+                let product = || parts.into_iter().filter_map(number).reduce(u32::saturating_mul);
+                self.vcpus = number("cpus").or_else(product);
             }
             _ => {}
         }

@@ -121,6 +121,9 @@ fn options_are_read_as_qemu_reads_them() {
     assert_eq!(sizes(&vm(&nodes)), [GIB, 2 * GIB], "the first node has processors only");
     assert_eq!(sizes(&vm(&format!("{two} -numa node,memdev=a -set object.a.size=3G"))), [3 * GIB]);
     assert_eq!(vm("-m 64 -mem-path /dev/shm -mem-prealloc -S").blocks[0].kind, Kind::File);
+    assert_eq!(vm("-m 64 -smp 4,sockets=2,maxcpus=8").vcpus, Some(4));
+    assert_eq!(vm("-m 64 -smp sockets=2,cores=3,threads=2").vcpus, Some(12));
+    assert_eq!((vm("-m 64").vcpus, vm("-m 64 -smp many").vcpus), (None, None));
     assert_eq!(vm("-m 64 -cpu EPYC,vendor=GenuineIntel").board.cpu_vendor.as_deref(), Some("GenuineIntel"));
 }
 

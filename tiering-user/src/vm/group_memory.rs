@@ -34,6 +34,13 @@ use std::time::Duration;
 use super::ProcessKey;
 use super::cgroup;
 use super::process::Proc;
+use crate::sys::PAGE_BYTES;
+
+/// Helpers of a VM in its group (swtpm, virtiofsd, virtqemud, virt-launcher): no more memory, and no more of them.
+const HELPERS_MOST_BYTES: u64 = 256 << 20;
+const HELPERS_MOST: usize = 64;
+/// Names of processes that are VMs.
+const VM_COMMANDS: [&str; 2] = ["qemu", "kvm"];
 
 /// What may still be added, or taken away, before a limit is met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,8 +95,8 @@ pub struct GroupMemory {
     pub swap_cached_bytes: Option<u64>,
     /// Of the group that counts memory; where none does, of the nearest one that is no group of threads.
     pub pressure: Option<Pressure>,
-    /// The group and those below it hold no other process.
-    pub holds_only_vm: bool,
+    /// The group and those below it hold no other VM, and of other processes only small ones: helpers of the VM.
+    pub is_vms_own: bool,
 }
 
 impl GroupMemory {
@@ -99,12 +106,12 @@ impl GroupMemory {
         let groups = Proc::open_key(proc_root, key)
             .and_then(|process| process.read("cgroup", procfs::process::Process::cgroups));
         match groups.ok().as_ref().and_then(cgroup::path) {
-            Some(path) => Self::read(cgroup_root, &path, key.pid),
+            Some(path) => Self::read(proc_root, cgroup_root, &path, key.pid),
             None => Self::default(),
         }
     }
 
-    fn read(cgroup_root: &Path, path: &str, pid: i32) -> Self {
+    fn read(proc_root: &Path, cgroup_root: &Path, path: &str, pid: i32) -> Self {
         let mut this = Self::default();
         if path.split('/').any(|part| part == "..") {
             return this;
@@ -140,7 +147,9 @@ impl GroupMemory {
             let text = std::fs::read_to_string(folder(name).join("memory.pressure")).ok()?;
             Some(Pressure { group: name.to_owned(), some: some_total(&text)? })
         });
-        this.holds_only_vm = this.group.as_deref().is_some_and(|group| holds_only(&folder(group), pid));
+        this.is_vms_own = this.group.as_deref().is_some_and(|group| {
+            others_bytes(proc_root, &folder(group), pid).is_some_and(|bytes| bytes <= HELPERS_MOST_BYTES)
+        });
         this
     }
 }
@@ -253,13 +262,29 @@ fn number_behind(text: &str, word: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))?.trim().parse().ok()
 }
 
-/// Whether the group and all below it hold no process but `pid`. A threaded group does not list its processes; the one
-/// that it belongs to does.
-fn holds_only(folder: &Path, pid: i32) -> bool {
+/// Resident memory of the processes of the group and of all below it, without `pid`; none where one of them is a VM or
+/// there are too many to look at. A threaded group does not list its processes; the one that it belongs to does.
+fn others_bytes(proc_root: &Path, folder: &Path, pid: i32) -> Option<u64> {
     let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let others: Vec<&str> = pids.lines().map(str::trim).filter(|line| line.parse() != Ok(pid)).collect();
+    if others.len() > HELPERS_MOST {
+        return None;
+    }
+    let mut bytes = 0;
+    for other in others {
+        let read = |file: &str| std::fs::read_to_string(proc_root.join(other).join(file)).unwrap_or_default();
+        if VM_COMMANDS.iter().any(|name| read("comm").starts_with(name)) {
+            return None;
+        }
+        // One that has ended meanwhile has none.
+        let pages: u64 = read("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+        bytes += pages.saturating_mul(PAGE_BYTES);
+    }
     let children = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    pids.lines().all(|line| line.trim().parse() == Ok(pid))
-        && children.filter(|path| path.is_dir()).all(|child| holds_only(&child, pid))
+    for child in children.filter(|path| path.is_dir()) {
+        bytes += others_bytes(proc_root, &child, pid)?;
+    }
+    Some(bytes)
 }
 
 /// The nearest group on the way up that holds whole processes: one of threads sees some of the tasks only.
@@ -338,7 +363,7 @@ mod tests {
         }
 
         fn read(&self) -> GroupMemory {
-            GroupMemory::read(self.0.path(), "/machine.slice/vm.scope", PID)
+            GroupMemory::read(&self.0.path().join("proc"), self.0.path(), "/machine.slice/vm.scope", PID)
         }
     }
 
@@ -402,19 +427,32 @@ mod tests {
         tree.set("machine.slice/vm.scope", "memory.swap.max", &(8 * MIB).to_string());
         tree.set("machine.slice/vm.scope", "memory.swap.events", "high 0\nmax 3\nfail 5");
         tree.set_anonymous("machine.slice/vm.scope", 8192, 8192, 4096);
-        let memory = GroupMemory::read(tree.0.path(), "/machine.slice/vm.scope/emulator", PID);
+        let memory = GroupMemory::read(
+            &tree.0.path().join("proc"),
+            tree.0.path(),
+            "/machine.slice/vm.scope/emulator",
+            PID,
+        );
         assert_eq!(memory.group.as_deref(), Some("/machine.slice/vm.scope"));
         assert_eq!(left(&memory.swap), (4, "/machine.slice/vm.scope"));
         assert_eq!((memory.swap_fails, memory.swap_cached_bytes), (Some(5), Some(4096)));
     }
 
     #[test]
-    fn a_group_with_another_process_anywhere_below_is_not_the_vms_alone() {
+    fn a_group_with_another_vm_or_much_else_anywhere_below_is_not_the_vms_own() {
         let tree = Tree::new();
-        assert!(tree.read().holds_only_vm);
+        assert!(tree.read().is_vms_own);
         std::fs::create_dir(tree.0.path().join("machine.slice/vm.scope/helper")).unwrap();
         tree.set("machine.slice/vm.scope/helper", "cgroup.procs", "8");
-        assert!(!tree.read().holds_only_vm);
+        let helper = |comm: &str, pages: u64| {
+            std::fs::create_dir_all(tree.0.path().join("proc/8")).unwrap();
+            tree.set("proc/8", "comm", comm);
+            tree.set("proc/8", "statm", &format!("{} {pages} 0 0 0 0 0", pages * 2));
+            tree.read().is_vms_own
+        };
+        assert!(helper("swtpm", 65_536), "256 MiB");
+        assert!(!helper("swtpm", 65_537));
+        assert!(!helper("qemu-system-x86", 10));
     }
 
     const PRESSURE: &str =
@@ -448,7 +486,8 @@ mod tests {
             tree.set(group, "cgroup.type", kind);
             tree.set(group, "memory.pressure", PRESSURE);
         }
-        let memory = GroupMemory::read(tree.0.path(), &format!("/{emulator}"), PID);
+        let memory =
+            GroupMemory::read(&tree.0.path().join("proc"), tree.0.path(), &format!("/{emulator}"), PID);
         assert_eq!((memory.group, memory.pressure), (None, pressure("/other.slice/vm.scope")));
     }
 
@@ -481,6 +520,9 @@ mod tests {
         let tree = Tree::new();
         tree.set("machine.slice", "memory.swap.max", "0");
         let path = "/../machine.slice/vm.scope";
-        assert_eq!(GroupMemory::read(tree.0.path(), path, PID), GroupMemory::default());
+        assert_eq!(
+            GroupMemory::read(&tree.0.path().join("proc"), tree.0.path(), path, PID),
+            GroupMemory::default()
+        );
     }
 }

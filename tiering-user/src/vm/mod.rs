@@ -150,6 +150,8 @@ pub struct Vm {
     /// KubeVirt only.
     pub namespace: Option<String>,
     pub accel: Accel,
+    /// Virtual processors that it began with.
+    pub vcpus: u32,
     /// In guest-physical order. Equal-sized blocks are told apart by address (blocks that QEMU creates later lie lower
     /// as a rule), which is a guess: prove it before trusting a guest-physical address. Empty or approximate under
     /// [`Refusal::LayoutUnclear`].

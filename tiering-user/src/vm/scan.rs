@@ -43,6 +43,8 @@ pub(super) const AGAIN_SCANS: u32 = 10;
 pub(super) const MAPPERS_SCANS: u32 = 30;
 /// Scans between two looks at any VM: a DIMM may be plugged in the second in which one of its size is unplugged.
 const ANYWAY_SCANS: u32 = 60;
+/// More virtual processors than KVM has for a VM are not believed.
+const MOST_VCPUS: u32 = 4096;
 /// Processes of owners that are not trusted that are told of.
 pub(super) const MOST_STRANGERS: usize = 64;
 /// Where the name of such a process is looked for.
@@ -340,6 +342,7 @@ impl Scanner {
             uuid: None,
             namespace: None,
             accel: Accel::Tcg,
+            vcpus: 1,
             ram: Vec::new(),
             on_demand: Vec::new(),
             left_alone: Vec::new(),
@@ -416,6 +419,7 @@ impl Scanner {
             uuid: command.uuid.clone(),
             namespace: command.namespace.clone(),
             accel: runtime.accel(),
+            vcpus: command.vcpus.unwrap_or(1).clamp(1, MOST_VCPUS),
             ram: parts.ram,
             on_demand: parts.on_demand,
             left_alone: parts.left_alone,

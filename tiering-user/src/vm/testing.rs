@@ -19,6 +19,7 @@ pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
         uuid: None,
         namespace: None,
         accel: Accel::Tcg,
+        vcpus: 1,
         ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
         on_demand: Vec::new(),
         left_alone: Vec::new(),

@@ -1,0 +1,166 @@
+//! How fast pages leave memory for swap, and when their memory becomes free. Pure: facts and time in, decisions out.
+//!
+//! A page that is paged out leaves the page table at once, and its copy stays in memory, in the swap cache. Until the
+//! copy is freed the page comes back without a read: the guest waits for some microseconds, as for any page that it
+//! touches for the first time. So paging out is how the agent looks whether a page is used, where nothing else shows
+//! it, and memory is freed in a second step:
+//!
+//! 1. *Sent*: pages go out at a rate that the VM's waits allow ([`Pacer`]).
+//! 2. *On probation*: copies stay for half a minute at least. What comes back meanwhile is in use, and says something
+//!    of what lies around it ([`Probation`]).
+//! 3. *Freed*: copies go, the pages least likely to come back first, as long as what is expected to come back stays
+//!    within `policy.refault_limit`.
+//!
+//! # Limits
+//! What goes out is written, whether it comes back or not. A working set that jumps shows when it has jumped, not
+//! before.
+
+mod pacer;
+mod probation;
+#[cfg(test)]
+mod simulation;
+
+use std::time::Duration;
+
+pub use pacer::Pacer;
+pub use probation::{Probation, Return};
+
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+
+/// What a page that comes back costs while its copy is in memory: a fault of the guest and one of the host, with room
+/// to spare (2.2 us natively, docs/decisions/0006).
+const COPY_WAIT: Duration = Duration::from_micros(10);
+/// Of the time of its virtual processors, so much a VM may wait.
+const BUDGET_SHARE: f64 = 0.001;
+/// Pages that any VM may wait for in a minute, however small it is.
+const LEAST_READS_A_MINUTE: f64 = 8.0;
+/// Times between two steps: a part of the least idle time, within these bounds.
+const EVERY_DIVISOR: u32 = 24;
+const EVERY_LEAST: Duration = Duration::from_secs(1);
+const EVERY_MOST: Duration = Duration::from_secs(5);
+
+/// What a VM may wait for in a minute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    pub wait: Duration,
+    /// Pages that are read from swap.
+    pub reads: f64,
+}
+
+impl Budget {
+    /// Of a VM with so many virtual processors that has touched so many pages, of which it may wait for `percent`; none
+    /// where there is no limit. A read takes `read_wait`.
+    pub fn new(vcpus: u32, touched_pages: u64, percent: f64, read_wait: Duration) -> Option<Self> {
+        if percent >= 100.0 {
+            return None;
+        }
+        let wait = Duration::from_mins(1).mul_f64(BUDGET_SHARE) * vcpus.max(1);
+        let by_time = wait.as_secs_f64() / read_wait.as_secs_f64().max(1e-6);
+        let by_pages = touched_pages as f64 * percent / 100.0;
+        let least = if percent > 0.0 { LEAST_READS_A_MINUTE } else { 0.0 };
+        Some(Self { wait, reads: by_pages.min(by_time).max(least) })
+    }
+}
+
+/// What leaves memory of one VM.
+#[derive(Clone, Debug, Default)]
+pub struct Reclaim {
+    pacer: Pacer,
+    probation: Probation,
+    budget: Option<Budget>,
+}
+
+impl Reclaim {
+    /// What the VM may wait for from now on; none: whatever it is.
+    pub fn set_budget(&mut self, budget: Option<Budget>) {
+        self.budget = budget;
+    }
+
+    /// How many of the VM's `pages` may go out now, where a page must be idle for `demote_after`.
+    pub fn may_send(&mut self, pages: u64, demote_after: Duration, now: Monotonic) -> u64 {
+        let every = (demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST);
+        let wait = self.budget.map_or(Duration::MAX, |budget| budget.wait);
+        self.pacer.step(pages, wait, every, now)
+    }
+
+    /// These pages went out.
+    pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
+        self.probation.sent(pages, now);
+    }
+
+    /// A page came back that the VM waited for; it stands for so many. A read takes `read_wait`.
+    pub fn waited_for(
+        &mut self,
+        page: PageIndex,
+        weight: u32,
+        read_wait: Duration,
+        now: Monotonic,
+    ) -> Return {
+        let cost = self.probation.returned(page, weight);
+        let wait = match cost {
+            Return::Copy => COPY_WAIT,
+            Return::Read => read_wait,
+        };
+        self.pacer.waited(wait * weight, now);
+        cost
+    }
+
+    /// A page is in memory, and nobody waited for it.
+    pub fn is_back(&mut self, page: PageIndex) {
+        self.probation.returned(page, 0);
+    }
+
+    /// At most `most` pages whose copies are to be freed now.
+    pub fn due(&mut self, most: u64, now: Monotonic) -> Vec<PageIndex> {
+        self.probation.due(self.budget.map(|budget| budget.reads), most, now)
+    }
+
+    /// The same where memory is short: whatever comes back.
+    pub fn due_at_once(&mut self, most: u64, now: Monotonic) -> Vec<PageIndex> {
+        self.probation.due(None, most, now)
+    }
+
+    /// The copies of these pages are gone.
+    pub fn freed(&mut self, pages: &[PageIndex]) {
+        self.probation.freed(pages);
+    }
+
+    /// The kernel has freed all copies.
+    pub fn all_freed(&mut self) {
+        self.probation.all_freed();
+    }
+
+    /// Pages that are away and have a copy in memory, as far as is known.
+    pub fn copies(&self) -> u64 {
+        self.probation.copies()
+    }
+
+    /// Why nothing goes out, where the VM waited for too much.
+    pub fn rests(&self, now: Monotonic) -> Option<String> {
+        self.pacer.rests_until(now)?;
+        let (waits, budget) = (self.pacer.waits_a_minute(now), self.budget?);
+        Some(format!(
+            "it waited for pages that went out for {} ms a minute, and may for {}: nothing goes for a minute",
+            waits.as_millis(),
+            budget.wait.as_millis()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_the_lesser_of_pages_and_time() {
+        let read = Duration::from_micros(100);
+        let reads =
+            |vcpus, pages, percent| Budget::new(vcpus, pages, percent, read).map(|budget| budget.reads);
+        assert_eq!(reads(1, 100_000, 0.2), Some(200.0));
+        assert_eq!(reads(1, 100_000_000, 0.2), Some(600.0), "60 ms of reads that take 100 us");
+        assert_eq!(reads(8, 100_000_000, 0.2), Some(4800.0));
+        assert_eq!(reads(1, 100, 0.2), Some(LEAST_READS_A_MINUTE));
+        assert_eq!((reads(1, 100, 0.0), reads(1, 100, 100.0)), (Some(0.0), None));
+    }
+}

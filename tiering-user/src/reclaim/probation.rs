@@ -1,0 +1,468 @@
+//! Pages that went out and whose copies are in memory still, and when those are freed.
+//!
+//! In: pages that went out, came back, and whose copies were freed. Out: pages whose copies are to be freed now
+//! ([`Probation::due`]).
+//!
+//! How many pages will come back in a minute is estimated by what came back:
+//!
+//! - by block of 2 MiB and by how long a page is away, in a few classes ([`TICKS`]). What is not known of a block is
+//!   taken from what is known of all, and of a class from the class before.
+//! - by blocks that were calm and of which many pages came back at once, by how long the block had been calm. That is
+//!   one event, however many pages it brought: a loop or a nightly job comes back so. What counts is how often that
+//!   happened to blocks in the ten minutes from where the block is now.
+//!
+//! Copies are freed in the order of what is expected, as long as what is expected of all that was freed stays within
+//! what may come back in a minute, and no more than that has come back in the last one. None is freed within its first
+//! half minute.
+//!
+//! # Limits
+//! Nothing is known of how long a block stays calm before one of its VM has woken.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::sys::Monotonic;
+use crate::tiermap::{BLOCK_PAGES, PageIndex};
+
+/// Pages pass from one class to the next at times that are multiples of so many seconds; in the last one they stay.
+const TICKS: [u64; CLASSES - 1] = [30, 30, 60, 180, 300, 600];
+const CLASSES: usize = 7;
+/// From this class on a page is away for half a minute, and its copy may be freed. What comes back sooner was just in
+/// use, and says little of later.
+const SETTLED: usize = 2;
+/// How often what came back is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// What came back counts half after so many minutes.
+const HALF_LIFE: f64 = 10.0;
+const WAKES_HALF_LIFE: f64 = 30.0;
+/// Until a class was watched for so many page-minutes its rate is mostly that of the class before; that of the first
+/// class is this one at first.
+const PRIOR_PAGE_MINUTES: f64 = 200.0;
+const FIRST_RATE: f64 = 0.05;
+/// A block is like others until so many returns were expected of it, or came.
+const PRIOR_RETURNS: f64 = 1.0;
+/// No rate is taken to be lower.
+const LEAST_RATE: f64 = 1e-6;
+/// The same for blocks that wake.
+const PRIOR_BLOCK_MINUTES: f64 = 300.0;
+/// A block woke where so many of its settled pages came back between two counts, and at least one in
+/// [`WAKE_DIVISOR`].
+const WAKE_LEAST: u32 = 16;
+const WAKE_DIVISOR: u32 = 8;
+/// A page is worth a read in so many minutes.
+const WORTH_MINUTES: f64 = 30.0;
+/// Of what may come back in a minute: what is expected of all that was freed.
+const EXPECTED_SHARE: f64 = 0.5;
+/// How long a block was calm, minutes: the upper bounds of all classes but the last.
+const CALM: [f64; 6] = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0];
+/// How far it is looked ahead whether a block wakes, minutes.
+const AHEAD: f64 = 10.0;
+/// Counts of a minute.
+const COUNTS: usize = 6;
+
+/// What a page that comes back costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// A fault without a read: its copy was in memory.
+    Copy,
+    /// A read.
+    Read,
+}
+
+/// The pages of one VM that are away.
+#[derive(Clone, Debug, Default)]
+pub struct Probation {
+    blocks: BTreeMap<u32, Block>,
+    /// By class: returns of a page.
+    rates: [Rate; CLASSES],
+    /// By how long they had been calm: blocks that woke.
+    wakes: [Rate; CALM.len() + 1],
+    counted_at: Option<Monotonic>,
+    copies: u64,
+    /// Reads since the last count, and of the counts of the last minute.
+    reads: u64,
+    last_reads: [u64; COUNTS],
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    /// Pages that are away, by class.
+    away: [Bits; CLASSES],
+    /// Those whose copies are in memory.
+    copies: Bits,
+    /// Came back since the last count, by class.
+    returns: [u32; CLASSES],
+    /// By class.
+    rates: [Rate; CLASSES],
+    calm_since: Monotonic,
+}
+
+/// How often something happens, a minute.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    minutes: f64,
+    events: f64,
+}
+
+impl Rate {
+    fn decay(&mut self, factor: f64) {
+        self.minutes *= factor;
+        self.events *= factor;
+    }
+
+    /// As `prior`, as long as little is known.
+    fn towards(self, prior: f64, prior_minutes: f64) -> f64 {
+        (self.events + prior * prior_minutes) / (self.minutes + prior_minutes)
+    }
+
+    fn add(&mut self, minutes: f64, events: u32) {
+        self.minutes += minutes;
+        self.events += f64::from(events);
+    }
+}
+
+/// A bit for each page of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Bits([u64; BLOCK_PAGES as usize / 64]);
+
+impl Bits {
+    /// Returns whether it was set.
+    fn set(&mut self, page: u32, to: bool) -> bool {
+        let (word, bit) = (&mut self.0[page as usize / 64], 1 << (page % 64));
+        let was = *word & bit != 0;
+        *word = if to { *word | bit } else { *word & !bit };
+        was
+    }
+
+    fn add(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    fn both(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word &= other);
+        self
+    }
+
+    fn count(self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    fn ones(self) -> impl Iterator<Item = u32> {
+        (0..BLOCK_PAGES).filter(move |page| self.0[*page as usize / 64] & 1 << (page % 64) != 0)
+    }
+}
+
+impl Block {
+    fn new(now: Monotonic) -> Self {
+        Self {
+            away: Default::default(),
+            copies: Bits::default(),
+            returns: [0; CLASSES],
+            rates: Default::default(),
+            calm_since: now,
+        }
+    }
+
+    /// Returns for each page and minute, by class; `of_vm` is that of all blocks.
+    fn expected(&self, of_vm: &[f64; CLASSES]) -> [f64; CLASSES] {
+        let mut before = of_vm[0];
+        std::array::from_fn(|class| {
+            // As the class before, and as that changes from class to class elsewhere.
+            let prior = before * of_vm[class] / of_vm[class.saturating_sub(1)];
+            before = self.rates[class].towards(prior, PRIOR_RETURNS / prior).max(LEAST_RATE);
+            before
+        })
+    }
+
+    fn calm_minutes(&self, now: Monotonic) -> f64 {
+        now.since(self.calm_since).as_secs_f64() / 60.0
+    }
+
+    fn is_back(&self) -> bool {
+        self.away.iter().all(|bits| bits.count() == 0)
+    }
+}
+
+impl Probation {
+    /// These pages went out.
+    pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
+        for page in pages {
+            let block = self.blocks.entry(page / BLOCK_PAGES).or_insert_with(|| Block::new(now));
+            let page = page % BLOCK_PAGES;
+            block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
+            block.away[0].set(page, true);
+            self.copies += u64::from(!block.copies.set(page, true));
+        }
+    }
+
+    /// A page came back, or is known to be there; it stands for so many that did.
+    pub fn returned(&mut self, page: PageIndex, weight: u32) -> Return {
+        let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) else { return Return::Read };
+        let page = page % BLOCK_PAGES;
+        if let Some(class) = (0..CLASSES).find(|class| block.away[*class].set(page, false)) {
+            block.returns[class] += weight;
+        }
+        if block.copies.set(page, false) {
+            self.copies -= 1;
+            Return::Copy
+        } else {
+            self.reads += u64::from(weight);
+            Return::Read
+        }
+    }
+
+    /// The copies of these pages are gone.
+    pub fn freed(&mut self, pages: &[PageIndex]) {
+        for page in pages {
+            if let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) {
+                self.copies -= u64::from(block.copies.set(page % BLOCK_PAGES, false));
+            }
+        }
+    }
+
+    /// The kernel needed the memory: no copy is left.
+    pub fn all_freed(&mut self) {
+        self.blocks.values_mut().for_each(|block| block.copies = Bits::default());
+        self.copies = 0;
+    }
+
+    /// Pages whose copies are in memory, as far as is known.
+    pub fn copies(&self) -> u64 {
+        self.copies
+    }
+
+    /// At most `most` pages whose copies are to be freed now, in ascending order, of a VM that may wait for so many
+    /// reads a minute; none: whatever comes back.
+    pub fn due(&mut self, reads_a_minute: Option<f64>, most: u64, now: Monotonic) -> Vec<PageIndex> {
+        self.count(now);
+        let of_vm = self.class_rates();
+        let (most_a_minute, most_rate) = match reads_a_minute {
+            Some(reads) => (reads * EXPECTED_SHARE, 1.0 / WORTH_MINUTES),
+            None => (f64::INFINITY, f64::INFINITY),
+        };
+        let mut expected = 0.0;
+        let mut candidates = Vec::new();
+        for (number, block) in &self.blocks {
+            let wakes = self.wakes_ahead(block.calm_minutes(now));
+            let rates = block.expected(&of_vm);
+            for (bits, rate) in block.away.iter().zip(rates).skip(SETTLED) {
+                let away = bits.count();
+                if away == 0 {
+                    continue;
+                }
+                let rate = rate + wakes;
+                let copies = bits.both(block.copies);
+                let count = copies.count();
+                expected += f64::from(away - count) * rate;
+                if count > 0 && rate <= most_rate {
+                    candidates.push((rate, *number, count, copies));
+                }
+            }
+        }
+        let reads = self.last_reads.iter().sum::<u64>().max(self.last_reads[0] * COUNTS as u64) + self.reads;
+        expected = f64::max(expected, reads as f64);
+        candidates.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut due = Vec::new();
+        for (rate, number, count, copies) in candidates {
+            expected += f64::from(count) * rate;
+            if expected > most_a_minute || due.len() as u64 + u64::from(count) > most {
+                break;
+            }
+            due.extend(copies.ones().map(|page| number * BLOCK_PAGES + page));
+        }
+        due.sort_unstable();
+        due
+    }
+
+    /// Returns for each page and minute, by class.
+    fn class_rates(&self) -> [f64; CLASSES] {
+        let mut before = FIRST_RATE;
+        self.rates.map(|rate| {
+            before = rate.towards(before, PRIOR_PAGE_MINUTES).max(LEAST_RATE);
+            before
+        })
+    }
+
+    /// How often a block wakes that has been calm for so long, a minute, in the next few.
+    fn wakes_ahead(&self, calm: f64) -> f64 {
+        let (mut from, mut before) = (0.0, 0.0);
+        let bounds = CALM.iter().copied().chain([f64::INFINITY]);
+        let parts = self.wakes.iter().zip(bounds).map(|(rate, until)| {
+            let minutes = (until.min(calm + AHEAD) - f64::max(from, calm)).max(0.0);
+            from = until;
+            before = rate.towards(before, PRIOR_BLOCK_MINUTES);
+            before * minutes
+        });
+        parts.sum::<f64>() / AHEAD
+    }
+
+    /// Takes in what came back since the last count, and lets pages pass to the next class.
+    fn count(&mut self, now: Monotonic) {
+        let since = *self.counted_at.get_or_insert(now);
+        if now.since(since) < COUNT_EVERY {
+            return;
+        }
+        self.counted_at = Some(now);
+        let minutes = now.since(since).as_secs_f64() / 60.0;
+        let (decay, wakes_decay) = ((-minutes / HALF_LIFE).exp2(), (-minutes / WAKES_HALF_LIFE).exp2());
+        self.rates.iter_mut().for_each(|rate| rate.decay(decay));
+        self.wakes.iter_mut().for_each(|rate| rate.decay(wakes_decay));
+        self.last_reads.rotate_right(1);
+        self.last_reads[0] = std::mem::take(&mut self.reads);
+        for block in self.blocks.values_mut() {
+            let returns = std::mem::take(&mut block.returns);
+            let settled: u32 = block.away[SETTLED..].iter().map(|bits| bits.count()).sum();
+            let back: u32 = returns[SETTLED..].iter().sum();
+            let calm = CALM.partition_point(|bound| *bound <= block.calm_minutes(since));
+            self.wakes[calm].minutes += minutes;
+            let woke = back >= WAKE_LEAST.max((settled + back) / WAKE_DIVISOR);
+            if woke {
+                self.wakes[calm].events += 1.0;
+                block.calm_since = now;
+            }
+            let of_block = block.rates.iter_mut().zip(&mut self.rates);
+            for (class, (rate, of_vm)) in of_block.enumerate() {
+                rate.decay(decay);
+                if woke && class >= SETTLED {
+                    continue;
+                }
+                let page_minutes = f64::from(block.away[class].count() + returns[class]) * minutes;
+                rate.add(page_minutes, returns[class]);
+                of_vm.add(page_minutes, returns[class]);
+            }
+            for class in (0..CLASSES - 1).rev() {
+                let tick = Duration::from_secs(TICKS[class]).as_nanos() as u64;
+                if now.0 / tick > since.0 / tick {
+                    let pass = std::mem::take(&mut block.away[class]);
+                    block.away[class + 1].add(pass);
+                }
+            }
+        }
+        self.blocks.retain(|_, block| !block.is_back() || block.rates.iter().any(|rate| rate.events > 0.1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAY: Option<f64> = Some(260.0);
+
+    fn at(second: u64) -> Monotonic {
+        Monotonic(second * 1_000_000_000)
+    }
+
+    fn block(number: u32) -> Vec<PageIndex> {
+        (number * BLOCK_PAGES..(number + 1) * BLOCK_PAGES).collect()
+    }
+
+    /// Seconds go by, in each of which something may come back.
+    fn wait(
+        probation: &mut Probation,
+        seconds: std::ops::Range<u64>,
+        mut comes: impl FnMut(u64) -> Option<PageIndex>,
+    ) {
+        for second in seconds {
+            if let Some(page) = comes(second) {
+                probation.returned(page, 1);
+            }
+            probation.due(MAY, 0, at(second));
+        }
+    }
+
+    #[test]
+    fn copies_of_what_stays_away_are_freed_after_half_a_minute_at_least_and_a_minute_at_most() {
+        for sent in [5, 29, 30, 58] {
+            let mut probation = Probation::default();
+            wait(&mut probation, 0..sent, |_| None);
+            probation.sent(&block(3), at(sent));
+            let due_at = (sent..).find(|second| !probation.due(MAY, 10_000, at(*second)).is_empty());
+            let after = due_at.unwrap() - sent;
+            assert!((30..=70).contains(&after), "sent at {sent} s, due after {after} s");
+            let due = probation.due(MAY, 10_000, at(due_at.unwrap()));
+            assert_eq!((due.len(), due[0], probation.copies()), (512, 3 * 512, 512));
+            assert_eq!(probation.due(MAY, 511, at(due_at.unwrap())).len(), 0, "a block as a whole");
+            probation.freed(&due);
+            assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(500)).len()), (0, 0));
+            assert_eq!(probation.returned(due[0], 1), Return::Read);
+        }
+    }
+
+    #[test]
+    fn what_comes_back_has_no_copy_any_more_and_is_not_freed() {
+        let mut probation = Probation::default();
+        probation.sent(&block(0), at(0));
+        assert_eq!(probation.returned(7, 1), Return::Copy);
+        assert_eq!(probation.returned(7, 1), Return::Read, "it was there already");
+        wait(&mut probation, 0..70, |_| None);
+        let due = probation.due(MAY, 10_000, at(70));
+        assert!(due.len() == 511 && !due.contains(&7));
+        assert_eq!(probation.returned(9999, 1), Return::Read, "of which nothing is known");
+    }
+
+    #[test]
+    fn where_too_much_comes_back_nothing_more_is_freed_but_for_those_who_lack_memory() {
+        let mut probation = Probation::default();
+        probation.sent(&block(0), at(0));
+        wait(&mut probation, 0..70, |_| None);
+        probation.returned(9999, 200);
+        probation.returned(0, 1);
+        probation.freed(&[1]);
+        probation.returned(1, 200);
+        assert_eq!(probation.due(MAY, 10_000, at(71)), [0; 0]);
+        assert_eq!(probation.due(None, 10_000, at(71)).len(), 510);
+    }
+
+    #[test]
+    fn a_block_of_which_a_page_comes_back_every_second_keeps_its_copies_and_the_others_do_not() {
+        let mut probation = Probation::default();
+        (0..40).for_each(|number| probation.sent(&block(number), at(0)));
+        wait(&mut probation, 0..90, |second| Some(u32::try_from(second).unwrap()));
+        let due = probation.due(MAY, 100_000, at(90));
+        assert_eq!(due.len(), 39 * 512);
+        assert!(due[0] >= 512);
+    }
+
+    #[test]
+    fn strewn_returns_keep_all_of_a_vm_in_memory_until_they_are_few() {
+        let mut probation = Probation::default();
+        (0..40).for_each(|number| probation.sent(&block(number), at(0)));
+        // Each second ten pages of anywhere.
+        for second in 0..120u64 {
+            for nth in 0..10 {
+                let page = (second * 10 + nth) * 7919 % (40 * 512);
+                probation.returned(u32::try_from(page).unwrap(), 1);
+            }
+            assert!(second < 30 || probation.due(MAY, 100_000, at(second)).len() < 10_000, "{second}");
+        }
+        wait(&mut probation, 120..1200, |_| None);
+        assert!(probation.due(MAY, 100_000, at(1200)).len() > 19_000);
+    }
+
+    #[test]
+    fn where_blocks_woke_after_five_minutes_others_are_kept_until_they_were_calm_for_longer() {
+        let mut probation = Probation::default();
+        (0..100).for_each(|number| probation.sent(&block(number), at(0)));
+        wait(&mut probation, 0..300, |_| None);
+        for number in 0..50 {
+            for page in block(number) {
+                probation.returned(page, 1);
+            }
+        }
+        wait(&mut probation, 302..320, |_| None);
+        (0..50).for_each(|number| probation.sent(&block(number), at(320)));
+        wait(&mut probation, 320..600, |_| None);
+        assert_eq!(probation.due(MAY, 100_000, at(600)), [0; 0], "any of them may wake");
+        wait(&mut probation, 600..7200, |_| None);
+        assert!(!probation.due(MAY, 100_000, at(7200)).is_empty());
+    }
+
+    #[test]
+    fn where_the_kernel_needed_the_memory_nothing_is_left_to_free() {
+        let mut probation = Probation::default();
+        probation.sent(&block(0), at(0));
+        probation.all_freed();
+        assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60)).len()), (0, 0));
+        assert_eq!(probation.returned(0, 1), Return::Read);
+    }
+}

@@ -1,0 +1,268 @@
+//! Simulated VMs under the rules that the agent goes by, second by second: what leaves DRAM, what becomes free, what
+//! comes back.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::{Budget, COPY_WAIT, Reclaim, Return};
+use crate::policy::{Action, Bands, Rules, demotions, note_return};
+use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::tiermap::{Layout, PageEntry, PageIndex, Place, Seconds, VmPages};
+use crate::tiers::{NodeTiers, TierId};
+use crate::track::VmId;
+use crate::vm::{Backing, Hva, RamRegion};
+
+const MIB: u32 = 256;
+/// 508 MiB, as in the guests that the rules were first tried with.
+const PAGES: u32 = 508 * MIB;
+const SWAP: Place = Place::In(TierId(1));
+const BUDGET: Duration = Duration::from_millis(60);
+/// 0.2 % of the pages.
+const READS: f64 = 260.0;
+const READ_WAIT: Duration = Duration::from_micros(90);
+
+/// What a guest touches in a second: pages by number, in the guest's own order.
+type Touches = Box<dyn FnMut(u32, &mut Rng) -> Vec<PageIndex>>;
+
+/// A VM and all that decides about it.
+struct Simulated {
+    touches: Touches,
+    /// Where in the table the guest's pages are.
+    at: Vec<PageIndex>,
+    pages: VmPages,
+    reclaim: Reclaim,
+    random: Rng,
+    second: u32,
+    /// Returns of each second: without a read, and with one.
+    copies: Vec<u64>,
+    reads: Vec<u64>,
+    freed: Vec<bool>,
+}
+
+fn now(second: u32) -> (Monotonic, Seconds) {
+    (Monotonic(u64::from(second) * 1_000_000_000), Seconds((second & 0xffff) as u16))
+}
+
+impl Simulated {
+    fn new(seed: u64, strewn: bool, touches: Touches) -> Self {
+        let bytes = u64::from(PAGES) * PAGE_BYTES;
+        let layout = Layout::new(&[RamRegion { start: Hva(0), bytes, backing: Backing::Anonymous }]);
+        let mut pages = VmPages::new(layout, NodeTiers(1));
+        for page in 0..PAGES {
+            pages.update(page, |_| PageEntry::found(Place::In(TierId(0)), Seconds(0)));
+        }
+        let mut reclaim = Reclaim::default();
+        reclaim.set_budget(Some(Budget { wait: BUDGET, reads: READS }));
+        let mut random = Rng::with_seed(seed);
+        let mut at: Vec<PageIndex> = (0..PAGES).collect();
+        if strewn {
+            for last in (1..at.len()).rev() {
+                at.swap(last, random.usize(0..=last));
+            }
+        }
+        Self {
+            touches,
+            at,
+            pages,
+            reclaim,
+            random,
+            second: 0,
+            copies: Vec::new(),
+            reads: Vec::new(),
+            freed: vec![false; PAGES as usize],
+        }
+    }
+
+    fn run(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            self.second += 1;
+            self.touch();
+            self.decide();
+        }
+    }
+
+    fn touch(&mut self) {
+        let (time, clock) = now(self.second);
+        let (mut copies, mut reads) = (0, 0);
+        for page in (self.touches)(self.second, &mut self.random) {
+            let page = self.at[page as usize];
+            if self.pages.get(page).place() != SWAP {
+                continue;
+            }
+            let block = self.pages.block_of(page);
+            let touch = self.pages.touch(page, clock, false);
+            note_return(&mut self.pages, page, touch, block, &rules(), clock);
+            match self.reclaim.waited_for(page, 1, READ_WAIT, time) {
+                Return::Copy => copies += 1,
+                Return::Read => reads += 1,
+            }
+            self.freed[page as usize] = false;
+        }
+        self.copies.push(copies);
+        self.reads.push(reads);
+    }
+
+    fn decide(&mut self) {
+        let (time, clock) = now(self.second);
+        let rules = rules();
+        self.pages.age(clock, self.second.is_multiple_of(240));
+        let may = self.reclaim.may_send(u64::from(PAGES), rules.demote_after, time);
+        for step in demotions(VmId(1), &self.pages, &rules, &[0, may], clock) {
+            assert_eq!(step.action, Action::Place { to: TierId(1) });
+            for page in &step.pages {
+                self.pages.update(*page, |entry| entry.with_place(SWAP));
+            }
+            let window = u16::try_from(rules.window().as_secs()).unwrap();
+            self.pages.sent_down(&step.pages, window, clock, clock);
+            self.reclaim.sent(&step.pages, time);
+        }
+        let due = self.reclaim.due(65_536, time);
+        self.reclaim.freed(&due);
+        due.iter().for_each(|page| self.freed[*page as usize] = true);
+    }
+
+    fn free_mib(&self) -> usize {
+        self.freed.iter().filter(|freed| **freed).count() / MIB as usize
+    }
+
+    /// Of the seconds of these minutes.
+    fn reads_in(&self, minutes: std::ops::Range<usize>) -> u64 {
+        self.reads[minutes.start * 60..minutes.end * 60].iter().sum()
+    }
+
+    /// What it waited for in the worst minute.
+    fn worst_wait(&self) -> Duration {
+        let second = |(reads, copies): (&u64, &u64)| {
+            READ_WAIT * u32::try_from(*reads).unwrap() + COPY_WAIT * u32::try_from(*copies).unwrap()
+        };
+        let waits: Vec<Duration> = self.reads.iter().zip(&self.copies).map(second).collect();
+        waits.chunks(60).map(|minute| minute.iter().sum()).max().unwrap_or_default()
+    }
+
+    fn worst_minute(&self) -> u64 {
+        (0..self.reads.len() / 60).map(|minute| self.reads_in(minute..minute + 1)).max().unwrap_or(0)
+    }
+}
+
+fn rules() -> Rules {
+    Rules {
+        demote_after: Duration::from_mins(2),
+        priority: 50,
+        excess_pages: 0,
+        bands: Bands::ROOMY,
+        armed_at: None,
+    }
+}
+
+/// 32 MiB all the time, 64 MiB once a second, 100 random pages of 96 MiB, nothing of 316 MiB.
+fn ages() -> Touches {
+    Box::new(|_, random| {
+        let mut touched: Vec<_> = (0..96 * MIB).collect();
+        touched.extend((0..100).map(|_| 96 * MIB + random.u32(0..96 * MIB)));
+        touched
+    })
+}
+
+/// Of 60 % of the pages 20,000 a second, the nth most popular one with a probability of 1/n.
+fn zipf() -> Touches {
+    Box::new(|_, random| {
+        let most = f64::from(PAGES) * 0.6;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "from 1 to the pages of a VM"
+        )]
+        let rank = |random: &mut Rng| most.powf(random.f64()) as PageIndex;
+        (0..20_000).map(|_| rank(random) - 1).collect()
+    })
+}
+
+/// 64 MiB all the time, others every five minutes.
+fn jumps() -> Touches {
+    let mut first = 0;
+    Box::new(move |second, random| {
+        if second % 300 == 0 {
+            first = random.u32(0..PAGES - 64 * MIB);
+        }
+        (first..first + 64 * MIB).collect()
+    })
+}
+
+/// Through 400 MiB every ten minutes.
+fn walk() -> Touches {
+    Box::new(|second, _| {
+        let step = 400 * MIB / 600;
+        let first = second % 600 * step;
+        (first..first + step).collect()
+    })
+}
+
+/// Nothing for an hour but a page now and then, then everything at once, every night.
+fn nights() -> Touches {
+    Box::new(|second, _| if second % 3600 == 0 { (0..PAGES).collect() } else { vec![second % PAGES] })
+}
+
+/// Of what is never touched, percent.
+fn percent_free(vm: &Simulated, never_mib: usize) -> usize {
+    vm.free_mib() * 100 / never_mib
+}
+
+#[test]
+fn what_is_cold_is_free_within_six_minutes_and_next_to_nothing_is_waited_for() {
+    let mut vm = Simulated::new(1, false, ages());
+    vm.run(360);
+    assert!(percent_free(&vm, 316) >= 95, "{} MiB", vm.free_mib());
+    assert!(vm.reads_in(0..6) < 100, "{}", vm.reads_in(0..6));
+    let at_first = vm.free_mib();
+    vm.run(840);
+    assert!(vm.free_mib().abs_diff(at_first) < 10, "it does not oscillate: {} MiB", vm.free_mib());
+    assert!(vm.reads_in(6..20) < 14 * 50, "nor spend its budget: {}", vm.reads_in(6..20));
+    assert!(vm.worst_wait() < BUDGET, "{:?}", vm.worst_wait());
+}
+
+#[test]
+fn what_is_cold_is_found_where_hot_and_cold_pages_are_strewn() {
+    let mut vm = Simulated::new(2, true, ages());
+    vm.run(1800);
+    assert!(percent_free(&vm, 316) >= 95, "{} MiB", vm.free_mib());
+    assert!(vm.worst_minute() < 325, "a quarter over the budget: {}", vm.worst_minute());
+    assert!(vm.worst_wait() < BUDGET * 5 / 4, "{:?}", vm.worst_wait());
+}
+
+#[test]
+fn what_is_touched_by_a_zipf_law_is_kept_and_the_rest_becomes_free() {
+    let mut vm = Simulated::new(3, true, zipf());
+    vm.run(1200);
+    assert!(percent_free(&vm, 203) >= 90, "{} MiB", vm.free_mib());
+    assert!(vm.worst_minute() < 325, "a quarter over the budget: {}", vm.worst_minute());
+}
+
+#[test]
+fn a_walk_that_comes_again_is_waited_for_once() {
+    let mut vm = Simulated::new(4, false, walk());
+    vm.run(3000);
+    let all = u64::from(PAGES);
+    assert!(vm.reads_in(0..20) < all, "{}", vm.reads_in(0..20));
+    assert!(vm.reads_in(20..50) < 30 * 260, "{}", vm.reads_in(20..50));
+}
+
+#[test]
+fn of_a_working_set_that_jumps_less_is_freed_each_time() {
+    let mut vm = Simulated::new(5, false, jumps());
+    vm.run(7200);
+    let (first, last) = (vm.reads_in(0..30), vm.reads_in(90..120));
+    assert!(last * 3 < first, "{last} of {first}");
+}
+
+#[test]
+fn a_vm_that_wakes_as_a_whole_waits_for_each_page_once_and_is_left_alone_for_a_minute() {
+    let mut vm = Simulated::new(6, false, nights());
+    vm.run(3599);
+    let free = vm.free_mib();
+    assert!(free >= 450, "{free} MiB");
+    vm.run(1);
+    assert_eq!(vm.reads.last().map(|reads| reads / u64::from(MIB)), Some(free as u64));
+    vm.run(59);
+    assert_eq!(vm.reclaim.copies(), 0, "nothing goes out");
+}
