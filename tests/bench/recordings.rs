@@ -34,7 +34,7 @@ struct Run {
 
 impl Run {
     fn name(&self) -> String {
-        let Program { kind, size_mib, seed, rate } = self.program;
+        let Program { kind, size_mib, seed, rate, .. } = self.program;
         format!("tt-{}-{size_mib}-{rate}-{seed}", kind.name())
     }
 }
@@ -55,7 +55,7 @@ fn runs(quick: bool) -> Vec<Run> {
         let seeds = if quick { 1 } else { seeds };
         for (seed, size_mib) in (1..=seeds).flat_map(|seed| sizes.iter().map(move |size| (seed, *size))) {
             for rate in rates {
-                let program = Program { kind, size_mib, seed, rate: *rate };
+                let program = Program { size_mib, seed, rate: *rate, ..Program::new(kind) };
                 let spare_mib = [0, 64, 160][((seed + rate) as usize + size_mib) % 3];
                 runs.push(Run { program, spare_mib });
             }

@@ -481,7 +481,18 @@ fn a_lower_tier_that_is_empty_again_keeps_one_file() {
     agent.tiering(&["move", "tt-moves", "--to", "qlc", "--json"]).unwrap();
     assert!(files() >= 2, "{} files", files());
     agent.tiering(&["move", "tt-moves", "--to", "nvme", "--json"]).unwrap();
-    let left = wait_for("the files to go", || (files() == 1).then_some(()));
+    // A host that reclaims by itself may have put pages of others there meanwhile: then the file has to stay.
+    let held_by_others = || {
+        let status = agent.status().unwrap();
+        let qlc =
+            status["tiers"].as_array().unwrap().iter().find(|tier| tier["name"] == "qlc").unwrap().clone();
+        qlc["used_bytes"].as_u64() > qlc["vm_bytes"].as_u64()
+    };
+    let began = Instant::now();
+    let left = wait_for("the files to go", || {
+        let stays = began.elapsed() > Duration::from_secs(100) && held_by_others();
+        (files() == 1 || stays).then_some(())
+    });
     assert!(left.is_some(), "{} files: {}", files(), agent.log().text());
     guest.cont().unwrap();
     assert_memory_right(&mut guest);

@@ -44,6 +44,8 @@ pub struct Program {
     pub seed: u64,
     /// At most this many operations a second, in rounds of two seconds; 0 is as fast as possible.
     pub rate: u64,
+    /// Of the data the clients use one part in so many. Redis alone knows more than 1.
+    pub used_one_in: usize,
 }
 
 /// Which program.
@@ -98,7 +100,7 @@ impl Program {
     /// A program with 16 MiB of data, as fast as it can.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
-        Self { kind, size_mib: 16, seed: 7, rate: 0 }
+        Self { kind, size_mib: 16, seed: 7, rate: 0, used_one_in: 1 }
     }
 
     /// The RAM that a guest needs for it.
@@ -122,8 +124,9 @@ impl Program {
     /// The words for the kernel command line.
     #[must_use]
     pub fn to_cmdline(&self) -> String {
-        let Self { kind, size_mib, seed, rate } = self;
-        format!("tg.program={} tg.size_mib={size_mib} tg.seed={seed} tg.rate={rate}", kind.name())
+        let Self { kind, size_mib, seed, rate, used_one_in } = self;
+        let used = if *used_one_in == 1 { String::new() } else { format!(" tg.used_one_in={used_one_in}") };
+        format!("tg.program={} tg.size_mib={size_mib} tg.seed={seed} tg.rate={rate}{used}", kind.name())
     }
 
     /// Reads the `tg.` words of a kernel command line; none where it names no program.
@@ -139,6 +142,7 @@ impl Program {
             size_mib: words.number("size_mib", default.size_mib)?,
             seed: words.number("seed", default.seed)?,
             rate: words.number("rate", default.rate)?,
+            used_one_in: words.number("used_one_in", default.used_one_in)?,
         };
         words.end(&format!("tg.program={name}"))?;
         program.check()?;
@@ -157,6 +161,11 @@ impl Program {
         ensure!(self.seed < 1 << 31, "tg.seed has to be below 2^31");
         let unpaced = matches!(self.kind, Kind::Compile | Kind::Idle);
         ensure!(self.rate == 0 || !unpaced, "tg.rate: {name} has no rate");
+        ensure!(self.used_one_in > 0, "tg.used_one_in is 0");
+        ensure!(
+            self.used_one_in == 1 || self.kind == Kind::Redis,
+            "tg.used_one_in: {name} uses all of its data"
+        );
         ensure!(
             self.kind != Kind::Nginx || self.rate <= MOST_REQUESTS_PER_S,
             "tg.rate is more than the {MOST_REQUESTS_PER_S} that {name}'s client can be held to"
@@ -174,7 +183,10 @@ mod tests {
         for kind in Kind::ALL {
             let plain = Program::new(kind);
             let rate = if matches!(kind, Kind::Compile | Kind::Idle) { 0 } else { 50 };
-            for program in [plain, Program { size_mib: 3, seed: 99, rate, ..plain }] {
+            let used_one_in = if kind == Kind::Redis { 10 } else { 1 };
+            for program in
+                [plain, Program { used_one_in, ..plain }, Program { size_mib: 3, seed: 99, rate, ..plain }]
+            {
                 let cmdline = format!("quiet console=ttyS0 {} panic=-1", program.to_cmdline());
                 assert_eq!(Program::from_cmdline(&cmdline).unwrap(), Some(program));
             }
@@ -196,6 +208,8 @@ mod tests {
             ("tg.program=redis tg.size_mib=2049", "more than 2048"),
             ("tg.program=redis tg.seed=2147483648", "below 2^31"),
             ("tg.program=idle tg.rate=1", "idle has no rate"),
+            ("tg.program=nginx tg.used_one_in=2", "nginx uses all of its data"),
+            ("tg.program=redis tg.used_one_in=0", "tg.used_one_in is 0"),
             ("tg.program=nginx tg.rate=4001", "more than the 4000"),
         ] {
             let error = format!("{:#}", Program::from_cmdline(cmdline).unwrap_err());

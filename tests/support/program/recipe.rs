@@ -173,7 +173,8 @@ impl Recipe {
                     3 => "setrange key:__rand_int__ 0 __rand_int__",
                     _ => "get key:__rand_int__",
                 };
-                format!("redis-benchmark -c {CLIENTS} -n {operations} -r {values} {command}")
+                let used = values.div_ceil(program.used_one_in);
+                format!("redis-benchmark -c {CLIENTS} -n {operations} -r {used} {command}")
             }
             Kind::Memcached => format!("{} -X 1000 -v 1.0 -x {operations}", memaslap()),
             Kind::Compile => compile(number % files as u64),

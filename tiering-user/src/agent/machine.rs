@@ -312,16 +312,18 @@ impl Machine {
         if let Some(Used { tier, .. }) = ready.filter(|_| touch.was_lower) {
             self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
         }
-        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, now) {
+        let in_time = ready.is_some_and(|used| used.in_time);
+        let cost = (touch.was_lower && !in_time)
+            .then(|| self.reclaim.waited_for(page, access.weight, self.read_wait, access.time));
+        match cost {
+            Some(Return::Read) => self.braking.waited_for(touch.before.place(), weight),
+            Some(Return::Copy) => {}
+            None if touch.was_lower => self.reclaim.is_back(page),
+            None => {}
+        }
+        let had_copy = cost == Some(Return::Copy);
+        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, (had_copy, now)) {
             self.moved.ping_pong += weight * u64::from(soon);
-            if touch.was_lower && ready.is_some_and(|used| used.in_time) {
-                self.reclaim.is_back(page);
-            } else if touch.was_lower {
-                let cost = self.reclaim.waited_for(page, access.weight, self.read_wait, access.time);
-                if cost == Return::Read {
-                    self.braking.waited_for(touch.before.place(), weight);
-                }
-            }
         }
         let came_up = touch.was_lower || staged.is_some();
         if came_up {

@@ -15,8 +15,7 @@ use crate::tiermap::VmPages;
 /// Heat 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 const BINS: usize = 6;
 
-/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds. How much of the
-/// gap to Belady's optimum that closes in replays of real programs is told in docs/replay.md.
+/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds.
 const EPOCH_FACTOR: u32 = 2;
 const EPOCH_LEAST: Duration = Duration::from_secs(1);
 const EPOCH_MOST: Duration = Duration::from_mins(10);

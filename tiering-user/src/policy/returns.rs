@@ -32,21 +32,22 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
 
 /// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again
 /// where nobody waits: then the first access since it came there says so. `block` is what was known of its block before
-/// the access. Returns whether it came back soon; none where it had not been away.
+/// the access. What had a copy in memory (`had_copy`) was in use all along. Returns whether it came back soon; none
+/// where it had not been away.
 pub fn note_return(
     pages: &mut VmPages,
     page: PageIndex,
     touch: Touch,
     block: BlockInfo,
     rules: &Rules,
-    now: Seconds,
+    (had_copy, now): (bool, Seconds),
 ) -> Option<bool> {
     let Touch { before, was_lower } = touch;
     let in_use_again = pages.in_lower_memory(before.place()) && before.heat() == 0;
     if !was_lower && !in_use_again {
         return None;
     }
-    let soon = came_back_soon(before, block, rules, now);
+    let soon = had_copy || came_back_soon(before, block, rules, now);
     let backoff = if soon { before.backoff() + 1 } else { 0 };
     pages.update(page, |entry| entry.with_backoff(backoff));
     Some(soon)
@@ -81,14 +82,22 @@ mod tests {
         let mut return_at = |second| {
             pages.place(PageRun { first: 0, count: 1 }, NVME);
             let touch = pages.touch(0, Seconds(second), false);
-            let soon = note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, Seconds(second));
+            let soon =
+                note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, (false, Seconds(second)));
             (soon, pages.get(0).backoff())
         };
         assert_eq!(return_at(15), (Some(true), 1));
         assert_eq!(return_at(30), (Some(true), 2));
         assert_eq!(return_at(1000), (Some(false), 0));
-        let here = pages.touch(0, Seconds(1001), false);
-        assert_eq!(note_return(&mut pages, 0, here, BlockInfo::default(), &RULES, Seconds(1001)), None);
+        pages.place(PageRun { first: 0, count: 1 }, NVME);
+        let touch = pages.touch(0, Seconds(2000), false);
+        let soon = note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, (true, Seconds(2000)));
+        assert_eq!((soon, pages.get(0).backoff()), (Some(true), 1), "its copy was still there");
+        let here = pages.touch(0, Seconds(2001), false);
+        assert_eq!(
+            note_return(&mut pages, 0, here, BlockInfo::default(), &RULES, (true, Seconds(2001))),
+            None
+        );
         // It was old for long before it went.
         let mut block = BlockInfo::default();
         block.probe.begin(8, 2, Seconds(500), Seconds(500));

@@ -92,11 +92,13 @@ impl Simulated {
             }
             let block = self.pages.block_of(page);
             let touch = self.pages.touch(page, clock, false);
-            note_return(&mut self.pages, page, touch, block, &rules(), clock);
-            match self.reclaim.waited_for(page, 1, READ_WAIT, time) {
+            let cost = self.reclaim.waited_for(page, 1, READ_WAIT, time);
+            match cost {
                 Return::Copy => copies += 1,
                 Return::Read => reads += 1,
             }
+            let had_copy = cost == Return::Copy;
+            note_return(&mut self.pages, page, touch, block, &rules(), (had_copy, clock));
             self.freed[page as usize] = false;
         }
         self.copies.push(copies);

