@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::mapped_and_swapped;
+use tiering_tests::observe::{PAGE, mapped_and_swapped, meminfo};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::program::{Kind, Program};
 use tiering_tests::results::Results;
@@ -53,8 +53,8 @@ struct Subject {
 struct Stretch {
     /// Of the guest's RAM, at its end; copies of it may be in memory still, in the swap cache.
     in_swap_mib: u64,
-    /// To the guest's group, with the swap cache: at the begin, after each of the minutes that are told, at the end.
-    charged_mib: Vec<(u64, u64)>,
+    /// Of the guest's RAM, in swap and not in memory: after each of the minutes that are told.
+    free_mib: Vec<(u64, u64)>,
     major_faults: u64,
     /// What the guest did a second, in the last minute, and in the worst one.
     per_s: f64,
@@ -114,16 +114,13 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
 }
 
 impl Stretch {
-    /// Memory that is free at the end and was not at the begin.
+    /// At the end.
     fn free_mib(&self) -> u64 {
-        self.charged_mib.last().map_or(0, |(_, last)| self.charged_mib[0].1.saturating_sub(*last))
+        self.free_mib.last().map_or(0, |(_, last)| *last)
     }
 
     fn free_over_time(&self) -> String {
-        let (_, before) = self.charged_mib[0];
-        let told = self.charged_mib[1..]
-            .iter()
-            .map(|(minutes, charged)| format!("{} after {minutes} min", before.saturating_sub(*charged)));
+        let told = self.free_mib.iter().map(|(minutes, free)| format!("{free} after {minutes} min"));
         told.collect::<Vec<_>>().join(", ")
     }
 }
@@ -207,9 +204,8 @@ impl Subject {
         length: Duration,
         mut act: impl FnMut(&Self, u32) -> Result<()>,
     ) -> Result<Stretch> {
-        let charged = |subject: &Self| Ok::<_, anyhow::Error>(subject.group.used_bytes()? >> 20);
         let (began, faults) = (Instant::now(), self.major_faults()?);
-        let mut charged_mib = vec![(0, charged(self)?)];
+        let mut free_mib = Vec::new();
         let mut done_by_minute = vec![self.done()?.len()];
         for step in 0.. {
             act(self, step)?;
@@ -217,7 +213,7 @@ impl Subject {
             if minutes >= done_by_minute.len() as u64 {
                 done_by_minute.push(self.done()?.len());
                 if TOLD_MINUTES.contains(&minutes) {
-                    charged_mib.push((minutes, charged(self)?));
+                    free_mib.push((minutes, self.free_mib()?));
                 }
             }
             if began.elapsed() >= length {
@@ -234,7 +230,7 @@ impl Subject {
         let (_, swapped) = mapped_and_swapped(self.guest.pid(), &self.guest.ram()?)?;
         Ok(Stretch {
             in_swap_mib: swapped >> 8,
-            charged_mib,
+            free_mib,
             major_faults: self.major_faults()? - faults,
             worst_per_s: minutes.fold(f64::INFINITY, f64::min),
             per_s: minute(before_last, last).context("the guest told nothing in the last minute")?,
@@ -265,6 +261,14 @@ impl Subject {
                 done.collect()
             }
         })
+    }
+
+    /// No other guest has anything in swap.
+    fn free_mib(&self) -> Result<u64> {
+        let (_, swapped) = mapped_and_swapped(self.guest.pid(), &self.guest.ram()?)?;
+        let listed = meminfo("Active(anon)")? + meminfo("Inactive(anon)")? + meminfo("Mlocked")?;
+        let copies = listed.saturating_sub(meminfo("AnonPages")? + meminfo("Shmem")?);
+        Ok((swapped * PAGE).saturating_sub(copies.min(meminfo("SwapCached")?)) >> 20)
     }
 
     fn major_faults(&self) -> Result<u64> {

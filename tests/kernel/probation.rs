@@ -4,7 +4,7 @@ use procfs::process::Process;
 use tiering_tests::agent::Agent;
 use tiering_tests::filled::Filled;
 use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{mapped_and_swapped, meminfo};
+use tiering_tests::observe::meminfo;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::skip_or_fail;
 
@@ -22,10 +22,6 @@ fn config(host: &Host, demote_after: &str) -> String {
 
 fn major_faults(guest: &Guest) -> u64 {
     Process::new(guest.pid().cast_signed()).unwrap().stat().unwrap().majflt
-}
-
-fn in_swap_mib(guest: &Guest) -> u64 {
-    mapped_and_swapped(guest.pid(), &guest.ram().unwrap()).unwrap().1 >> 8
 }
 
 #[test]

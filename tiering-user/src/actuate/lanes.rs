@@ -88,6 +88,8 @@ pub struct Lanes {
     stager: Lane,
     /// Waits for what the stager has asked for, or sends it back.
     mapper: Lane,
+    /// Frees copies of what was paged out.
+    freer: Lane,
 }
 
 #[derive(Debug)]
@@ -115,8 +117,9 @@ impl Lanes {
         let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
         let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
         let stager = Lane::start("tiering-stager", settings.clone(), None, done.clone())?;
-        let mapper = Lane::start("tiering-mapper", settings, None, done)?;
-        Ok(Self { mover, stager, mapper })
+        let mapper = Lane::start("tiering-mapper", settings.clone(), None, done.clone())?;
+        let freer = Lane::start("tiering-freer", settings, None, done)?;
+        Ok(Self { mover, stager, mapper, freer })
     }
 
     /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
@@ -125,11 +128,10 @@ impl Lanes {
         let lane = match &job {
             Job::Step(_, Step { action: Action::Stage { .. }, .. }) => &self.stager,
             // One after the other: what is dropped is not mapped again behind that.
-            Job::Step(
-                _,
-                Step { action: Action::MapStaged | Action::DropStage { .. } | Action::Free, .. },
-            ) => &self.mapper,
-            Job::Step(..) | Job::Drain(..) | Job::FreeSwapCache(..) => &self.mover,
+            Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
+            // What is being freed is not staged meanwhile: nothing of it is with another lane.
+            Job::Step(_, Step { action: Action::Free, .. }) | Job::FreeSwapCache(..) => &self.freer,
+            Job::Step(..) | Job::Drain(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
             // A lane ends only with this value.
@@ -139,7 +141,7 @@ impl Lanes {
 
     /// What the lanes are at now.
     pub fn busy(&self) -> Vec<Busy> {
-        let lanes = [&self.mover, &self.stager, &self.mapper];
+        let lanes = [&self.mover, &self.stager, &self.mapper, &self.freer];
         lanes.into_iter().filter_map(|lane| lane.at.get()).collect()
     }
 }

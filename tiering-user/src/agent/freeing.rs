@@ -21,11 +21,10 @@ use super::state::State;
 use crate::actuate::{Job, Outcome};
 use crate::policy::{Action, Reason, Step, TierLoad};
 use crate::reclaim::Budget;
-use crate::sys::{Monotonic, PAGE_BYTES};
-use crate::tiermap::{PageIndex, Place};
-use crate::tiers::TierId;
+use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::tiermap::{BLOCK_PAGES, PageIndex, Place};
+use crate::tiers::{NodeMemory, TierId};
 use crate::track::VmId;
-use crate::vm::Headroom;
 
 /// Most pages at a time: 64 MiB, some 50 ms of the lane.
 const MOST: u64 = 16_384;
@@ -39,9 +38,18 @@ const READ_WAIT: Duration = Duration::from_micros(100);
 impl State {
     /// Where memory was short the kernel has freed copies by itself: nothing is left to be freed then.
     pub(super) fn look_at_copies(&mut self) {
+        let gone = |known: u64, there: u64| there < known * PAGE_BYTES / THERE_DIVISOR;
+        // What is being freed is on its way from one of these figures to the other.
+        if self.machines.values().any(|machine| machine.freeing) {
+            return;
+        }
         let known: u64 = self.machines.values().map(|machine| machine.reclaim.copies()).sum();
-        if self.braking.swap_cached_bytes < known * PAGE_BYTES / THERE_DIVISOR {
-            self.machines.values_mut().for_each(|machine| machine.reclaim.all_freed());
+        let all_gone = NodeMemory::of_host().is_some_and(|memory| gone(known, memory.copies));
+        for machine in self.machines.values_mut() {
+            let in_group = machine.braking.swap_cached_bytes();
+            if all_gone || in_group.is_some_and(|there| gone(machine.reclaim.copies(), there)) {
+                machine.reclaim.all_freed();
+            }
         }
     }
 
@@ -59,36 +67,47 @@ impl State {
     pub(super) fn free_copies(&mut self, id: VmId, now: Monotonic) {
         let (short_bytes, half_full) = (self.braking.short_bytes, self.braking.swap_half_full);
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.reclaim.count(now);
         let too_early = machine.freed_at.is_some_and(|at| now.since(at) < EVERY);
         let nothing = machine.reclaim.copies() == 0 || machine.unmovable().is_some();
         if self.dry_run || machine.freeing || too_early || nothing {
             return;
         }
         machine.freed_at = Some(now);
+        let keeps_slots = !half_full && !machine.group_swap_half_full();
+        let by_group = machine.may_free_by_group();
+        let layout = machine.target.layout.clone();
+        let is_private = |page: PageIndex| layout.locate(page).is_some_and(|(_, shared)| !shared);
+        let can = |page| by_group || keeps_slots && is_private(page);
         let due = match short_bytes.div_ceil(PAGE_BYTES) {
-            0 => machine.reclaim.due(MOST, now),
-            short => machine.reclaim.due_at_once(short.min(MOST), now),
+            0 => machine.reclaim.due(MOST, now, can),
+            short => machine.reclaim.due_at_once(short.clamp(BLOCK_PAGES.into(), MOST), now, can),
         };
         // What a sweep found in memory came back unseen.
         let (away, back): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|page| machine.pages.in_swap(machine.pages.get(*page).place()));
         back.into_iter().for_each(|page| machine.reclaim.is_back(page));
+        // What was staged meanwhile is to stay until it is used, or dropped.
+        let away: Vec<_> = away.into_iter().filter(|page| !machine.pages.get(*page).staged()).collect();
         if away.is_empty() {
             return;
         }
-        let job = if half_full || machine.group_swap_half_full() || machine.has_shared(&away) {
-            machine.by_group(&away).map(|bytes| Job::FreeSwapCache(machine.target.clone(), bytes))
+        let private: Vec<_> = away.iter().copied().filter(|page| keeps_slots && is_private(*page)).collect();
+        let (job, bytes) = if !private.is_empty() {
+            let bytes = private.len() as u64 * PAGE_BYTES;
+            // They are not staged before that is done.
+            machine.dropping.extend(&private);
+            let step = Step { vm: id, action: Action::Free, pages: private, reason: Reason::StayedAway };
+            (Job::Step(machine.target.clone(), step), bytes)
+        } else if by_group {
+            let bytes = away.len() as u64 * PAGE_BYTES;
+            machine.freed_by_group = away;
+            (Job::FreeSwapCache(machine.target.clone(), bytes), bytes)
         } else {
-            let action = Action::Free;
-            let step = Step { vm: id, action, pages: away.clone(), reason: Reason::StayedAway };
-            Some(Job::Step(machine.target.clone(), step))
+            return;
         };
-        let Some(job) = job else { return };
-        if let Job::FreeSwapCache(..) = job {
-            machine.reclaim.freed(&away);
-        }
         machine.freeing = true;
-        self.braking.short_bytes = short_bytes.saturating_sub(away.len() as u64 * PAGE_BYTES);
+        self.braking.short_bytes = short_bytes.saturating_sub(bytes);
         self.lanes.send(job);
     }
 
@@ -97,6 +116,9 @@ impl State {
         if let Some(machine) = self.machines.get_mut(&id) {
             tracing::debug!(vm = machine.target.vm.name, bytes, "freed from the swap cache");
             machine.freeing = false;
+            let mut pages = std::mem::take(&mut machine.freed_by_group);
+            pages.truncate(usize::try_from(bytes / PAGE_BYTES).unwrap_or(usize::MAX));
+            machine.reclaim.freed(&pages);
         }
     }
 }
@@ -119,26 +141,25 @@ impl Machine {
         self.braking.swap_cached_bytes().unwrap_or(self.reclaim.copies() * PAGE_BYTES)
     }
 
-    fn has_shared(&self, pages: &[PageIndex]) -> bool {
-        let layout = self.pages.layout();
-        pages.iter().any(|page| layout.locate(*page).is_some_and(|(_, shared)| shared))
+    /// What is in swap and has no copy in memory.
+    pub(super) fn freed_bytes(&self) -> u64 {
+        let layout = u64::from(self.pages.layout().pages());
+        let counts = self.pages.counts();
+        let in_memory = |level| counts.get(Place::In(TierId(level)));
+        let there: u64 = (0..self.pages.node_tiers().0).map(in_memory).sum();
+        let in_swap = layout - counts.get(Place::Untouched) - there;
+        (in_swap * PAGE_BYTES).saturating_sub(self.swap_cached_bytes())
     }
 
-    /// How many bytes the machine's control group can be told to free for these pages, if it can.
-    fn by_group(&self, pages: &[PageIndex]) -> Option<u64> {
-        let memory = &self.braking.gauge.as_ref()?.memory;
-        let bytes = (pages.len() as u64 * PAGE_BYTES).min(memory.swap_cached_bytes?);
-        (memory.is_vms_own && bytes > 0).then_some(bytes)
+    /// Whether its control group can be told to free copies. Staged pages are what the kernel would take first.
+    fn may_free_by_group(&self) -> bool {
+        let copies = self.braking.swap_cached_bytes().unwrap_or(0);
+        copies > 0 && self.stages.up_unmapped().next().is_none()
     }
 
-    /// Whether the swap of its control group is more than half used.
-    pub(super) fn group_swap_half_full(&self) -> bool {
-        let swap = self.braking.gauge.as_ref().map(|gauge| &gauge.memory.swap);
-        match swap {
-            Some(Headroom::Left { left_bytes, limit_bytes, .. }) => left_bytes * 2 < *limit_bytes,
-            Some(Headroom::Unreadable { .. }) => true,
-            Some(Headroom::Unlimited) | None => false,
-        }
+    /// Whether more than half of the swap is used that one of its control groups may use.
+    fn group_swap_half_full(&self) -> bool {
+        self.braking.gauge.as_ref().is_some_and(|gauge| gauge.memory.swap_half_full)
     }
 
     /// Takes over what became of copies that were to be freed, or of pages that went out.
@@ -155,14 +176,17 @@ impl Machine {
                 let up: Vec<PageIndex> = up.flat_map(|(run, _)| run.pages()).collect();
                 up.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
-            Action::Free => {
-                self.freeing = false;
+            Action::Free | Action::DropStage { .. } => {
+                if outcome.action == Action::Free {
+                    self.freeing = false;
+                    self.moved_at = sys::now();
+                }
                 self.reclaim.freed(&pages);
                 let up = outcome.found.iter().filter(|(_, place)| !in_swap(*place));
                 let up: Vec<PageIndex> = up.flat_map(|(run, _)| run.pages()).collect();
                 up.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
-            Action::Collapse | Action::Stage { .. } | Action::DropStage { .. } => {}
+            Action::Collapse | Action::Stage { .. } => {}
         }
     }
 }

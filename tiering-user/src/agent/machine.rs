@@ -136,6 +136,8 @@ pub(super) struct Machine {
     /// Copies of it are being freed; and when it was last looked what is due.
     pub freeing: bool,
     pub freed_at: Option<Monotonic>,
+    /// Of these, by its control group.
+    pub freed_by_group: Vec<PageIndex>,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
 }
@@ -213,6 +215,7 @@ impl Machine {
             read_wait: Duration::ZERO,
             freeing: false,
             freed_at: None,
+            freed_by_group: Vec::new(),
             rest_until: Monotonic::default(),
         }
     }
@@ -293,6 +296,9 @@ impl Machine {
         self.profile.access(page, access.write, access.time, access.weight);
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
+        if touch.was_lower {
+            self.pages.note_more_returns(page, access.weight - 1, now);
+        }
         let mapped = self.pages.in_memory(touch.before.place());
         self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
         if access.kvm && mapped {
@@ -317,12 +323,12 @@ impl Machine {
             .then(|| self.reclaim.waited_for(page, access.weight, self.read_wait, access.time));
         match cost {
             Some(Return::Read) => self.braking.waited_for(touch.before.place(), weight),
-            Some(Return::Copy) => {}
+            Some(Return::Copy { .. }) => {}
             None if touch.was_lower => self.reclaim.is_back(page),
             None => {}
         }
-        let had_copy = cost == Some(Return::Copy);
-        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, (had_copy, now)) {
+        let in_use = cost == Some(Return::Copy { soon: true });
+        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, (in_use, now)) {
             self.moved.ping_pong += weight * u64::from(soon);
         }
         let came_up = touch.was_lower || staged.is_some();
@@ -448,7 +454,7 @@ impl Machine {
         }
         let there = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(1)));
         let pages: Vec<PageIndex> = there.flat_map(|(run, _)| run.pages()).collect();
-        // At most half a minute.
+        // At most ten seconds.
         let window_s = u16::try_from(window.as_secs()).unwrap_or(u16::MAX);
         self.pages.sent_down(&pages, window_s, planned, now);
     }

@@ -152,12 +152,6 @@ impl State {
             *allowed = (*allowed).min(machine.braking.allowed(TierId(level), machine.pages.node_tiers()));
         }
         let swap = usize::from(machine.pages.node_tiers().0);
-        if let Some(machine) = self.machines.get_mut(&id)
-            && let Some(allowed) = allowance.get_mut(swap)
-            && *allowed > 0
-        {
-            *allowed = machine.may_send(*allowed, rules.demote_after, now);
-        }
         let mut steps = Vec::new();
         if let Some(allowed) = allowance.get_mut(swap)
             && let Some(machine) = self.machines.get_mut(&id)
@@ -169,6 +163,12 @@ impl State {
             *allowed -= lift.pages.len() as u64;
             self.read_budget.spend(lift.pages.len() as u64 * PAGE_BYTES);
             steps.push(lift);
+        }
+        if let Some(machine) = self.machines.get_mut(&id)
+            && let Some(allowed) = allowance.get_mut(swap)
+            && *allowed > 0
+        {
+            *allowed = machine.may_send(*allowed, rules.demote_after, now);
         }
         let Some(machine) = self.machines.get(&id) else { return };
         steps.extend(demotions(id, &machine.pages, &rules, &allowance, clock));

@@ -195,6 +195,7 @@ impl State {
             collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
             ksm_bytes: machine.braking.ksm_bytes(),
             swap_cached_bytes: Some(machine.swap_cached_bytes()),
+            freed_bytes: machine.freed_bytes(),
             free_page_reporting: Some(vm.free_page_reporting),
             untouched_bytes: vm
                 .ram_bytes()

@@ -107,10 +107,13 @@ impl State {
         let Some(under_way) = &mut machine.sweep else { return };
         match swept.sweep {
             Ok(sweep) => {
-                let fresh = machine.in_flight.is_none() && machine.moved_at < swept.began;
+                let fresh = machine.in_flight.is_none() && !machine.freeing && machine.moved_at < swept.began;
                 if fresh {
                     machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
                     machine.pages.set_huge(sweep.part, &sweep.huge);
+                    let part = sweep.part.first..sweep.part.first + sweep.part.count;
+                    let pages = &machine.pages;
+                    machine.reclaim.keep(part, |page| pages.in_swap(pages.get(page).place()));
                 }
                 let part_pages = sweep.part.count;
                 under_way.note(&sweep, fresh);

@@ -27,6 +27,13 @@ pub fn status(status: &Status) -> String {
         text += &format!("warning: {}\n", printable(warning));
     }
     text += &format!("in memory all the same, in the swap cache: {}\n", size(status.swap_cached_bytes));
+    let saved: u64 = status.vms.iter().map(|vm| vm.freed_bytes).sum();
+    let copies = status.vms.iter().filter_map(|vm| vm.swap_cached_bytes).sum();
+    text += &format!(
+        "saved: {} of the VMs' memory are free, {} more as soon as somebody wants them\n",
+        size(saved),
+        size(copies)
+    );
     let others = &status.moved_by_others;
     text += &format!(
         "moved by the kernel itself, of all of the host: {} reclaimed, {} migrated, {} made huge\n\n",
@@ -213,6 +220,7 @@ pub fn vm(vm: &VmStatus) -> String {
         ),
     );
     row("merged by KSM", vm.ksm_bytes.map_or_else(|| "the kernel does not tell".to_owned(), size));
+    row("freed", format!("{}: in swap, and not in the swap cache", size(vm.freed_bytes)));
     row("in the swap cache", vm.swap_cached_bytes.map_or_else(|| "the agent does not tell".to_owned(), size));
     let reporting = match vm.free_page_reporting {
         None => "the agent does not tell",

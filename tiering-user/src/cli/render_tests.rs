@@ -62,6 +62,12 @@ fn what_holds_a_vm_back_and_what_is_still_in_memory_is_shown() {
     let mut facts = example();
     facts.swap_cached_bytes = 3 << 20;
     assert!(status(&facts).contains("in the swap cache: 3.0 MiB"));
+    facts.vms[0].freed_bytes = 5 << 20;
+    facts.vms[1].freed_bytes = 1 << 20;
+    facts.vms[0].swap_cached_bytes = Some(2 << 20);
+    let saved = "saved: 6.0 MiB of the VMs' memory are free, 2.0 MiB more as soon as somebody wants them";
+    assert!(status(&facts).contains(saved), "{}", status(&facts));
+    assert_eq!(cells(&vm(&facts.vms[0]), "freed")[1], "5.0 MiB: in swap, and not in the swap cache");
     assert!(!status(&facts).contains("held back"));
     facts.vms[0].limited_by = Some("its control group /a has used up its swap".to_owned());
     assert!(status(&facts).contains("web-1 is held back: its control group /a has used up its swap"));

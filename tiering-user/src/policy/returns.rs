@@ -32,7 +32,7 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
 
 /// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again
 /// where nobody waits: then the first access since it came there says so. `block` is what was known of its block before
-/// the access. What had a copy in memory (`had_copy`) was in use all along. Returns whether it came back soon; none
+/// the access. Of some it is known otherwise that they were in use all along (`in_use`). Returns whether it came back soon; none
 /// where it had not been away.
 pub fn note_return(
     pages: &mut VmPages,
@@ -40,14 +40,14 @@ pub fn note_return(
     touch: Touch,
     block: BlockInfo,
     rules: &Rules,
-    (had_copy, now): (bool, Seconds),
+    (in_use, now): (bool, Seconds),
 ) -> Option<bool> {
     let Touch { before, was_lower } = touch;
     let in_use_again = pages.in_lower_memory(before.place()) && before.heat() == 0;
     if !was_lower && !in_use_again {
         return None;
     }
-    let soon = had_copy || came_back_soon(before, block, rules, now);
+    let soon = in_use || came_back_soon(before, block, rules, now);
     let backoff = if soon { before.backoff() + 1 } else { 0 };
     pages.update(page, |entry| entry.with_backoff(backoff));
     Some(soon)

@@ -20,6 +20,7 @@ mod probation;
 #[cfg(test)]
 mod simulation;
 
+use std::ops::Range;
 use std::time::Duration;
 
 pub use pacer::Pacer;
@@ -86,6 +87,7 @@ impl Reclaim {
 
     /// These pages went out.
     pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
+        self.pacer.sent(pages.len() as u64);
         self.probation.sent(pages, now);
     }
 
@@ -99,7 +101,7 @@ impl Reclaim {
     ) -> Return {
         let cost = self.probation.returned(page, weight);
         let wait = match cost {
-            Return::Copy => COPY_WAIT,
+            Return::Copy { .. } => COPY_WAIT,
             Return::Read => read_wait,
         };
         self.pacer.waited(wait * weight, now);
@@ -111,14 +113,29 @@ impl Reclaim {
         self.probation.returned(page, 0);
     }
 
-    /// At most `most` pages whose copies are to be freed now.
-    pub fn due(&mut self, most: u64, now: Monotonic) -> Vec<PageIndex> {
-        self.probation.due(self.budget.map(|budget| budget.reads), most, now)
+    /// Time has passed: what came back is counted.
+    pub fn count(&mut self, now: Monotonic) {
+        self.probation.count(now);
+    }
+
+    /// Forgets the pages of this range that are not away any more, whoever brought them up.
+    pub fn keep(&mut self, pages: Range<PageIndex>, is_away: impl Fn(PageIndex) -> bool) {
+        self.probation.keep(pages, is_away);
+    }
+
+    /// At most `most` pages whose copies are to be freed now, of blocks whose copies can be.
+    pub fn due(&mut self, most: u64, now: Monotonic, can: impl Fn(PageIndex) -> bool) -> Vec<PageIndex> {
+        self.probation.due(self.budget.map(|budget| budget.reads), most, now, can)
     }
 
     /// The same where memory is short: whatever comes back.
-    pub fn due_at_once(&mut self, most: u64, now: Monotonic) -> Vec<PageIndex> {
-        self.probation.due(None, most, now)
+    pub fn due_at_once(
+        &mut self,
+        most: u64,
+        now: Monotonic,
+        can: impl Fn(PageIndex) -> bool,
+    ) -> Vec<PageIndex> {
+        self.probation.due(None, most, now, can)
     }
 
     /// The copies of these pages are gone.

@@ -1,10 +1,11 @@
 //! How many pages of a VM go out in a step.
 //!
-//! In, before each step: what the VM may wait for in a minute, and whether something else holds it back. In, at any
-//! time: what it waited for. Out: pages, none where it is too early for a step or too much came back.
+//! In, before each step: what the VM may wait for in a minute. In, at any time: what it waited for, and how many pages
+//! went out. Out: pages, none where it is too early for a step or too much came back.
 //!
 //! 1. The rate of waits is that of the last minute, or six times that of the last ten seconds, whichever is more.
-//! 2. Under three quarters of the budget the step grows by half; above the size at which it was last cut, by a tenth.
+//! 2. Under three quarters of the budget the step grows by half; above the size at which it was last cut, by a tenth. It
+//!    does not grow while there is nothing to go.
 //! 3. Over the budget it is halved, once in ten seconds at most.
 //! 4. At twice the budget nothing goes for a minute, and then it begins small.
 
@@ -65,6 +66,8 @@ pub struct Pacer {
     cut_pages: Option<f64>,
     cut_at: Option<Monotonic>,
     stepped_at: Option<Monotonic>,
+    /// Since the last step.
+    sent_pages: u64,
     rests_until: Option<Monotonic>,
 }
 
@@ -72,6 +75,11 @@ impl Pacer {
     /// The VM waited for pages that had gone out.
     pub fn waited(&mut self, wait: Duration, now: Monotonic) {
         self.waits.add(wait, now);
+    }
+
+    /// So many pages went out.
+    pub fn sent(&mut self, pages: u64) {
+        self.sent_pages += pages;
     }
 
     /// What it waits for in a minute.
@@ -91,6 +99,7 @@ impl Pacer {
             return 0;
         }
         self.stepped_at = Some(now);
+        let sent = std::mem::take(&mut self.sent_pages) as f64;
         let pages = pages as f64;
         let start = (pages * START_SHARE).max(LEAST_PAGES);
         let size = self.step_pages.unwrap_or(start);
@@ -102,7 +111,7 @@ impl Pacer {
             return 0;
         } else if share > 1.0 {
             if self.cut_at.is_some_and(|at| now.since(at) < CUT_EVERY) { size } else { self.cut(size, now) }
-        } else if share < CALM_SHARE && self.step_pages.is_some() {
+        } else if share < CALM_SHARE && sent * 2.0 >= size {
             let above = self.cut_pages.is_some_and(|cut| size >= cut);
             size * if above { GROWTH_ABOVE_CUT } else { GROWTH }
         } else {
@@ -139,7 +148,9 @@ mod tests {
         seconds
             .map(|second| {
                 pacer.waited(wait, at(second));
-                pacer.step(PAGES, BUDGET, EVERY, at(second))
+                let step = pacer.step(PAGES, BUDGET, EVERY, at(second));
+                pacer.sent(step);
+                step
             })
             .filter(|pages| *pages > 0)
             .collect()
@@ -175,7 +186,18 @@ mod tests {
         assert_eq!(steps(&mut pacer, 60..61, Duration::from_millis(25)), [0; 0], "150 ms a minute");
         assert!(pacer.rests_until(at(100)).is_some());
         assert_eq!(steps(&mut pacer, 61..120, Duration::ZERO), [0; 0]);
-        assert_eq!(steps(&mut pacer, 120..126, Duration::ZERO), [3000, 4500]);
+        assert_eq!(steps(&mut pacer, 120..126, Duration::ZERO), [2000, 3000]);
+    }
+
+    #[test]
+    fn it_does_not_grow_while_there_is_nothing_to_go() {
+        let mut pacer = Pacer::default();
+        for second in (0..100).step_by(5) {
+            assert_eq!(pacer.step(PAGES, BUDGET, EVERY, at(second)), 2000);
+            pacer.sent(999);
+        }
+        pacer.sent(1);
+        assert_eq!(pacer.step(PAGES, BUDGET, EVERY, at(100)), 3000, "half of it went");
     }
 
     #[test]

@@ -19,6 +19,7 @@
 //! Nothing is known of how long a block stays calm before one of its VM has woken.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::sys::Monotonic;
@@ -30,6 +31,8 @@ const CLASSES: usize = 7;
 /// From this class on a page is away for half a minute, and its copy may be freed. What comes back sooner was just in
 /// use, and says little of later.
 const SETTLED: usize = 2;
+/// From this class on a page that comes back was away for long: some ten minutes.
+const LATE: usize = 5;
 /// How often what came back is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// What came back counts half after so many minutes.
@@ -63,8 +66,8 @@ const COUNTS: usize = 6;
 /// What a page that comes back costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
-    /// A fault without a read: its copy was in memory.
-    Copy,
+    /// A fault without a read: its copy was in memory. Whether the page had gone out a short while ago.
+    Copy { soon: bool },
     /// A read.
     Read,
 }
@@ -197,14 +200,18 @@ impl Probation {
 
     /// A page came back, or is known to be there; it stands for so many that did.
     pub fn returned(&mut self, page: PageIndex, weight: u32) -> Return {
-        let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) else { return Return::Read };
+        let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) else {
+            self.reads += u64::from(weight);
+            return Return::Read;
+        };
         let page = page % BLOCK_PAGES;
-        if let Some(class) = (0..CLASSES).find(|class| block.away[*class].set(page, false)) {
+        let class = (0..CLASSES).find(|class| block.away[*class].set(page, false));
+        if let Some(class) = class {
             block.returns[class] += weight;
         }
         if block.copies.set(page, false) {
             self.copies -= 1;
-            Return::Copy
+            Return::Copy { soon: class.is_some_and(|class| class < LATE) }
         } else {
             self.reads += u64::from(weight);
             Return::Read
@@ -231,9 +238,29 @@ impl Probation {
         self.copies
     }
 
+    /// Forgets the pages of this range that are not away any more, whoever brought them up.
+    pub fn keep(&mut self, pages: Range<PageIndex>, is_away: impl Fn(PageIndex) -> bool) {
+        for (number, block) in
+            self.blocks.range_mut(pages.start / BLOCK_PAGES..pages.end.div_ceil(BLOCK_PAGES))
+        {
+            for bits in &mut block.away {
+                for page in bits.ones().filter(|page| !is_away(number * BLOCK_PAGES + page)) {
+                    bits.set(page, false);
+                    self.copies -= u64::from(block.copies.set(page, false));
+                }
+            }
+        }
+    }
+
     /// At most `most` pages whose copies are to be freed now, in ascending order, of a VM that may wait for so many
-    /// reads a minute; none: whatever comes back.
-    pub fn due(&mut self, reads_a_minute: Option<f64>, most: u64, now: Monotonic) -> Vec<PageIndex> {
+    /// reads a minute; none: whatever comes back. Only of blocks for a page of which `can` says so.
+    pub fn due(
+        &mut self,
+        reads_a_minute: Option<f64>,
+        most: u64,
+        now: Monotonic,
+        can: impl Fn(PageIndex) -> bool,
+    ) -> Vec<PageIndex> {
         self.count(now);
         let of_vm = self.class_rates();
         let (most_a_minute, most_rate) = match reads_a_minute {
@@ -254,7 +281,8 @@ impl Probation {
                 let copies = bits.both(block.copies);
                 let count = copies.count();
                 expected += f64::from(away - count) * rate;
-                if count > 0 && rate <= most_rate {
+                let can = || copies.ones().next().is_some_and(|page| can(number * BLOCK_PAGES + page));
+                if count > 0 && rate <= most_rate && can() {
                     candidates.push((rate, *number, count, copies));
                 }
             }
@@ -297,7 +325,7 @@ impl Probation {
     }
 
     /// Takes in what came back since the last count, and lets pages pass to the next class.
-    fn count(&mut self, now: Monotonic) {
+    pub fn count(&mut self, now: Monotonic) {
         let since = *self.counted_at.get_or_insert(now);
         if now.since(since) < COUNT_EVERY {
             return;
@@ -357,16 +385,12 @@ mod tests {
     }
 
     /// Seconds go by, in each of which something may come back.
-    fn wait(
-        probation: &mut Probation,
-        seconds: std::ops::Range<u64>,
-        mut comes: impl FnMut(u64) -> Option<PageIndex>,
-    ) {
+    fn wait(probation: &mut Probation, seconds: Range<u64>, mut comes: impl FnMut(u64) -> Option<PageIndex>) {
         for second in seconds {
             if let Some(page) = comes(second) {
                 probation.returned(page, 1);
             }
-            probation.due(MAY, 0, at(second));
+            probation.due(MAY, 0, at(second), |_| true);
         }
     }
 
@@ -376,14 +400,15 @@ mod tests {
             let mut probation = Probation::default();
             wait(&mut probation, 0..sent, |_| None);
             probation.sent(&block(3), at(sent));
-            let due_at = (sent..).find(|second| !probation.due(MAY, 10_000, at(*second)).is_empty());
+            let due_at =
+                (sent..).find(|second| !probation.due(MAY, 10_000, at(*second), |_| true).is_empty());
             let after = due_at.unwrap() - sent;
             assert!((30..=70).contains(&after), "sent at {sent} s, due after {after} s");
-            let due = probation.due(MAY, 10_000, at(due_at.unwrap()));
+            let due = probation.due(MAY, 10_000, at(due_at.unwrap()), |_| true);
             assert_eq!((due.len(), due[0], probation.copies()), (512, 3 * 512, 512));
-            assert_eq!(probation.due(MAY, 511, at(due_at.unwrap())).len(), 0, "a block as a whole");
+            assert_eq!(probation.due(MAY, 511, at(due_at.unwrap()), |_| true).len(), 0, "a block as a whole");
             probation.freed(&due);
-            assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(500)).len()), (0, 0));
+            assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(500), |_| true).len()), (0, 0));
             assert_eq!(probation.returned(due[0], 1), Return::Read);
         }
     }
@@ -392,10 +417,10 @@ mod tests {
     fn what_comes_back_has_no_copy_any_more_and_is_not_freed() {
         let mut probation = Probation::default();
         probation.sent(&block(0), at(0));
-        assert_eq!(probation.returned(7, 1), Return::Copy);
+        assert_eq!(probation.returned(7, 1), Return::Copy { soon: true });
         assert_eq!(probation.returned(7, 1), Return::Read, "it was there already");
         wait(&mut probation, 0..70, |_| None);
-        let due = probation.due(MAY, 10_000, at(70));
+        let due = probation.due(MAY, 10_000, at(70), |_| true);
         assert!(due.len() == 511 && !due.contains(&7));
         assert_eq!(probation.returned(9999, 1), Return::Read, "of which nothing is known");
     }
@@ -405,12 +430,11 @@ mod tests {
         let mut probation = Probation::default();
         probation.sent(&block(0), at(0));
         wait(&mut probation, 0..70, |_| None);
+        // Of which nothing was known: it was in swap before.
         probation.returned(9999, 200);
         probation.returned(0, 1);
-        probation.freed(&[1]);
-        probation.returned(1, 200);
-        assert_eq!(probation.due(MAY, 10_000, at(71)), [0; 0]);
-        assert_eq!(probation.due(None, 10_000, at(71)).len(), 510);
+        assert_eq!(probation.due(MAY, 10_000, at(71), |_| true), [0; 0]);
+        assert_eq!(probation.due(None, 10_000, at(71), |_| true).len(), 511);
     }
 
     #[test]
@@ -418,7 +442,7 @@ mod tests {
         let mut probation = Probation::default();
         (0..40).for_each(|number| probation.sent(&block(number), at(0)));
         wait(&mut probation, 0..90, |second| Some(u32::try_from(second).unwrap()));
-        let due = probation.due(MAY, 100_000, at(90));
+        let due = probation.due(MAY, 100_000, at(90), |_| true);
         assert_eq!(due.len(), 39 * 512);
         assert!(due[0] >= 512);
     }
@@ -433,10 +457,13 @@ mod tests {
                 let page = (second * 10 + nth) * 7919 % (40 * 512);
                 probation.returned(u32::try_from(page).unwrap(), 1);
             }
-            assert!(second < 30 || probation.due(MAY, 100_000, at(second)).len() < 10_000, "{second}");
+            assert!(
+                second < 30 || probation.due(MAY, 100_000, at(second), |_| true).len() < 10_000,
+                "{second}"
+            );
         }
         wait(&mut probation, 120..1200, |_| None);
-        assert!(probation.due(MAY, 100_000, at(1200)).len() > 19_000);
+        assert!(probation.due(MAY, 100_000, at(1200), |_| true).len() > 19_000);
     }
 
     #[test]
@@ -452,9 +479,30 @@ mod tests {
         wait(&mut probation, 302..320, |_| None);
         (0..50).for_each(|number| probation.sent(&block(number), at(320)));
         wait(&mut probation, 320..600, |_| None);
-        assert_eq!(probation.due(MAY, 100_000, at(600)), [0; 0], "any of them may wake");
+        assert_eq!(probation.due(MAY, 100_000, at(600), |_| true), [0; 0], "any of them may wake");
         wait(&mut probation, 600..7200, |_| None);
-        assert!(!probation.due(MAY, 100_000, at(7200)).is_empty());
+        assert!(!probation.due(MAY, 100_000, at(7200), |_| true).is_empty());
+    }
+
+    #[test]
+    fn what_others_brought_up_is_known_of_no_longer() {
+        let mut probation = Probation::default();
+        probation.sent(&block(2), at(0));
+        probation.keep(0..2 * 512, |_| false);
+        assert_eq!(probation.copies(), 512, "another part");
+        probation.keep(2 * 512..3 * 512, |page| page >= 2 * 512 + 12);
+        assert_eq!(probation.copies(), 500);
+        wait(&mut probation, 0..70, |_| None);
+        assert_eq!(probation.due(MAY, 10_000, at(70), |_| true).len(), 500);
+        assert_eq!(probation.due(MAY, 10_000, at(70), |page| page < 512), [0; 0], "they cannot be freed");
+    }
+
+    #[test]
+    fn what_comes_back_after_long_was_not_in_use() {
+        let mut probation = Probation::default();
+        probation.sent(&block(0), at(0));
+        wait(&mut probation, 0..1300, |_| None);
+        assert_eq!(probation.returned(0, 1), Return::Copy { soon: false });
     }
 
     #[test]
@@ -462,7 +510,7 @@ mod tests {
         let mut probation = Probation::default();
         probation.sent(&block(0), at(0));
         probation.all_freed();
-        assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60)).len()), (0, 0));
+        assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60), |_| true).len()), (0, 0));
         assert_eq!(probation.returned(0, 1), Return::Read);
     }
 }

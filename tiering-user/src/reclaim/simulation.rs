@@ -94,10 +94,10 @@ impl Simulated {
             let touch = self.pages.touch(page, clock, false);
             let cost = self.reclaim.waited_for(page, 1, READ_WAIT, time);
             match cost {
-                Return::Copy => copies += 1,
+                Return::Copy { .. } => copies += 1,
                 Return::Read => reads += 1,
             }
-            let had_copy = cost == Return::Copy;
+            let had_copy = cost == Return::Copy { soon: true };
             note_return(&mut self.pages, page, touch, block, &rules(), (had_copy, clock));
             self.freed[page as usize] = false;
         }
@@ -119,7 +119,7 @@ impl Simulated {
             self.pages.sent_down(&step.pages, window, clock, clock);
             self.reclaim.sent(&step.pages, time);
         }
-        let due = self.reclaim.due(65_536, time);
+        let due = self.reclaim.due(65_536, time, |_| true);
         self.reclaim.freed(&due);
         due.iter().for_each(|page| self.freed[*page as usize] = true);
     }

@@ -280,15 +280,12 @@ impl Guest {
         let touch = self.pages.touch(page, now, write);
         let rules = self.rules(settings, Bands::ROOMY);
         let was_there = touch.before.place() == Place::In(TierId(0));
-        let read = if touch.was_lower {
-            self.reclaim.waited_for(page, weight, READ_WAIT, time) == Return::Read
-        } else {
-            !was_there
-        };
-        let had_copy = touch.was_lower && !read;
-        note_return(&mut self.pages, page, touch, block, &rules, (had_copy, now));
+        let cost = touch.was_lower.then(|| self.reclaim.waited_for(page, weight, READ_WAIT, time));
+        let read = cost.map_or(!was_there, |cost| cost == Return::Read);
+        let in_use = cost == Some(Return::Copy { soon: true });
+        note_return(&mut self.pages, page, touch, block, &rules, (in_use, now));
         self.came_back += u64::from(!self.seen.insert(page) && read);
-        self.came_back_without_read += u64::from(had_copy);
+        self.came_back_without_read += u64::from(touch.was_lower && !read);
         self.returned += if touch.was_lower && read { weight.into() } else { 0 };
         let capacity = self.pages.counts().get(Place::In(TierId(0))) + self.reclaim.copies();
         self.accesses.push(AccessAt { page, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) });
@@ -348,7 +345,7 @@ impl Guest {
                 self.pages.sent_down(&step.pages, window, now, now);
             }
         }
-        let due = self.reclaim.due(PAGES_A_SECOND, time);
+        let due = self.reclaim.due(PAGES_A_SECOND, time, |_| true);
         self.reclaim.freed(&due);
         self.in_first.0 += self.pages.counts().get(Place::In(TierId(0))) + self.reclaim.copies();
         self.in_first.1 += 1;

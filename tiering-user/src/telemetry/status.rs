@@ -206,6 +206,8 @@ pub struct VmStatus {
     /// Copies that page-outs left in the swap cache: of its control group, where it is alone there, else by what the
     /// agent knows of its own page-outs. `None` where the agent does not tell.
     pub swap_cached_bytes: Option<u64>,
+    /// Memory that is free because its pages are in swap, without those copies.
+    pub freed_bytes: u64,
     /// Whether the guest gives back what it has free; `None` where the agent does not tell.
     pub free_page_reporting: Option<bool>,
     /// Guest RAM that was never touched and is in no tier.

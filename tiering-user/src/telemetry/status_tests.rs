@@ -91,7 +91,7 @@ fn the_json_has_the_documented_fields() {
         "limited_by": null, "ram_bytes": 0, "left_alone": [], "tier_bytes": {"dram": 4096}, "tier_bytes_peak": {},
         "page_tables_read": false,
         "huge_bytes": 0, "huge_lost_bytes": 0, "collapsed_bytes_total": 0,
-        "ksm_bytes": null, "swap_cached_bytes": null, "free_page_reporting": null,
+        "ksm_bytes": null, "swap_cached_bytes": null, "freed_bytes": 0, "free_page_reporting": null,
         "untouched_bytes": 0, "wss_bytes": 0, "profile": profile, "reads_total": 0, "writes_total": 0,
         "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0,
         "rearm": {"why_not": null, "rounds_total": 0, "every_ns": 0, "pause_ns": null, "used_bytes": 0},

@@ -219,6 +219,13 @@ impl VmPages {
         Touch { before, was_lower }
     }
 
+    /// The last touch of this page, which had come back, stands for so many more.
+    pub fn note_more_returns(&mut self, page: PageIndex, more: u32, now: Seconds) {
+        if let Some(info) = self.info_mut(page) {
+            (0..more.min(BLOCK_PAGES)).for_each(|_| info.probe.note_return(now));
+        }
+    }
+
     /// Notes that these ascending pages were sent down, as was `planned` then: what comes back within `window` seconds
     /// counts against it.
     pub fn sent_down(&mut self, pages: &[PageIndex], window: u16, planned: Seconds, now: Seconds) {

@@ -34,13 +34,12 @@ use std::time::Duration;
 use super::ProcessKey;
 use super::cgroup;
 use super::process::Proc;
-use crate::sys::PAGE_BYTES;
 
 /// Helpers of a VM in its group (swtpm, virtiofsd, virtqemud, virt-launcher): no more memory, and no more of them.
 const HELPERS_MOST_BYTES: u64 = 256 << 20;
 const HELPERS_MOST: usize = 64;
 /// Names of processes that are VMs.
-const VM_COMMANDS: [&str; 2] = ["qemu", "kvm"];
+const VM_COMMANDS: [&str; 4] = ["qemu", "kvm", "cloud-hyperviso", "firecracker"];
 
 /// What may still be added, or taken away, before a limit is met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,6 +88,8 @@ pub struct GroupMemory {
     pub swap: Headroom,
     pub charge: Headroom,
     pub unprotected: Headroom,
+    /// Of what one of the groups may use as swap, half is used: the kernel then takes the slot of a page that is mapped.
+    pub swap_half_full: bool,
     /// Times that the kernel found no swap for the group (`fail` in `memory.swap.events`).
     pub swap_fails: Option<u64>,
     /// Of the group, in the swap cache and not mapped.
@@ -126,7 +127,15 @@ impl GroupMemory {
         let mut nearest = None;
         for group in groups {
             let group = Group { folder: cgroup_root.join(group), name: format!("/{}", group.display()) };
-            this.swap = this.swap.least(group.swap());
+            let swap = group.swap();
+            this.swap_half_full |= match &swap {
+                Headroom::Left { left_bytes, limit_bytes, .. } => {
+                    left_bytes.saturating_mul(2) <= *limit_bytes
+                }
+                Headroom::Unreadable { .. } => true,
+                Headroom::Unlimited => false,
+            };
+            this.swap = this.swap.least(swap);
             this.charge = this.charge.least(group.charge());
             // A group without the memory controller passes on what it was promised.
             if group.has("memory.current") {
@@ -262,7 +271,7 @@ fn number_behind(text: &str, word: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))?.trim().parse().ok()
 }
 
-/// Resident memory of the processes of the group and of all below it, without `pid`; none where one of them is a VM or
+/// Memory of the processes of the group and of all below it, also what is in swap, without `pid`; none where one of them is a VM or
 /// there are too many to look at. A threaded group does not list its processes; the one that it belongs to does.
 fn others_bytes(proc_root: &Path, folder: &Path, pid: i32) -> Option<u64> {
     let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
@@ -277,8 +286,15 @@ fn others_bytes(proc_root: &Path, folder: &Path, pid: i32) -> Option<u64> {
             return None;
         }
         // One that has ended meanwhile has none.
-        let pages: u64 = read("statm").split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
-        bytes += pages.saturating_mul(PAGE_BYTES);
+        let status = read("status");
+        let kib = |name| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+            value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+        };
+        bytes += kib("VmRSS:").saturating_add(kib("VmSwap:")).saturating_mul(1024);
+        if bytes > HELPERS_MOST_BYTES {
+            return None;
+        }
     }
     let children = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     for child in children.filter(|path| path.is_dir()) {
@@ -444,14 +460,15 @@ mod tests {
         assert!(tree.read().is_vms_own);
         std::fs::create_dir(tree.0.path().join("machine.slice/vm.scope/helper")).unwrap();
         tree.set("machine.slice/vm.scope/helper", "cgroup.procs", "8");
-        let helper = |comm: &str, pages: u64| {
+        let helper = |comm: &str, rss_mib: u64| {
             std::fs::create_dir_all(tree.0.path().join("proc/8")).unwrap();
             tree.set("proc/8", "comm", comm);
-            tree.set("proc/8", "statm", &format!("{} {pages} 0 0 0 0 0", pages * 2));
+            let status = format!("Name:\t{comm}\nVmRSS:\t  {} kB\nVmSwap:\t  1024 kB", rss_mib * 1024);
+            tree.set("proc/8", "status", &status);
             tree.read().is_vms_own
         };
-        assert!(helper("swtpm", 65_536), "256 MiB");
-        assert!(!helper("swtpm", 65_537));
+        assert!(helper("swtpm", 255), "256 MiB with what is in swap");
+        assert!(!helper("swtpm", 256));
         assert!(!helper("qemu-system-x86", 10));
     }
 

@@ -142,6 +142,8 @@ pub(super) const METRICS: &[Metric] = &[
         Vm(|vm| maybe(vm.ksm_bytes))),
     gauge("vm_swap_cached", BYTES, "Copies that page-outs left in the swap cache",
         Vm(|vm| maybe(vm.swap_cached_bytes))),
+    gauge("vm_freed", BYTES, "Memory that is free because its pages are in swap, without those copies",
+        Vm(|vm| one(vm.freed_bytes))),
     counter("vm_reads", None, "Accesses of the VM that read, of those that were looked at",
         Vm(|vm| one(vm.reads_total))),
     counter("vm_writes", None, "Accesses of the VM that wrote, of those that were looked at",
