@@ -18,7 +18,7 @@ const SWAPPINESS: u32 = 200;
 
 pub(super) fn free(target: &Target, roots: &Roots, bytes: u64) -> u64 {
     let look = || GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
-    let before = look();
+    let before = look().with_owner(&roots.proc, &roots.cgroup, target.vm.key);
     let Some(group) = before.group.filter(|_| before.is_vms_own) else { return 0 };
     let file = roots.cgroup.join(group.trim_start_matches('/')).join("memory.reclaim");
     let write = |order: String| fs::write(&file, order);

@@ -6,7 +6,7 @@
 //! | memory | how |
 //! |---|---|
 //! | private, while swap is less than half full | each page is mapped, which costs no read, and paged out again, which costs no write: its slot still stands |
-//! | of a machine alone in its control group (v2) | the group's `memory.reclaim` |
+//! | of a VM that has a control group (v2) of its own | the group's `memory.reclaim` |
 //! | any other | the kernel frees it when somebody wants the memory |
 //!
 //! # Limits
@@ -44,6 +44,9 @@ impl State {
             return;
         }
         let known: u64 = self.machines.values().map(|machine| machine.reclaim.copies()).sum();
+        if known == 0 {
+            return;
+        }
         let all_gone = NodeMemory::of_host().is_some_and(|memory| gone(known, memory.copies));
         for machine in self.machines.values_mut() {
             let in_group = machine.braking.swap_cached_bytes();
@@ -164,27 +167,25 @@ impl Machine {
 
     /// Takes over what became of copies that were to be freed, or of pages that went out.
     pub(super) fn note_for_reclaim(&mut self, outcome: &Outcome) {
-        let in_swap = |place: Place| self.pages.in_swap(place);
-        let there = outcome.found.iter().filter(|(_, place)| in_swap(*place));
-        let pages: Vec<PageIndex> = there.flat_map(|(run, _)| run.pages()).collect();
+        let found = |swapped: bool| -> Vec<PageIndex> {
+            let there = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place) == swapped);
+            there.flat_map(|(run, _)| run.pages()).collect()
+        };
+        let (away, back) = (found(true), found(false));
         match outcome.action {
             Action::Place { to } if !self.pages.node_tiers().contains(to) => {
-                self.reclaim.sent(&pages, outcome.finished);
+                self.reclaim.sent(&away, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
-                let up = outcome.found.iter().filter(|(_, place)| !in_swap(*place));
-                let up: Vec<PageIndex> = up.flat_map(|(run, _)| run.pages()).collect();
-                up.into_iter().for_each(|page| self.reclaim.is_back(page));
+                back.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
             Action::Free | Action::DropStage { .. } => {
                 if outcome.action == Action::Free {
                     self.freeing = false;
                     self.moved_at = sys::now();
                 }
-                self.reclaim.freed(&pages);
-                let up = outcome.found.iter().filter(|(_, place)| !in_swap(*place));
-                let up: Vec<PageIndex> = up.flat_map(|(run, _)| run.pages()).collect();
-                up.into_iter().for_each(|page| self.reclaim.is_back(page));
+                self.reclaim.freed(&away);
+                back.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
             Action::Collapse | Action::Stage { .. } => {}
         }

@@ -297,7 +297,7 @@ impl Machine {
         let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
         if touch.was_lower {
-            self.pages.note_more_returns(page, access.weight - 1, now);
+            self.pages.note_more_returns(page, access.weight.saturating_sub(1), now);
         }
         let mapped = self.pages.in_memory(touch.before.place());
         self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);

@@ -71,6 +71,7 @@ fn gauges(roots: &Roots, vms: impl Iterator<Item = ProcessKey>, lookups: &mut Lo
 
 fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
+    let memory = memory.with_owner(&roots.proc, &roots.cgroup, key);
     let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key), usage(&roots.proc, key));
     Gauge { key, memory, ksm_bytes, usage, at: sys::now() }
 }

@@ -32,8 +32,8 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
 
 /// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again
 /// where nobody waits: then the first access since it came there says so. `block` is what was known of its block before
-/// the access. Of some it is known otherwise that they were in use all along (`in_use`). Returns whether it came back soon; none
-/// where it had not been away.
+/// the access. Of some it is known otherwise that they were in use all along (`in_use`). Returns whether it came back
+/// soon; none where it had not been away.
 pub fn note_return(
     pages: &mut VmPages,
     page: PageIndex,

@@ -38,6 +38,8 @@ struct Simulated {
     copies: Vec<u64>,
     reads: Vec<u64>,
     freed: Vec<bool>,
+    /// MiB, after each minute.
+    free_by_minute: Vec<usize>,
 }
 
 fn now(second: u32) -> (Monotonic, Seconds) {
@@ -71,6 +73,7 @@ impl Simulated {
             copies: Vec::new(),
             reads: Vec::new(),
             freed: vec![false; PAGES as usize],
+            free_by_minute: Vec::new(),
         }
     }
 
@@ -79,7 +82,23 @@ impl Simulated {
             self.second += 1;
             self.touch();
             self.decide();
+            if self.second.is_multiple_of(60) {
+                self.free_by_minute.push(self.free_mib());
+            }
         }
+    }
+
+    /// The figures of the decision record.
+    fn tell(&self, guest: &str) {
+        let free = |minutes: usize| self.free_by_minute.get(minutes - 1);
+        println!(
+            "{guest}: free {:?} MiB after 5 min, {:?} after 10, {:?} after 30; {} reads in 10 min, {} in the worst minute",
+            free(5),
+            free(10),
+            free(30),
+            self.reads_in(0..10),
+            self.worst_minute()
+        );
     }
 
     fn touch(&mut self) {
@@ -217,9 +236,10 @@ fn what_is_cold_is_free_within_six_minutes_and_next_to_nothing_is_waited_for() {
     assert!(percent_free(&vm, 316) >= 95, "{} MiB", vm.free_mib());
     assert!(vm.reads_in(0..6) < 100, "{}", vm.reads_in(0..6));
     let at_first = vm.free_mib();
-    vm.run(840);
+    vm.run(1440);
+    vm.tell("ages");
     assert!(vm.free_mib().abs_diff(at_first) < 10, "it does not oscillate: {} MiB", vm.free_mib());
-    assert!(vm.reads_in(6..20) < 14 * 50, "nor spend its budget: {}", vm.reads_in(6..20));
+    assert!(vm.reads_in(6..30) < 24 * 50, "nor spend its budget: {}", vm.reads_in(6..30));
     assert!(vm.worst_wait() < BUDGET, "{:?}", vm.worst_wait());
 }
 
@@ -227,6 +247,7 @@ fn what_is_cold_is_free_within_six_minutes_and_next_to_nothing_is_waited_for() {
 fn what_is_cold_is_found_where_hot_and_cold_pages_are_strewn() {
     let mut vm = Simulated::new(2, true, ages());
     vm.run(1800);
+    vm.tell("strewn");
     assert!(percent_free(&vm, 316) >= 95, "{} MiB", vm.free_mib());
     assert!(vm.worst_minute() < 325, "a quarter over the budget: {}", vm.worst_minute());
     assert!(vm.worst_wait() < BUDGET * 5 / 4, "{:?}", vm.worst_wait());
@@ -235,7 +256,8 @@ fn what_is_cold_is_found_where_hot_and_cold_pages_are_strewn() {
 #[test]
 fn what_is_touched_by_a_zipf_law_is_kept_and_the_rest_becomes_free() {
     let mut vm = Simulated::new(3, true, zipf());
-    vm.run(1200);
+    vm.run(1800);
+    vm.tell("zipf");
     assert!(percent_free(&vm, 203) >= 90, "{} MiB", vm.free_mib());
     assert!(vm.worst_minute() < 325, "a quarter over the budget: {}", vm.worst_minute());
 }
@@ -244,6 +266,7 @@ fn what_is_touched_by_a_zipf_law_is_kept_and_the_rest_becomes_free() {
 fn a_walk_that_comes_again_is_waited_for_once() {
     let mut vm = Simulated::new(4, false, walk());
     vm.run(3000);
+    vm.tell("walk");
     let all = u64::from(PAGES);
     assert!(vm.reads_in(0..20) < all, "{}", vm.reads_in(0..20));
     assert!(vm.reads_in(20..50) < 30 * 260, "{}", vm.reads_in(20..50));
@@ -253,6 +276,7 @@ fn a_walk_that_comes_again_is_waited_for_once() {
 fn of_a_working_set_that_jumps_less_is_freed_each_time() {
     let mut vm = Simulated::new(5, false, jumps());
     vm.run(7200);
+    vm.tell("jumps");
     let (first, last) = (vm.reads_in(0..30), vm.reads_in(90..120));
     assert!(last * 3 < first, "{last} of {first}");
 }
