@@ -49,8 +49,6 @@ pub(super) fn drain(
                     break;
                 }
                 brought_up += there.len() as u64;
-                // What they leave is free, and above the faster tiers.
-                swap.settle()?;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The threads that carry steps out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -19,7 +19,7 @@ use crate::tiermap::Places;
 use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
 use crate::track::VmId;
 
-/// How often an idle mover looks after the plugs, and whether an area of somebody else's has come or gone.
+/// How often an idle mover looks after the swap files, and whether an area of somebody else's has come or gone.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
 /// Something for a lane to do.
@@ -160,29 +160,30 @@ impl Lane {
         let now_at = at.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut memory = LaneMemory::default();
-            // What an agent before this one left is to be plugged at once.
-            let mut upkeep = Upkeep { is_behind: swap.is_some(), ..Upkeep::default() };
-            // Jobs for tiers above one that is not plugged yet; the others go on meanwhile.
-            let mut waiting = VecDeque::new();
+            let mut upkeep = Upkeep::default();
+            let mut next = None;
             loop {
-                let next = if upkeep.is_behind || upkeep.failed { None } else { waiting.pop_front() };
-                let received = match next {
+                let received = match next.take() {
                     Some(job) => Ok(job),
-                    None => jobs.recv_timeout(if upkeep.is_behind { Duration::ZERO } else { SETTLE_EVERY }),
+                    None => jobs.recv_timeout(SETTLE_EVERY),
                 };
+                let mut fills = None;
                 match received {
                     _ if stopping.load(Ordering::Relaxed) => break,
-                    Ok(job) if must_wait(&job, swap.as_ref()) => waiting.push_back(job),
                     Ok(job) => {
+                        fills = job.fills();
                         now_at.begin(job.what());
                         if done.send(run(job, &settings, swap.as_mut(), &mut memory, &stopping)).is_err() {
                             break;
                         }
+                        next = jobs.try_recv().ok();
                     }
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
-                if let Some(swap) = &mut swap {
+                // Between two jobs for one tier it stays open.
+                let goes_on = fills.is_some() && next.as_ref().and_then(Job::fills) == fills;
+                if let Some(swap) = swap.as_mut().filter(|_| !goes_on) {
                     now_at.begin("looking after swap files".to_owned());
                     upkeep.go_on(swap, &done);
                 }
@@ -197,6 +198,14 @@ impl Lane {
 }
 
 impl Job {
+    /// The tier that it sends pages to.
+    fn fills(&self) -> Option<TierId> {
+        match self {
+            Self::Step(_, Step { action: Action::Place { to }, .. }) => Some(*to),
+            _ => None,
+        }
+    }
+
     fn what(&self) -> String {
         match self {
             Self::Step(target, _) => format!("moving pages of {}", target.vm.name),
@@ -216,35 +225,20 @@ impl Drop for Lane {
     }
 }
 
-/// Whether a job is for a tier that cannot be reached before a lower one is plugged.
-fn must_wait(job: &Job, swap: Option<&SwapTiers>) -> bool {
-    match (job, swap) {
-        (Job::Step(_, Step { action: Action::Place { to }, .. }), Some(swap)) => swap.is_behind(*to),
-        _ => false,
-    }
-}
-
-/// What the mover does between jobs, a little at a time, so that neither a job nor the end waits for it.
+/// What the mover does between jobs.
 #[derive(Debug, Default)]
 struct Upkeep {
-    /// There is more to plug.
-    is_behind: bool,
-    /// The last time went wrong: it is tried again after a while.
-    failed: bool,
     /// As last told.
     hindered: BTreeMap<TierId, String>,
 }
 
 impl Upkeep {
-    /// Plugs some of what the last batch left of its tier, of a new file, and of the slots of lower tiers that guests
-    /// have freed. Tells which tiers areas of others are in the way of, when that changes.
+    /// Closes the lower tier that is open and looks after the files of all. Tells which tiers areas of others are in the
+    /// way of, when that changes.
     fn go_on(&mut self, swap: &mut SwapTiers, done: &async_mpsc::UnboundedSender<Done>) {
-        let settled = swap.settle();
-        self.failed = settled.is_err();
-        self.is_behind = settled.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the free slots of the lower tiers are not all plugged");
-            false
-        });
+        if let Err(error) = swap.settle() {
+            tracing::warn!(%error, "the swap files are not as they should be");
+        }
         if let Ok(hindered) = swap.hindered()
             && hindered != self.hindered
         {

@@ -5,7 +5,7 @@
 //! 2. The tier is opened ([`SwapTiers::aim`]), the thread bound to one CPU, and the pages are paged out.
 //! 3. Where they went is read back; what went elsewhere goes through 1 and 2 again, twice at most.
 //!
-//! What the tier has left is plugged by the caller, after it has told what became of the pages.
+//! The tier is closed by the caller, after it has told what became of the pages: the next batch may be for it too.
 //!
 //! # Limits
 //! For shared memory the area cannot be read page by page: the growth of the tier's areas tells whether the batch

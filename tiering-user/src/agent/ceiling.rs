@@ -17,9 +17,7 @@
 //!
 //! # Limits
 //! Mapping tables are not forgotten: they say where pages are. They do not grow beyond the limit: pages that come in
-//! then are not taken in, count as untouched, and are not moved. The plugs of swap tiers are not counted, since nothing
-//! that is forgotten makes them smaller: they take [`PLUG_SLOT_BYTES`] for each page of the tier, and up to 16 MiB more
-//! while one of them grows.
+//! then are not taken in, count as untouched, and are not moved.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,7 +26,7 @@ use super::images::ImageName;
 use super::state::State;
 use crate::config::Size;
 use crate::predict::{Ahead, Marks, Tags, Tape};
-use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::sys::{self, Monotonic};
 use crate::telemetry::status::AgentStatus;
 use crate::track::VmId;
 
@@ -39,8 +37,6 @@ const RAM_SHARE: u64 = 100;
 /// a second.
 const FORGET_FROM_EIGHTHS: u64 = 7;
 const FORGET_TO_EIGHTHS: u64 = 6;
-/// What a plug takes for each slot of its swap area: its number in a list, and room for it in another.
-const PLUG_SLOT_BYTES: u64 = 8;
 /// It is told at most so often.
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
@@ -231,9 +227,7 @@ impl State {
     fn look_at_own_memory(&mut self) -> u64 {
         // It can be read as long as /proc is there.
         let Ok(memory_bytes) = sys::own_memory() else { return 0 };
-        let plugged = self.places.areas.list().into_iter().filter(|area| area.plugged_pages > 0);
-        let plugs: u64 = plugged.map(|area| area.bytes / PAGE_BYTES * PLUG_SLOT_BYTES).sum();
-        self.ceiling.look(memory_bytes.saturating_sub(plugs))
+        self.ceiling.look(memory_bytes)
     }
 
     fn forget_oldest(&mut self, bytes: u64, now: Monotonic) {

@@ -3,8 +3,8 @@
 //! In: the state of the agent. Out: records in the [`Store`], written by a thread of its own, since a disk can take its
 //! time; and at the start the state as the last agent left it.
 //!
-//! Limits: an agent that is killed loses what it learned in the last half minute. Plugs and swap files are not written
-//! here: their kernel numbers are, by those who make them, before they are used.
+//! Limits: an agent that is killed loses what it learned in the last half minute. Swap files are not written here: their
+//! kernel numbers are, by those who make them, before they are used.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -192,7 +192,7 @@ impl State {
             let used_bytes = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
             HeldArea {
                 tier: self.ladder.get(area.tier).map_or_else(String::new, |tier| tier.name.clone()),
-                used_bytes: used_bytes.saturating_sub(area.plugged_pages * sys::PAGE_BYTES),
+                used_bytes: used_bytes.saturating_sub(area.covered_pages * sys::PAGE_BYTES),
                 path: area.path,
             }
         });

@@ -140,6 +140,8 @@ pub(super) struct Machine {
     pub freed_by_group: Vec<PageIndex>,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
+    /// When pages were last sent to a lower swap tier.
+    pub sent_low_at: Monotonic,
 }
 
 impl Machine {
@@ -217,6 +219,7 @@ impl Machine {
             freed_at: None,
             freed_by_group: Vec::new(),
             rest_until: Monotonic::default(),
+            sent_low_at: Monotonic::default(),
         }
     }
 

@@ -139,7 +139,7 @@ async fn serve(
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
     let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
-    // Before the plugs are mapped: what is mapped later, and unlocked, stays so.
+    // Before a swap tier is covered: what is mapped later, and unlocked, stays so.
     lock_memory();
     let store = Arc::new(match options.dry_run {
         true => Store::nothing(),

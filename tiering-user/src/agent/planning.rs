@@ -10,11 +10,11 @@ use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
 use crate::policy::{
-    Action, Claim, HeatHistogram, Holding, Reason, Step, collapses, cooling_epoch, demotions, promotions,
+    Action, Claim, HeatHistogram, Holding, Reason, Rules, Step, collapses, cooling_epoch, demotions, promotions,
     relief, weight,
 };
 use crate::predict::Wasted;
-use crate::sys::{self, PAGE_BYTES};
+use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, TierId, TierKind, read_proc_swaps};
 use crate::trace::Event;
@@ -29,6 +29,11 @@ const SWEEP_MOST: Duration = Duration::from_secs(30);
 const MOVED_BY_KERNEL: u64 = 64;
 /// How far ahead room is made for loads that come again.
 const RISE: Duration = Duration::from_mins(10);
+/// A batch for a lower swap tier is at least one page for so many that must be covered (some 0.4 us each, Linux 6.18), or
+/// waits as long as pages are left idle, within these bounds.
+const COVER_DIVISOR: u64 = 4;
+const OPEN_LEAST: Duration = Duration::from_secs(2);
+const OPEN_MOST: Duration = Duration::from_secs(60);
 /// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
 
@@ -171,7 +176,9 @@ impl State {
             *allowed = machine.may_send(*allowed, rules.demote_after, now);
         }
         let Some(machine) = self.machines.get(&id) else { return };
-        steps.extend(demotions(id, &machine.pages, &rules, &allowance, clock));
+        let mut down = demotions(id, &machine.pages, &rules, &allowance, clock);
+        down.retain(|step| self.is_worth_opening(machine, &rules, step, now));
+        steps.extend(down);
         let promotable = if machine.target.vm.numa_bound { 0 } else { promotable };
         let promotable = promotable.min(machine.braking.allowed(TierId(1), machine.pages.node_tiers()));
         steps.extend(promotions(id, &machine.pages, &rules, promotable, clock));
@@ -182,6 +189,9 @@ impl State {
                 && let Some(budget) = self.budgets.get_mut(usize::from(to.0))
             {
                 budget.spend(step.pages.len() as u64 * PAGE_BYTES);
+                if usize::from(to.0) > swap {
+                    machine.sent_low_at = now;
+                }
             }
             tracing::debug!(vm = id.0, action = ?step.action, pages = step.pages.len(), reason = %step.reason, "planned");
             if step.reason == Reason::AccessedThere {
@@ -190,6 +200,23 @@ impl State {
             machine.enqueue(&step, clock, None);
         }
         self.send_next(id);
+    }
+
+    /// Whether a step goes to a swap tier that is reached as it is, or is large enough to cover what is free above its
+    /// tier, or nothing has gone there for a while.
+    fn is_worth_opening(&self, machine: &Machine, rules: &Rules, step: &Step, now: Monotonic) -> bool {
+        let Action::Place { to } = step.action else { return true };
+        if to.0 <= machine.pages.node_tiers().0 {
+            return true;
+        }
+        let patience = rules.demote_after.clamp(OPEN_LEAST, OPEN_MOST);
+        if now.since(machine.sent_low_at) >= patience {
+            return true;
+        }
+        let areas = self.places.areas.list();
+        let made: u64 = areas.iter().filter(|area| area.tier < to).map(|area| area.bytes).sum();
+        let used: u64 = self.swap_used.iter().filter(|(tier, _)| **tier < to).map(|(_, bytes)| bytes).sum();
+        step.pages.len() as u64 * COVER_DIVISOR >= made.saturating_sub(used) / PAGE_BYTES
     }
 
     /// Pages that may go to each tier now, by level.
@@ -230,7 +257,7 @@ impl State {
         let mut used = BTreeMap::new();
         for area in self.places.areas.list() {
             let bytes = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
-            *used.entry(area.tier).or_default() += bytes.saturating_sub(area.plugged_pages * PAGE_BYTES);
+            *used.entry(area.tier).or_default() += bytes.saturating_sub(area.covered_pages * PAGE_BYTES);
         }
         used
     }

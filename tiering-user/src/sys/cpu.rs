@@ -10,13 +10,15 @@ pub struct OneCpu(Option<CpuSet>);
 impl OneCpu {
     /// Binds the calling thread to the CPU it is on, if it may.
     pub fn bind() -> Self {
+        nix::sched::sched_getcpu().map_or(Self(None), Self::bind_to)
+    }
+
+    /// Binds the calling thread to this CPU, if it may.
+    pub fn bind_to(cpu: usize) -> Self {
         let this = Pid::from_raw(0);
         let all = sched_getaffinity(this).ok();
-        let bound = nix::sched::sched_getcpu().and_then(|cpu| {
-            let mut one = CpuSet::new();
-            one.set(cpu)?;
-            sched_setaffinity(this, &one)
-        });
+        let mut one = CpuSet::new();
+        let bound = one.set(cpu).and_then(|()| sched_setaffinity(this, &one));
         // Unbound, a few pages may go to another area, which is read back.
         Self(bound.ok().and(all))
     }

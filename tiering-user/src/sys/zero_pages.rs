@@ -1,4 +1,4 @@
-//! Zero-filled pages of the agent itself: what the plug of a swap tier is made of.
+//! Zero-filled pages of the agent itself: what the cover of a swap tier is made of.
 
 use std::io;
 

@@ -48,7 +48,7 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AgentStatus {
-    /// Resident, its program and the rings included, but for the plugs of swap tiers.
+    /// Resident, its program and the rings included.
     pub memory_bytes: u64,
     /// `agent.memory_limit`, or its default.
     pub memory_limit_bytes: u64,

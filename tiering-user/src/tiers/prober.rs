@@ -128,7 +128,7 @@ mod tests {
 
     fn area(tier: TierId) -> Area {
         let path = PathBuf::from("/nowhere/segment-0.swap");
-        Area { path, tier, number: 0, priority: 0, bytes: 0, plugged_pages: 0 }
+        Area { path, tier, number: 0, priority: 0, bytes: 0, covered_pages: 0 }
     }
 
     #[test]

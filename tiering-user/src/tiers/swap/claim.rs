@@ -156,8 +156,7 @@ pub(super) fn can_come_up(misfits: &[Misfit], memory: Memory) -> Result<(), Swap
 #[cfg(test)]
 mod tests {
     use super::super::header::Header;
-    use super::super::segments::{BASE_PRIORITY, PRIORITY_STEP};
-    use super::*;
+        use super::*;
 
     const MIB: u64 = 1 << 20;
 
@@ -243,15 +242,15 @@ mod tests {
 
     #[test]
     fn files_at_the_place_of_their_tier_stay_on() {
-        let (mut claims, on) = two_tiers([BASE_PRIORITY, BASE_PRIORITY + PRIORITY_STEP + 3]);
+        let (mut claims, on) = two_tiers([priorities(0).start, priorities(1).start + 3]);
         assert_eq!(misfits(&mut claims, &on), []);
         assert!(claims.iter().all(|(_, claim)| claim.on.len() == 1));
     }
 
     #[test]
     fn files_of_tiers_that_were_exchanged_or_removed_do_not_fit() {
-        let (mut claims, mut on_now) = two_tiers([BASE_PRIORITY + PRIORITY_STEP, BASE_PRIORITY]);
-        on_now.push(on("/removed/segment-0.swap", 30, BASE_PRIORITY));
+        let (mut claims, mut on_now) = two_tiers([priorities(1).start, priorities(0).start]);
+        on_now.push(on("/removed/segment-0.swap", 30, priorities(0).start));
         // Neither a disk nor a file of somebody else's is ours to switch off.
         on_now.push(OnArea { made_for: None, ..on("/swapfile", 31, -2) });
         on_now.push(OnArea { file: None, made_for: None, ..on("/dev/sda2", 0, -3) });
@@ -261,12 +260,12 @@ mod tests {
         assert_eq!(
             told,
             [
-                "8 MiB of tier `nvme` are in /nvme/segment-0.swap, which is on with priority 32117, where the tier's \
-                 place in the ladder needs 32067",
-                "8 MiB of tier `qlc` are in /qlc/segment-0.swap, which is on with priority 32067, where the tier's \
-                 place in the ladder needs 32117",
+                "8 MiB of tier `nvme` are in /nvme/segment-0.swap, which is on with priority 32617, where the tier's \
+                 place in the ladder needs 32667",
+                "8 MiB of tier `qlc` are in /qlc/segment-0.swap, which is on with priority 32667, where the tier's \
+                 place in the ladder needs 32617",
                 "8 MiB of a tier `nvme`, which the configuration does not name, are in /removed/segment-0.swap, on \
-                 with priority 32067",
+                 with priority 32667",
             ]
         );
 

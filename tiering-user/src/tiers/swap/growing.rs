@@ -14,11 +14,11 @@ use super::folder;
 use super::proc_swaps::{self, SwapLine};
 use super::segments::{Area, Segment, SwapTier, segment_name};
 use super::tiers::{PRIMER_PAGES, SwapError, SwapTiers};
-use crate::sys::{OneCpu, PageState, SWAP_PRIORITY_MAX, ZeroPages};
+use crate::sys::{OneCpu, PAGE_BYTES, PageState, SWAP_PRIORITY_MAX, ZeroPages};
 
 impl SwapTiers {
-    /// Adds a swap file to the tier. Returns false where the tier has its full size.
-    pub(super) fn grow(&mut self, tier: usize, on: &[SwapLine]) -> Result<bool, SwapError> {
+    /// Adds a swap file to the tier. Returns its slots, 0 where the tier has its full size.
+    pub(super) fn grow(&mut self, tier: usize, on: &[SwapLine]) -> Result<u64, SwapError> {
         self.refuse_areas_above(tier, on)?;
         let SwapTier { id, name, folder, segments, priorities, .. } = &self.tiers[tier];
         let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
@@ -28,16 +28,15 @@ impl SwapTiers {
             segments.iter().all(|segment| segment.area.priority != *priority)
                 && fs::symlink_metadata(folder.join(segment_name(*n))).is_err()
         };
-        let Some((n, priority)) = (0..).zip(priorities.clone()).find(free).filter(|_| bytes > 0) else {
-            return Ok(false);
+        // The first file is filled first, so that what is free of a tier is in its last one.
+        let Some((n, priority)) = (0..).zip(priorities.clone().rev()).find(free).filter(|_| bytes > 0) else {
+            return Ok(0);
         };
         folder::make(folder)?;
         let id = *id;
         let own = Own::make(&folder.join(segment_name(n)), bytes, name)?;
-        let made =
-            self.switch_on(&own, priority).and_then(|number| Ok((number, self.plug_for(tier, bytes)?)));
-        let (number, plug) = match made {
-            Ok(made) => made,
+        let number = match self.switch_on(&own, priority) {
+            Ok(number) => number,
             Err(error) => {
                 // Either may be off, and the reason it is of no use is the error worth telling.
                 own.switch_off().ok();
@@ -49,11 +48,12 @@ impl SwapTiers {
         };
         let path = own.path.clone();
         tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap file switched on");
-        let area = Area { path, tier: id, number, priority, bytes, plugged_pages: 0 };
-        self.tiers[tier].segments.push(Segment { area, own, plug });
+        let area = Area { path, tier: id, number, priority, bytes, covered_pages: 0 };
+        self.tiers[tier].segments.push(Segment { area, own });
         self.publish();
         self.numbers.save(&self.areas.list());
-        Ok(true)
+        // One holds the header.
+        Ok(bytes / PAGE_BYTES - 1)
     }
 
     /// Switches a new file on, and finds the kernel's number of it.
@@ -65,7 +65,7 @@ impl SwapTiers {
         let place = place_of(&own.path);
         own.switch_off()?;
         own.switch_on(priority)?;
-        let landed = landed.map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
+        let landed = landed.map_err(|source| SwapError::Direct { tier: "all".into(), source })?;
         let known = self.areas.list();
         landed
             .filter(|number| known.iter().all(|area| area.number != *number))

@@ -11,11 +11,10 @@ use super::tiers::{SwapError, SwapTiers};
 use crate::sys::PAGE_BYTES;
 use crate::tiers::TierId;
 
-/// Slots of a plug that was freed may be counted as used for a moment: so often, and so long each time, it is waited
-/// for that.
+/// Slots that were covered may be counted as used for a moment: so often, and so long each time, it is waited for that.
 const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
-/// More than this is no remainder of a plug.
+/// More than this is no remainder of a cover.
 const LINGERING_BYTES: u64 = 1 << 20;
 
 impl SwapTiers {
@@ -37,21 +36,15 @@ impl SwapTiers {
     /// as they are.
     pub fn drain(&mut self, tier: TierId) -> Result<u64, SwapError> {
         let index = self.index(tier)?;
+        self.close()?;
         self.tiers[index].closed = true;
         let mut brought_up = 0;
-        while let Some(segment) = self.tiers[index].segments.last_mut() {
-            segment.plug = None;
+        while let Some(segment) = self.tiers[index].segments.last() {
             let (area, own) = (segment.area.clone(), segment.own.clone());
             let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
             let used = used_bytes(&on, &area);
             if let Err(error) = Memory::now().check(&area.path, used).and_then(|()| own.switch_off()) {
                 self.tiers[index].closed = false;
-                // An area that is on is never forgotten, and never left without a plug.
-                let plug = self.plug_for(index, area.bytes)?;
-                if let Some(segment) = self.tiers[index].segments.last_mut() {
-                    segment.plug = plug;
-                }
-                self.publish();
                 return Err(error.into());
             }
             if let Err(error) = own.remove() {
@@ -66,30 +59,21 @@ impl SwapTiers {
         Ok(brought_up)
     }
 
-    /// Switches off one file of each lower tier that has two which hold nothing: their plugs take memory, and the end
-    /// of the agent waits until they are freed.
+    /// Switches off one file of each tier that has two which hold nothing.
     pub(super) fn shed(&mut self) -> Result<(), SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let mut shed = false;
-        for index in 0..self.tiers.len() {
-            let holds_nothing = |segment: &Segment| {
-                let plugged = segment.area.plugged_pages * PAGE_BYTES;
-                plugged > 0 && used_bytes(&on, &segment.area) <= plugged
-            };
-            let segments = &self.tiers[index].segments;
-            let empty: Vec<usize> = (0..segments.len()).filter(|at| holds_nothing(&segments[*at])).collect();
+        for tier in &mut self.tiers {
+            let holds_nothing = |at: &usize| used_bytes(&on, &tier.segments[*at].area) == 0;
+            let empty: Vec<usize> = (0..tier.segments.len()).filter(holds_nothing).collect();
             let [_, .., last] = empty[..] else { continue };
-            let (own, bytes) = (segments[last].own.clone(), segments[last].area.bytes);
-            self.tiers[index].segments[last].plug = None;
-            if let Err(error) = own.switch_off() {
-                self.tiers[index].segments[last].plug = self.plug_for(index, bytes)?;
-                return Err(error.into());
-            }
+            let own = &tier.segments[last].own;
+            own.switch_off()?;
             tracing::info!(path = %own.path.display(), "nothing is in a swap file any more: removing it");
             if let Err(error) = own.remove() {
                 tracing::warn!(%error, "a swap file that is off stays");
             }
-            self.tiers[index].segments.remove(last);
+            tier.segments.remove(last);
             shed = true;
         }
         if shed {
@@ -102,7 +86,7 @@ impl SwapTiers {
     /// Switches off and removes the areas that hold nothing, which takes milliseconds; what holds something stays for
     /// the next agent, since the kernel would look through the page tables of all processes for it.
     ///
-    /// Pages of a plug that were just being written stay in the swap cache until the kernel needs memory. Where those
+    /// Pages of a cover that were just being written stay in the swap cache until the kernel needs memory. Where those
     /// are all that is left, in all areas, they are switched off too: no process has many pages there.
     pub fn release_empty(&mut self) {
         self.let_go();
@@ -111,9 +95,8 @@ impl SwapTiers {
 
     /// The same, but for what is saved.
     pub(super) fn let_go(&mut self) {
-        for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
-            segment.plug = None;
-        }
+        // Its slots are free then.
+        self.open = None;
         for _ in 0..LOOKS {
             self.release_those_with(0);
             if !(1..=LINGERING_BYTES).contains(&self.held_bytes()) {

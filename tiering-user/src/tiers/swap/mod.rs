@@ -6,6 +6,7 @@
 
 pub(super) mod area;
 mod claim;
+mod cover;
 mod files;
 mod folder;
 mod growing;
@@ -13,7 +14,6 @@ mod header;
 mod leaving;
 mod numbers;
 mod opening;
-mod plug;
 mod proc_swaps;
 mod read_back;
 mod segments;

@@ -91,7 +91,7 @@ mod tests {
             number,
             priority: 0,
             bytes: 0,
-            plugged_pages: 0,
+            covered_pages: 0,
         };
         let numbers = || Numbers(Arc::new(Store::in_folder(folder.path())));
         numbers().save(&[area("/a", 7)]);

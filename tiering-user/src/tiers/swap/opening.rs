@@ -53,13 +53,13 @@ fn claim_folder(name: &str, real: &Path, capacity_bytes: u64, on: &[OnArea]) -> 
 }
 
 impl SwapTiers {
-    /// Takes over areas of ours that are on in the tiers' folders, removes files of ours that are not, and creates the
-    /// fastest tier's area. What is free in the others is to be plugged ([`Self::settle`]).
+    /// Takes over areas of ours that are on in the tiers' folders, removes files of ours that are not, and makes the first
+    /// file of the fastest and the slowest tier.
     ///
     /// # Errors
     /// Any [`SwapError`]; areas that were on stay on.
     pub fn open(ladder: &Ladder, store: Arc<Store>) -> Result<Self, SwapError> {
-        let own = Pagemap::of_self().map_err(|source| SwapError::Plug { tier: "all".into(), source })?;
+        let own = Pagemap::of_self().map_err(|source| SwapError::Direct { tier: "all".into(), source })?;
         let on = OnArea::all(proc_swaps::read().map_err(SwapError::ProcSwaps)?);
         let mut tiers = Vec::new();
         let plan = Plan::new(ladder, &on, &mut tiers).inspect_err(|_| remove_folders(&tiers))?;
@@ -69,7 +69,9 @@ impl SwapTiers {
             numbers: Numbers(store),
             own,
             probes: Probes::default(),
+            open: None,
             shed: sys::now(),
+            no_growth: None,
         };
         match this.carry_out(plan) {
             Ok(()) => Ok(this),
@@ -114,10 +116,9 @@ impl SwapTiers {
                     priority: line.priority,
                     // The header's page is not counted there.
                     bytes: line.size_bytes + PAGE_BYTES,
-                    plugged_pages: 0,
+                    covered_pages: 0,
                 };
-                let segment = Segment { plug: self.plug_for(index, area.bytes)?, area, own };
-                self.tiers[index].segments.push(segment);
+                self.tiers[index].segments.push(Segment { area, own });
             }
             let SwapTier { name, capacity_bytes, .. } = &self.tiers[index];
             let (made_mib, capacity_mib) = (self.tiers[index].made_bytes() >> 20, capacity_bytes >> 20);
@@ -129,10 +130,10 @@ impl SwapTiers {
             }
         }
         self.publish();
-        if let Some(first) = self.tiers.first()
-            && first.segments.is_empty()
-        {
-            self.grow(0, &on)?;
+        for tier in [0, self.tiers.len().saturating_sub(1)] {
+            if self.tiers.get(tier).is_some_and(|tier| tier.segments.is_empty()) {
+                self.grow(tier, &on)?;
+            }
         }
         Ok(())
     }

@@ -1,33 +1,34 @@
 //! The files of the swap tiers: how many, how large, where, with which priority.
 //!
-//! The fastest swap tier is one file. The lower ones share [`LOWER_SEGMENTS`], added when they are needed, so that the
-//! plug of their free slots stays small. Nothing here moves a page.
+//! The slowest swap tier is one file. The faster ones share [`UPPER_SEGMENTS`], added as they fill, so that few of their
+//! slots are free: a batch for a lower tier has to cover them. Nothing here moves a page.
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::area::Own;
-use super::plug::Plug;
 use super::proc_swaps::SwapLine;
 use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
 use crate::tiers::TierId;
 
-/// Most files of all lower tiers together. With the fastest one's that leaves some of the 23 areas that can be told
-/// apart ([`crate::sys::FIRST_SPECIAL`]) to the host. The more there are, the smaller is each, and the sooner it is
-/// plugged.
-const LOWER_SEGMENTS: u64 = 16;
+/// Most files of all tiers but the slowest together. With that one's there are some left to the host of the 23 areas
+/// that can be told apart ([`crate::sys::FIRST_SPECIAL`]).
+const UPPER_SEGMENTS: u64 = 16;
 /// Usual least size of such a file.
-const SEGMENT_MIN_BYTES: u64 = 64 << 20;
+const SEGMENT_MIN_BYTES: u64 = 256 << 20;
 /// A rest smaller than this is not worth a file.
 const SEGMENT_LEAST_BYTES: u64 = 16 << 20;
-/// Priority of the fastest swap tier's area; a lower tier's are [`PRIORITY_STEP`] a level above.
+/// No area of ours has a lower priority.
 pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
 pub(super) const PRIORITY_STEP: i32 = 50;
+/// More than there can be swap tiers.
+const MOST_PLACES: i32 = 12;
 
 /// The priorities that areas of the swap tier in this place, counted from the fastest, can have.
 pub(super) fn priorities(place: usize) -> Range<i32> {
-    let first = BASE_PRIORITY + i32::try_from(place).unwrap_or(0) * PRIORITY_STEP;
+    let below = MOST_PLACES - i32::try_from(place).unwrap_or(MOST_PLACES).min(MOST_PLACES);
+    let first = BASE_PRIORITY + below * PRIORITY_STEP;
     first..first + PRIORITY_STEP
 }
 
@@ -51,8 +52,8 @@ pub struct Area {
     pub number: u8,
     pub priority: i32,
     pub bytes: u64,
-    /// Slots the plug holds.
-    pub plugged_pages: u64,
+    /// Slots that the agent covers while a lower tier is open.
+    pub covered_pages: u64,
 }
 
 /// Which areas are ours; shared with everyone who reads pagemap.
@@ -90,9 +91,9 @@ pub(super) struct SwapTier {
     pub(super) priorities: Range<i32>,
     /// Most files it is made of.
     pub(super) most_segments: u64,
+    /// Of all swap tiers.
+    pub(super) is_slowest: bool,
     pub(super) closed: bool,
-    /// Free slots of it wait to be plugged.
-    pub(super) behind: bool,
     pub(super) segments: Vec<Segment>,
 }
 
@@ -100,7 +101,6 @@ pub(super) struct SwapTier {
 pub(super) struct Segment {
     pub(super) area: Area,
     pub(super) own: Own,
-    pub(super) plug: Option<Plug>,
 }
 
 impl SwapTier {
@@ -113,23 +113,34 @@ impl SwapTier {
         place: (usize, usize),
     ) -> Self {
         let (place, of) = place;
-        let lower = u64::try_from(of).unwrap_or(1).saturating_sub(1).max(1);
+        let upper = u64::try_from(of).unwrap_or(1).saturating_sub(1).max(1);
+        let is_slowest = place + 1 >= of;
         Self {
             id,
             name,
             folder,
             capacity_bytes,
             priorities: priorities(place),
-            most_segments: if place == 0 { 1 } else { LOWER_SEGMENTS / lower },
+            most_segments: if is_slowest { 1 } else { UPPER_SEGMENTS / upper },
+            is_slowest,
             closed: false,
-            behind: false,
             segments: Vec::new(),
         }
     }
 
-    /// The fastest swap tier is never plugged: it is where the kernel's own reclaim belongs.
-    pub(super) fn is_fastest(&self) -> bool {
-        self.priorities.start == BASE_PRIORITY
+    /// The kernel's numbers of its areas.
+    pub(super) fn numbers(&self) -> Vec<u8> {
+        self.segments.iter().map(|segment| segment.area.number).collect()
+    }
+
+    pub(super) fn free_pages(&self, on: &[SwapLine]) -> u64 {
+        self.segments.iter().map(|segment| free_pages(on, &segment.area)).sum()
+    }
+
+    /// Whether another file is due, so that the kernel finds slots here and not below.
+    pub(super) fn needs_slots(&self, on: &[SwapLine]) -> bool {
+        let next = self.next_segment_bytes(self.made_bytes());
+        !self.closed && self.free_pages(on) * PAGE_BYTES < next / 2
     }
 
     /// The priority that its pages need others to be below.
@@ -137,10 +148,10 @@ impl SwapTier {
         self.segments.iter().map(|segment| segment.area.priority).min().unwrap_or(self.priorities.start)
     }
 
-    /// What is in its areas, without the plugs.
+    /// What is in its areas, without what is covered.
     pub(super) fn held_bytes(&self, on: &[SwapLine]) -> u64 {
         let held = |segment: &Segment| {
-            used_bytes(on, &segment.area).saturating_sub(segment.area.plugged_pages * PAGE_BYTES)
+            used_bytes(on, &segment.area).saturating_sub(segment.area.covered_pages * PAGE_BYTES)
         };
         self.segments.iter().map(held).sum()
     }
@@ -158,10 +169,10 @@ impl SwapTier {
     /// Size of the next file where files of `made` bytes are there; 0 where there is none to come.
     pub(super) fn next_segment_bytes(&self, made: u64) -> u64 {
         let rest = self.capacity_bytes.saturating_sub(made);
-        let bytes = match self.is_fastest() {
-            true if made > 0 => 0,
-            true => rest,
-            false => (self.capacity_bytes / self.most_segments).max(SEGMENT_MIN_BYTES).min(rest),
+        let bytes = if self.is_slowest {
+            rest
+        } else {
+            (self.capacity_bytes / self.most_segments).max(SEGMENT_MIN_BYTES).min(rest)
         };
         if bytes < SEGMENT_LEAST_BYTES { 0 } else { bytes / PAGE_BYTES * PAGE_BYTES }
     }
@@ -214,16 +225,22 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_tier_is_one_file_and_the_lower_ones_share_sixteen() {
-        assert_eq!(sizes(&tier(4096 * MIB, (0, 2))), [4096]);
-        assert_eq!(sizes(&tier(16_384 * MIB, (1, 2))), [1024; 16]);
-        assert_eq!(sizes(&tier(16_384 * MIB, (2, 3))), [2048; 8]);
-        assert_eq!(sizes(&tier(200 * MIB, (1, 2))), [64, 64, 64]);
-        assert_eq!(sizes(&tier(100 * MIB, (1, 2))), [64, 36]);
-        assert_eq!(sizes(&tier(32 * MIB, (1, 2))), [32]);
+    fn the_slowest_tier_is_one_file_and_the_faster_ones_share_sixteen() {
+        assert_eq!(sizes(&tier(4096 * MIB, (0, 1))), [4096]);
+        assert_eq!(sizes(&tier(4096 * MIB, (1, 2))), [4096]);
+        assert_eq!(sizes(&tier(16_384 * MIB, (0, 2))), [1024; 16]);
+        assert_eq!(sizes(&tier(16_384 * MIB, (1, 3))), [2048; 8]);
+        assert_eq!(sizes(&tier(600 * MIB, (0, 2))), [256, 256, 88]);
+        assert_eq!(sizes(&tier(100 * MIB, (0, 2))), [100]);
         // The longest ladder: one tier of memory and seven of swap.
         let files: usize = (0..7).map(|place| sizes(&tier(1 << 40, (place, 7))).len()).sum();
         assert!(files <= 17, "{files} areas");
+    }
+
+    #[test]
+    fn the_priorities_follow_the_ladder() {
+        let all: Vec<i32> = (0..7).rev().flat_map(priorities).collect();
+        assert!(all.is_sorted() && all.iter().all(|priority| (BASE_PRIORITY..SWAP_PRIORITY_MAX).contains(priority)));
     }
 
     #[test]
@@ -240,8 +257,8 @@ mod tests {
 
     #[test]
     fn a_tier_has_room_only_for_files_that_will_be_made() {
-        for (capacity, files) in [(8192, 16), (100, 2), (200, 3), (32, 1)] {
-            let tier = tier(capacity * MIB, (1, 2));
+        for (capacity, files) in [(8192, 16), (264, 1), (600, 3), (32, 1)] {
+            let tier = tier(capacity * MIB, (0, 2));
             let made: u64 = sizes(&tier).iter().map(|mib| mib * MIB).sum();
             // Each file's first page is its header.
             assert_eq!(tier.growth_bytes(), made - files * PAGE_BYTES, "{capacity} MiB");
@@ -259,7 +276,7 @@ mod tests {
             number: 0,
             priority: BASE_PRIORITY,
             bytes: own.bytes,
-            plugged_pages: 256,
+            covered_pages: 256,
         };
         let on = |used_bytes| SwapLine {
             path: area.path.clone(),
@@ -269,8 +286,8 @@ mod tests {
             priority: BASE_PRIORITY,
         };
         let (some, more) = (on(61 * MIB), on(150 * MIB));
-        tier.segments.push(Segment { area, own, plug: None });
-        assert_eq!(tier.allowed_pages(&[some]) * PAGE_BYTES, 40 * MIB, "what is plugged does not count");
+        tier.segments.push(Segment { area, own });
+        assert_eq!(tier.allowed_pages(&[some]) * PAGE_BYTES, 40 * MIB, "what is covered does not count");
         assert_eq!(tier.allowed_pages(&[more]), 0);
     }
 }

@@ -2,27 +2,25 @@
 //!
 //! A stock kernel fills swap areas by priority, highest first, and offers no choice per process. So:
 //!
-//! 1. The fastest swap tier is one area with the lowest priority of ours; each lower tier has higher ones, and
-//!    is made of several files that are added when they are needed ([`super::segments`]).
-//! 2. At rest every free slot of the lower tiers is plugged ([`super::plug`]): what the kernel reclaims on its
-//!    own goes to the fastest swap tier.
-//! 3. [`SwapTiers::aim`] opens one tier: it lets go as much of that tier's plug as the batch needs, and uses up
-//!    what this CPU still holds of the area it filled before (a cluster of 512 slots from Linux 6.15 on, a cache
-//!    of 64 before). The caller pages its batch out from the same thread, bound to that CPU.
-//! 4. [`SwapTiers::settle`] plugs what is left, a slice at a time: a new file of many gigabytes takes a while. As long
-//!    as a tier is behind, nothing can be sent to the tiers above it ([`SwapTiers::is_behind`]), and what the kernel
-//!    reclaims on its own goes to that file: to a slower tier than it should, but never astray.
+//! 1. The priorities follow the ladder: what the kernel reclaims on its own goes to the fastest swap tier, with or
+//!    without an agent.
+//! 2. The slowest swap tier is one file, on from the start. The faster ones grow by files as they fill
+//!    ([`super::segments`]), so that few of their slots are free.
+//! 3. [`SwapTiers::aim`] opens one tier: zero pages of the agent take the free slots of the tiers above it
+//!    ([`super::cover`]), and what this CPU still holds of another area is used up (a cluster of 512 slots from
+//!    Linux 6.15 on, a cache of 64 before). The caller pages its batch out from the same thread, bound to that CPU.
+//! 4. [`SwapTiers::settle`] ends that: the slots above are free again, and the CPU goes on in the fastest tier.
 //!
 //! An area of somebody else's may be switched on at any time. One with a priority above a tier's would take its
-//! batches, its plug and its place in the kernel's order: such a tier takes nothing until it is gone
-//! ([`SwapTiers::hindered`]).
+//! batches and its place in the kernel's order: such a tier takes nothing until it is gone ([`SwapTiers::hindered`]).
 //!
 //! In: the ladder, `/proc/swaps`. Out: areas that are on, and which kernel number belongs to which tier
 //! ([`Areas`]). Areas that an agent before this one left on are taken over with what is in them ([`super::opening`]).
 //!
 //! # Limits
-//! While a tier is open, the kernel's own reclaim may take slots of it too. Where a page went is therefore read
-//! back by the caller, never assumed.
+//! - While a lower tier is open, what the kernel reclaims goes there too; so it does when it reclaims more at once than
+//!   the faster tiers have free. Where a page went is therefore read back by the caller, never assumed.
+//! - Where the control group of the agent may not swap, nothing can be covered, and lower tiers are not reached.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,24 +30,22 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::area::AreaError;
+use super::cover::Cover;
 use super::files;
 use super::numbers::Numbers;
-use super::plug::Plug;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Areas, BASE_PRIORITY, Segment, SwapTier, free_pages};
-use crate::sys::{self, Monotonic, PAGE_BYTES, PageState, Pagemap, ZeroPages};
+use super::segments::{Areas, BASE_PRIORITY, Segment, SwapTier};
+use crate::sys::{self, Monotonic, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 use crate::tiers::TierId;
 
 /// Pages of our own that are enough to use up what a CPU still holds of another area.
 pub(super) const PRIMER_PAGES: usize = 1280;
-/// Slots let go beyond a batch: what the primer takes, and what others may take meanwhile.
+/// Slots wanted beyond a batch: what the primer takes, and what others may take meanwhile.
 const SLACK_PAGES: u64 = 512;
-/// Slots plugged in one go, 64 MiB of them: 50 ms (1.3 GB/s, Linux 6.18, 2 cores).
-const SLICE_PAGES: u64 = 16_384;
-/// Slots asked for at least, where so many are free: those that a CPU still holds of another area come first.
-const LEAST_PAGES: u64 = 512;
-/// How often a lower tier gives up a file: what guests leave now they may send again soon.
+/// After a file could not be added in advance it is tried again.
+const GROW_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// How often a tier gives up a file: what guests leave now they may send again soon.
 const SHED_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a swap tier cannot be used.
@@ -83,8 +79,13 @@ pub enum SwapError {
     Stopped,
     #[error("tier `{0}` is no swap tier")]
     NotSwap(String),
-    #[error("tier `{tier}` cannot be plugged or primed: {source}")]
-    Plug { tier: String, source: io::Error },
+    #[error("pages cannot be directed to tier `{tier}`: {source}")]
+    Direct { tier: String, source: io::Error },
+    #[error(
+        "{left_mib} MiB are free in faster swap tiers and cannot be covered: may the control group of the agent not swap \
+         (memory.swap.max)?"
+    )]
+    Uncovered { left_mib: u64 },
     #[error("the kernel's number of {} cannot be found out: is another swap area filled first?", path.display())]
     NoNumber { path: PathBuf },
 }
@@ -104,8 +105,22 @@ pub struct SwapTiers {
     pub(super) numbers: Numbers,
     pub(super) own: Pagemap,
     pub(super) probes: Probes,
+    /// The lower tier that is open.
+    pub(super) open: Option<Open>,
     /// When files that are not needed were last given up.
     pub(super) shed: Monotonic,
+    /// When a file could not be added in advance.
+    pub(super) no_growth: Option<Monotonic>,
+}
+
+/// A lower tier that is open, until all others are as they were.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// Its place, counted from the fastest swap tier.
+    tier: usize,
+    pub(super) cover: Cover,
+    /// The CPU that fills it.
+    cpu: usize,
 }
 
 impl SwapTiers {
@@ -114,16 +129,8 @@ impl SwapTiers {
         &self.areas
     }
 
-    pub(super) fn plug_for(&self, tier: usize, bytes: u64) -> Result<Option<Plug>, SwapError> {
-        if self.tiers[tier].is_fastest() {
-            return Ok(None);
-        }
-        let slots = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
-        Plug::new(slots).map(Some).map_err(|source| self.plug_error(tier, source))
-    }
-
-    fn plug_error(&self, tier: usize, source: io::Error) -> SwapError {
-        SwapError::Plug { tier: self.tiers[tier].name.clone(), source }
+    fn direct_error(&self, tier: usize, source: io::Error) -> SwapError {
+        SwapError::Direct { tier: self.tiers[tier].name.clone(), source }
     }
 
     /// The areas that are on. One of ours that somebody switched off, or on again elsewhere in the order, is ours no
@@ -195,7 +202,7 @@ impl SwapTiers {
 
     /// Opens `tier` for `pages` pages that this thread pages out next. Returns how many it has room for.
     ///
-    /// The thread must be bound to one CPU until [`Self::settle`].
+    /// The thread must be bound to one CPU until it has paged them out.
     ///
     /// # Errors
     /// Any [`SwapError`].
@@ -210,39 +217,77 @@ impl SwapTiers {
         self.probes
             .look(tier, folder, sys::now())
             .map_err(AreaError::io(folder, "write and read back a page"))?;
-        // Whatever was freed above the target since the last batch would catch this one.
-        let target = self.tiers[index].lowest_priority();
-        let mut slice = SLICE_PAGES;
-        for other in (0..self.tiers.len()).rev().filter(|other| *other != index) {
-            self.plug_up(other, target, &mut slice)?;
+        if self.open.as_ref().is_some_and(|open| open.tier != index) {
+            self.close()?;
         }
         let pages = pages.min(self.tiers[index].allowed_pages(&on));
-        if pages == 0 || self.is_behind(tier) {
+        if pages == 0 {
             return Ok(0);
         }
-        let wanted = pages + SLACK_PAGES;
-        let mut room = self.open_slots(index, wanted)?;
-        while room < wanted {
-            match self.grow(index, &on) {
-                Ok(true) => room = self.open_slots(index, wanted)?,
-                Ok(false) => break,
-                // There is room for a part of the batch all the same.
-                Err(error) if room > 0 => {
-                    tracing::warn!(tier = self.tiers[index].name, %error, "no further swap file");
+        let room = self.make_room(index, pages + SLACK_PAGES, &on)?;
+        if room == 0 {
+            return Ok(0);
+        }
+        self.cover_above(index)?;
+        self.prime(&self.tiers[index].numbers()).map_err(|source| self.direct_error(index, source))?;
+        Ok(room.min(pages))
+    }
+
+    /// Adds files to the tier until `wanted` slots are free, if it may have so many. Returns how many are.
+    fn make_room(&mut self, tier: usize, wanted: u64, on: &[SwapLine]) -> Result<u64, SwapError> {
+        let mut free = self.tiers[tier].free_pages(on);
+        while free < wanted {
+            match self.grow(tier, on) {
+                Ok(0) => break,
+                Ok(added) => free += added,
+                // There is room for a part all the same.
+                Err(error) if free > 0 => {
+                    tracing::warn!(tier = self.tiers[tier].name, %error, "no further swap file");
                     break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        if room == 0 {
-            return Ok(0);
-        }
-        let numbers: Vec<u8> = self.tiers[index].segments.iter().map(|segment| segment.area.number).collect();
-        self.prime(&numbers).map_err(|source| self.plug_error(index, source))?;
-        Ok(room.min(pages))
+        Ok(free)
     }
 
-    /// Pages the tier can still take, plugged slots and files not yet made included.
+    /// Takes what is free in the tiers above this one.
+    fn cover_above(&mut self, tier: usize) -> Result<(), SwapError> {
+        if tier == 0 {
+            return Ok(());
+        }
+        let above = &self.tiers[..tier];
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let free: u64 = above.iter().map(|tier| tier.free_pages(&on)).sum();
+        let numbers: Vec<u8> = above.iter().flat_map(SwapTier::numbers).collect();
+        let open = self.open.get_or_insert_with(|| Open {
+            tier,
+            cover: Cover::default(),
+            cpu: nix::sched::sched_getcpu().unwrap_or(0),
+        });
+        let taken = open.cover.take(free, &numbers, &self.own);
+        self.publish();
+        taken.map_err(|source| self.direct_error(tier, source))?;
+        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
+        let left: u64 = self.tiers[..tier].iter().map(|tier| tier.free_pages(&on)).sum();
+        // A little is given back at any time, and is read back afterwards.
+        if left > free / 2 + SLACK_PAGES {
+            return Err(SwapError::Uncovered { left_mib: (left * PAGE_BYTES) >> 20 });
+        }
+        Ok(())
+    }
+
+    /// Frees what is covered, and has the CPU that filled a lower tier go on in the fastest one.
+    pub(super) fn close(&mut self) -> Result<(), SwapError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let _that_cpu = OneCpu::bind_to(open.cpu);
+        drop(open);
+        self.publish();
+        let Some(first) = self.tiers.first() else { return Ok(()) };
+        self.prime(&first.numbers()).map_err(|source| self.direct_error(0, source))
+    }
+
+    /// Pages the tier can still take, in files not yet made too.
     ///
     /// # Errors
     /// [`SwapError::ProcSwaps`], [`SwapError::NotSwap`].
@@ -252,80 +297,36 @@ impl SwapTiers {
         if tier.closed {
             return Ok(0);
         }
-        let segments = tier.segments.iter();
-        let there: u64 = segments.map(|s| free_pages(&on, &s.area) + s.area.plugged_pages).sum();
+        let covered: u64 = tier.segments.iter().map(|segment| segment.area.covered_pages).sum();
+        let there = tier.free_pages(&on) + covered;
         Ok((there + tier.growth_bytes() / PAGE_BYTES).min(tier.allowed_pages(&on)))
     }
 
-    /// Frees plugged slots of the tier until `wanted` are free, if it has that many. Returns how many are.
-    fn open_slots(&mut self, tier: usize, wanted: u64) -> Result<u64, SwapError> {
-        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
-        let mut free: u64 =
-            self.tiers[tier].segments.iter().map(|segment| free_pages(&on, &segment.area)).sum();
-        let mut released = Ok(0);
-        for segment in &mut self.tiers[tier].segments {
-            if let Some(plug) = &mut segment.plug
-                && free < wanted
-            {
-                released = released.and(plug.release(wanted - free));
-                free += *released.as_ref().unwrap_or(&0);
-            }
-        }
-        released.map_err(|source| self.plug_error(tier, source))?;
-        self.publish();
-        Ok(free)
-    }
-
-    /// Plugs free slots of the lower tiers, no more than takes some 50 ms, and gives up files that are not needed.
-    /// Returns whether there are more slots.
+    /// Closes the lower tier that is open, sees to it that the kernel finds slots in the faster tiers, and gives up files
+    /// that are not needed.
     ///
     /// # Errors
     /// Any [`SwapError`].
-    pub fn settle(&mut self) -> Result<bool, SwapError> {
-        self.look()?;
-        let mut slice = SLICE_PAGES;
-        for tier in (0..self.tiers.len()).rev() {
-            self.plug_up(tier, -1, &mut slice)?;
-        }
-        let behind = self.tiers.iter().any(|tier| tier.behind);
-        if !behind && sys::now().since(self.shed) >= SHED_EVERY {
-            self.shed = sys::now();
-            self.shed()?;
-        }
-        Ok(behind)
-    }
-
-    /// Whether what is sent to the swap tier now would go to a lower one, of which not all free slots are plugged yet.
-    pub fn is_behind(&self, tier: TierId) -> bool {
-        self.index(tier).is_ok_and(|index| self.tiers[index + 1..].iter().any(|lower| lower.behind))
-    }
-
-    /// Plugs the free slots of the tier's segments whose priority is above `above`, highest first, as far as the slice
-    /// goes. What an area of somebody else's would take is left.
-    fn plug_up(&mut self, tier: usize, above: i32, slice: &mut u64) -> Result<(), SwapError> {
-        let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
-        let others = self.foremost_of_others(&on).map_or(-1, |line| line.priority);
-        let mut result = Ok(0);
-        let mut behind = false;
-        for segment in self.tiers[tier].segments.iter_mut().rev() {
-            let free = free_pages(&on, &segment.area);
-            if let Some(plug) = &mut segment.plug
-                && free > 0
-                && segment.area.priority > above.max(others)
-            {
-                // No more than is free: the rest would go to areas of others.
-                let part = if *slice == 0 { 0 } else { free.min((*slice).max(LEAST_PAGES)) };
-                let taken = plug.take(part, segment.area.number, &self.own);
-                let got = *taken.as_ref().unwrap_or(&0);
-                *slice = slice.saturating_sub(got);
-                // Where nothing can be had now, trying again at once is no use.
-                behind |= part < free && (got > 0 || part == 0);
-                result = result.and(taken);
+    pub fn settle(&mut self) -> Result<(), SwapError> {
+        self.close()?;
+        let on = self.look()?;
+        let now = sys::now();
+        if self.no_growth.is_none_or(|at| now.since(at) >= GROW_AGAIN_AFTER) {
+            self.no_growth = None;
+            for tier in 0..self.tiers.len() {
+                if self.tiers[tier].needs_slots(&on)
+                    && self.refuse_areas_above(tier, &on).is_ok()
+                    && let Err(error) = self.grow(tier, &on)
+                {
+                    tracing::warn!(tier = self.tiers[tier].name, %error, "no further swap file");
+                    self.no_growth = Some(now);
+                }
             }
         }
-        self.tiers[tier].behind = behind;
-        result.map_err(|source| self.plug_error(tier, source))?;
-        self.publish();
+        if now.since(self.shed) >= SHED_EVERY {
+            self.shed = now;
+            self.shed()?;
+        }
         Ok(())
     }
 
@@ -337,8 +338,10 @@ impl SwapTiers {
     }
 
     pub(super) fn publish(&mut self) {
+        let held = self.open.as_ref().map(|open| open.cover.held());
         for segment in self.tiers.iter_mut().flat_map(|tier| &mut tier.segments) {
-            segment.area.plugged_pages = segment.plug.as_ref().map_or(0, Plug::held);
+            segment.area.covered_pages =
+                held.and_then(|held| held.get(&segment.area.number)).copied().unwrap_or(0);
         }
         let segments = self.tiers.iter().flat_map(|tier| &tier.segments);
         self.areas.set(segments.map(|segment| segment.area.clone()).collect());
@@ -346,7 +349,7 @@ impl SwapTiers {
 }
 
 /// Whether somebody has switched the area off, or on again elsewhere in the order.
-fn is_lost(Segment { area, own, .. }: &Segment, on: &[SwapLine]) -> bool {
+fn is_lost(Segment { area, own }: &Segment, on: &[SwapLine]) -> bool {
     let mut lines = on.iter().filter(|line| line.path == area.path).peekable();
     if lines.peek().is_none() {
         // A line can be missing from one look at all: the file itself tells.
@@ -368,8 +371,8 @@ mod tests {
         let path = file.path().to_owned();
         let own = Own { path: path.clone(), id: FileId { device: 1, inode: 2 }, bytes: 0 };
         let area =
-            Area { path: path.clone(), tier: TierId(1), number: 0, priority: 7, bytes: 0, plugged_pages: 0 };
-        let segment = Segment { area, own, plug: None };
+            Area { path: path.clone(), tier: TierId(1), number: 0, priority: 7, bytes: 0, covered_pages: 0 };
+        let segment = Segment { area, own };
         let line =
             |priority| SwapLine { path: path.clone(), is_file: true, size_bytes: 0, used_bytes: 0, priority };
         assert!(!is_lost(&segment, &[line(7)]));
