@@ -8,14 +8,14 @@ use tiering_tests::observe::meminfo;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::skip_or_fail;
 
-use crate::host::{Host, no_swap_is_on, vm, wait_for};
+use crate::host::{Host, drain_and_end, no_swap_is_on, vm, wait_for};
 
 const MIB: u64 = 1 << 20;
 
-/// dram and nvme, and nothing else that an operator would not leave as it is, but for the idle time.
+/// dram, nvme and qlc, and nothing else that an operator would not leave as it is, but for the idle time.
 fn config(host: &Host, demote_after: &str) -> String {
     let config = host.config(demote_after);
-    let (before, rest) = config.split_once("[[tier]]\nname = \"qlc\"").unwrap();
+    let (before, rest) = config.split_once("[policy]").unwrap();
     let (_, rules) = rest.split_once("[[vm]]").unwrap();
     format!("{before}[policy]\ndemote_after = \"{demote_after}\"\n[[vm]]{rules}")
 }
@@ -39,14 +39,14 @@ fn what_a_guest_does_not_use_becomes_free_and_is_right_when_it_comes_back() {
     assert!(on_probation.is_some(), "{}", status());
     let free = wait_for("the copies to be freed", || {
         let copies = meminfo("SwapCached").unwrap() >> 20;
-        let away = status()["tier_bytes"]["nvme"].as_u64().unwrap_or(0) / MIB;
+        let tiers = status()["tier_bytes"].clone();
+        let away: u64 = ["nvme", "qlc"].iter().filter_map(|tier| tiers[*tier].as_u64()).sum::<u64>() / MIB;
         (away >= 120 && copies <= 6 && bytes("swap_cached_bytes") <= 6 * MIB).then_some(())
     });
     let copies = meminfo("SwapCached").unwrap() >> 20;
     assert!(free.is_some(), "{copies} MiB in the swap cache: {}", status());
     assert_eq!(guest.changed_pages(0).unwrap(), 0);
-    agent.tiering(&["drain", "nvme"]).unwrap();
-    agent.interrupt().unwrap();
+    drain_and_end(agent, &host);
 }
 
 #[test]
@@ -67,6 +67,5 @@ fn a_guest_whose_memory_is_in_use_hardly_reads_any_of_it_back() {
     println!("{returns} pages came back, {reads} of them with a read");
     assert!(reads * 8 < returns, "{reads} reads for {returns} pages that came back");
     crate::host::assert_memory_right(&mut guest);
-    agent.tiering(&["drain", "nvme"]).unwrap();
-    agent.interrupt().unwrap();
+    drain_and_end(agent, &host);
 }

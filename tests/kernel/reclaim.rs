@@ -48,6 +48,30 @@ impl Drop for Limited {
     }
 }
 
+/// Has the kernel reclaim memory of this process. Where each page is then.
+fn reclaimed() -> Result<Vec<At>, Skip> {
+    let _limited = Limited::enter()?;
+    let mut memory = vec![0u64; MEMORY_BYTES / 8];
+    for (value, word) in (1u64..).zip(&mut memory) {
+        *word = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    Ok(pagemap(std::process::id(), memory.as_ptr() as u64, MEMORY_BYTES as u64 / PAGE))
+}
+
+/// How many of these are in swap; at least 99 of 100 must be in the fastest tier.
+fn assert_in_fastest(host: &Host, found: &[At]) -> usize {
+    let in_tier = |tier: &str| {
+        let areas = area_numbers(&host.scratch.path().join(tier));
+        found.iter().filter(|at| matches!(at, At::Swap { area, .. } if areas.contains(area))).count()
+    };
+    let swapped = found.iter().filter(|at| matches!(at, At::Swap { .. })).count();
+    let (nvme, qlc) = (in_tier("nvme"), in_tier("qlc"));
+    println!("{swapped} pages reclaimed by the kernel: {nvme} to nvme, {qlc} to qlc");
+    assert!(swapped * PAGE as usize > MEMORY_BYTES / 2, "{swapped} pages reclaimed");
+    assert!(nvme * 100 >= swapped * 99, "{nvme} of {swapped} to nvme, {qlc} to qlc");
+    swapped
+}
+
 #[test]
 fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
     let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
@@ -57,27 +81,8 @@ fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
     vm(&agent, "tt-reclaim");
     // Both tiers hold pages, and the lower one has free slots.
     agent.tiering(&["move", "tt-reclaim", "--to", "qlc"]).unwrap();
-    let areas = |tier: &str| area_numbers(&host.scratch.path().join(tier));
-    assert!(!areas("qlc").is_empty());
-
-    let Some(limited) = skip_or_fail(Limited::enter()) else { return };
-    let mut memory = vec![0u64; MEMORY_BYTES / 8];
-    for (value, word) in (1u64..).zip(&mut memory) {
-        *word = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    let start = memory.as_ptr() as u64;
-    let found = pagemap(std::process::id(), start, MEMORY_BYTES as u64 / PAGE);
-    drop(memory);
-    drop(limited);
-
-    let in_areas = |areas: &[u64]| {
-        found.iter().filter(|at| matches!(at, At::Swap { area, .. } if areas.contains(area))).count()
-    };
-    let swapped = found.iter().filter(|at| matches!(at, At::Swap { .. })).count();
-    let (nvme, qlc) = (in_areas(&areas("nvme")), in_areas(&areas("qlc")));
-    println!("{swapped} pages reclaimed by the kernel: {nvme} to nvme, {qlc} to qlc");
-    assert!(swapped * PAGE as usize > MEMORY_BYTES / 2, "{swapped} pages reclaimed");
-    assert!(nvme * 100 >= swapped * 99, "{nvme} of {swapped} to nvme, {qlc} to qlc");
+    let Some(found) = skip_or_fail(reclaimed()) else { return };
+    let swapped = assert_in_fastest(&host, &found);
 
     // It was seen, and told from what the agent did.
     std::thread::sleep(Duration::from_secs(2));
@@ -90,6 +95,28 @@ fn the_kernels_own_reclaim_goes_to_the_fastest_swap_tier() {
     let pages: u64 = cpus.map(|cpu| cpu["value"]["reclaimed"].as_u64().unwrap()).sum();
     assert_eq!(pages * PAGE, reclaimed, "{shown}");
     assert_eq!(bytes("moved_by_agent", "reclaimed_bytes_total"), 0, "{status}");
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn so_it_does_when_the_agent_was_killed_while_it_filled_a_lower_tier() {
+    let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let mut guest = guest("tt-reclaim", Backend::Anonymous);
+    let mut agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    vm(&agent, "tt-reclaim");
+    std::thread::scope(|scope| {
+        scope.spawn(|| agent.tiering(&["move", "tt-reclaim", "--to", "qlc"]).unwrap_err());
+        std::thread::sleep(Duration::from_millis(300));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid().cast_signed()), nix::sys::signal::SIGKILL)
+            .unwrap();
+    });
+    agent.kill9();
+    let Some(found) = skip_or_fail(reclaimed()) else { return };
+    assert_in_fastest(&host, &found);
+    drop(found);
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);
 }
