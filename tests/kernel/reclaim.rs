@@ -109,8 +109,11 @@ fn so_it_does_when_the_agent_was_killed_while_it_filled_a_lower_tier() {
     std::thread::scope(|scope| {
         scope.spawn(|| agent.tiering(&["move", "tt-reclaim", "--to", "qlc"]).unwrap_err());
         std::thread::sleep(Duration::from_millis(300));
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid().cast_signed()), nix::sys::signal::SIGKILL)
-            .unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(agent.pid().cast_signed()),
+            nix::sys::signal::SIGKILL,
+        )
+        .unwrap();
     });
     agent.kill9();
     let Some(found) = skip_or_fail(reclaimed()) else { return };

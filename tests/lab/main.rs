@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics with the error")]
 
 mod agent_dies;
+mod asking;
 mod bench;
 mod boots;
 mod damon;

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as async_mpsc;
 
+use super::group_reclaim::{NoReclaim, Proofs, Reclaimed};
 use super::later::Preferences;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
-use super::{collapse, drain, limits, memory, swap, swap_cache};
+use super::{collapse, drain, group_reclaim, limits, memory, swap};
 use crate::policy::{Action, Step};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::Places;
-use crate::tiers::{Nodes, SwapError, SwapTiers, TierId};
+use crate::tiers::{Nodes, Passage, SwapError, SwapTiers, TierId};
 use crate::track::VmId;
 
 /// How often an idle mover looks after the swap files, and whether an area of somebody else's has come or gone.
@@ -28,8 +29,8 @@ pub enum Job {
     Step(Target, Step),
     /// A swap tier, and the machines that may have something there.
     Drain(TierId, Vec<Target>),
-    /// Of what page-outs of the machine left in the swap cache, so many bytes are freed.
-    FreeSwapCache(Target, u64),
+    /// Of a machine's own control group the kernel reclaims so many bytes; what page-outs left in the swap cache first.
+    Reclaim(Target, u64),
 }
 
 /// Something a lane has done.
@@ -38,8 +39,7 @@ pub enum Done {
     Step(Outcome),
     /// Pages brought up, and how long it took.
     Drain(TierId, Result<u64, SwapError>, Duration),
-    /// Bytes freed.
-    FreeSwapCache(VmId, u64),
+    Reclaim(VmId, Result<Reclaimed, NoReclaim>),
     /// From now on nothing can be sent to these swap tiers, and why; to all others it can.
     Hindered(BTreeMap<TierId, String>),
 }
@@ -79,6 +79,7 @@ struct Settings {
     roots: Roots,
     dry_run: bool,
     places: Places,
+    passage: Passage,
 }
 
 /// The running lanes. Dropped, they finish the job they are at, leave those that wait, and end.
@@ -90,6 +91,8 @@ pub struct Lanes {
     mapper: Lane,
     /// Frees copies of what was paged out.
     freer: Lane,
+    /// Asks the kernel, and waits for it.
+    reclaimer: Lane,
 }
 
 #[derive(Debug)]
@@ -113,13 +116,15 @@ impl Lanes {
         roots: Roots,
         done: async_mpsc::UnboundedSender<Done>,
     ) -> std::io::Result<Self> {
+        let passage = swap.as_ref().map(SwapTiers::passage).unwrap_or_default();
         let areas = swap.as_ref().map(|swap| swap.areas().clone()).unwrap_or_default();
-        let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes } };
+        let settings = Settings { roots, dry_run: swap.is_none(), places: Places { areas, nodes }, passage };
         let mover = Lane::start("tiering-mover", settings.clone(), swap, done.clone())?;
         let stager = Lane::start("tiering-stager", settings.clone(), None, done.clone())?;
         let mapper = Lane::start("tiering-mapper", settings.clone(), None, done.clone())?;
-        let freer = Lane::start("tiering-freer", settings, None, done)?;
-        Ok(Self { mover, stager, mapper, freer })
+        let freer = Lane::start("tiering-freer", settings.clone(), None, done.clone())?;
+        let reclaimer = Lane::start("tiering-reclaim", settings, None, done)?;
+        Ok(Self { mover, stager, mapper, freer, reclaimer })
     }
 
     /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
@@ -130,7 +135,8 @@ impl Lanes {
             // One after the other: what is dropped is not mapped again behind that.
             Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
             // What is being freed is not staged meanwhile: nothing of it is with another lane.
-            Job::Step(_, Step { action: Action::Free, .. }) | Job::FreeSwapCache(..) => &self.freer,
+            Job::Step(_, Step { action: Action::Free, .. }) => &self.freer,
+            Job::Reclaim(..) => &self.reclaimer,
             Job::Step(..) | Job::Drain(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -141,7 +147,7 @@ impl Lanes {
 
     /// What the lanes are at now.
     pub fn busy(&self) -> Vec<Busy> {
-        let lanes = [&self.mover, &self.stager, &self.mapper, &self.freer];
+        let lanes = [&self.mover, &self.stager, &self.mapper, &self.freer, &self.reclaimer];
         lanes.into_iter().filter_map(|lane| lane.at.get()).collect()
     }
 }
@@ -210,7 +216,7 @@ impl Job {
         match self {
             Self::Step(target, _) => format!("moving pages of {}", target.vm.name),
             Self::Drain(tier, _) => format!("draining the tier of level {}", tier.0),
-            Self::FreeSwapCache(target, _) => format!("freeing the swap cache of {}", target.vm.name),
+            Self::Reclaim(target, _) => format!("having the kernel reclaim memory of {}", target.vm.name),
         }
     }
 }
@@ -254,6 +260,7 @@ impl Upkeep {
 struct LaneMemory {
     later: Preferences,
     recent: Recent,
+    proofs: Proofs,
 }
 
 fn run(
@@ -268,8 +275,12 @@ fn run(
             Done::Step(run_stage(&target, step, settings, &mut memory.recent))
         }
         Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap, &mut memory.later)),
-        Job::FreeSwapCache(target, bytes) => {
-            Done::FreeSwapCache(target.id, swap_cache::free(&target, &settings.roots, bytes))
+        Job::Reclaim(target, bytes) => {
+            let reclaimed = memory
+                .proofs
+                .of(&target, &settings.roots)
+                .and_then(|()| group_reclaim::reclaim(&target, &settings.roots, &settings.passage, bytes));
+            Done::Reclaim(target.id, reclaimed)
         }
         Job::Drain(tier, machines) => {
             let began = Instant::now();

@@ -8,6 +8,7 @@
 
 mod collapse;
 mod drain;
+mod group_reclaim;
 mod homes;
 mod lanes;
 mod later;
@@ -17,10 +18,10 @@ mod read_ahead;
 mod recent;
 mod stage;
 mod swap;
-mod swap_cache;
 mod tags;
 mod target;
 
+pub use group_reclaim::{NoReclaim, Reclaimed};
 pub use homes::Homes;
 pub use lanes::{Busy, Done, Job, Lanes, NowAt};
 pub use memory::room_bytes;

@@ -243,6 +243,7 @@ impl State {
         for gauge in gauges {
             let key = gauge.key;
             if let Some(machine) = self.machines.values_mut().find(|machine| machine.target.vm.key == key) {
+                machine.note_major_faults(gauge.memory.major_faults, gauge.at);
                 machine.braking.take_gauge(gauge);
             }
         }
@@ -283,7 +284,7 @@ impl State {
         machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
-        let rests = machine.reclaim.rests(now).map(|text| (text, "waits for what went out".to_owned()));
+        let rests = machine.asks_nothing(now).map(|text| (text, "waits for what went out".to_owned()));
         let strongest = strongest.or(rests).or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
         machine.braking.say(&machine.target.vm.name, strongest);
         self.set_budget(id);

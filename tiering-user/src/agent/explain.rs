@@ -38,6 +38,7 @@ impl State {
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: self.limited_by(machine),
+            pages_chosen_by: self.pages_chosen_by(machine, now),
             resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: machine
@@ -69,6 +70,18 @@ impl State {
             return Some("dry run: plans are made, nothing is moved".to_owned());
         }
         machine.braking.limited_by()
+    }
+
+    fn pages_chosen_by(&self, machine: &Machine, now: Monotonic) -> String {
+        let group = machine.braking.gauge.as_ref().and_then(|gauge| gauge.memory.group.as_deref());
+        match self.chosen_by_agent(machine, now) {
+            Some(why) => format!("the agent: {why}"),
+            None => {
+                let lately =
+                    if machine.reclaim.has_found_no_cold() { ", nothing cold found lately" } else { "" };
+                format!("the kernel: memory.reclaim of {}{lately}", group.unwrap_or_default())
+            }
+        }
     }
 
     fn page_info(&self, machine: &Machine, at: Address, now: Monotonic) -> Result<PageInfo, ApiError> {

@@ -72,7 +72,7 @@ impl State {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.reclaim.count(now);
         let too_early = machine.freed_at.is_some_and(|at| now.since(at) < EVERY);
-        let nothing = machine.reclaim.copies() == 0 || machine.unmovable().is_some();
+        let nothing = machine.reclaim.copies() == 0 || machine.is_asked() || machine.unmovable().is_some();
         if self.dry_run || machine.freeing || too_early || nothing {
             return;
         }
@@ -104,25 +104,15 @@ impl State {
             (Job::Step(machine.target.clone(), step), bytes)
         } else if by_group {
             let bytes = away.len() as u64 * PAGE_BYTES;
-            machine.freed_by_group = away;
-            (Job::FreeSwapCache(machine.target.clone(), bytes), bytes)
+            machine.freeing = true;
+            self.braking.short_bytes = short_bytes.saturating_sub(bytes);
+            return self.order(id, bytes, away);
         } else {
             return;
         };
         machine.freeing = true;
         self.braking.short_bytes = short_bytes.saturating_sub(bytes);
         self.lanes.send(job);
-    }
-
-    /// The kernel has freed what it could.
-    pub(super) fn on_freed(&mut self, id: VmId, bytes: u64) {
-        if let Some(machine) = self.machines.get_mut(&id) {
-            tracing::debug!(vm = machine.target.vm.name, bytes, "freed from the swap cache");
-            machine.freeing = false;
-            let mut pages = std::mem::take(&mut machine.freed_by_group);
-            pages.truncate(usize::try_from(bytes / PAGE_BYTES).unwrap_or(usize::MAX));
-            machine.reclaim.freed(&pages);
-        }
     }
 }
 
@@ -135,7 +125,7 @@ impl Machine {
     }
 
     /// Pages that exist.
-    fn touched_pages(&self) -> u64 {
+    pub(super) fn touched_pages(&self) -> u64 {
         u64::from(self.pages.layout().pages()) - self.pages.counts().get(Place::Untouched)
     }
 

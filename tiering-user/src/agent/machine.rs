@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::asking::Asked;
 use super::braking::MachineBrakes;
 use super::came_up::CameUp;
 use super::decisions::Decisions;
@@ -136,8 +137,8 @@ pub(super) struct Machine {
     /// Copies of it are being freed; and when it was last looked what is due.
     pub freeing: bool,
     pub freed_at: Option<Monotonic>,
-    /// Of these, by its control group.
-    pub freed_by_group: Vec<PageIndex>,
+    /// Of the kernel.
+    pub asked: Asked,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
     /// When pages were last sent to a lower swap tier.
@@ -217,7 +218,7 @@ impl Machine {
             read_wait: Duration::ZERO,
             freeing: false,
             freed_at: None,
-            freed_by_group: Vec::new(),
+            asked: Asked::default(),
             rest_until: Monotonic::default(),
             sent_low_at: Monotonic::default(),
         }

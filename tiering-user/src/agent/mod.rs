@@ -14,6 +14,7 @@
 
 mod answers;
 mod aside;
+mod asking;
 mod blocks;
 mod braking;
 mod bystanders;

@@ -10,8 +10,8 @@ use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
 use crate::policy::{
-    Action, Claim, HeatHistogram, Holding, Reason, Rules, Step, collapses, cooling_epoch, demotions, promotions,
-    relief, weight,
+    Action, Claim, HeatHistogram, Holding, Reason, Rules, Step, collapses, cooling_epoch, demotions,
+    promotions, relief, weight,
 };
 use crate::predict::Wasted;
 use crate::sys::{self, Monotonic, PAGE_BYTES};
@@ -36,6 +36,12 @@ const OPEN_LEAST: Duration = Duration::from_secs(2);
 const OPEN_MOST: Duration = Duration::from_secs(60);
 /// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
+
+/// How long after a sweep of so much RAM one looks what the kernel has reclaimed: it reads 7 ms a GiB (Linux 6.18).
+fn reclaim_sweep(ram_bytes: u64) -> Duration {
+    (SWEEP_LEAST + Duration::from_millis(500) * u32::try_from(ram_bytes >> 30).unwrap_or(u32::MAX))
+        .min(SWEEP_MOST)
+}
 
 impl State {
     pub(super) fn every_second(&mut self, faults: &mut Faults) {
@@ -110,7 +116,15 @@ impl State {
             );
             // Where the kernel has moved something since, at once.
             let moved_since = machine.swept.began.is_some_and(|began| began < self.kernel_moved_at);
-            let sweep_after = if moved_since { SWEEP_LEAST } else { sweep_every };
+            let reclaimed_since = machine
+                .swept
+                .began
+                .is_some_and(|began| machine.asked.reclaimed_at.is_some_and(|at| began < at));
+            let sweep_after = match () {
+                () if moved_since => SWEEP_LEAST,
+                () if reclaimed_since => sweep_every.min(reclaim_sweep(machine.target.vm.ram_bytes())),
+                () => sweep_every,
+            };
             if machine.swept.is_over(sweep_after, now) {
                 self.sweep_if_moved(id);
             }
@@ -147,6 +161,7 @@ impl State {
             return;
         }
         let rules = machine.rules(self.config.policy.demote_after.0);
+        let by_agent = self.chosen_by_agent(machine, now).is_some();
         let mut allowance = self.allowance();
         let promotable = self.promotable_pages;
         let Some(machine) = self.machines.get(&id) else { return };
@@ -169,11 +184,16 @@ impl State {
             self.read_budget.spend(lift.pages.len() as u64 * PAGE_BYTES);
             steps.push(lift);
         }
+        let mut ask = 0;
         if let Some(machine) = self.machines.get_mut(&id)
             && let Some(allowed) = allowance.get_mut(swap)
             && *allowed > 0
         {
-            *allowed = machine.may_send(*allowed, rules.demote_after, now);
+            if by_agent {
+                *allowed = machine.may_send(*allowed, rules.demote_after, now);
+            } else {
+                ask = std::mem::take(allowed);
+            }
         }
         let Some(machine) = self.machines.get(&id) else { return };
         let mut down = demotions(id, &machine.pages, &rules, &allowance, clock);
@@ -200,6 +220,9 @@ impl State {
             machine.enqueue(&step, clock, None);
         }
         self.send_next(id);
+        if ask > 0 {
+            self.ask_kernel(id, ask, rules.demote_after);
+        }
     }
 
     /// Whether a step goes to a swap tier that is reached as it is, or is large enough to cover what is free above its

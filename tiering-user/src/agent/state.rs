@@ -388,7 +388,7 @@ impl State {
         match done {
             Done::Step(outcome) => self.on_outcome(&outcome),
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
-            Done::FreeSwapCache(id, bytes) => self.on_freed(id, bytes),
+            Done::Reclaim(id, reclaimed) => self.on_reclaimed(id, reclaimed),
             Done::Hindered(tiers) => self.on_hindered(tiers),
         }
     }

@@ -19,6 +19,7 @@ pub fn explanation(answer: &Explanation) -> String {
         },
     );
     row("limited by", or_none(answer.limited_by.clone()));
+    row("pages chosen by", answer.pages_chosen_by.clone());
     row("resting", answer.resting_ms.map_or("no".to_owned(), |ms| format!("for {} more", time(ms))));
     row("waiting", format!("{} pages", answer.waiting_pages));
     let before = &answer.known_before;

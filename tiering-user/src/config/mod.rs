@@ -143,6 +143,8 @@ pub struct Policy {
     pub floor: Percent,
     /// How much longer than by itself a VM may wait for memory before its demotion backs off.
     pub psi_limit: Percent,
+    /// Who chooses the pages that leave tier 0.
+    pub reclaim: ReclaimBy,
     /// Mean time of a read below which a tier's disk is never taken for slow.
     pub slow_read: Period,
     /// Of what a VM has in tier 0, how much it may wait for a minute because it had been demoted.
@@ -151,6 +153,16 @@ pub struct Policy {
     pub cpu_limit: Percent,
     /// What a machine seems to be by its profile changes what is done with it, as if somebody had said so.
     pub act_on_guesses: bool,
+}
+
+/// Who chooses the pages that leave tier 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReclaimBy {
+    /// The kernel, of VMs that have a control group (v2) of their own; of others the agent.
+    Group,
+    /// The agent.
+    Off,
 }
 
 /// When pages come up before they are asked for.
@@ -277,6 +289,7 @@ impl Default for Policy {
             free_target: Percent(10.0),
             floor: Percent(10.0),
             psi_limit: Percent(0.5),
+            reclaim: ReclaimBy::Group,
             slow_read: Period(Duration::from_millis(1)),
             refault_limit: Percent(0.2),
             cpu_limit: Percent(5.0),

@@ -15,6 +15,7 @@
 //! What goes out is written, whether it comes back or not. A working set that jumps shows when it has jumped, not
 //! before.
 
+mod lru;
 mod pacer;
 mod probation;
 #[cfg(test)]
@@ -23,9 +24,11 @@ mod simulation;
 use std::ops::Range;
 use std::time::Duration;
 
-pub use pacer::Pacer;
-pub use probation::{Probation, Return};
+pub use probation::Return;
 
+use self::lru::Lru;
+use self::pacer::Pacer;
+use self::probation::Probation;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 
@@ -68,6 +71,7 @@ impl Budget {
 #[derive(Clone, Debug, Default)]
 pub struct Reclaim {
     pacer: Pacer,
+    lru: Lru,
     probation: Probation,
     budget: Option<Budget>,
 }
@@ -83,6 +87,36 @@ impl Reclaim {
         let every = (demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST);
         let wait = self.budget.map_or(Duration::MAX, |budget| budget.wait);
         self.pacer.step(pages, wait, every, now)
+    }
+
+    /// How many of the VM's `pages` the kernel may be asked for now, which chooses them. A read takes `read_wait`.
+    pub fn may_reclaim(
+        &mut self,
+        pages: u64,
+        demote_after: Duration,
+        read_wait: Duration,
+        now: Monotonic,
+    ) -> u64 {
+        let every = (demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST);
+        let wait =
+            self.budget.map_or(Duration::MAX, |budget| budget.wait.min(read_wait.mul_f64(budget.reads)));
+        self.lru.step(pages, wait, every, now)
+    }
+
+    /// The VM waited for so many pages to be read, each for `read_wait`, whoever chose them.
+    pub fn read_back(&mut self, pages: u64, read_wait: Duration, now: Monotonic) {
+        let times = u32::try_from(pages).unwrap_or(u32::MAX);
+        self.lru.read_back(pages, read_wait.saturating_mul(times), now);
+    }
+
+    /// Of what the kernel chooses nothing cold is left.
+    pub fn has_found_no_cold(&self) -> bool {
+        self.lru.has_found_none()
+    }
+
+    /// The kernel has reclaimed so many pages of its own choice.
+    pub fn reclaimed(&mut self, pages: u64, now: Monotonic) {
+        self.lru.reclaimed(pages, now);
     }
 
     /// These pages went out.
@@ -155,8 +189,9 @@ impl Reclaim {
 
     /// Why nothing goes out, where the VM waited for too much.
     pub fn rests(&self, now: Monotonic) -> Option<String> {
-        self.pacer.rests_until(now)?;
-        let (waits, budget) = (self.pacer.waits_a_minute(now), self.budget?);
+        self.pacer.rests_until(now).or_else(|| self.lru.rests_until(now))?;
+        let (waits, budget) =
+            (self.pacer.waits_a_minute(now).max(self.lru.waits_a_minute(now)), self.budget?);
         Some(format!(
             "it waited for pages that went out for {} ms a minute, and may for {}: nothing goes for a minute",
             waits.as_millis(),

@@ -4,7 +4,7 @@
 //! went out. Out: pages, none where it is too early for a step or too much came back.
 //!
 //! 1. The rate of waits is that of the last minute, or six times that of the last ten seconds, whichever is more.
-//! 2. Under three quarters of the budget the step grows by half; above the size at which it was last cut, by a tenth. It
+//! 2. Under three quarters of the budget the step grows by half, or up to there; above the size at which it was last cut, by a tenth. It
 //!    does not grow while there is nothing to go.
 //! 3. Over the budget it is halved, once in ten seconds at most.
 //! 4. At twice the budget nothing goes for a minute, and then it begins small.
@@ -17,7 +17,7 @@ use crate::sys::Monotonic;
 /// Of the VM's pages: the first step, and the largest.
 const START_SHARE: f64 = 0.001;
 const MOST_SHARE: f64 = 0.05;
-/// A step is no smaller, however small the VM: two blocks.
+/// Least pages of a step that the agent chooses: two blocks.
 const LEAST_PAGES: f64 = 1024.0;
 const GROWTH: f64 = 1.5;
 const GROWTH_ABOVE_CUT: f64 = 1.1;
@@ -57,8 +57,10 @@ impl Waits {
 }
 
 /// The steps of one VM.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pacer {
+    /// A step is no smaller, however small the VM.
+    least_pages: f64,
     waits: Waits,
     /// None before the first step.
     step_pages: Option<f64>,
@@ -71,7 +73,32 @@ pub struct Pacer {
     rests_until: Option<Monotonic>,
 }
 
+impl Default for Pacer {
+    fn default() -> Self {
+        Self::with_least(LEAST_PAGES)
+    }
+}
+
 impl Pacer {
+    /// Steps of at least so many pages.
+    pub fn with_least(least_pages: f64) -> Self {
+        Self {
+            least_pages,
+            waits: Waits::default(),
+            step_pages: None,
+            cut_pages: None,
+            cut_at: None,
+            stepped_at: None,
+            sent_pages: 0,
+            rests_until: None,
+        }
+    }
+
+    /// The next step is as small as the first one.
+    pub fn begin_small(&mut self) {
+        self.step_pages = None;
+    }
+
     /// The VM waited for pages that had gone out.
     pub fn waited(&mut self, wait: Duration, now: Monotonic) {
         self.waits.add(wait, now);
@@ -101,7 +128,7 @@ impl Pacer {
         self.stepped_at = Some(now);
         let sent = std::mem::take(&mut self.sent_pages) as f64;
         let pages = pages as f64;
-        let start = (pages * START_SHARE).max(LEAST_PAGES);
+        let start = (pages * START_SHARE).max(self.least_pages);
         let size = self.step_pages.unwrap_or(start);
         let share = self.waits.a_minute(now).as_secs_f64() / budget.as_secs_f64().max(f64::MIN_POSITIVE);
         let size = if share >= REST_FACTOR {
@@ -113,11 +140,12 @@ impl Pacer {
             if self.cut_at.is_some_and(|at| now.since(at) < CUT_EVERY) { size } else { self.cut(size, now) }
         } else if share < CALM_SHARE && sent * 2.0 >= size {
             let above = self.cut_pages.is_some_and(|cut| size >= cut);
-            size * if above { GROWTH_ABOVE_CUT } else { GROWTH }
+            // Not beyond what would be too much if waits grow as the step does.
+            size * if above { GROWTH_ABOVE_CUT } else { GROWTH.min(CALM_SHARE / share) }
         } else {
             size
         };
-        let size = size.clamp(LEAST_PAGES, (pages * MOST_SHARE).max(start));
+        let size = size.clamp(self.least_pages, (pages * MOST_SHARE).max(start));
         self.step_pages = Some(size);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pages of a VM")]
         let size = size as u64;

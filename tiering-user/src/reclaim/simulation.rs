@@ -33,6 +33,8 @@ struct Simulated {
     pages: VmPages,
     reclaim: Reclaim,
     random: Rng,
+    /// When each page was touched, where the kernel chooses; else nothing.
+    touched: Vec<i64>,
     second: u32,
     /// Returns of each second: without a read, and with one.
     copies: Vec<u64>,
@@ -69,12 +71,24 @@ impl Simulated {
             pages,
             reclaim,
             random,
+            touched: Vec::new(),
             second: 0,
             copies: Vec::new(),
             reads: Vec::new(),
             freed: vec![false; PAGES as usize],
             free_by_minute: Vec::new(),
         }
+    }
+
+    /// The kernel chooses by its LRU, which has seen the guest for ten minutes.
+    fn by_lru(mut self) -> Self {
+        self.touched = vec![-600; PAGES as usize];
+        for second in 0..600 {
+            for page in (self.touches)(second, &mut self.random) {
+                self.touched[self.at[page as usize] as usize] = i64::from(second) - 600;
+            }
+        }
+        self
     }
 
     fn run(&mut self, seconds: u32) {
@@ -106,6 +120,9 @@ impl Simulated {
         let (mut copies, mut reads) = (0, 0);
         for page in (self.touches)(self.second, &mut self.random) {
             let page = self.at[page as usize];
+            if let Some(touched) = self.touched.get_mut(page as usize) {
+                *touched = self.second.into();
+            }
             if self.pages.get(page).place() != SWAP {
                 continue;
             }
@@ -120,6 +137,7 @@ impl Simulated {
             note_return(&mut self.pages, page, touch, block, &rules(), (had_copy, clock));
             self.freed[page as usize] = false;
         }
+        self.reclaim.read_back(reads, READ_WAIT, time);
         self.copies.push(copies);
         self.reads.push(reads);
     }
@@ -127,6 +145,10 @@ impl Simulated {
     fn decide(&mut self) {
         let (time, clock) = now(self.second);
         let rules = rules();
+        if !self.touched.is_empty() {
+            let pages = self.reclaim.may_reclaim(PAGES.into(), rules.demote_after, READ_WAIT, time);
+            return self.reclaim_oldest(pages);
+        }
         self.pages.age(clock, self.second.is_multiple_of(240));
         let may = self.reclaim.may_send(u64::from(PAGES), rules.demote_after, time);
         for step in demotions(VmId(1), &self.pages, &rules, &[0, may], clock) {
@@ -141,6 +163,26 @@ impl Simulated {
         let due = self.reclaim.due(65_536, time, |_| true);
         self.reclaim.freed(&due);
         due.iter().for_each(|page| self.freed[*page as usize] = true);
+    }
+
+    /// As the kernel does it: one page in twenty is in use.
+    fn reclaim_oldest(&mut self, pages: u64) {
+        if pages == 0 {
+            return;
+        }
+        let mut there: Vec<_> = (0..PAGES).filter(|page| !self.freed[*page as usize]).collect();
+        let most = usize::try_from(pages).unwrap().min(there.len());
+        self.random.shuffle(&mut there);
+        let mut chosen = there.split_off(there.len() - most / 20);
+        let oldest = most - most / 20;
+        let nth = oldest.min(there.len() - 1);
+        there.select_nth_unstable_by_key(nth, |page| self.touched[*page as usize]);
+        chosen.extend(there.into_iter().take(oldest));
+        for page in &chosen {
+            self.pages.update(*page, |entry| entry.with_place(SWAP));
+            self.freed[*page as usize] = true;
+        }
+        self.reclaim.reclaimed(chosen.len() as u64, now(self.second).0);
     }
 
     fn free_mib(&self) -> usize {
@@ -291,4 +333,40 @@ fn a_vm_that_wakes_as_a_whole_waits_for_each_page_once_and_is_left_alone_for_a_m
     assert_eq!(vm.reads.last().map(|reads| reads / u64::from(MIB)), Some(free as u64));
     vm.run(59);
     assert_eq!(vm.reclaim.copies(), 0, "nothing goes out");
+}
+
+/// Of a VM whose pages the kernel chooses the budget may be passed while the step is still to be halved.
+const WORST_BY_LRU: u64 = 2 * 260;
+
+#[test]
+fn what_the_kernel_chooses_is_cold_wherever_it_lies_and_it_is_asked_no_more_when_nothing_cold_is_left() {
+    for (guest, strewn) in [("ages, by LRU", false), ("strewn, by LRU", true)] {
+        let mut vm = Simulated::new(7, strewn, ages()).by_lru();
+        vm.run(1800);
+        vm.tell(guest);
+        let free = |minutes: usize| vm.free_by_minute[minutes - 1] * 100 / 316;
+        assert!((free(10), free(15)) >= (70, 90), "{guest}: {} % {} %", free(10), free(15));
+        assert!(vm.worst_minute() < WORST_BY_LRU, "{guest}: {}", vm.worst_minute());
+        let late = vm.reads_in(20..30);
+        assert!(late < 10 * 130, "{guest}: half of the budget is not spent for ever: {late}");
+    }
+}
+
+#[test]
+fn of_what_the_kernel_chooses_a_vm_with_a_long_tail_keeps_the_tail() {
+    let mut vm = Simulated::new(8, true, zipf()).by_lru();
+    vm.run(1800);
+    vm.tell("zipf, by LRU");
+    assert!(percent_free(&vm, 203) >= 90, "{} MiB", vm.free_mib());
+    assert!(vm.worst_minute() < WORST_BY_LRU, "{}", vm.worst_minute());
+}
+
+#[test]
+fn after_a_jump_or_a_walk_the_kernel_is_not_asked_for_a_while() {
+    for (guest, touches) in [("walk, by LRU", walk()), ("jumps, by LRU", jumps())] {
+        let mut vm = Simulated::new(9, false, touches).by_lru();
+        vm.run(1800);
+        vm.tell(guest);
+        assert!(vm.free_by_minute[29] >= 100, "{guest}: {} MiB", vm.free_by_minute[29]);
+    }
 }

@@ -29,6 +29,8 @@ pub struct Explanation {
     pub reason: Option<String>,
     /// What holds the agent back from planning anything for it now.
     pub limited_by: Option<String>,
+    /// Who chooses the pages that leave the first tier, and how, or why.
+    pub pages_chosen_by: String,
     /// After moves that failed nothing is planned for so long.
     pub resting_ms: Option<u64>,
     /// Pages that wait for the mover, or are with it.

@@ -35,7 +35,7 @@ pub use nodes::{NodeError, NodeMemory, Nodes, check_nodes};
 pub use prober::{Probe, Prober, Speed, Speeds};
 pub use propose::{Proposal, propose, propose_here};
 pub use swap::{
-    Area, AreaError, Areas, BASE_PRIORITY, SwapError, SwapLine, SwapTiers, areas_of_others, check_tier,
-    read_proc_swaps,
+    Area, AreaError, Areas, BASE_PRIORITY, Passage, SwapError, SwapLine, SwapTiers, areas_of_others,
+    check_tier, read_proc_swaps,
 };
 pub use verify::{By, Finding, Told, verify};

@@ -92,6 +92,12 @@ pub struct GroupMemory {
     pub swap_half_full: bool,
     /// Times that the kernel found no swap for the group (`fail` in `memory.swap.events`).
     pub swap_fails: Option<u64>,
+    /// Of the group, mapped or shared memory: what is on its lists of anonymous memory, without copies.
+    pub guest_bytes: Option<u64>,
+    /// Faults of the group that had to wait for a read.
+    pub major_faults: Option<u64>,
+    /// The group can be told to give memory back.
+    pub can_reclaim: bool,
     /// Of the group, in the swap cache and not mapped.
     pub swap_cached_bytes: Option<u64>,
     /// Of the group that counts memory; where none does, of the nearest one that is no group of threads.
@@ -148,6 +154,11 @@ impl GroupMemory {
         }
         if let Some(group) = nearest {
             this.swap_fails = group.field("memory.swap.events", "fail");
+            let text = group.text("memory.stat").ok().flatten();
+            let field = |name| text.as_deref().and_then(|text| number_behind(text, name));
+            this.guest_bytes = field("anon").zip(field("shmem")).map(|(anon, shmem)| anon + shmem);
+            this.major_faults = field("pgmajfault");
+            this.can_reclaim = group.has("memory.reclaim");
             this.swap_cached_bytes = group.copies();
             this.group = Some(group.name);
         }

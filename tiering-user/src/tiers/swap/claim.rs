@@ -156,7 +156,7 @@ pub(super) fn can_come_up(misfits: &[Misfit], memory: Memory) -> Result<(), Swap
 #[cfg(test)]
 mod tests {
     use super::super::header::Header;
-        use super::*;
+    use super::*;
 
     const MIB: u64 = 1 << 20;
 

@@ -14,6 +14,7 @@ mod header;
 mod leaving;
 mod numbers;
 mod opening;
+mod passage;
 mod proc_swaps;
 mod read_back;
 mod segments;
@@ -21,6 +22,7 @@ mod tiers;
 
 pub use area::AreaError;
 pub use opening::{areas_of_others, check_tier};
+pub use passage::Passage;
 pub use proc_swaps::{SwapLine, read as read_proc_swaps};
 pub use segments::{Area, Areas, BASE_PRIORITY};
 pub use tiers::{SwapError, SwapTiers};

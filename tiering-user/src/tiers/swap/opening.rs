@@ -11,6 +11,7 @@ use super::claim::{self, Claim, Misfit};
 use super::files::{self, FileId, OnArea};
 use super::folder;
 use super::numbers::Numbers;
+use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
 use super::segments::{Area, Areas, BASE_PRIORITY, Segment, SwapTier};
@@ -70,6 +71,7 @@ impl SwapTiers {
             own,
             probes: Probes::default(),
             open: None,
+            passage: Passage::default(),
             shed: sys::now(),
             no_growth: None,
         };

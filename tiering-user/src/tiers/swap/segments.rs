@@ -240,7 +240,10 @@ mod tests {
     #[test]
     fn the_priorities_follow_the_ladder() {
         let all: Vec<i32> = (0..7).rev().flat_map(priorities).collect();
-        assert!(all.is_sorted() && all.iter().all(|priority| (BASE_PRIORITY..SWAP_PRIORITY_MAX).contains(priority)));
+        assert!(
+            all.is_sorted()
+                && all.iter().all(|priority| (BASE_PRIORITY..SWAP_PRIORITY_MAX).contains(priority))
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::area::AreaError;
 use super::cover::Cover;
 use super::files;
 use super::numbers::Numbers;
+use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
 use super::segments::{Areas, BASE_PRIORITY, Segment, SwapTier};
@@ -107,6 +108,8 @@ pub struct SwapTiers {
     pub(super) probes: Probes,
     /// The lower tier that is open.
     pub(super) open: Option<Open>,
+    /// Shut while one is.
+    pub(super) passage: Passage,
     /// When files that are not needed were last given up.
     pub(super) shed: Monotonic,
     /// When a file could not be added in advance.
@@ -127,6 +130,11 @@ impl SwapTiers {
     /// Which areas are ours.
     pub fn areas(&self) -> &Areas {
         &self.areas
+    }
+
+    /// What pages out by the order of the areas has to pass.
+    pub fn passage(&self) -> Passage {
+        self.passage.clone()
     }
 
     fn direct_error(&self, tier: usize, source: io::Error) -> SwapError {
@@ -256,6 +264,7 @@ impl SwapTiers {
         if tier == 0 {
             return Ok(());
         }
+        self.passage.shut();
         let above = &self.tiers[..tier];
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let free: u64 = above.iter().map(|tier| tier.free_pages(&on)).sum();
@@ -279,6 +288,7 @@ impl SwapTiers {
 
     /// Frees what is covered, and has the CPU that filled a lower tier go on in the fastest one.
     pub(super) fn close(&mut self) -> Result<(), SwapError> {
+        self.passage.open();
         let Some(open) = self.open.take() else { return Ok(()) };
         let _that_cpu = OneCpu::bind_to(open.cpu);
         drop(open);

@@ -1,0 +1,238 @@
+//! Has the kernel reclaim memory of machines that have a control group (v2) of their own: it knows best which of their
+//! pages are old.
+//!
+//! In: a machine, what may go to the first swap tier, what its group says. Out: orders for the lane, and what came of
+//! them. How much it is asked for, and when, is decided in `reclaim`. One order at a time for a machine.
+//!
+//! What went is found by sweeps. What a machine waits for is taken from its group (`pgmajfault`): a page that went since
+//! the last sweep counts too.
+//!
+//! # Limits
+//! Only where the ladder has one memory tier: `memory.reclaim` would pass over the others.
+
+use std::time::Duration;
+
+use super::machine::Machine;
+use super::state::State;
+use crate::actuate::{Job, NoReclaim, Reclaimed};
+use crate::config::ReclaimBy;
+use crate::sys::{self, Monotonic, PAGE_BYTES};
+use crate::tiermap::PageIndex;
+use crate::track::VmId;
+use crate::vm::GroupMemory;
+
+/// After so many orders in a row of which next to nothing came, nothing is asked for a while.
+const LITTLE_MOST: u32 = 3;
+/// Of what was asked for: less is next to nothing.
+const LITTLE_DIVISOR: u64 = 8;
+const REST: Duration = Duration::from_mins(1);
+/// How long the agent chooses where the kernel could not be asked.
+const REFUSED: Duration = Duration::from_mins(10);
+/// More of a machine than 1 / this, merged by KSM, may be in use by others.
+const KSM_DIVISOR: u64 = 100;
+
+/// What the kernel was asked for of one machine.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Bytes of an order that is with the lane.
+    under_way: Option<u64>,
+    /// Copies that go with it.
+    copies: Vec<PageIndex>,
+    /// Since when the machine is known.
+    since: Option<Monotonic>,
+    /// When memory was last reclaimed: sweeps have to look.
+    pub reclaimed_at: Option<Monotonic>,
+    little: u32,
+    /// Until when nothing is asked, and why.
+    rests: Option<(Monotonic, String)>,
+    /// Until when the agent chooses, and why.
+    refused: Option<(Monotonic, String)>,
+    major_faults: Option<u64>,
+}
+
+impl Asked {
+    fn rests(&self, now: Monotonic) -> Option<&str> {
+        self.rests.as_ref().filter(|(until, _)| now < *until).map(|(_, why)| why.as_str())
+    }
+
+    fn refused(&self, now: Monotonic) -> Option<&str> {
+        self.refused.as_ref().filter(|(until, _)| now < *until).map(|(_, why)| why.as_str())
+    }
+
+    /// What came of an order for so many bytes.
+    fn note(&mut self, bytes: u64, reclaimed: Result<Reclaimed, NoReclaim>, now: Monotonic) -> Reclaimed {
+        let reclaimed = match reclaimed {
+            Ok(reclaimed) => reclaimed,
+            Err(NoReclaim::NotThere(why)) => {
+                self.refused = Some((now.after(REFUSED), why));
+                return Reclaimed::default();
+            }
+            Err(NoReclaim::Now(why)) => {
+                self.rests = Some((now, why));
+                Reclaimed::default()
+            }
+        };
+        if reclaimed.memory_bytes + reclaimed.copies_bytes >= bytes / LITTLE_DIVISOR {
+            self.little = 0;
+            return reclaimed;
+        }
+        self.little += 1;
+        if self.little >= LITTLE_MOST {
+            self.little = 0;
+            let last = self.rests.take().map(|(_, why)| format!(" ({why})")).unwrap_or_default();
+            let why = format!("the kernel finds next to nothing to reclaim in its control group{last}");
+            self.rests = Some((now.after(REST), why));
+        }
+        reclaimed
+    }
+}
+
+impl State {
+    /// Why the agent itself chooses which pages of a machine leave the first tier; none where the kernel does.
+    pub(super) fn chosen_by_agent(&self, machine: &Machine, now: Monotonic) -> Option<String> {
+        let memory = machine.braking.gauge.as_ref().map(|gauge| &gauge.memory);
+        if self.config.policy.reclaim == ReclaimBy::Off {
+            return Some("policy.reclaim is off".to_owned());
+        }
+        if self.dry_run {
+            return Some("dry run".to_owned());
+        }
+        if self.ladder.node_tiers().0 > 1 {
+            return Some(
+                "there are several memory tiers, and the kernel would pass over the lower ones".to_owned(),
+            );
+        }
+        let has_group = |memory: &&GroupMemory| memory.is_vms_own && memory.major_faults.is_some();
+        let Some(memory) = memory.filter(has_group) else {
+            return Some("it has no control group (v2) of its own that counts memory".to_owned());
+        };
+        if !memory.can_reclaim {
+            return Some("its control group has no memory.reclaim".to_owned());
+        }
+        let ksm_bytes = machine.braking.ksm_bytes().unwrap_or(0);
+        if ksm_bytes * KSM_DIVISOR > machine.target.vm.ram_bytes() {
+            return Some(
+                "some of it is merged by KSM, and the kernel would not see who else uses it".to_owned(),
+            );
+        }
+        machine.asked.refused(now).map(str::to_owned)
+    }
+
+    /// Has the kernel reclaim what may go now of at most `allowed` pages.
+    pub(super) fn ask_kernel(&mut self, id: VmId, allowed: u64, demote_after: Duration) {
+        let now = sys::now();
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        // Nobody knows before how old its pages are.
+        let known = now.since(*machine.asked.since.get_or_insert(now)) >= demote_after;
+        let staged = machine.stages.up_unmapped().next().is_some();
+        let idle =
+            machine.asked.under_way.is_none() && !machine.freeing && machine.asked.rests(now).is_none();
+        if !known || staged || !idle {
+            return;
+        }
+        let touched = machine.touched_pages();
+        let step = machine.reclaim.may_reclaim(touched, demote_after, machine.read_wait, now);
+        let pages = allowed.min(step.max(machine.braking.relief_pages(machine.excess_pages)));
+        if pages > 0 {
+            self.order(id, pages * PAGE_BYTES, Vec::new());
+        }
+    }
+
+    /// Orders so many bytes, with which these copies go.
+    pub(super) fn order(&mut self, id: VmId, bytes: u64, copies: Vec<PageIndex>) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.asked.under_way = Some(bytes);
+        machine.asked.copies = copies;
+        self.lanes.send(Job::Reclaim(machine.target.clone(), bytes));
+    }
+
+    /// The kernel has reclaimed what it could.
+    pub(super) fn on_reclaimed(&mut self, id: VmId, reclaimed: Result<Reclaimed, NoReclaim>) {
+        let now = sys::now();
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let vm = &machine.target.vm.name;
+        tracing::debug!(vm, ?reclaimed, asked = machine.asked.under_way, "reclaimed by the kernel");
+        if let Err(NoReclaim::NotThere(why)) = &reclaimed {
+            tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
+        }
+        let bytes = machine.asked.under_way.take().unwrap_or(0);
+        let Reclaimed { memory_bytes, copies_bytes } = machine.asked.note(bytes, reclaimed, now);
+        let mut copies = std::mem::take(&mut machine.asked.copies);
+        copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
+        machine.reclaim.freed(&copies);
+        machine.freeing = false;
+        let pages = memory_bytes / PAGE_BYTES;
+        if pages == 0 {
+            return;
+        }
+        machine.reclaim.reclaimed(pages, now);
+        machine.asked.reclaimed_at = Some(now);
+        machine.braking.stalls.demoted(now);
+        machine.moved.demoted += pages;
+        let to = machine.pages.node_tiers().0;
+        if let Some(budget) = self.budgets.get_mut(usize::from(to)) {
+            budget.spend(memory_bytes);
+        }
+    }
+}
+
+impl Machine {
+    /// Whether an order is with the lane.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.under_way.is_some()
+    }
+
+    /// Its group has had so many faults with a read so far.
+    pub(super) fn note_major_faults(&mut self, faults: Option<u64>, now: Monotonic) {
+        let before = std::mem::replace(&mut self.asked.major_faults, faults);
+        if let (Some(before), Some(faults)) = (before, faults) {
+            self.reclaim.read_back(faults.saturating_sub(before), self.read_wait, now);
+        }
+    }
+
+    /// Why the kernel is asked for nothing now, where it chooses.
+    pub(super) fn asks_nothing(&self, now: Monotonic) -> Option<String> {
+        match self.asked.rests(now) {
+            Some(why) => Some(why.to_owned()),
+            None => self.reclaim.rests(now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn at(second: u64) -> Monotonic {
+        Monotonic(second * 1_000_000_000)
+    }
+
+    fn got(memory_mib: u64) -> Result<Reclaimed, NoReclaim> {
+        Ok(Reclaimed { memory_bytes: memory_mib * MIB, copies_bytes: 0 })
+    }
+
+    #[test]
+    fn a_group_in_which_nothing_is_found_is_left_alone_for_a_minute() {
+        let mut asked = Asked::default();
+        let again = || Err(NoReclaim::Now("/a/memory.reclaim: try again".to_owned()));
+        for reclaimed in [again(), got(1), got(8), again(), got(0)] {
+            asked.note(16 * MIB, reclaimed, at(0));
+            assert_eq!(asked.rests(at(0)), None);
+        }
+        asked.note(16 * MIB, again(), at(0));
+        let why = asked.rests(at(59)).unwrap();
+        assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
+        assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
+    }
+
+    #[test]
+    fn where_the_kernel_cannot_be_asked_the_agent_chooses_for_a_while() {
+        let mut asked = Asked::default();
+        let why = "/a/memory.reclaim: permission denied".to_owned();
+        asked.note(16 * MIB, Err(NoReclaim::NotThere(why.clone())), at(0));
+        assert_eq!(asked.refused(at(599)), Some(why.as_str()));
+        assert_eq!(asked.refused(at(600)), None);
+    }
+}
