@@ -1,7 +1,7 @@
 //! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
-//! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory and its
-//! copies in the swap cache fell ([`Reclaimed`]): what the kernel says of its own success is not used. Not here: whether
+//! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
+//! page cache and its copies in the swap cache fell ([`Reclaimed`]): what the kernel says of its own success is not used. Not here: whether
 //! it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
@@ -11,7 +11,8 @@
 //!    lower tier is being filled.
 //!
 //! # Limits
-//! The kernel takes what it finds oldest. How far it keeps to anonymous memory is up to the version: `swappiness=max`
+//! The kernel takes what it finds oldest, page cache of the group too. How far it keeps to anonymous memory is up to the
+//! version: `swappiness=max`
 //! from 6.16 on, `swappiness=200` from 6.8 on, else as the host's `vm.swappiness` says. A write to a disk that hangs
 //! cannot be interrupted.
 
@@ -48,6 +49,8 @@ const PROOF_PERCENT: usize = 95;
 pub struct Reclaimed {
     /// Mapped and shared memory.
     pub memory_bytes: u64,
+    /// Page cache, of files that the machine's processes were the first to read.
+    pub file_bytes: u64,
     /// Copies in the swap cache.
     pub copies_bytes: u64,
 }
@@ -104,6 +107,7 @@ pub(super) fn reclaim(
     };
     let reclaimed = Reclaimed {
         memory_bytes: fell(|memory| memory.guest_bytes),
+        file_bytes: fell(|memory| memory.file_bytes),
         copies_bytes: fell(|memory| memory.swap_cached_bytes),
     };
     // What was reclaimed before an error counts.

@@ -4,8 +4,8 @@
 //! In: a machine, what may go to the first swap tier, what its group says. Out: orders for the lane, and what came of
 //! them. How much it is asked for, and when, is decided in `reclaim`. One order at a time for a machine.
 //!
-//! What went is found by sweeps. What a machine waits for is taken from its group (`pgmajfault`): a page that went since
-//! the last sweep counts too.
+//! What went is found by sweeps. What a machine waits for is taken from its group (`workingset_refault_*`): a page that
+//! went since the last sweep counts too; what the agent itself read does not.
 //!
 //! # Limits
 //! Only where the ladder has one memory tier: `memory.reclaim` would pass over the others.
@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use super::machine::Machine;
 use super::state::State;
-use crate::actuate::{Job, NoReclaim, Reclaimed};
+use crate::actuate::{Job, NoReclaim, Outcome, Reclaimed};
 use crate::config::ReclaimBy;
+use crate::policy::Action;
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -25,6 +26,8 @@ use crate::vm::GroupMemory;
 const LITTLE_MOST: u32 = 3;
 /// Of what was asked for: less is next to nothing.
 const LITTLE_DIVISOR: u64 = 8;
+/// How long a read of the agent may take to show as a refault: those of pages that were in memory never do.
+const OWN_READS_KEPT: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_mins(1);
 /// How long the agent chooses where the kernel could not be asked.
 const REFUSED: Duration = Duration::from_mins(10);
@@ -47,7 +50,10 @@ pub(super) struct Asked {
     rests: Option<(Monotonic, String)>,
     /// Until when the agent chooses, and why.
     refused: Option<(Monotonic, String)>,
-    major_faults: Option<u64>,
+    refaults_total: Option<u64>,
+    /// Pages that the agent has read and that no refault was seen of yet; when it was the last time.
+    own_reads: u64,
+    own_read_at: Monotonic,
 }
 
 impl Asked {
@@ -57,6 +63,19 @@ impl Asked {
 
     fn refused(&self, now: Monotonic) -> Option<&str> {
         self.refused.as_ref().filter(|(until, _)| now < *until).map(|(_, why)| why.as_str())
+    }
+
+    /// Pages that were read back since the last time, but for those that the agent read.
+    fn refaults(&mut self, total: Option<u64>, now: Monotonic) -> u64 {
+        let before = std::mem::replace(&mut self.refaults_total, total);
+        let Some((before, total)) = before.zip(total) else { return 0 };
+        if now.since(self.own_read_at) > OWN_READS_KEPT {
+            self.own_reads = 0;
+        }
+        let refaults = total.saturating_sub(before);
+        let own = refaults.min(self.own_reads);
+        self.own_reads -= own;
+        refaults - own
     }
 
     /// What came of an order for so many bytes.
@@ -72,7 +91,7 @@ impl Asked {
                 Reclaimed::default()
             }
         };
-        if reclaimed.memory_bytes + reclaimed.copies_bytes >= bytes / LITTLE_DIVISOR {
+        if reclaimed.memory_bytes + reclaimed.file_bytes + reclaimed.copies_bytes >= bytes / LITTLE_DIVISOR {
             self.little = 0;
             return reclaimed;
         }
@@ -102,7 +121,7 @@ impl State {
                 "there are several memory tiers, and the kernel would pass over the lower ones".to_owned(),
             );
         }
-        let has_group = |memory: &&GroupMemory| memory.is_vms_own && memory.major_faults.is_some();
+        let has_group = |memory: &&GroupMemory| memory.is_vms_own && memory.refaults_total.is_some();
         let Some(memory) = memory.filter(has_group) else {
             return Some("it has no control group (v2) of its own that counts memory".to_owned());
         };
@@ -156,16 +175,16 @@ impl State {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
         let bytes = machine.asked.under_way.take().unwrap_or(0);
-        let Reclaimed { memory_bytes, copies_bytes } = machine.asked.note(bytes, reclaimed, now);
+        let Reclaimed { memory_bytes, file_bytes, copies_bytes } = machine.asked.note(bytes, reclaimed, now);
         let mut copies = std::mem::take(&mut machine.asked.copies);
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
         machine.freeing = false;
+        machine.reclaim.reclaimed((memory_bytes + file_bytes) / PAGE_BYTES, now);
         let pages = memory_bytes / PAGE_BYTES;
         if pages == 0 {
             return;
         }
-        machine.reclaim.reclaimed(pages, now);
         machine.asked.reclaimed_at = Some(now);
         machine.braking.stalls.demoted(now);
         machine.moved.demoted += pages;
@@ -182,11 +201,21 @@ impl Machine {
         self.asked.under_way.is_some()
     }
 
-    /// Its group has had so many faults with a read so far.
-    pub(super) fn note_major_faults(&mut self, faults: Option<u64>, now: Monotonic) {
-        let before = std::mem::replace(&mut self.asked.major_faults, faults);
-        if let (Some(before), Some(faults)) = (before, faults) {
-            self.reclaim.read_back(faults.saturating_sub(before), self.read_wait, now);
+    /// So many pages of its group were read back so far.
+    pub(super) fn note_refaults(&mut self, total: Option<u64>, now: Monotonic) {
+        // What the agent reads meanwhile is known when that is done.
+        if self.in_flight.is_none() {
+            let reads = self.asked.refaults(total, now);
+            self.reclaim.read_back(reads, self.read_wait, now);
+        }
+    }
+
+    /// A step is done, and not yet in the table: what it read is none of the machine's waits.
+    pub(super) fn note_own_reads(&mut self, outcome: &Outcome) {
+        if matches!(outcome.action, Action::Place { .. } | Action::Stage { .. }) {
+            let was_in_swap = |page: &&PageIndex| self.pages.in_swap(self.pages.get(**page).place());
+            self.asked.own_reads += outcome.asked.iter().filter(was_in_swap).count() as u64;
+            self.asked.own_read_at = outcome.finished;
         }
     }
 
@@ -210,7 +239,7 @@ mod tests {
     }
 
     fn got(memory_mib: u64) -> Result<Reclaimed, NoReclaim> {
-        Ok(Reclaimed { memory_bytes: memory_mib * MIB, copies_bytes: 0 })
+        Ok(Reclaimed { memory_bytes: memory_mib * MIB, ..Reclaimed::default() })
     }
 
     #[test]
@@ -225,6 +254,18 @@ mod tests {
         let why = asked.rests(at(59)).unwrap();
         assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
         assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
+    }
+
+    #[test]
+    fn what_the_agent_reads_itself_is_no_wait_of_the_machine() {
+        let mut asked = Asked::default();
+        assert_eq!(asked.refaults(Some(100), at(0)), 0, "what was before is not known");
+        assert_eq!(asked.refaults(Some(107), at(1)), 7);
+        (asked.own_reads, asked.own_read_at) = (50, at(2));
+        assert_eq!(asked.refaults(Some(137), at(2)), 0);
+        assert_eq!(asked.refaults(Some(167), at(3)), 10);
+        (asked.own_reads, asked.own_read_at) = (50, at(3));
+        assert_eq!(asked.refaults(Some(177), at(20)), 10, "long after the agent read anything");
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl State {
         for gauge in gauges {
             let key = gauge.key;
             if let Some(machine) = self.machines.values_mut().find(|machine| machine.target.vm.key == key) {
-                machine.note_major_faults(gauge.memory.major_faults, gauge.at);
+                machine.note_refaults(gauge.memory.refaults_total, gauge.at);
                 machine.braking.take_gauge(gauge);
             }
         }

@@ -416,6 +416,7 @@ impl State {
         self.note_trouble(outcome);
         self.record_move(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
+        machine.note_own_reads(outcome);
         machine.on_outcome(outcome, now);
         let window = machine.rules(self.config.policy.demote_after.0).window();
         machine.note_trial(outcome, window, now);

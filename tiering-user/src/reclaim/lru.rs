@@ -4,9 +4,9 @@
 //! were reclaimed. Out: pages to ask for.
 //!
 //! 1. Steps grow and are halved as everywhere ([`Pacer`]).
-//! 2. That alone would spend the whole budget for ever on memory which is not cold. So where more than one of
-//!    [`COLD_DIVISOR`] reclaimed pages is read back within the minute, nothing goes for a while.
-//! 3. Then a few pages are tried. If next to none of them is read back within a minute, 1. goes on; else the next pause
+//! 2. That alone would spend the whole budget for ever on memory which is not cold. So where, in five
+//!    minutes, more than one page was read back for [`COLD_DIVISOR`] that were reclaimed, nothing goes for a while.
+//! 3. Then, and when what is read back has ceased, a few pages are tried. If next to none of them is read back within a minute, 1. goes on; else the next pause
 //!    is twice as long, five minutes at most.
 
 use std::collections::VecDeque;
@@ -15,12 +15,15 @@ use std::time::Duration;
 use super::pacer::Pacer;
 use crate::sys::Monotonic;
 
-/// Of what is reclaimed, so much is read back at once where cold memory is left; twice as much is too much. The kernel
-/// takes some pages that are in use, one in twenty or so.
+/// Where no cold memory is left, as much is read back as is reclaimed. Where it is, some all the same: the kernel takes
+/// pages that are in use, too.
 const COLD_DIVISOR: u64 = 5;
-/// Fewer pages in a minute say nothing.
+/// Over so long; fewer pages say nothing.
+const COLD_WINDOW: Duration = Duration::from_mins(5);
 const COLD_LEAST: u64 = 256;
-const PROBE_PAGES: u64 = 64;
+const PROBE_PAGES: u64 = 128;
+/// Nothing is tried before the VM waits for no more than this part of its budget.
+const CALM_DIVISOR: u32 = 4;
 /// Of a probe, so much may be read back.
 const PROBE_DIVISOR: u64 = 7;
 const PAUSE_LEAST: Duration = Duration::from_mins(1);
@@ -29,24 +32,24 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// Least pages of a step.
 const LEAST_PAGES: f64 = 64.0;
 
-/// What happened in the last minute, by second.
+/// What happened in the last five minutes, by second.
 #[derive(Clone, Debug, Default)]
-struct Minute(VecDeque<(Monotonic, u64)>);
+struct Lately(VecDeque<(Monotonic, u64)>);
 
-impl Minute {
+impl Lately {
     fn add(&mut self, count: u64, now: Monotonic) {
         match self.0.back_mut() {
             _ if count == 0 => {}
             Some((at, sum)) if now.since(*at) < Duration::from_secs(1) => *sum += count,
             _ => self.0.push_back((now, count)),
         }
-        while self.0.front().is_some_and(|(at, _)| now.since(*at) >= MINUTE) {
+        while self.0.front().is_some_and(|(at, _)| now.since(*at) >= COLD_WINDOW) {
             self.0.pop_front();
         }
     }
 
-    fn sum(&self, now: Monotonic) -> u64 {
-        self.0.iter().filter(|(at, _)| now.since(*at) < MINUTE).map(|(_, count)| count).sum()
+    fn within(&self, time: Duration, now: Monotonic) -> u64 {
+        self.0.iter().filter(|(at, _)| now.since(*at) < time).map(|(_, count)| count).sum()
     }
 }
 
@@ -70,8 +73,8 @@ pub struct Lru {
     pacer: Pacer,
     phase: Phase,
     pause: Duration,
-    reads: Minute,
-    reclaimed: Minute,
+    reads: Lately,
+    reclaimed: Lately,
 }
 
 impl Default for Lru {
@@ -80,8 +83,8 @@ impl Default for Lru {
             pacer: Pacer::with_least(LEAST_PAGES),
             phase: Phase::default(),
             pause: PAUSE_LEAST,
-            reads: Minute::default(),
-            reclaimed: Minute::default(),
+            reads: Lately::default(),
+            reclaimed: Lately::default(),
         }
     }
 }
@@ -102,17 +105,23 @@ impl Lru {
     /// How many of the VM's `pages` to ask for now, of a VM that may wait for `budget` in a minute; at most one step in
     /// `every`.
     pub fn step(&mut self, pages: u64, budget: Duration, every: Duration, now: Monotonic) -> u64 {
-        let reads = self.reads.sum(now);
+        let reads = self.reads.within(MINUTE, now);
         match self.phase {
             Phase::Working => {
                 let size = self.pacer.step(pages, budget, every, now);
-                let reclaimed = self.reclaimed.sum(now);
-                if size > 0 && reclaimed >= COLD_LEAST && reads * COLD_DIVISOR > reclaimed {
+                let lately = |what: &Lately| what.within(COLD_WINDOW, now);
+                let (read, reclaimed) = (lately(&self.reads), lately(&self.reclaimed));
+                if size > 0 && reclaimed >= COLD_LEAST && read * COLD_DIVISOR > reclaimed {
                     return self.rest(now);
                 }
                 size
             }
-            Phase::Resting { until } if now < until => 0,
+            // What comes back of the pages before would hide what comes back of a few.
+            Phase::Resting { until }
+                if now < until || self.pacer.waits_a_minute(now) > budget / CALM_DIVISOR =>
+            {
+                0
+            }
             Phase::Resting { .. } => {
                 self.phase = Phase::Probing { since: now, reads_before: reads };
                 PROBE_PAGES
@@ -125,6 +134,8 @@ impl Lru {
                 }
                 self.pause = PAUSE_LEAST;
                 self.phase = Phase::Working;
+                // What was before says nothing of now.
+                (self.reads, self.reclaimed) = Default::default();
                 self.pacer.step(pages, budget, every, now)
             }
         }

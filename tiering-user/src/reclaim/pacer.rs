@@ -17,6 +17,8 @@ use crate::sys::Monotonic;
 /// Of the VM's pages: the first step, and the largest.
 const START_SHARE: f64 = 0.001;
 const MOST_SHARE: f64 = 0.05;
+/// The first step is no smaller.
+const START_PAGES: f64 = 256.0;
 /// Least pages of a step that the agent chooses: two blocks.
 const LEAST_PAGES: f64 = 1024.0;
 const GROWTH: f64 = 1.5;
@@ -128,7 +130,7 @@ impl Pacer {
         self.stepped_at = Some(now);
         let sent = std::mem::take(&mut self.sent_pages) as f64;
         let pages = pages as f64;
-        let start = (pages * START_SHARE).max(self.least_pages);
+        let start = (pages * START_SHARE).max(START_PAGES).max(self.least_pages);
         let size = self.step_pages.unwrap_or(start);
         let share = self.waits.a_minute(now).as_secs_f64() / budget.as_secs_f64().max(f64::MIN_POSITIVE);
         let size = if share >= REST_FACTOR {

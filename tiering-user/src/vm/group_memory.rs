@@ -94,8 +94,10 @@ pub struct GroupMemory {
     pub swap_fails: Option<u64>,
     /// Of the group, mapped or shared memory: what is on its lists of anonymous memory, without copies.
     pub guest_bytes: Option<u64>,
-    /// Faults of the group that had to wait for a read.
-    pub major_faults: Option<u64>,
+    /// Page cache that is charged to the group, without shared memory.
+    pub file_bytes: Option<u64>,
+    /// Pages of the group that were reclaimed and read back, whoever asked for them.
+    pub refaults_total: Option<u64>,
     /// The group can be told to give memory back.
     pub can_reclaim: bool,
     /// Of the group, in the swap cache and not mapped.
@@ -157,7 +159,10 @@ impl GroupMemory {
             let text = group.text("memory.stat").ok().flatten();
             let field = |name| text.as_deref().and_then(|text| number_behind(text, name));
             this.guest_bytes = field("anon").zip(field("shmem")).map(|(anon, shmem)| anon + shmem);
-            this.major_faults = field("pgmajfault");
+            this.file_bytes =
+                field("file").zip(field("shmem")).map(|(file, shmem)| file.saturating_sub(shmem));
+            let refaults = ["workingset_refault_anon", "workingset_refault_file"].map(field);
+            this.refaults_total = refaults[0].zip(refaults[1]).map(|(anon, file)| anon + file);
             this.can_reclaim = group.has("memory.reclaim");
             this.swap_cached_bytes = group.copies();
             this.group = Some(group.name);
@@ -290,8 +295,8 @@ fn number_behind(text: &str, word: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))?.trim().parse().ok()
 }
 
-/// Memory of the processes of the group and of all below it, also what is in swap, without `pid`; none where one of them is a VM or
-/// there are too many to look at. A threaded group does not list its processes; the one that it belongs to does.
+/// Memory of the processes of the group and of all below it, also what is in swap, without `pid`; none where one of
+/// them is a VM or there are too many to look at. A threaded group does not list its processes; the one that it belongs to does.
 fn others_bytes(proc_root: &Path, folder: &Path, pid: i32) -> Option<u64> {
     let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let others: Vec<&str> = pids.lines().map(str::trim).filter(|line| line.parse() != Ok(pid)).collect();
