@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::target::{Roots, Target};
@@ -37,6 +38,8 @@ const CHUNK_MOST: u64 = 16 << 20;
 /// A write that takes less is followed by one for twice as much; one that takes more, by one for half.
 const CHUNK_FAST: Duration = Duration::from_millis(20);
 const CHUNK_SLOW: Duration = Duration::from_millis(50);
+/// Others wait for the lane too: what an order does not get in so long comes with the next.
+const ORDER_MOST: Duration = Duration::from_secs(2);
 /// Frames that are looked at.
 const SAMPLES: usize = 256;
 /// How long a proof counts.
@@ -58,8 +61,10 @@ pub struct Reclaimed {
 /// Why the kernel cannot be asked for pages of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoReclaim {
-    /// Not now: it may be so in a minute.
+    /// It was not asked: it may be so in a moment.
     Now(String),
+    /// It was, and found nothing.
+    Found(String),
     /// It was not proved that the group's memory is the machine's, or there is no such file.
     NotThere(String),
 }
@@ -70,6 +75,7 @@ pub(super) fn reclaim(
     roots: &Roots,
     passage: &Passage,
     bytes: u64,
+    stop: &AtomicBool,
 ) -> Result<Reclaimed, NoReclaim> {
     let look = || GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
     let before = look().with_owner(&roots.proc, &roots.cgroup, target.vm.key);
@@ -80,7 +86,8 @@ pub(super) fn reclaim(
     let order = folder.join("memory.reclaim");
     let (mut chunk, mut done) = (CHUNK_FIRST, 0);
     let mut result = Ok(());
-    while done < bytes && result.is_ok() {
+    let began = Instant::now();
+    while done < bytes && result.is_ok() && began.elapsed() < ORDER_MOST && !stop.load(Ordering::Relaxed) {
         if let Some(skip) = target.refusal(roots, false) {
             result = Err(NoReclaim::Now(skip.to_string()));
             break;
@@ -134,7 +141,7 @@ fn refused(order: &Path, error: &io::Error) -> NoReclaim {
     let text = format!("{}: {error}", order.display());
     match error.raw_os_error() {
         // It found less than that.
-        Some(libc::EAGAIN | libc::EINTR | libc::EBUSY) => NoReclaim::Now(text),
+        Some(libc::EAGAIN | libc::EINTR | libc::EBUSY) => NoReclaim::Found(text),
         _ => NoReclaim::NotThere(text),
     }
 }

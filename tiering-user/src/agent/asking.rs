@@ -10,6 +10,7 @@
 //! # Limits
 //! Only where the ladder has one memory tier: `memory.reclaim` would pass over the others.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::machine::Machine;
@@ -19,6 +20,7 @@ use crate::config::ReclaimBy;
 use crate::policy::Action;
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::tiermap::PageIndex;
+use crate::tiers::TierId;
 use crate::track::VmId;
 use crate::vm::GroupMemory;
 
@@ -28,9 +30,13 @@ const LITTLE_MOST: u32 = 3;
 const LITTLE_DIVISOR: u64 = 8;
 /// How long a read of the agent may take to show as a refault: those of pages that were in memory never do.
 const OWN_READS_KEPT: Duration = Duration::from_secs(10);
+/// After an order that was not carried out.
+const SOON: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_mins(1);
 /// How long the agent chooses where the kernel could not be asked.
 const REFUSED: Duration = Duration::from_mins(10);
+/// Of what is free in the first swap tier, so much is asked for at a time, of all machines.
+const ROOM_DIVISOR: u64 = 2;
 /// More of a machine than 1 / this, merged by KSM, may be in use by others.
 const KSM_DIVISOR: u64 = 100;
 
@@ -51,9 +57,8 @@ pub(super) struct Asked {
     /// Until when the agent chooses, and why.
     refused: Option<(Monotonic, String)>,
     refaults_total: Option<u64>,
-    /// Pages that the agent has read and that no refault was seen of yet; when it was the last time.
-    own_reads: u64,
-    own_read_at: Monotonic,
+    /// Pages that the agent has read and that no refault was seen of yet, and when.
+    own_reads: VecDeque<(Monotonic, u64)>,
 }
 
 impl Asked {
@@ -69,17 +74,24 @@ impl Asked {
     fn refaults(&mut self, total: Option<u64>, now: Monotonic) -> u64 {
         let before = std::mem::replace(&mut self.refaults_total, total);
         let Some((before, total)) = before.zip(total) else { return 0 };
-        if now.since(self.own_read_at) > OWN_READS_KEPT {
-            self.own_reads = 0;
+        self.own_reads.retain(|(at, _)| now.since(*at) <= OWN_READS_KEPT);
+        let mut refaults = total.saturating_sub(before);
+        while refaults > 0
+            && let Some((_, own)) = self.own_reads.front_mut()
+        {
+            let seen = refaults.min(*own);
+            refaults -= seen;
+            *own -= seen;
+            if *own == 0 {
+                self.own_reads.pop_front();
+            }
         }
-        let refaults = total.saturating_sub(before);
-        let own = refaults.min(self.own_reads);
-        self.own_reads -= own;
-        refaults - own
+        refaults
     }
 
     /// What came of an order for so many bytes.
     fn note(&mut self, bytes: u64, reclaimed: Result<Reclaimed, NoReclaim>, now: Monotonic) -> Reclaimed {
+        let mut last = String::new();
         let reclaimed = match reclaimed {
             Ok(reclaimed) => reclaimed,
             Err(NoReclaim::NotThere(why)) => {
@@ -87,7 +99,11 @@ impl Asked {
                 return Reclaimed::default();
             }
             Err(NoReclaim::Now(why)) => {
-                self.rests = Some((now, why));
+                self.rests = Some((now.after(SOON), why));
+                return Reclaimed::default();
+            }
+            Err(NoReclaim::Found(why)) => {
+                last = format!(" ({why})");
                 Reclaimed::default()
             }
         };
@@ -98,7 +114,6 @@ impl Asked {
         self.little += 1;
         if self.little >= LITTLE_MOST {
             self.little = 0;
-            let last = self.rests.take().map(|(_, why)| format!(" ({why})")).unwrap_or_default();
             let why = format!("the kernel finds next to nothing to reclaim in its control group{last}");
             self.rests = Some((now.after(REST), why));
         }
@@ -140,18 +155,28 @@ impl State {
     /// Has the kernel reclaim what may go now of at most `allowed` pages.
     pub(super) fn ask_kernel(&mut self, id: VmId, allowed: u64, demote_after: Duration) {
         let now = sys::now();
+        let under_way: u64 = self.machines.values().filter_map(|machine| machine.asked.under_way).sum();
+        let Some(machine) = self.machines.get(&id) else { return };
+        // What the kernel finds no room for in the first swap tier goes to the next one.
+        let first = TierId(machine.pages.node_tiers().0);
+        let areas = self.places.areas.list();
+        let made: u64 = areas.iter().filter(|area| area.tier == first).map(|area| area.bytes).sum();
+        let free = made.saturating_sub(self.swap_used.get(&first).copied().unwrap_or(0));
+        let room = (free / ROOM_DIVISOR).min(allowed * PAGE_BYTES).saturating_sub(under_way) / PAGE_BYTES;
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        let relief = machine.braking.relief_pages(machine.excess_pages);
         // Nobody knows before how old its pages are.
         let known = now.since(*machine.asked.since.get_or_insert(now)) >= demote_after;
         let staged = machine.stages.up_unmapped().next().is_some();
-        let idle =
-            machine.asked.under_way.is_none() && !machine.freeing && machine.asked.rests(now).is_none();
-        if !known || staged || !idle {
+        let idle = machine.asked.under_way.is_none() && !machine.freeing;
+        let calm = known && machine.asked.rests(now).is_none();
+        // What others lack does not wait.
+        if staged || !idle || !calm && relief == 0 {
             return;
         }
         let touched = machine.touched_pages();
         let step = machine.reclaim.may_reclaim(touched, demote_after, machine.read_wait, now);
-        let pages = allowed.min(step.max(machine.braking.relief_pages(machine.excess_pages)));
+        let pages = room.min(step.max(relief));
         if pages > 0 {
             self.order(id, pages * PAGE_BYTES, Vec::new());
         }
@@ -171,7 +196,9 @@ impl State {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let vm = &machine.target.vm.name;
         tracing::debug!(vm, ?reclaimed, asked = machine.asked.under_way, "reclaimed by the kernel");
-        if let Err(NoReclaim::NotThere(why)) = &reclaimed {
+        if let Err(NoReclaim::NotThere(why)) = &reclaimed
+            && machine.asked.refused(now) != Some(why)
+        {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
         let bytes = machine.asked.under_way.take().unwrap_or(0);
@@ -196,6 +223,11 @@ impl State {
 }
 
 impl Machine {
+    /// Whether an order may be given: the kernel did not refuse the last one.
+    pub(super) fn may_be_asked(&self, now: Monotonic) -> bool {
+        self.asked.refused(now).is_none() && self.asked.rests(now).is_none()
+    }
+
     /// Whether an order is with the lane.
     pub(super) fn is_asked(&self) -> bool {
         self.asked.under_way.is_some()
@@ -204,7 +236,7 @@ impl Machine {
     /// So many pages of its group were read back so far.
     pub(super) fn note_refaults(&mut self, total: Option<u64>, now: Monotonic) {
         // What the agent reads meanwhile is known when that is done.
-        if self.in_flight.is_none() {
+        if self.in_flight.is_none() && self.staging.is_none() {
             let reads = self.asked.refaults(total, now);
             self.reclaim.read_back(reads, self.read_wait, now);
         }
@@ -214,8 +246,12 @@ impl Machine {
     pub(super) fn note_own_reads(&mut self, outcome: &Outcome) {
         if matches!(outcome.action, Action::Place { .. } | Action::Stage { .. }) {
             let was_in_swap = |page: &&PageIndex| self.pages.in_swap(self.pages.get(**page).place());
-            self.asked.own_reads += outcome.asked.iter().filter(was_in_swap).count() as u64;
-            self.asked.own_read_at = outcome.finished;
+            let left = outcome.skipped.values().sum::<u64>().min(outcome.asked.len() as u64);
+            let read = outcome.asked.iter().filter(was_in_swap).count() as u64;
+            let read = read.min(outcome.asked.len() as u64 - left);
+            if read > 0 {
+                self.asked.own_reads.push_back((outcome.finished, read));
+            }
         }
     }
 
@@ -245,15 +281,22 @@ mod tests {
     #[test]
     fn a_group_in_which_nothing_is_found_is_left_alone_for_a_minute() {
         let mut asked = Asked::default();
-        let again = || Err(NoReclaim::Now("/a/memory.reclaim: try again".to_owned()));
+        let again = || Err(NoReclaim::Found("/a/memory.reclaim: try again".to_owned()));
         for reclaimed in [again(), got(1), got(8), again(), got(0)] {
             asked.note(16 * MIB, reclaimed, at(0));
             assert_eq!(asked.rests(at(0)), None);
         }
         asked.note(16 * MIB, again(), at(0));
-        let why = asked.rests(at(59)).unwrap();
+        let why = asked.rests(at(59)).unwrap().to_owned();
         assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
         assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
+        for _ in 0..3 {
+            asked.note(16 * MIB, got(1), at(60));
+        }
+        let again = asked.rests(at(61)).unwrap();
+        assert!(again.len() < why.len(), "{again}");
+        asked.note(16 * MIB, Err(NoReclaim::Now("a lower tier is being filled".to_owned())), at(200));
+        assert_eq!(asked.rests(at(201)), Some("a lower tier is being filled"), "it was not even asked");
     }
 
     #[test]
@@ -261,10 +304,10 @@ mod tests {
         let mut asked = Asked::default();
         assert_eq!(asked.refaults(Some(100), at(0)), 0, "what was before is not known");
         assert_eq!(asked.refaults(Some(107), at(1)), 7);
-        (asked.own_reads, asked.own_read_at) = (50, at(2));
+        asked.own_reads.push_back((at(2), 50));
         assert_eq!(asked.refaults(Some(137), at(2)), 0);
         assert_eq!(asked.refaults(Some(167), at(3)), 10);
-        (asked.own_reads, asked.own_read_at) = (50, at(3));
+        asked.own_reads.push_back((at(3), 50));
         assert_eq!(asked.refaults(Some(177), at(20)), 10, "long after the agent read anything");
     }
 

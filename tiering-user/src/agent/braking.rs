@@ -25,8 +25,14 @@ use crate::vm::{GroupMemory, ProcessKey, Usage};
 /// Over how many seconds the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 5.0;
 /// Threads whose CPU time is that of the moves: those have brakes of their own.
-const MOVING_THREADS: [&str; 5] =
-    ["tiering-mover", "tiering-stager", "tiering-mapper", "tiering-freer", "tiering-reader"];
+const MOVING_THREADS: [&str; 6] = [
+    "tiering-mover",
+    "tiering-stager",
+    "tiering-mapper",
+    "tiering-freer",
+    "tiering-reclaim",
+    "tiering-reader",
+];
 /// Less room than this in a control group is none: it comes and goes.
 const ROOM_LEAST_PAGES: u64 = 256;
 /// How long a machine rests whose group was refused swap, seconds.

@@ -78,7 +78,7 @@ impl State {
         }
         machine.freed_at = Some(now);
         let keeps_slots = !half_full && !machine.group_swap_half_full();
-        let by_group = machine.may_free_by_group();
+        let by_group = machine.may_free_by_group() && machine.may_be_asked(now);
         let layout = machine.target.layout.clone();
         let is_private = |page: PageIndex| layout.locate(page).is_some_and(|(_, shared)| !shared);
         let can = |page| by_group || keeps_slots && is_private(page);

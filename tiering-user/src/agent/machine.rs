@@ -141,8 +141,6 @@ pub(super) struct Machine {
     pub asked: Asked,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
-    /// When pages were last sent to a lower swap tier.
-    pub sent_low_at: Monotonic,
 }
 
 impl Machine {
@@ -220,7 +218,6 @@ impl Machine {
             freed_at: None,
             asked: Asked::default(),
             rest_until: Monotonic::default(),
-            sent_low_at: Monotonic::default(),
         }
     }
 

@@ -33,6 +33,7 @@ const RISE: Duration = Duration::from_mins(10);
 /// waits as long as pages are left idle, within these bounds.
 const COVER_DIVISOR: u64 = 4;
 const OPEN_LEAST: Duration = Duration::from_secs(2);
+const OPEN_FOR: Duration = Duration::from_secs(1);
 const OPEN_MOST: Duration = Duration::from_secs(60);
 /// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
@@ -204,13 +205,14 @@ impl State {
         steps.extend(promotions(id, &machine.pages, &rules, promotable, clock));
         steps.extend(collapses(id, &machine.pages, &rules, COLLAPSE_BLOCKS, clock));
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        let mut opened = false;
         for step in steps {
             if let Action::Place { to } = step.action
                 && let Some(budget) = self.budgets.get_mut(usize::from(to.0))
             {
                 budget.spend(step.pages.len() as u64 * PAGE_BYTES);
                 if usize::from(to.0) > swap {
-                    machine.sent_low_at = now;
+                    opened = true;
                 }
             }
             tracing::debug!(vm = id.0, action = ?step.action, pages = step.pages.len(), reason = %step.reason, "planned");
@@ -218,6 +220,9 @@ impl State {
                 self.promotable_pages = self.promotable_pages.saturating_sub(step.pages.len() as u64);
             }
             machine.enqueue(&step, clock, None);
+        }
+        if opened && now.since(self.opened_at) >= OPEN_FOR {
+            self.opened_at = now;
         }
         self.send_next(id);
         if ask > 0 {
@@ -233,7 +238,9 @@ impl State {
             return true;
         }
         let patience = rules.demote_after.clamp(OPEN_LEAST, OPEN_MOST);
-        if now.since(machine.sent_low_at) >= patience {
+        // One that is open already stays so for those that come right after.
+        let since = now.since(self.opened_at);
+        if since >= patience || since < OPEN_FOR {
             return true;
         }
         let areas = self.places.areas.list();

@@ -110,6 +110,8 @@ pub(super) struct State {
     /// Pages that others than the agent had moved when that was looked at, and when there were many more.
     pub kernel_moved: u64,
     pub kernel_moved_at: Monotonic,
+    /// When pages of any VM were last sent to a lower swap tier.
+    pub opened_at: Monotonic,
     batch: Vec<Sample>,
     pub recording: Option<Recording>,
 }
@@ -178,6 +180,7 @@ impl State {
             samples_since_look: 0,
             kernel_moved: 0,
             kernel_moved_at: Monotonic::default(),
+            opened_at: Monotonic::default(),
             batch: Vec::new(),
             recording: None,
         }

@@ -14,7 +14,7 @@ use super::numbers::Numbers;
 use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Area, Areas, BASE_PRIORITY, Segment, SwapTier};
+use super::segments::{Area, Areas, Segment, SwapTier, priorities};
 use super::tiers::{SwapError, SwapTiers};
 use crate::store::Store;
 use crate::sys::{self, PAGE_BYTES, Pagemap};
@@ -179,8 +179,8 @@ impl Plan {
         let misfits = claim::misfits(&mut claims, on);
         // One that does not fit is gone before any page is sent.
         let others = on.iter().filter(|area| area.made_for.is_none());
-        if let Some(OnArea { line, .. }) = others.into_iter().find(|area| area.line.priority >= BASE_PRIORITY)
-        {
+        let lowest = priorities(count.saturating_sub(1)).start;
+        if let Some(OnArea { line, .. }) = others.into_iter().find(|area| area.line.priority >= lowest) {
             return Err(SwapError::above(line));
         }
         claim::can_come_up(&misfits, Memory::now())?;

@@ -22,7 +22,7 @@
 //!   the faster tiers have free. Where a page went is therefore read back by the caller, never assumed.
 //! - Where the control group of the agent may not swap, nothing can be covered, and lower tiers are not reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,6 +44,8 @@ use crate::tiers::TierId;
 pub(super) const PRIMER_PAGES: usize = 1280;
 /// Slots wanted beyond a batch: what the primer takes, and what others may take meanwhile.
 const SLACK_PAGES: u64 = 512;
+/// Of what was free above a lower tier, this part may have become free again meanwhile.
+const UNCOVERED_DIVISOR: u64 = 8;
 /// After a file could not be added in advance it is tried again.
 const GROW_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// How often a tier gives up a file: what guests leave now they may send again soon.
@@ -122,8 +124,8 @@ pub(super) struct Open {
     /// Its place, counted from the fastest swap tier.
     tier: usize,
     pub(super) cover: Cover,
-    /// The CPU that fills it.
-    cpu: usize,
+    /// The CPUs that fill it.
+    cpus: BTreeSet<usize>,
 }
 
 impl SwapTiers {
@@ -264,23 +266,23 @@ impl SwapTiers {
         if tier == 0 {
             return Ok(());
         }
-        self.passage.shut();
+        if self.open.is_none() {
+            self.passage.shut();
+        }
         let above = &self.tiers[..tier];
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let free: u64 = above.iter().map(|tier| tier.free_pages(&on)).sum();
         let numbers: Vec<u8> = above.iter().flat_map(SwapTier::numbers).collect();
-        let open = self.open.get_or_insert_with(|| Open {
-            tier,
-            cover: Cover::default(),
-            cpu: nix::sched::sched_getcpu().unwrap_or(0),
-        });
+        let open =
+            self.open.get_or_insert_with(|| Open { tier, cover: Cover::default(), cpus: BTreeSet::new() });
+        open.cpus.extend(nix::sched::sched_getcpu());
         let taken = open.cover.take(free, &numbers, &self.own);
         self.publish();
         taken.map_err(|source| self.direct_error(tier, source))?;
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let left: u64 = self.tiers[..tier].iter().map(|tier| tier.free_pages(&on)).sum();
         // A little is given back at any time, and is read back afterwards.
-        if left > free / 2 + SLACK_PAGES {
+        if left > free / UNCOVERED_DIVISOR + SLACK_PAGES {
             return Err(SwapError::Uncovered { left_mib: (left * PAGE_BYTES) >> 20 });
         }
         Ok(())
@@ -290,11 +292,14 @@ impl SwapTiers {
     pub(super) fn close(&mut self) -> Result<(), SwapError> {
         self.passage.open();
         let Some(open) = self.open.take() else { return Ok(()) };
-        let _that_cpu = OneCpu::bind_to(open.cpu);
-        drop(open);
+        let Open { cover, cpus, .. } = open;
+        drop(cover);
         self.publish();
         let Some(first) = self.tiers.first() else { return Ok(()) };
-        self.prime(&first.numbers()).map_err(|source| self.direct_error(0, source))
+        cpus.into_iter().try_for_each(|cpu| {
+            let _that_cpu = OneCpu::bind_to(cpu);
+            self.prime(&first.numbers()).map_err(|source| self.direct_error(0, source))
+        })
     }
 
     /// Pages the tier can still take, in files not yet made too.
