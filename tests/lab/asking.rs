@@ -193,7 +193,8 @@ fn groups_that_are_not_the_vms_or_vanish_do_no_harm() {
 fn a_frozen_group(results: &mut Results) -> Result<()> {
     let host = Host::new()?;
     let agent = Agent::start(&host.config("1s"), &[])?;
-    let (frozen, group) = Still::in_group(&agent, "frozen", &[("cgroup.freeze", 1)])?;
+    let (frozen, group) = Still::in_group(&agent, "frozen", &[])?;
+    group.set("cgroup.freeze", 1)?;
     let demoted = wait_for("a frozen group to go down", || {
         let demoted = number(&known_vm(&agent, &frozen.name)?["demoted_bytes_total"]);
         Ok((demoted >= 32 * MIB).then_some(demoted))

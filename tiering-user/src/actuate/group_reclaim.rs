@@ -50,12 +50,21 @@ const PROOF_PERCENT: usize = 95;
 /// By how much a group's memory fell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reclaimed {
+    /// What was asked for: less than was ordered where it took too long.
+    pub asked_bytes: u64,
     /// Mapped and shared memory.
     pub memory_bytes: u64,
     /// Page cache, of files that the machine's processes were the first to read.
     pub file_bytes: u64,
     /// Copies in the swap cache.
     pub copies_bytes: u64,
+}
+
+impl Reclaimed {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.memory_bytes + self.file_bytes + self.copies_bytes
+    }
 }
 
 /// Why the kernel cannot be asked for pages of a machine.
@@ -113,13 +122,14 @@ pub(super) fn reclaim(
         of(&before).unwrap_or(0).saturating_sub(of(&after).unwrap_or(u64::MAX))
     };
     let reclaimed = Reclaimed {
+        asked_bytes: done,
         memory_bytes: fell(|memory| memory.guest_bytes),
         file_bytes: fell(|memory| memory.file_bytes),
         copies_bytes: fell(|memory| memory.swap_cached_bytes),
     };
     // What was reclaimed before an error counts.
     match result {
-        Err(error) if reclaimed == Reclaimed::default() => Err(error),
+        Err(error) if reclaimed.bytes() == 0 => Err(error),
         _ => Ok(reclaimed),
     }
 }

@@ -1,9 +1,14 @@
 //! Carries steps out, and reports what really happened.
 //!
-//! Three lanes, each a thread of its own that takes one [`Job`] at a time: the *mover* owns the swap tiers, pages out
-//! and moves pages between memory tiers, the *stager* brings pages up ahead of need, so that staging does not wait
-//! behind a slow page-out, and the *mapper* waits until staged pages are read, and maps them or sends them back. These
-//! look once more whether the machine may be touched (the stager and the mapper ten times a second), act, read back
+//! Lanes, each a thread of its own that takes one [`Job`] at a time:
+//!
+//! - the *mover* owns the swap tiers, pages out and moves pages between memory tiers;
+//! - the *stager* brings pages up ahead of need, so that staging does not wait behind a slow page-out;
+//! - the *mapper* waits until staged pages are read, and maps them or sends them back;
+//! - the *freer* frees copies of what was paged out;
+//! - the *reclaimer* has the kernel reclaim memory of a machine's own control group.
+//!
+//! They look once more whether the machine may be touched (the stager and the mapper ten times a second), act, read back
 //! where the pages are, and send an [`Outcome`]. Nothing here decides.
 
 mod collapse;

@@ -89,8 +89,8 @@ impl Asked {
         refaults
     }
 
-    /// What came of an order for so many bytes.
-    fn note(&mut self, bytes: u64, reclaimed: Result<Reclaimed, NoReclaim>, now: Monotonic) -> Reclaimed {
+    /// What came of an order.
+    fn note(&mut self, reclaimed: Result<Reclaimed, NoReclaim>, now: Monotonic) -> Reclaimed {
         let mut last = String::new();
         let reclaimed = match reclaimed {
             Ok(reclaimed) => reclaimed,
@@ -107,7 +107,7 @@ impl Asked {
                 Reclaimed::default()
             }
         };
-        if reclaimed.memory_bytes + reclaimed.file_bytes + reclaimed.copies_bytes >= bytes / LITTLE_DIVISOR {
+        if reclaimed.bytes() > 0 && reclaimed.bytes() >= reclaimed.asked_bytes / LITTLE_DIVISOR {
             self.little = 0;
             return reclaimed;
         }
@@ -201,8 +201,8 @@ impl State {
         {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
-        let bytes = machine.asked.under_way.take().unwrap_or(0);
-        let Reclaimed { memory_bytes, file_bytes, copies_bytes } = machine.asked.note(bytes, reclaimed, now);
+        machine.asked.under_way = None;
+        let Reclaimed { memory_bytes, file_bytes, copies_bytes, .. } = machine.asked.note(reclaimed, now);
         let mut copies = std::mem::take(&mut machine.asked.copies);
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn got(memory_mib: u64) -> Result<Reclaimed, NoReclaim> {
-        Ok(Reclaimed { memory_bytes: memory_mib * MIB, ..Reclaimed::default() })
+        Ok(Reclaimed { asked_bytes: 16 * MIB, memory_bytes: memory_mib * MIB, ..Reclaimed::default() })
     }
 
     #[test]
@@ -283,19 +283,19 @@ mod tests {
         let mut asked = Asked::default();
         let again = || Err(NoReclaim::Found("/a/memory.reclaim: try again".to_owned()));
         for reclaimed in [again(), got(1), got(8), again(), got(0)] {
-            asked.note(16 * MIB, reclaimed, at(0));
+            asked.note(reclaimed, at(0));
             assert_eq!(asked.rests(at(0)), None);
         }
-        asked.note(16 * MIB, again(), at(0));
+        asked.note(again(), at(0));
         let why = asked.rests(at(59)).unwrap().to_owned();
         assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
         assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
         for _ in 0..3 {
-            asked.note(16 * MIB, got(1), at(60));
+            asked.note(got(1), at(60));
         }
         let again = asked.rests(at(61)).unwrap();
         assert!(again.len() < why.len(), "{again}");
-        asked.note(16 * MIB, Err(NoReclaim::Now("a lower tier is being filled".to_owned())), at(200));
+        asked.note(Err(NoReclaim::Now("a lower tier is being filled".to_owned())), at(200));
         assert_eq!(asked.rests(at(201)), Some("a lower tier is being filled"), "it was not even asked");
     }
 
@@ -315,7 +315,7 @@ mod tests {
     fn where_the_kernel_cannot_be_asked_the_agent_chooses_for_a_while() {
         let mut asked = Asked::default();
         let why = "/a/memory.reclaim: permission denied".to_owned();
-        asked.note(16 * MIB, Err(NoReclaim::NotThere(why.clone())), at(0));
+        asked.note(Err(NoReclaim::NotThere(why.clone())), at(0));
         assert_eq!(asked.refused(at(599)), Some(why.as_str()));
         assert_eq!(asked.refused(at(600)), None);
     }
