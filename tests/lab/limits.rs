@@ -20,6 +20,11 @@ fn scenario() -> Scenario {
     Scenario { nodes: "dram:2G", ..Scenario::default() }
 }
 
+/// The agent chooses the pages: the kernel would take page cache of the group first, and nothing else of so little.
+fn config(host: &Host) -> String {
+    host.config("1s").replacen("[policy]", "[policy]\nreclaim = \"off\"", 1)
+}
+
 /// Ended when dropped.
 struct Ends(Child);
 
@@ -122,7 +127,7 @@ fn promise(results: &mut Results, agent: &Agent) -> Result<(Still, Memcg)> {
 fn what_a_control_group_allows_is_kept_to() {
     scenario().run("limits::what_a_control_group_allows_is_kept_to", |results: &mut Results| {
         let host = Host::new()?;
-        let agent = Agent::start(&host.config("1s"), &[])?;
+        let agent = Agent::start(&config(&host), &[])?;
         let (still, group) = swap_limit(results, &agent)?;
         charge_limit(results, &agent, &still, &group)?;
         still.check_content(results)?;
@@ -135,7 +140,7 @@ fn what_a_control_group_allows_is_kept_to() {
 fn what_was_promised_stays() {
     scenario().run("limits::what_was_promised_stays", |results: &mut Results| {
         let host = Host::new()?;
-        let agent = Agent::start(&host.config("1s"), &[])?;
+        let agent = Agent::start(&config(&host), &[])?;
         let (still, _group) = promise(results, &agent)?;
         still.check_content(results)?;
         drop(still);
