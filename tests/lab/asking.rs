@@ -188,30 +188,3 @@ fn bad_groups(results: &mut Results) -> Result<()> {
 fn groups_that_are_not_the_vms_or_vanish_do_no_harm() {
     scenario().run("asking::groups_that_are_not_the_vms_or_vanish_do_no_harm", bad_groups);
 }
-
-/// A group that stands still is reclaimed all the same.
-fn a_frozen_group(results: &mut Results) -> Result<()> {
-    let host = Host::new()?;
-    let agent = Agent::start(&host.config("1s"), &[])?;
-    let (frozen, group) = Still::in_group(&agent, "frozen", &[])?;
-    group.set("cgroup.freeze", 1)?;
-    let demoted = wait_for("a frozen group to go down", || {
-        let demoted = number(&known_vm(&agent, &frozen.name)?["demoted_bytes_total"]);
-        Ok((demoted >= 32 * MIB).then_some(demoted))
-    })?;
-    results.check("frozen: MiB demoted", demoted / MIB, "32 at least", true);
-    let by = chosen_by(&agent, &frozen.name)?;
-    let right = by.starts_with("the kernel: memory.reclaim of /tt-frozen");
-    results.check("frozen: pages chosen by", by, "the kernel", right);
-    let left = group.field("memory.stat", "anon")? / MIB;
-    results.check("frozen: MiB of its memory mapped", left, "half at most", left <= 48);
-    group.set("cgroup.freeze", 0)?;
-    frozen.check_content(results)?;
-    drop(frozen);
-    drain_and_end(results, agent, &host)
-}
-
-#[test]
-fn of_a_group_that_is_frozen_the_kernel_chooses() {
-    scenario().run("asking::of_a_group_that_is_frozen_the_kernel_chooses", a_frozen_group);
-}
