@@ -1,8 +1,8 @@
 //! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
 //! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
-//! page cache and its copies in the swap cache fell ([`Reclaimed`]): what the kernel says of its own success is not used. Not here: whether
-//! it should be done (`reclaim`).
+//! page cache and its copies in the swap cache fell ([`Reclaimed`]): what the kernel says of its own success is not
+//! used. Not here: whether it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
 //!    nobody else. The kernel does not see who else uses a page that is charged elsewhere.
@@ -11,9 +11,8 @@
 //!    lower tier is being filled.
 //!
 //! # Limits
-//! The kernel takes what it finds oldest, page cache of the group too. How far it keeps to anonymous memory is up to the
-//! version: `swappiness=max`
-//! from 6.16 on, `swappiness=200` from 6.8 on, else as the host's `vm.swappiness` says. A write to a disk that hangs
+//! The kernel takes what it finds oldest, page cache of the group too. How far it keeps to anonymous memory is up to
+//! the version: `swappiness=max` from 6.16 on, `swappiness=200` from 6.8 on, else as the host's `vm.swappiness` says. A write to a disk that hangs
 //! cannot be interrupted.
 
 use std::collections::BTreeMap;

@@ -6,8 +6,8 @@
 //! 1. Steps grow and are halved as everywhere ([`Pacer`]).
 //! 2. That alone would spend the whole budget for ever on memory which is not cold. So where, in five
 //!    minutes, more than one page was read back for [`COLD_DIVISOR`] that were reclaimed, nothing goes for a while.
-//! 3. Then, and when what is read back has ceased, a few pages are tried. If next to none of them is read back within a minute, 1. goes on; else the next pause
-//!    is twice as long, five minutes at most.
+//! 3. Then, and when what is read back has ceased, a few pages are tried. If next to none of them is read back within a
+//!    minute, 1. goes on; else the next pause is twice as long, five minutes at most.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -296,7 +296,8 @@ fn number_behind(text: &str, word: &str) -> Option<u64> {
 }
 
 /// Memory of the processes of the group and of all below it, also what is in swap, without `pid`; none where one of
-/// them is a VM or there are too many to look at. A threaded group does not list its processes; the one that it belongs to does.
+/// them is a VM or there are too many to look at. A threaded group does not list its processes; the one that it belongs
+/// to does.
 fn others_bytes(proc_root: &Path, folder: &Path, pid: i32) -> Option<u64> {
     let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let others: Vec<&str> = pids.lines().map(str::trim).filter(|line| line.parse() != Ok(pid)).collect();
