@@ -29,7 +29,8 @@ const SWEEP_MOST: Duration = Duration::from_secs(30);
 const MOVED_BY_KERNEL: u64 = 64;
 /// How far ahead room is made for loads that come again.
 const RISE: Duration = Duration::from_mins(10);
-/// A batch for a lower swap tier is at least one page for so many that must be covered, or waits as long as pages are left idle, within these bounds.
+/// A batch for a lower swap tier is at least one page for so many that must be covered, or waits as long as pages are
+/// left idle, within these bounds.
 const COVER_DIVISOR: u64 = 4;
 const OPEN_LEAST: Duration = Duration::from_secs(2);
 const OPEN_FOR: Duration = Duration::from_secs(1);

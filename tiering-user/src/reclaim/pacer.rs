@@ -5,8 +5,7 @@
 //!
 //! 1. The rate of waits is that of the last minute, or six times that of the last ten seconds, whichever is more.
 //! 2. Under three quarters of the budget the step grows by half, or up to there; above the size at which it
-//!    was last cut, by a tenth. It
-//!    does not grow while there is nothing to go.
+//!    was last cut, by a tenth. It does not grow while there is nothing to go.
 //! 3. Over the budget it is halved, once in ten seconds at most.
 //! 4. At twice the budget nothing goes for a minute, and then it begins small.
 
