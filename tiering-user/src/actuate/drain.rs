@@ -45,7 +45,7 @@ pub(super) fn drain(
                 if there.is_empty() {
                     continue;
                 }
-                if give_slots_back(machine, &there).is_err() {
+                if give_slots_back(machine, &there, places).is_err() {
                     break;
                 }
                 brought_up += there.len() as u64;

@@ -1,8 +1,9 @@
 //! The memory node of the first tier that each block of a machine was on last, so that what comes up lands there again.
 //!
 //! A page that is brought up for another process lands on a node that the caller prefers, else on that of the caller.
-//! So the lanes note the node of each block of 2 MiB before they take it out of the first tier, and prefer it when they
-//! bring pages of it up. Where nothing was noted, because the kernel paged the block out or another agent did, they
+//! So the lanes note the node of each block of 2 MiB before they take it out of the first tier, and prefer it whenever
+//! they bring pages of it up, also those that are on their way from one swap tier to another: what is in memory already
+//! when it is wanted, as a copy, is not moved from node to node. Where nothing was noted, because the kernel paged the block out or another agent did, they
 //! take the first that is known of:
 //!
 //! 1. the node of those pages of the block that are in memory,
@@ -21,7 +22,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::target::Target;
-use crate::sys::PageState;
+use crate::sys::{Advice, PageState, PreferNodes};
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Places};
 use crate::tiers::TierId;
 
@@ -103,6 +104,39 @@ impl Target {
             by_home.entry(home).or_default().extend(pages);
         }
         by_home.into_iter().collect()
+    }
+
+    /// Has `bring` bring up these ascending pages, those of each home on a thread that prefers it.
+    pub(super) fn at_home(
+        &self,
+        pages: &[PageIndex],
+        to: TierId,
+        places: &Places,
+        mut bring: impl FnMut(&[PageIndex]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.by_home(to, pages, places).into_iter().try_for_each(|(home, pages)| {
+            let _prefer = self.prefer(home, to, places);
+            bring(&pages)
+        })
+    }
+
+    /// Reads what is in swap of these pages and maps it. The caller asks only for pages of shared memory that exist.
+    pub(super) fn bring_up(&self, pages: &[PageIndex], to: TierId, places: &Places) -> io::Result<()> {
+        self.at_home(pages, to, places, |pages| {
+            self.advise(pages, Advice::WillNeed)?;
+            self.touch_read(pages)
+        })
+    }
+
+    /// Has what this thread brings up land on its home, if it has one, else in the tier, where there is a choice: with
+    /// one memory tier, or a VM that binds its RAM to nodes, the kernel's own is right. Where it cannot be had, pages
+    /// come up on the node that this thread runs on.
+    fn prefer(&self, home: Option<u32>, to: TierId, places: &Places) -> Option<PreferNodes> {
+        if let Some(home) = home {
+            return PreferNodes::set(&[home]).ok();
+        }
+        let free_to_choose = places.nodes.tiers().0 > 1 && !self.vm.numa_bound;
+        free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
     }
 
     fn has_homes(&self, places: &Places) -> bool {

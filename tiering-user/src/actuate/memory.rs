@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::later::Preferences;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
-use crate::sys::{self, Advice, MoveStatus, PAGE_BYTES, PreferNodes};
+use crate::sys::{self, MoveStatus, PAGE_BYTES};
 use crate::tiermap::{PageIndex, Place, Places};
 use crate::tiers::{NodeMemory, TierId};
 
@@ -70,7 +70,8 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     let at: BTreeMap<PageIndex, Place> = asked.iter().copied().zip(before.iter().copied()).collect();
     let (in_memory, swapped): (Vec<_>, Vec<_>) =
         pages.iter().copied().partition(|page| places.in_memory(at[page]));
-    let mut tried = bring_up(target, &swapped, to, places).map_err(gone);
+    // Those that come up elsewhere are moved from there.
+    let mut tried = target.bring_up(&swapped, to, places).map_err(gone);
     let mut refused = BTreeMap::new();
     if target.vm.numa_bound {
         refused.extend(in_memory.iter().map(|page| (*page, Skip::Bound)));
@@ -96,27 +97,6 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     let (pages, found): (Vec<_>, Vec<_>) = told.unzip();
     outcome.found = place_runs(&pages, found.into_iter());
     tried
-}
-
-/// Has what this thread brings up land on its home, if it has one, else in the tier, where there is a choice: with one
-/// memory tier, or a machine that binds its RAM to nodes, the kernel's own is right. Where it cannot be had, pages come
-/// up on the node that this thread runs on.
-pub(super) fn prefer(target: &Target, home: Option<u32>, to: TierId, places: &Places) -> Option<PreferNodes> {
-    if let Some(home) = home {
-        return PreferNodes::set(&[home]).ok();
-    }
-    let free_to_choose = places.nodes.tiers().0 > 1 && !target.vm.numa_bound;
-    free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
-}
-
-/// Maps pages that are in swap. The caller asks only for pages of shared memory that exist.
-fn bring_up(target: &Target, pages: &[PageIndex], to: TierId, places: &Places) -> std::io::Result<()> {
-    target.by_home(to, pages, places).into_iter().try_for_each(|(home, pages)| {
-        // Those that come up elsewhere are moved from there.
-        let _prefer = prefer(target, home, to, places);
-        target.advise(&pages, Advice::WillNeed)?;
-        target.touch_read(&pages)
-    })
 }
 
 /// Moves those of the pages that are in memory, and not in `to`. Why one stays is noted in `refused`.

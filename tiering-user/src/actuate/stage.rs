@@ -1,6 +1,5 @@
 //! Pages up from swap into memory ahead of need, and back.
 
-use super::memory::prefer;
 use super::target::{Outcome, Skip, Target, gone, place_runs};
 use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
@@ -12,10 +11,7 @@ const DROP_PAGES: usize = 256;
 /// Starts to read the pages of `outcome` into memory. They stay unmapped, so that the first touch is still seen;
 /// pagemap shows them as swapped until then.
 pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) {
-    let result = target.by_home(to, &outcome.asked, places).into_iter().try_for_each(|(home, pages)| {
-        let _prefer = prefer(target, home, to, places);
-        target.advise(&pages, Advice::WillNeed)
-    });
+    let result = target.at_home(&outcome.asked, to, places, |pages| target.advise(pages, Advice::WillNeed));
     if result.is_ok() {
         outcome.moved_pages = outcome.asked.len() as u64;
     }
@@ -26,10 +22,7 @@ pub(super) fn stage(target: &Target, to: TierId, places: &Places, outcome: &mut 
 pub(super) fn map_staged(target: &Target, places: &Places, outcome: &mut Outcome) {
     let asked = outcome.asked.clone();
     // A page whose stage came to nothing comes up now: in the first tier, as all that is mapped ahead of need.
-    let touched = target.by_home(TierId(0), &asked, places).into_iter().try_for_each(|(home, pages)| {
-        let _prefer = prefer(target, home, TierId(0), places);
-        target.touch_read(&pages)
-    });
+    let touched = target.at_home(&asked, TierId(0), places, |pages| target.touch_read(pages));
     let result = touched.and_then(|()| {
         outcome.found = found(target, &asked, &target.states(&asked)?, places);
         outcome.moved_pages = outcome.found.iter().map(|(run, _)| u64::from(run.count)).sum();
@@ -52,7 +45,7 @@ pub(super) fn drop_stage(target: &Target, mapped: bool, places: &Places, outcome
         };
         // A few at a time: what the kernel has let go of already comes up once more.
         for pages in pages.chunks(DROP_PAGES) {
-            target.touch_read(pages)?;
+            target.at_home(pages, TierId(0), places, |pages| target.touch_read(pages))?;
             target.advise(pages, Advice::PageOut)?;
         }
         let after = target.states(&asked)?;

@@ -118,7 +118,7 @@ fn rounds(
         if !to_come_up.is_empty() {
             // A tier that fails is found out before anything is brought up for it.
             swap.aim(to, pages.len() as u64).map_err(failed)?;
-            give_slots_back(target, &to_come_up)?;
+            give_slots_back(target, &to_come_up, places)?;
         }
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
@@ -167,8 +167,7 @@ fn place_shared(
         swap.aim(to, pages.len() as u64).map_err(failed)?;
     }
     // Reading shared memory in frees its slot.
-    target.advise(&absent, Advice::WillNeed).map_err(gone)?;
-    target.touch_read(&absent).map_err(gone)?;
+    target.bring_up(&absent, TierId(0), places).map_err(gone)?;
     let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
     keep(room, &mut pages, outcome);
     outcome.tags = tags(target, &pages);
@@ -212,9 +211,12 @@ fn keep(room: u64, pages: &mut Vec<PageIndex>, outcome: &mut Outcome) {
 }
 
 /// Brings pages up from swap, each without the slot it had.
-pub(super) fn give_slots_back(target: &Target, pages: &[PageIndex]) -> Result<(), Skip> {
-    target.advise(pages, Advice::WillNeed).map_err(gone)?;
-    target.touch_write(pages).map_err(gone)
+pub(super) fn give_slots_back(target: &Target, pages: &[PageIndex], places: &Places) -> Result<(), Skip> {
+    let up = target.at_home(pages, TierId(0), places, |pages| {
+        target.advise(pages, Advice::WillNeed)?;
+        target.touch_write(pages)
+    });
+    up.map_err(gone)
 }
 
 fn used_pages(swap: &SwapTiers, tier: TierId) -> io::Result<u64> {
