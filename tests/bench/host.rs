@@ -69,7 +69,12 @@ impl Host {
 
     /// An agent as an operator has it who gives it a folder on the only disk and configures nothing else.
     pub fn agent_by_default(&self) -> Result<Agent> {
-        self.start_on(&[("nvme", "2GiB")], "")
+        self.agent_by_default_but("")
+    }
+
+    /// The same, with these sections in its configuration.
+    pub fn agent_by_default_but(&self, sections: &str) -> Result<Agent> {
+        self.start_on(&[("nvme", "2GiB")], sections)
     }
 
     fn start(&self, sections: &str) -> Result<Agent> {

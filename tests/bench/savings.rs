@@ -1,6 +1,7 @@
 //! How much of a guest's memory leaves DRAM, and what that costs the guest.
 //!
-//! One emulated guest at work, as fast as it can: without an agent; with an agent in its default configuration; by the
+//! One emulated guest at work, as fast as it can: without an agent; with an agent in its default configuration; with one
+//! that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17 and later); by the
 //! kernel's LRU, asked by hand: 25 MiB of the guest's control group every 10 s for two minutes. After each the guest's
 //! memory is brought back. Throughput is that of the last minute of each, waits (major faults of QEMU) are those of all
 //! of it.
@@ -12,6 +13,7 @@ use procfs::process::Process;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tiering_tests::agent::Agent;
 use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::observe::{PAGE, mapped_and_swapped, meminfo};
 use tiering_tests::pattern::{Access, Pattern};
@@ -21,6 +23,7 @@ use tiering_tests::scratch::swap_areas_below;
 use tiering_tests::skip::need_programs;
 use tiering_tests::stop;
 
+const NODE_RECLAIM: &str = "/sys/devices/system/node/node0/reclaim";
 const NAME: &str = "tt-savings";
 const SETS_MIB: [usize; 3] = [32, 64, 96];
 const NEVER_MIB: usize = 224;
@@ -74,20 +77,15 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
     show(results, work, "no agent", &none, &none);
 
     let agent = host.agent_by_default()?;
-    known_name(&agent, NAME)?;
-    let cpu = cpu_seconds(agent.pid())?;
-    let by_agent = subject.stretch(length, |_, _| Ok(()))?;
-    let percent = (cpu_seconds(agent.pid())? - cpu) / length.as_secs_f64() * 100.0;
-    show(results, work, "agent, default", &by_agent, &none);
-    results.note("agent, default: its own CPU, % of a core", format!("{percent:.2}"));
-    let status = agent.status()?;
-    let vm = status["vms"].as_array().and_then(|vms| vms.iter().find(|vm| vm["name"] == NAME));
-    let number = |field: &str| vm.and_then(|vm| vm[field].as_u64()).unwrap_or(0);
-    results.note("agent, default: MiB written", number("demoted_bytes_total") >> 20);
-    let why = vm.and_then(|vm| vm["limited_by"].as_str()).unwrap_or("nothing");
-    results.note("agent, default: held back by", why);
-    agent.tiering(&["drain", "nvme"])?;
-    agent.interrupt()?;
+    let by_agent = with_agent(results, &mut subject, agent, "agent, default", length, &none)?;
+    host.forget_state()?;
+    let by_host = if Path::new(NODE_RECLAIM).exists() {
+        let agent = host.agent_by_default_but("[policy]\nreclaim = \"host\"\n")?;
+        Some(with_agent(results, &mut subject, agent, "agent, whole host", length, &none)?)
+    } else {
+        results.note("agent, whole host", format!("not measured: no {NODE_RECLAIM}"));
+        None
+    };
 
     let swap = PlainSwap::on(&host.folder("by-hand"))?;
     let by_hand =
@@ -105,12 +103,40 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
         Work::Redis => subject.guest.finish_program()?.data_ok,
     };
     results.check("the guest's memory is right", right, "true", right);
+    let by_host = by_host.map(|by_host| format!(" ({} by the whole host)", by_host.free_mib()));
     results.headline(format!(
-        "free: {} MiB by the agent, {} by the kernel's LRU asked by hand",
+        "free: {} MiB by the agent{}, {} by the kernel's LRU asked by hand",
         by_agent.free_mib(),
+        by_host.unwrap_or_default(),
         by_hand.free_mib()
     ));
     Ok(())
+}
+
+/// What becomes of the guest while this agent runs, which brings everything back at the end.
+fn with_agent(
+    results: &mut Results,
+    subject: &mut Subject,
+    agent: Agent,
+    who: &str,
+    length: Duration,
+    none: &Stretch,
+) -> Result<Stretch> {
+    known_name(&agent, NAME)?;
+    let cpu = cpu_seconds(agent.pid())?;
+    let stretch = subject.stretch(length, |_, _| Ok(()))?;
+    let percent = (cpu_seconds(agent.pid())? - cpu) / length.as_secs_f64() * 100.0;
+    show(results, subject.work, who, &stretch, none);
+    results.note(&format!("{who}: its own CPU, % of a core"), format!("{percent:.2}"));
+    let status = agent.status()?;
+    let vm = status["vms"].as_array().and_then(|vms| vms.iter().find(|vm| vm["name"] == NAME));
+    let number = |field: &str| vm.and_then(|vm| vm[field].as_u64()).unwrap_or(0);
+    results.note(&format!("{who}: MiB written"), number("demoted_bytes_total") >> 20);
+    let why = vm.and_then(|vm| vm["limited_by"].as_str()).unwrap_or("nothing");
+    results.note(&format!("{who}: held back by"), why);
+    agent.tiering(&["drain", "nvme"])?;
+    agent.interrupt()?;
+    Ok(stretch)
 }
 
 impl Stretch {

@@ -1,5 +1,6 @@
 //! What the agent does on its own: idle pages go down, pages that follow are staged, and nothing of it harms the guest.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tiering_tests::agent::Agent;
@@ -88,6 +89,51 @@ fn a_dry_run_touches_nothing_and_says_what_it_would_do() {
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert!(ended.log.contains("idle for 2 s or more"), "{}", ended.log);
     assert_memory_right(&mut guest);
+}
+
+#[test]
+fn nothing_is_reclaimed_of_the_host_while_a_vm_is_there_that_must_not_be_touched() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let config = host.config("1s").replace("[policy]\n", "[policy]\nreclaim = \"host\"\n");
+    let (mut ours, others) = (guest("tt-policy", Backend::Anonymous), guest("excluded", Backend::Anonymous));
+    let agent = Agent::start(&config, &[]).unwrap();
+    vm(&agent, "tt-policy");
+    vm(&agent, "excluded");
+    let told = || agent.tiering(&["explain", "tt-policy"]).unwrap();
+    let by_agent = wait_for("the agent to choose", || {
+        let by_node = Path::new("/sys/devices/system/node/node0/reclaim").exists();
+        let why =
+            if by_node { "which must not be touched: excluded by the configuration" } else { "Linux 6.17" };
+        let told = told();
+        (told.contains("the agent: ") && told.contains(why)).then_some(())
+    });
+    assert!(by_agent.is_some(), "{}", told());
+    let went = wait_for("pages to go down", || {
+        (vm(&agent, "tt-policy")["demoted_bytes_total"].as_u64() > Some(16 << 20)).then_some(())
+    });
+    assert!(went.is_some(), "{}", vm(&agent, "tt-policy"));
+    drop(others);
+    assert_memory_right(&mut ours);
+    drain_and_end(agent, &host);
+}
+
+/// The kernel takes memory of everybody on the host.
+#[test]
+#[ignore = "long: minutes until a guest's memory has gone, and no other guest may run"]
+fn the_kernel_reclaims_the_memory_of_a_host_where_the_operator_allows_it() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let config = host.config("2s").replace("[policy]\n", "[policy]\nreclaim = \"host\"\n");
+    let mut guest = guest("tt-policy", Backend::Anonymous);
+    let agent = Agent::start(&config, &[]).unwrap();
+    vm(&agent, "tt-policy");
+    let told = agent.tiering(&["explain", "tt-policy"]).unwrap();
+    assert!(told.contains("the kernel, of the whole host"), "{told}");
+    let freed = wait_for("memory to be free", || {
+        (vm(&agent, "tt-policy")["freed_bytes"].as_u64() > Some(32 << 20)).then_some(())
+    });
+    assert!(freed.is_some(), "{}", vm(&agent, "tt-policy"));
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
 }
 
 #[test]

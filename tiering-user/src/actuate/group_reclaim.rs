@@ -91,31 +91,8 @@ pub(super) fn reclaim(
         return Err(NoReclaim::NotThere("it has no control group of its own".to_owned()));
     };
     let folder = roots.cgroup.join(name.trim_start_matches('/'));
-    let order = folder.join("memory.reclaim");
-    let (mut chunk, mut done) = (CHUNK_FIRST, 0);
-    let mut result = Ok(());
-    let began = Instant::now();
-    while done < bytes && result.is_ok() && began.elapsed() < ORDER_MOST && !stop.load(Ordering::Relaxed) {
-        if let Some(skip) = target.refusal(roots, false) {
-            result = Err(NoReclaim::Now(skip.to_string()));
-            break;
-        }
-        let asked = chunk.min(bytes - done).max(PAGE_BYTES);
-        let Some((written, took)) = passage.pass(|| {
-            let began = Instant::now();
-            (write(&order, asked), began.elapsed())
-        }) else {
-            result = Err(NoReclaim::Now("a lower tier is being filled".to_owned()));
-            break;
-        };
-        result = written.map_err(|error| refused(&order, &error));
-        done += asked;
-        chunk = match took {
-            took if took < CHUNK_FAST => (chunk * 2).min(CHUNK_MOST),
-            took if took > CHUNK_SLOW => (chunk / 2).max(CHUNK_LEAST),
-            _ => chunk,
-        };
-    }
+    let may = || target.refusal(roots, false).map(|skip| skip.to_string());
+    let (done, result) = ask(&[folder.join("memory.reclaim")], bytes, may, passage, stop);
     let after = look();
     let fell = |of: fn(&GroupMemory) -> Option<u64>| {
         of(&before).unwrap_or(0).saturating_sub(of(&after).unwrap_or(u64::MAX))
@@ -131,6 +108,43 @@ pub(super) fn reclaim(
         Err(error) if reclaimed.bytes() == 0 => Err(error),
         _ => Ok(reclaimed),
     }
+}
+
+/// Writes so many bytes to these files in turn, a little at a time, until all of it is asked for, or something speaks
+/// against it: `may_not` says what, before each write. Returns what was asked for.
+pub(super) fn ask(
+    orders: &[PathBuf],
+    bytes: u64,
+    may_not: impl Fn() -> Option<String>,
+    passage: &Passage,
+    stop: &AtomicBool,
+) -> (u64, Result<(), NoReclaim>) {
+    let (mut chunk, mut done) = (CHUNK_FIRST, 0);
+    let began = Instant::now();
+    let mut orders_left = orders.iter().cycle();
+    while done < bytes && began.elapsed() < ORDER_MOST && !stop.load(Ordering::Relaxed) {
+        let Some(order) = orders_left.next() else { break };
+        if let Some(why) = may_not() {
+            return (done, Err(NoReclaim::Now(why)));
+        }
+        let asked = chunk.min(bytes - done).max(PAGE_BYTES);
+        let Some((written, took)) = passage.pass(|| {
+            let began = Instant::now();
+            (write(order, asked), began.elapsed())
+        }) else {
+            return (done, Err(NoReclaim::Now("a lower tier is being filled".to_owned())));
+        };
+        done += asked;
+        if let Err(error) = written {
+            return (done, Err(refused(order, &error)));
+        }
+        chunk = match took {
+            took if took < CHUNK_FAST => (chunk * 2).min(CHUNK_MOST),
+            took if took > CHUNK_SLOW => (chunk / 2).max(CHUNK_LEAST),
+            _ => chunk,
+        };
+    }
+    (done, Ok(()))
 }
 
 fn write(order: &Path, bytes: u64) -> io::Result<()> {

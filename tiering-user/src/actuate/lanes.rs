@@ -13,7 +13,7 @@ use super::later::Preferences;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
-use super::{collapse, drain, group_reclaim, limits, memory, swap};
+use super::{collapse, drain, group_reclaim, limits, memory, node_reclaim, swap};
 use crate::policy::{Action, Step};
 use crate::sys::{self, Monotonic};
 use crate::tiermap::Places;
@@ -31,6 +31,8 @@ pub enum Job {
     Drain(TierId, Vec<Target>),
     /// Of a machine's own control group the kernel reclaims so many bytes; what page-outs left in the swap cache first.
     Reclaim(Target, u64),
+    /// Of the first tier's nodes the kernel reclaims so many bytes, while these machines may all be touched.
+    ReclaimNodes(Vec<Target>, u64),
 }
 
 /// Something a lane has done.
@@ -40,6 +42,7 @@ pub enum Done {
     /// Pages brought up, and how long it took.
     Drain(TierId, Result<u64, SwapError>, Duration),
     Reclaim(VmId, Result<Reclaimed, NoReclaim>),
+    ReclaimNodes(Result<Reclaimed, NoReclaim>),
     /// From now on nothing can be sent to these swap tiers, and why; to all others it can.
     Hindered(BTreeMap<TierId, String>),
 }
@@ -136,7 +139,7 @@ impl Lanes {
             Job::Step(_, Step { action: Action::MapStaged | Action::DropStage { .. }, .. }) => &self.mapper,
             // What is being freed is not staged meanwhile: nothing of it is with another lane.
             Job::Step(_, Step { action: Action::Free, .. }) => &self.freer,
-            Job::Reclaim(..) => &self.reclaimer,
+            Job::Reclaim(..) | Job::ReclaimNodes(..) => &self.reclaimer,
             Job::Step(..) | Job::Drain(..) => &self.mover,
         };
         if let Some(jobs) = &lane.jobs {
@@ -217,6 +220,7 @@ impl Job {
             Self::Step(target, _) => format!("moving pages of {}", target.vm.name),
             Self::Drain(tier, _) => format!("draining the tier of level {}", tier.0),
             Self::Reclaim(target, _) => format!("having the kernel reclaim memory of {}", target.vm.name),
+            Self::ReclaimNodes(..) => "having the kernel reclaim memory of the host".to_owned(),
         }
     }
 }
@@ -280,6 +284,11 @@ fn run(
                 group_reclaim::reclaim(&target, &settings.roots, &settings.passage, bytes, stop)
             });
             Done::Reclaim(target.id, reclaimed)
+        }
+        Job::ReclaimNodes(vms, bytes) => {
+            let orders = settings.places.nodes.reclaim_files(TierId(0));
+            let (roots, passage) = (&settings.roots, &settings.passage);
+            Done::ReclaimNodes(node_reclaim::reclaim(&orders, &vms, roots, passage, bytes, stop))
         }
         Job::Drain(tier, machines) => {
             let began = Instant::now();

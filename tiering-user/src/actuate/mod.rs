@@ -19,6 +19,7 @@ mod lanes;
 mod later;
 mod limits;
 mod memory;
+mod node_reclaim;
 mod read_ahead;
 mod recent;
 mod stage;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use procfs::Current as _;
 use procfs::process::Process;
 
+use super::asking::ChosenBy;
 use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Outcome, Skip};
@@ -279,6 +280,11 @@ impl State {
         let cpu_limit = self.config.policy.cpu_limit.0;
         let (refault_limit, psi_limit) = (self.config.policy.refault_limit.0, self.config.policy.psi_limit.0);
         let spent = self.spent_budget(now);
+        let by_host = self
+            .machines
+            .get(&id)
+            .filter(|machine| matches!(self.chosen_by(machine, now), ChosenBy::Host))
+            .and_then(|_| self.host_reclaim.rests(now));
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let counts = machine.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
@@ -290,7 +296,9 @@ impl State {
         machine.braking.second(load, tiers, node_tiers, &self.braking);
         let movable = machine.unmovable().is_none();
         let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
-        let rests = machine.asks_nothing(now).map(|text| (text, "waits for what went out".to_owned()));
+        let rests = by_host
+            .or_else(|| machine.asks_nothing(now))
+            .map(|text| (text, "waits for what went out".to_owned()));
         let strongest = strongest.or(rests).or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
         machine.braking.say(&machine.target.vm.name, strongest);
         self.set_budget(id);

@@ -56,6 +56,12 @@ impl Bystanders {
         })
     }
 
+    /// Name of one of them, and why it is left alone.
+    pub(super) fn first(&self) -> Option<(&String, String)> {
+        let vm = self.listed.values().next()?;
+        Some((&vm.name, vm.refusal.as_ref()?.to_string()))
+    }
+
     /// Why the one of this id cannot be asked about.
     pub(super) fn refusal(&self, id: &str) -> Option<ApiError> {
         let vm = self.listed.values().find(|vm| vm.id() == id)?;

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::answers::millis;
+use super::asking::ChosenBy;
 use super::decisions::Decision;
 use super::machine::Machine;
 use super::state::State;
@@ -74,12 +75,16 @@ impl State {
 
     fn pages_chosen_by(&self, machine: &Machine, now: Monotonic) -> String {
         let group = machine.braking.gauge.as_ref().and_then(|gauge| gauge.memory.group.as_deref());
-        match self.chosen_by_agent(machine, now) {
-            Some(why) => format!("the agent: {why}"),
-            None => {
-                let lately =
-                    if machine.reclaim.has_found_no_cold() { ", nothing cold found lately" } else { "" };
+        let lately = |found_none| if found_none { ", nothing cold found lately" } else { "" };
+        match self.chosen_by(machine, now) {
+            ChosenBy::Agent(why) => format!("the agent: {why}"),
+            ChosenBy::Group => {
+                let lately = lately(machine.reclaim.has_found_no_cold());
                 format!("the kernel: memory.reclaim of {}{lately}", group.unwrap_or_default())
+            }
+            ChosenBy::Host => {
+                let lately = lately(self.host_reclaim.has_found_no_cold());
+                format!("the kernel, of the whole host: reclaim of its memory nodes{lately}")
             }
         }
     }

@@ -30,6 +30,11 @@ impl LeftOut {
         self.0.values().map(|(vm, _)| vm.clone()).collect()
     }
 
+    /// Name of one of them, and the reason.
+    pub(super) fn first(&self) -> Option<(&String, String)> {
+        self.0.values().next().map(|(vm, why)| (&vm.name, why.clone()))
+    }
+
     pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
         self.0.values().map(|(vm, why)| {
             format!("{} (pid {}) is left alone: {why}; it is tried again every second", vm.name, vm.key.pid)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::asking::Asked;
+use super::asked::Asked;
 use super::braking::MachineBrakes;
 use super::came_up::CameUp;
 use super::decisions::Decisions;

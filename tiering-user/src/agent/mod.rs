@@ -14,7 +14,9 @@
 
 mod answers;
 mod aside;
+mod asked;
 mod asking;
+mod asking_host;
 mod blocks;
 mod braking;
 mod bystanders;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tiering_common::VmMoves;
 
+use super::asking::ChosenBy;
 use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, room_bytes};
@@ -134,6 +135,7 @@ impl State {
             }
             self.plan(id);
         }
+        self.ask_host();
         self.go_on_recording();
         self.rearm_one();
         self.compare_machines();
@@ -162,7 +164,7 @@ impl State {
             return;
         }
         let rules = machine.rules(self.config.policy.demote_after.0);
-        let by_agent = self.chosen_by_agent(machine, now).is_some();
+        let chosen_by = self.chosen_by(machine, now);
         let mut allowance = self.allowance();
         let promotable = self.promotable_pages;
         let Some(machine) = self.machines.get(&id) else { return };
@@ -190,10 +192,12 @@ impl State {
             && let Some(allowed) = allowance.get_mut(swap)
             && *allowed > 0
         {
-            if by_agent {
-                *allowed = machine.may_send(*allowed, rules.demote_after, now);
-            } else {
-                ask = std::mem::take(allowed);
+            match chosen_by {
+                ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, rules.demote_after, now),
+                ChosenBy::Group => ask = std::mem::take(allowed),
+                ChosenBy::Host => {
+                    *allowed = (*allowed).min(machine.braking.relief_pages(machine.excess_pages));
+                }
             }
         }
         let Some(machine) = self.machines.get(&id) else { return };
@@ -250,7 +254,7 @@ impl State {
     }
 
     /// Pages that may go to each tier now, by level.
-    fn allowance(&mut self) -> Vec<u64> {
+    pub(super) fn allowance(&mut self) -> Vec<u64> {
         let now = sys::now();
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
         tiers

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::Clock;
 use super::answers::{PendingMap, Ticket};
 use super::aside::Aside;
+use super::asking_host::HostReclaim;
 use super::braking::HostBrakes;
 use super::bystanders::Bystanders;
 use super::ceiling::Ceiling;
@@ -83,6 +84,7 @@ pub(super) struct State {
     /// How much the first tier should have free.
     pub free_space: FreeSpace,
     pub braking: HostBrakes,
+    pub host_reclaim: HostReclaim,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
     /// What is staged may be mapped at once.
@@ -165,6 +167,7 @@ impl State {
             maps: Vec::new(),
             free_space: FreeSpace::default(),
             braking: HostBrakes::default(),
+            host_reclaim: HostReclaim::default(),
             may_stage: true,
             may_map_stages: false,
             damon,
@@ -392,6 +395,7 @@ impl State {
             Done::Step(outcome) => self.on_outcome(&outcome),
             Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
             Done::Reclaim(id, reclaimed) => self.on_reclaimed(id, reclaimed),
+            Done::ReclaimNodes(reclaimed) => self.on_host_reclaimed(reclaimed),
             Done::Hindered(tiers) => self.on_hindered(tiers),
         }
     }
@@ -419,7 +423,8 @@ impl State {
         self.note_trouble(outcome);
         self.record_move(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
-        machine.note_own_reads(outcome);
+        let own_reads = machine.note_own_reads(outcome);
+        self.host_reclaim.note_own_read(own_reads, outcome.finished);
         machine.on_outcome(outcome, now);
         let window = machine.rules(self.config.policy.demote_after.0).window();
         machine.note_trial(outcome, window, now);

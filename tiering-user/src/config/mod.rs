@@ -161,6 +161,8 @@ pub struct Policy {
 pub enum ReclaimBy {
     /// The kernel, of VMs that have a control group (v2) of their own; of others the agent.
     Group,
+    /// The kernel of all VMs: of those without a control group of their own it reclaims memory of the whole host.
+    Host,
     /// The agent.
     Off,
 }

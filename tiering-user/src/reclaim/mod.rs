@@ -21,6 +21,7 @@ mod probation;
 #[cfg(test)]
 mod simulation;
 
+use std::iter::Sum;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -64,6 +65,16 @@ impl Budget {
         let by_pages = touched_pages as f64 * percent / 100.0;
         let least = if percent > 0.0 { LEAST_READS_A_MINUTE } else { 0.0 };
         Some(Self { wait, reads: by_pages.min(by_time).max(least) })
+    }
+}
+
+/// Of several VMs together.
+impl Sum for Budget {
+    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
+        each.fold(Self { wait: Duration::ZERO, reads: 0.0 }, |sum, one| Self {
+            wait: sum.wait + one.wait,
+            reads: sum.reads + one.reads,
+        })
     }
 }
 

@@ -196,6 +196,12 @@ impl Nodes {
         self.0.tiers.get(usize::from(tier.0)).map_or(&[], Vec::as_slice)
     }
 
+    /// The files by which the kernel is asked to reclaim memory of each node of this tier. Not there before Linux 6.17.
+    pub fn reclaim_files(&self, tier: TierId) -> Vec<PathBuf> {
+        let file = |node: &u32| self.0.sys_root.join(format!("devices/system/node/node{node}/reclaim"));
+        self.of_tier(tier).iter().map(file).collect()
+    }
+
     /// The memory of all nodes of this tier.
     pub fn memory(&self, tier: TierId) -> NodeMemory {
         let nodes = self.of_tier(tier).iter().filter_map(|node| memory_of(&self.0.sys_root, *node));

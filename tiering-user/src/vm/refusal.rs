@@ -75,6 +75,20 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The kernel, too, cannot take any of its memory: what is reclaimed of the whole host does not hurt it.
+    #[must_use]
+    pub fn binds_the_kernel(&self) -> bool {
+        matches!(
+            self,
+            Refusal::MemoryLocked
+                | Refusal::DeviceAssigned { .. }
+                | Refusal::GuestMemfd
+                | Refusal::Hugetlb
+                | Refusal::SwapForbidden { .. }
+                | Refusal::Gone
+        )
+    }
+
     /// What is still allowed.
     #[must_use]
     pub fn scope(&self) -> Scope {
