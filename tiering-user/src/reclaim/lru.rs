@@ -3,7 +3,9 @@
 //! In, before each step: what the VM may wait for in a minute. In, at any time: pages that it read back, and pages that
 //! were reclaimed. Out: pages to ask for.
 //!
-//! 1. Steps grow and are halved as everywhere ([`Pacer`]).
+//! 1. Steps grow and are halved as everywhere ([`Pacer`]), but in any minute no more is reclaimed than is expected to
+//!    cost nine tenths of the budget: a page costs what one did in the last five minutes, or in the last one, whichever
+//!    is more. Nothing goes while the VM waits for more than the budget, by the last ten or twenty seconds.
 //! 2. That alone would spend the whole budget for ever on memory which is not cold. So where, in five
 //!    minutes, more than one page was read back for [`COLD_DIVISOR`] that were reclaimed, nothing goes for a while.
 //! 3. Then, and when what is read back has ceased, a few pages are tried. If next to none of them is read back within a
@@ -21,6 +23,15 @@ const COLD_DIVISOR: u64 = 5;
 /// Over so long; fewer pages say nothing.
 const COLD_WINDOW: Duration = Duration::from_mins(5);
 const COLD_LEAST: u64 = 256;
+/// Of the budget, so much is planned to be spent.
+const PLANNED_SHARE: f64 = 0.9;
+/// Before anything is known, so many pages are expected to be read back, of so many.
+const EXPECTED_READS: u64 = 10;
+const EXPECTED_OF: u64 = 500;
+/// Ten seconds of a slow trickle say little.
+const TWENTY: Duration = Duration::from_secs(20);
+/// Of the VM's pages, the largest step: what is no longer cold shows when the steps before have come back.
+const MOST_SHARE: f64 = 0.0075;
 const PROBE_PAGES: u64 = 128;
 /// Nothing is tried before the VM waits for no more than this part of its budget.
 const CALM_DIVISOR: u32 = 4;
@@ -75,16 +86,19 @@ pub struct Lru {
     pause: Duration,
     reads: Lately,
     reclaimed: Lately,
+    /// What the VM waits for one page.
+    wait: Duration,
 }
 
 impl Default for Lru {
     fn default() -> Self {
         Self {
-            pacer: Pacer::with_least(LEAST_PAGES),
+            pacer: Pacer::new(LEAST_PAGES, MOST_SHARE),
             phase: Phase::default(),
             pause: PAUSE_LEAST,
             reads: Lately::default(),
             reclaimed: Lately::default(),
+            wait: Duration::ZERO,
         }
     }
 }
@@ -94,6 +108,9 @@ impl Lru {
     pub fn read_back(&mut self, pages: u64, wait: Duration, now: Monotonic) {
         self.pacer.waited(wait, now);
         self.reads.add(pages, now);
+        if pages > 0 {
+            self.wait = wait / u32::try_from(pages).unwrap_or(u32::MAX);
+        }
     }
 
     /// So many pages were reclaimed.
@@ -114,7 +131,7 @@ impl Lru {
                 if size > 0 && reclaimed >= COLD_LEAST && read * COLD_DIVISOR > reclaimed {
                     return self.rest(now);
                 }
-                size
+                size.min(self.affordable(budget, now))
             }
             // What comes back of the pages before would hide what comes back of a few.
             Phase::Resting { until }
@@ -139,6 +156,26 @@ impl Lru {
                 self.pacer.step(pages, budget, every, now)
             }
         }
+    }
+
+    /// Pages that may go now, so that what goes within a minute costs no more than is planned.
+    fn affordable(&self, budget: Duration, now: Monotonic) -> u64 {
+        let lately = self.wait.as_secs_f64() * (self.reads.within(TWENTY, now) * 3) as f64;
+        if self.pacer.waits_a_minute(now).as_secs_f64().max(lately) > budget.as_secs_f64() {
+            return 0;
+        }
+        let read_back = |time| {
+            let (reads, of) = (self.reads.within(time, now), self.reclaimed.within(time, now));
+            (reads + EXPECTED_READS) as f64 / (of + EXPECTED_OF) as f64
+        };
+        let a_page = self.wait.as_secs_f64() * read_back(COLD_WINDOW).max(read_back(MINUTE));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "pages, any number of them"
+        )]
+        let a_minute = (budget.as_secs_f64() * PLANNED_SHARE / a_page) as u64;
+        a_minute.saturating_sub(self.reclaimed.within(MINUTE, now))
     }
 
     fn rest(&mut self, now: Monotonic) -> u64 {

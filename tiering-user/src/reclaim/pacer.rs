@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::sys::Monotonic;
 
-/// Of the VM's pages: the first step, and the largest.
+/// Of the VM's pages: the first step, and the largest that the agent chooses.
 const START_SHARE: f64 = 0.001;
 const MOST_SHARE: f64 = 0.05;
 /// The first step is no smaller.
@@ -61,8 +61,9 @@ impl Waits {
 /// The steps of one VM.
 #[derive(Clone, Debug)]
 pub struct Pacer {
-    /// A step is no smaller, however small the VM.
+    /// A step is no smaller, however small the VM, and no larger than this share of its pages.
     least_pages: f64,
+    most_share: f64,
     waits: Waits,
     /// None before the first step.
     step_pages: Option<f64>,
@@ -77,15 +78,16 @@ pub struct Pacer {
 
 impl Default for Pacer {
     fn default() -> Self {
-        Self::with_least(LEAST_PAGES)
+        Self::new(LEAST_PAGES, MOST_SHARE)
     }
 }
 
 impl Pacer {
-    /// Steps of at least so many pages.
-    pub fn with_least(least_pages: f64) -> Self {
+    /// Steps of at least so many pages, and at most this share of the VM's.
+    pub fn new(least_pages: f64, most_share: f64) -> Self {
         Self {
             least_pages,
+            most_share,
             waits: Waits::default(),
             step_pages: None,
             cut_pages: None,
@@ -147,7 +149,7 @@ impl Pacer {
         } else {
             size
         };
-        let size = size.clamp(self.least_pages, (pages * MOST_SHARE).max(start));
+        let size = size.clamp(self.least_pages, (pages * self.most_share).max(start));
         self.step_pages = Some(size);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pages of a VM")]
         let size = size as u64;

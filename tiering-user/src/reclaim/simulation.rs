@@ -335,8 +335,8 @@ fn a_vm_that_wakes_as_a_whole_waits_for_each_page_once_and_is_left_alone_for_a_m
     assert_eq!(vm.reclaim.copies(), 0, "nothing goes out");
 }
 
-/// Of a VM whose pages the kernel chooses the budget may be passed while the step is still to be halved.
-const WORST_BY_LRU: u64 = 2 * 260;
+/// Of a VM whose pages the kernel chooses the budget may be passed by what goes until that shows.
+const WORST_BY_LRU: u64 = 260 * 3 / 2;
 
 #[test]
 fn what_the_kernel_chooses_is_cold_wherever_it_lies_and_it_is_asked_no_more_when_nothing_cold_is_left() {
@@ -348,7 +348,7 @@ fn what_the_kernel_chooses_is_cold_wherever_it_lies_and_it_is_asked_no_more_when
         assert!(free(10) >= 70 && free(15) >= 90, "{guest}: {} % {} %", free(10), free(15));
         assert!(vm.worst_minute() < WORST_BY_LRU, "{guest}: {}", vm.worst_minute());
         let late = vm.reads_in(20..30);
-        assert!(late < 10 * 130, "{guest}: half of the budget is not spent for ever: {late}");
+        assert!(late < 10 * 160, "{guest}: its budget is not spent for ever: {late}");
     }
 }
 
