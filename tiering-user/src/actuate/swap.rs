@@ -15,6 +15,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use super::huge;
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::policy::Reason;
@@ -86,6 +87,7 @@ fn place_private(
     // Also after an error: the table must know where the pages are now.
     let after = target.places(&outcome.asked, places).map_err(gone)?;
     let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
+    let became_huge = tried.as_ref().map_or(&[][..], Vec::as_slice);
     for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
         match (*was, *is) {
             (was, is) if is == wanted => outcome.moved(was, wanted, 1),
@@ -93,15 +95,17 @@ fn place_private(
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
             _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
             _ if tried.is_err() || !was_tried(page) => {}
+            (_, is) if places.in_memory(is) && became_huge.contains(page) => outcome.skip(Skip::KeptHuge, 1),
             (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),
         }
     }
     outcome.found = place_runs(&outcome.asked, after.into_iter());
-    tried
+    tried.map(drop)
 }
 
 /// Pages out, until they are in the tier or have been tried often enough, pages of which it is known where they are.
+/// Returns those that were left since they are a part of a huge page now.
 fn rounds(
     target: &Target,
     to: TierId,
@@ -110,8 +114,9 @@ fn rounds(
     swap: &mut SwapTiers,
     (mut pages, mut now): (Vec<PageIndex>, Vec<Place>),
     outcome: &mut Outcome,
-) -> Result<(), Skip> {
+) -> Result<Vec<PageIndex>, Skip> {
     let _one_cpu = OneCpu::bind();
+    let mut became_huge = Vec::new();
     for round in 0..ROUNDS {
         let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
         let to_come_up = select(&pages, &now, elsewhere);
@@ -123,6 +128,7 @@ fn rounds(
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
         keep(room, &mut pages, outcome);
+        became_huge.extend(leave_huge(target, &mut pages)?);
         target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
@@ -137,7 +143,19 @@ fn rounds(
             thread::sleep(UNTIL_WRITTEN);
         }
     }
-    Ok(())
+    Ok(became_huge)
+}
+
+/// Takes out of `pages`, which are ascending, those that have become a part of a huge page that is kept.
+fn leave_huge(target: &Target, pages: &mut Vec<PageIndex>) -> Result<Vec<PageIndex>, Skip> {
+    let small = huge::may_go(target, pages).map_err(gone)?;
+    if small.len() == pages.len() {
+        return Ok(Vec::new());
+    }
+    let small = small.into_owned();
+    let huge = pages.iter().copied().filter(|page| small.binary_search(page).is_err()).collect();
+    *pages = small;
+    Ok(huge)
 }
 
 /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
@@ -173,6 +191,8 @@ fn place_shared(
     outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
+        let huge = leave_huge(target, &mut pages)?;
+        outcome.skip(Skip::KeptHuge, huge.len() as u64);
         target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
     }
     let grown = used_pages(swap, to).map_err(io_failed)?.saturating_sub(used_before);

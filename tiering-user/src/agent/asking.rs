@@ -131,6 +131,11 @@ impl State {
         if self.dry_run {
             return Some("dry run".to_owned());
         }
+        if machine.target.keep_huge {
+            return Some(
+                "its huge pages are kept (huge = \"keep\"), and the kernel would split them".to_owned(),
+            );
+        }
         if self.ladder.node_tiers().0 > 1 {
             return Some(
                 "there are several memory tiers, and the kernel would pass over the lower ones".to_owned(),
@@ -202,7 +207,9 @@ impl State {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
         machine.asked.under_way = None;
-        let Reclaimed { memory_bytes, file_bytes, copies_bytes, .. } = machine.asked.note(reclaimed, now);
+        let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } =
+            machine.asked.note(reclaimed, now);
+        machine.moved.huge_split += huge_bytes / PAGE_BYTES;
         let mut copies = std::mem::take(&mut machine.asked.copies);
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
