@@ -9,7 +9,7 @@
 //! each page-out.
 //!
 //! # Limits
-//! Between that last read and the page-out some microseconds pass, in which a page may still become huge. Only pages
+//! A page may still become huge between that last read and its own page-out, of at most 2 MiB at a time. Only pages
 //! that are mapped as huge ones count (`PAGE_IS_HUGE` of `PAGEMAP_SCAN`): parts of a large folio that are mapped one by
 //! one do not. Before Linux 6.7 a huge page is told by its frames, which small pages in a row look like, and where
 //! frame numbers are not shown, all that is in memory counts as huge.

@@ -31,6 +31,8 @@ const ROUNDS: usize = 3;
 /// (`folio_free_swap` in mm/swapfile.c). Seen once, on a busy disk: 5,319 of 131,072 pages stayed and 1,093 went back
 /// to the tier they had come from.
 const STILL_WRITTEN_DIVISOR: usize = 100;
+/// Pages that are paged out after one look at which are huge, where those are kept: 2 MiB.
+const LOOK_PAGES: usize = 512;
 /// How long the disk is given then, before the next round.
 const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
@@ -128,8 +130,7 @@ fn rounds(
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
         keep(room, &mut pages, outcome);
-        became_huge.extend(leave_huge(target, &mut pages)?);
-        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
+        became_huge.extend(page_out(target, order, &mut pages)?);
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
         let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
@@ -146,16 +147,26 @@ fn rounds(
     Ok(became_huge)
 }
 
-/// Takes out of `pages`, which are ascending, those that have become a part of a huge page that is kept.
-fn leave_huge(target: &Target, pages: &mut Vec<PageIndex>) -> Result<Vec<PageIndex>, Skip> {
-    let small = huge::may_go(target, pages).map_err(gone)?;
-    if small.len() == pages.len() {
-        return Ok(Vec::new());
+/// Pages out `pages`, which are ascending. Takes out of them, and returns, those that have become a part of a huge page
+/// which is kept: of such a machine the page tables are read before each few pages.
+fn page_out(
+    target: &Target,
+    order: &[PageIndex],
+    pages: &mut Vec<PageIndex>,
+) -> Result<Vec<PageIndex>, Skip> {
+    let ordered = in_order(order, pages);
+    let at_a_time = if target.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
+    let mut became_huge = Vec::new();
+    for few in ordered.chunks(at_a_time) {
+        let small = huge::may_go(target, few).map_err(gone)?;
+        target.advise(&small, Advice::PageOut).map_err(gone)?;
+        if small.len() < few.len() {
+            became_huge.extend(few.iter().copied().filter(|page| !small.contains(page)));
+        }
     }
-    let small = small.into_owned();
-    let huge = pages.iter().copied().filter(|page| small.binary_search(page).is_err()).collect();
-    *pages = small;
-    Ok(huge)
+    became_huge.sort_unstable();
+    pages.retain(|page| became_huge.binary_search(page).is_err());
+    Ok(became_huge)
 }
 
 /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
@@ -191,9 +202,8 @@ fn place_shared(
     outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
-        let huge = leave_huge(target, &mut pages)?;
-        outcome.skip(Skip::KeptHuge, huge.len() as u64);
-        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
+        let became_huge = page_out(target, order, &mut pages)?;
+        outcome.skip(Skip::KeptHuge, became_huge.len() as u64);
     }
     let grown = used_pages(swap, to).map_err(io_failed)?.saturating_sub(used_before);
 
