@@ -2,16 +2,23 @@
 
 use serde_json::Value;
 use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
+use tiering_tests::filled::Filled;
+use tiering_tests::guest::{Backend, Guest};
+use tiering_tests::pattern::{Access, Pattern};
+use tiering_tests::skip::{Skip, skip_or_fail};
 
 use crate::host::{
-    At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, runs, vm,
+    At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, runs,
+    vm, wait_for,
 };
 
 fn move_to(agent: &Agent, tier: &str) -> Value {
-    let outcome = agent.tiering(&["move", "tt-moves", "--to", tier, "--json"]).unwrap();
-    serde_json::from_str(&outcome).unwrap()
+    move_of(agent, &["tt-moves", "--to", tier])
+}
+
+fn move_of(agent: &Agent, args: &[&str]) -> Value {
+    let args: Vec<_> = ["move"].iter().chain(args).chain(&["--json"]).copied().collect();
+    serde_json::from_str(&agent.tiering(&args).unwrap()).unwrap()
 }
 
 /// Of the pages that the map knows, how many pagemap shows in these areas, and how many in memory.
@@ -134,7 +141,7 @@ fn a_guest_that_dies_in_the_middle_of_a_move_does_no_harm() {
             assert!(error.contains("ended") || error.contains("no VM"), "{error}");
         }
     });
-    let left = crate::host::wait_for("the agent to notice", || {
+    let left = wait_for("the agent to notice", || {
         let status = agent.status().unwrap();
         let names: Vec<_> =
             status["vms"].as_array().unwrap().iter().map(|vm| vm["name"].to_string()).collect();
@@ -161,7 +168,7 @@ fn a_tier_that_is_full_says_so_and_is_left_in_peace() {
     };
     vm(&agent, "tt-moves");
     guest.stop().unwrap();
-    let full = crate::host::wait_for("the tier to fill", || (written() > 38 << 20).then_some(()));
+    let full = wait_for("the tier to fill", || (written() > 38 << 20).then_some(()));
     assert!(full.is_some(), "{}", written());
 
     let swapped_out = || -> u64 {
@@ -197,5 +204,109 @@ fn a_tiers_folder_may_be_a_link() {
     assert!(there * 100 >= all * 99, "{there} of {all}: {outcome}");
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+/// A guest that stands still, most of its RAM in huge pages. Its last MiB is too short for one.
+fn huge_guest(name: &str) -> Result<Filled, Skip> {
+    let pattern = Pattern { mem_mib: 16, access: Access::Idle, ..Pattern::default() };
+    let guest = Guest::builder(name).memory_mib(97).pattern(pattern).backend(Backend::Anonymous);
+    let guest = Filled::new(guest).unwrap();
+    match huge_bytes(&guest) {
+        0 => Err(Skip(
+            "no huge page is to be had: write madvise to /sys/kernel/mm/transparent_hugepage/enabled"
+                .to_owned(),
+        )),
+        _ => Ok(guest),
+    }
+}
+
+/// By the kernel.
+fn huge_bytes(guest: &Filled) -> u64 {
+    guest.smaps_kib("AnonHugePages").unwrap() << 10
+}
+
+fn swapped_pages(guest: &Filled) -> u64 {
+    let at = pagemap(guest.guest().pid(), guest.ram().start, guest.all_pages());
+    at.iter().filter(|at| matches!(at, At::Swap { .. })).count() as u64
+}
+
+/// The VMs called `tt-keep*` keep their huge pages.
+fn config_that_keeps(host: &Host, demote_after: &str) -> String {
+    let rule = "[[vm]]\nmatch = { name = \"tt-keep*\" }\ntenant = \"test\"\nhuge = \"keep\"\n[[vm]]";
+    host.config(demote_after).replacen("[[vm]]", rule, 1)
+}
+
+#[test]
+fn huge_pages_that_are_kept_stay_and_the_small_pages_beside_them_go() {
+    let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let Some(kept) = skip_or_fail(huge_guest("tt-keep")) else { return };
+    let Some(split) = skip_or_fail(huge_guest("tt-split")) else { return };
+    let (kept_before, split_before) = (huge_bytes(&kept), huge_bytes(&split));
+    let agent = Agent::start(&config_that_keeps(&host, "1h"), &[]).unwrap();
+    for name in ["tt-keep", "tt-split"] {
+        vm(&agent, name);
+        // The agent reads the page tables before it shows a map.
+        runs(&agent, name);
+    }
+    let explain = |name: &str, args: &[&str]| agent.tiering(&[&["explain", name], args].concat()).unwrap();
+    let told: Value = serde_json::from_str(&explain("tt-keep", &["--json"])).unwrap();
+    assert_eq!((&told["huge"], &told["huge_kept_bytes"]), (&"keep".into(), &kept_before.into()), "{told}");
+    let text = explain("tt-keep", &[]);
+    assert!(text.contains("kept (huge = \"keep\")"), "{text}");
+    assert!(text.contains("its huge pages are kept"), "the kernel is not asked: {text}");
+    assert!(explain("tt-split", &[]).contains("split where they go to swap"));
+
+    let outcome = move_of(&agent, &["tt-keep", "--to", "nvme"]);
+    println!("kept: {kept_before} bytes in huge pages; {outcome}");
+    assert_eq!(huge_bytes(&kept), kept_before, "{outcome}");
+    let small = kept.all_pages() - kept_before / PAGE;
+    assert!(
+        small >= 256 && swapped_pages(&kept) * 100 >= small * 99,
+        "{} of {small}: {outcome}",
+        swapped_pages(&kept)
+    );
+    let left =
+        outcome["skipped"].as_object().unwrap().iter().find(|(why, _)| why.contains("huge = \"keep\""));
+    assert_eq!(left.unwrap().1, &Value::from(kept_before / PAGE), "{outcome}");
+    assert_eq!(outcome["huge_split_bytes"], 0, "{outcome}");
+    // A part of a huge page stays too.
+    let start = kept.ram().start + (33 << 20);
+    let range = format!("{start:#x}..{:#x}", start + 16 * PAGE);
+    let outcome = move_of(&agent, &["tt-keep", "--to", "nvme", "--hva", &range]);
+    assert_eq!((&outcome["asked_pages"], &outcome["moved_pages"]), (&16.into(), &0.into()), "{outcome}");
+    assert_eq!(huge_bytes(&kept), kept_before, "{outcome}");
+    let page = explain("tt-keep", &["--hva", &format!("{start:#x}")]);
+    assert!(page.contains("does not go to nvme: part of a huge page"), "{page}");
+
+    let outcome = move_of(&agent, &["tt-split", "--to", "nvme"]);
+    println!("split: {split_before} bytes in huge pages; {outcome}");
+    assert_eq!(huge_bytes(&split), 0, "{outcome}");
+    assert_eq!(outcome["huge_split_bytes"], split_before, "{outcome}");
+    let total = |name: &str| vm(&agent, name)["huge_split_bytes_total"].clone();
+    assert_eq!((total("tt-keep"), total("tt-split")), (0.into(), split_before.into()));
+
+    assert_eq!((kept.changed_pages(0).unwrap(), split.changed_pages(0).unwrap()), (0, 0));
+    drop((kept, split));
+    drain_and_end(agent, &host);
+}
+
+#[test]
+fn the_policy_sends_only_small_pages_of_a_vm_that_keeps_its_huge_ones() {
+    let Some(()) = skip_or_fail(no_swap_is_on()) else { return };
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let Some(kept) = skip_or_fail(huge_guest("tt-keep")) else { return };
+    let before = huge_bytes(&kept);
+    let small = kept.all_pages() - before / PAGE;
+    let agent = Agent::start(&config_that_keeps(&host, "1s"), &[]).unwrap();
+    let gone = wait_for("its small pages to go", || (swapped_pages(&kept) * 10 >= small * 9).then_some(()));
+    assert!(gone.is_some(), "{} of {small}: {}", swapped_pages(&kept), vm(&agent, "tt-keep"));
+    // Long enough for trials of what is left.
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    assert_eq!(huge_bytes(&kept), before, "{}", vm(&agent, "tt-keep"));
+    assert_eq!(vm(&agent, "tt-keep")["huge_kept_bytes"], before);
+    assert_eq!(kept.changed_pages(0).unwrap(), 0);
+    drop(kept);
     drain_and_end(agent, &host);
 }

@@ -1,8 +1,8 @@
 //! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
 //! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
-//! page cache and its copies in the swap cache fell ([`Reclaimed`]): what the kernel says of its own success is not
-//! used. Not here: whether it should be done (`reclaim`).
+//! page cache, its copies in the swap cache and its huge pages fell ([`Reclaimed`]): what the kernel says of its own
+//! success is not used. Not here: whether it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
 //!    nobody else. The kernel does not see who else uses a page that is charged elsewhere.
@@ -57,10 +57,12 @@ pub struct Reclaimed {
     pub file_bytes: u64,
     /// Copies in the swap cache.
     pub copies_bytes: u64,
+    /// Anonymous huge pages, which were split or went as a whole. Those that went are a part of `memory_bytes` too.
+    pub huge_bytes: u64,
 }
 
 impl Reclaimed {
-    /// All of it.
+    /// All of it that became free.
     pub fn bytes(&self) -> u64 {
         self.memory_bytes + self.file_bytes + self.copies_bytes
     }
@@ -102,6 +104,7 @@ pub(super) fn reclaim(
         memory_bytes: fell(|memory| memory.guest_bytes),
         file_bytes: fell(|memory| memory.file_bytes),
         copies_bytes: fell(|memory| memory.swap_cached_bytes),
+        huge_bytes: fell(|memory| memory.huge_bytes),
     };
     // What was reclaimed before an error counts.
     match result {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::group_reclaim::{NoReclaim, Proofs, Reclaimed};
+use super::huge::{self, HugePages};
 use super::later::Preferences;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
@@ -348,9 +349,21 @@ fn run_step(
     } else {
         let moves = matches!(step.action, Action::Place { .. });
         let given_back = if moves { outcome.leave_out_given_back(target) } else { Vec::new() };
+        // Before the control groups' room is divided: what is not sent needs none.
+        let kept = match huge::leave_out(target, places, &mut outcome) {
+            Ok(kept) => kept,
+            Err(why) => {
+                let left = std::mem::take(&mut outcome.asked);
+                outcome.skip(why, left.len() as u64);
+                outcome.left_out.extend(left);
+                Vec::new()
+            }
+        };
         let fails_before = limits::leave_out(target, &settings.roots, places, &mut outcome);
         // A machine that cannot be read any more is told of by what comes next.
+        let mut huge_before = HugePages::default();
         if moves {
+            huge_before = HugePages::of(target, &outcome.asked).unwrap_or_default();
             target.note_homes(&outcome.asked, places).ok();
         }
         match (step.action, swap) {
@@ -369,6 +382,11 @@ fn run_step(
         }
         limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
         outcome.found_absent(&given_back);
+        outcome.found_too(kept);
+        if huge_before != HugePages::default() {
+            let after = HugePages::of(target, &outcome.asked);
+            outcome.huge_split_pages = after.map_or(0, |after| huge_before.lost_pages(&after));
+        }
     }
     outcome.finished = sys::now();
     outcome

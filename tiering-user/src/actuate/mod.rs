@@ -15,6 +15,7 @@ mod collapse;
 mod drain;
 mod group_reclaim;
 mod homes;
+mod huge;
 mod lanes;
 mod later;
 mod limits;

@@ -45,6 +45,7 @@ pub(super) fn reclaim(
         memory_bytes: memory(&before).saturating_sub(memory(&after)),
         file_bytes: 0,
         copies_bytes: before.swap_cached.saturating_sub(after.swap_cached),
+        huge_bytes: before.anon_hugepages.unwrap_or(0).saturating_sub(after.anon_hugepages.unwrap_or(0)),
     };
     // What was reclaimed before an error counts.
     match result {

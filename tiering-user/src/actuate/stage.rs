@@ -1,5 +1,6 @@
 //! Pages up from swap into memory ahead of need, and back.
 
+use super::huge;
 use super::target::{Outcome, Skip, Target, gone, place_runs};
 use crate::sys::{Advice, PageState};
 use crate::tiermap::{PageIndex, PageRun, Place, Places};
@@ -46,7 +47,7 @@ pub(super) fn drop_stage(target: &Target, mapped: bool, places: &Places, outcome
         // A few at a time: what the kernel has let go of already comes up once more.
         for pages in pages.chunks(DROP_PAGES) {
             target.at_home(pages, TierId(0), places, |pages| target.touch_read(pages))?;
-            target.advise(pages, Advice::PageOut)?;
+            target.advise(&huge::may_go(target, pages)?, Advice::PageOut)?;
         }
         let after = target.states(&asked)?;
         outcome.moved_pages = swapped(&asked, &after).len() as u64;

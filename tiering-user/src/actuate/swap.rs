@@ -15,6 +15,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use super::huge;
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::policy::Reason;
@@ -30,6 +31,8 @@ const ROUNDS: usize = 3;
 /// (`folio_free_swap` in mm/swapfile.c). Seen once, on a busy disk: 5,319 of 131,072 pages stayed and 1,093 went back
 /// to the tier they had come from.
 const STILL_WRITTEN_DIVISOR: usize = 100;
+/// Pages that are paged out after one look at which are huge, where those are kept: 2 MiB.
+const LOOK_PAGES: usize = 512;
 /// How long the disk is given then, before the next round.
 const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
@@ -86,6 +89,7 @@ fn place_private(
     // Also after an error: the table must know where the pages are now.
     let after = target.places(&outcome.asked, places).map_err(gone)?;
     let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
+    let became_huge = tried.as_ref().map_or(&[][..], Vec::as_slice);
     for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
         match (*was, *is) {
             (was, is) if is == wanted => outcome.moved(was, wanted, 1),
@@ -93,15 +97,17 @@ fn place_private(
             (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
             _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
             _ if tried.is_err() || !was_tried(page) => {}
+            (_, is) if places.in_memory(is) && became_huge.contains(page) => outcome.skip(Skip::KeptHuge, 1),
             (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
             _ => outcome.skip(Skip::ElsewhereInSwap, 1),
         }
     }
     outcome.found = place_runs(&outcome.asked, after.into_iter());
-    tried
+    tried.map(drop)
 }
 
 /// Pages out, until they are in the tier or have been tried often enough, pages of which it is known where they are.
+/// Returns those that were left since they are a part of a huge page now.
 fn rounds(
     target: &Target,
     to: TierId,
@@ -110,8 +116,9 @@ fn rounds(
     swap: &mut SwapTiers,
     (mut pages, mut now): (Vec<PageIndex>, Vec<Place>),
     outcome: &mut Outcome,
-) -> Result<(), Skip> {
+) -> Result<Vec<PageIndex>, Skip> {
     let _one_cpu = OneCpu::bind();
+    let mut became_huge = Vec::new();
     for round in 0..ROUNDS {
         let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
         let to_come_up = select(&pages, &now, elsewhere);
@@ -123,7 +130,7 @@ fn rounds(
         // After the slots were given back: they may lie in a tier that is filled before this one.
         let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
         keep(room, &mut pages, outcome);
-        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
+        became_huge.extend(page_out(target, order, &mut pages)?);
         // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
         // was touched, or cannot go.
         let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
@@ -137,7 +144,29 @@ fn rounds(
             thread::sleep(UNTIL_WRITTEN);
         }
     }
-    Ok(())
+    Ok(became_huge)
+}
+
+/// Pages out `pages`, which are ascending. Takes out of them, and returns, those that have become a part of a huge page
+/// which is kept: of such a machine the page tables are read before each few pages.
+fn page_out(
+    target: &Target,
+    order: &[PageIndex],
+    pages: &mut Vec<PageIndex>,
+) -> Result<Vec<PageIndex>, Skip> {
+    let ordered = in_order(order, pages);
+    let at_a_time = if target.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
+    let mut became_huge = Vec::new();
+    for few in ordered.chunks(at_a_time) {
+        let small = huge::may_go(target, few).map_err(gone)?;
+        target.advise(&small, Advice::PageOut).map_err(gone)?;
+        if small.len() < few.len() {
+            became_huge.extend(few.iter().copied().filter(|page| !small.contains(page)));
+        }
+    }
+    became_huge.sort_unstable();
+    pages.retain(|page| became_huge.binary_search(page).is_err());
+    Ok(became_huge)
 }
 
 /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
@@ -173,7 +202,8 @@ fn place_shared(
     outcome.tags = tags(target, &pages);
     let used_before = used_pages(swap, to).map_err(io_failed)?;
     for _ in 0..2 {
-        target.advise(&in_order(order, &pages), Advice::PageOut).map_err(gone)?;
+        let became_huge = page_out(target, order, &mut pages)?;
+        outcome.skip(Skip::KeptHuge, became_huge.len() as u64);
     }
     let grown = used_pages(swap, to).map_err(io_failed)?.saturating_sub(used_before);
 

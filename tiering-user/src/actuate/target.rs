@@ -36,6 +36,8 @@ pub struct Target {
     pub layout: Arc<Layout>,
     /// Where other machines may learn from this one.
     pub tag_key: Option<Arc<TagKey>>,
+    /// Its huge pages do not go to swap.
+    pub keep_huge: bool,
     /// Written by the lanes.
     pub homes: Arc<Homes>,
 }
@@ -59,6 +61,8 @@ pub enum Skip {
     NoRoom(GroupLimit),
     /// Left by the kernel, which found no swap for the machine's control group.
     NoSwap,
+    /// Part of a huge page, which the configuration keeps.
+    KeptHuge,
     /// From the hugetlb pool: cannot be swapped.
     Hugetlb,
     /// Mapped by another process too, so that they stay on their node.
@@ -96,6 +100,9 @@ impl fmt::Display for Skip {
             Self::NoSwap => f.write_str(
                 "left by the kernel, which found no swap for the control group (memory.swap.events)",
             ),
+            Self::KeptHuge => f.write_str(
+                "part of a huge page, which stays in memory as a whole (huge = \"keep\" in the configuration)",
+            ),
             Self::Hugetlb => f.write_str("from the hugetlb pool, which cannot be swapped"),
             Self::MappedElsewhere => f.write_str("mapped by another process too: stays on its node"),
             Self::Bound => f.write_str("the machine binds its RAM to memory nodes (policy=bind)"),
@@ -125,6 +132,8 @@ pub struct Outcome {
     pub moved_pages: u64,
     /// Those of them that came from a tier further down.
     pub raised_pages: u64,
+    /// Pages of huge pages that are none any more, also of their parts that were not asked for.
+    pub huge_split_pages: u64,
     /// Content of pages that were to go to swap, whether or not they got there.
     pub tags: Vec<(PageIndex, Tag)>,
     pub skipped: BTreeMap<Skip, u64>,
@@ -143,6 +152,7 @@ impl Outcome {
             found: Vec::new(),
             moved_pages: 0,
             raised_pages: 0,
+            huge_split_pages: 0,
             tags: Vec::new(),
             skipped: BTreeMap::new(),
             finished,
@@ -167,7 +177,12 @@ impl Outcome {
 
     /// Notes that these pages do not exist.
     pub(super) fn found_absent(&mut self, pages: &[PageIndex]) {
-        self.found.extend(place_runs(pages, pages.iter().map(|_| Place::Untouched)));
+        self.found_too(place_runs(pages, pages.iter().map(|_| Place::Untouched)));
+    }
+
+    /// Notes where pages are that were not tried.
+    pub(super) fn found_too(&mut self, runs: Vec<(PageRun, Place)>) {
+        self.found.extend(runs);
         self.found.sort_by_key(|(run, _)| run.first);
     }
 

@@ -222,6 +222,7 @@ impl State {
         let total = &mut ticket.outcome;
         total.moved_pages += outcome.moved_pages;
         total.moved_bytes += outcome.moved_pages * PAGE_BYTES;
+        total.huge_split_bytes += outcome.huge_split_pages * PAGE_BYTES;
         total.in_tier_pages += outcome.in_place(Place::In(ticket.to));
         for (skip, pages) in &outcome.skipped {
             *total.skipped.entry(skip.to_string()).or_default() += pages;

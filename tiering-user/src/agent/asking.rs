@@ -47,6 +47,10 @@ impl State {
         if self.dry_run {
             return ChosenBy::Agent("dry run".to_owned());
         }
+        if machine.target.keep_huge {
+            let why = "its huge pages are kept (huge = \"keep\"), and the kernel would split them";
+            return ChosenBy::Agent(why.to_owned());
+        }
         if self.ladder.node_tiers().0 > 1 {
             let why = "there are several memory tiers, and the kernel would pass over the lower ones";
             return ChosenBy::Agent(why.to_owned());
@@ -134,7 +138,9 @@ impl State {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
         let mut copies = machine.asked.end();
-        let Reclaimed { memory_bytes, file_bytes, copies_bytes, .. } = machine.asked.note(reclaimed, now);
+        let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } =
+            machine.asked.note(reclaimed, now);
+        machine.moved.huge_split += huge_bytes / PAGE_BYTES;
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
         machine.freeing = false;

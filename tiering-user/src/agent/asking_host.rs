@@ -140,9 +140,11 @@ impl State {
         }
         let bound = |refusal: &Option<Refusal>| refusal.as_ref().is_some_and(Refusal::binds_the_kernel);
         let mut others = self.machines.values().filter(|vm| !bound(&vm.target.vm.refusal));
-        let managed = others.find_map(|vm| Some((&vm.target.vm.name, vm.never_to_swap()?)));
+        let keeps_huge = |vm: &Machine| vm.target.keep_huge.then(|| "its huge pages are kept".to_owned());
+        let managed =
+            others.find_map(|vm| Some((&vm.target.vm.name, vm.never_to_swap().or_else(|| keeps_huge(vm))?)));
         let (name, why) = managed.or_else(|| self.bystanders.first()).or_else(|| self.left_out.first())?;
-        Some(format!("the kernel would take memory of {name} too, which must not be touched: {why}"))
+        Some(format!("the kernel would take memory of {name} too, and must not: {why}"))
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) struct Decision {
     /// Pages the step was about, ascending, each with where it was afterwards if that was read back.
     pub runs: Vec<(PageRun, Option<Place>)>,
     pub moved_pages: u64,
+    pub huge_split_pages: u64,
     pub skipped: BTreeMap<Skip, u64>,
 }
 
@@ -71,6 +72,7 @@ impl Decisions {
             reason: outcome.reason,
             runs,
             moved_pages: outcome.moved_pages,
+            huge_split_pages: outcome.huge_split_pages,
             skipped: outcome.skipped.clone(),
         });
         while self.log.len() > 1 && (self.log.len() > STEPS || self.runs > self.most_runs) {
@@ -126,6 +128,7 @@ mod tests {
             found: found.to_vec(),
             moved_pages: 0,
             raised_pages: 0,
+            huge_split_pages: 0,
             tags: Vec::new(),
             skipped: BTreeMap::new(),
             finished: Monotonic(7),

@@ -13,6 +13,7 @@ use super::asking::ChosenBy;
 use super::decisions::Decision;
 use super::machine::Machine;
 use super::state::State;
+use crate::actuate::Skip;
 use crate::policy::{Action, Rules};
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::explain::{
@@ -40,6 +41,8 @@ impl State {
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: self.limited_by(machine),
             pages_chosen_by: self.pages_chosen_by(machine, now),
+            huge: machine.settings.huge.name().to_owned(),
+            huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
             resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: machine
@@ -154,6 +157,9 @@ impl State {
             return stays(format!("does not go to {}: that tier was drained", tier.name));
         }
         let rules = machine.rules(self.config.policy.demote_after.0);
+        if rules.keeps_huge(&machine.pages, to) && machine.pages.block_of(page).huge {
+            return stays(format!("does not go to {}: {}", tier.name, Skip::KeptHuge));
+        }
         let wait = Wait::of(entry, &rules, from, now);
         let mut when = wait.in_words(&tier.name);
         if from == TierId(0)
@@ -191,6 +197,7 @@ impl State {
             reason: step.reason.to_string(),
             pages: step.pages(),
             moved_pages: step.moved_pages,
+            huge_split_bytes: step.huge_split_pages * PAGE_BYTES,
             skipped: step.skipped.iter().map(|(skip, pages)| (skip.to_string(), *pages)).collect(),
             page_in: place.flatten().map(|place| self.place_name(place)),
         }
@@ -240,6 +247,7 @@ mod tests {
             excess_pages: 0,
             bands: Bands::ROOMY,
             armed_at: None,
+            keep_huge: false,
         };
         let entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
         let wait = |entry, now| Wait::of(entry, &rules, TierId(0), Seconds(now)).in_words("nvme");

@@ -6,7 +6,7 @@
 //! | memory | how |
 //! |---|---|
 //! | private, while swap is less than half full | each page is mapped, which costs no read, and paged out again, which costs no write: its slot still stands |
-//! | of a VM that has a control group (v2) of its own | the group's `memory.reclaim` |
+//! | of a VM that has a control group (v2) of its own, without `huge = "keep"` | the group's `memory.reclaim` |
 //! | any other | the kernel frees it when somebody wants the memory |
 //!
 //! # Limits
@@ -144,10 +144,11 @@ impl Machine {
         (in_swap * PAGE_BYTES).saturating_sub(self.swap_cached_bytes())
     }
 
-    /// Whether its control group can be told to free copies. Staged pages are what the kernel would take first.
+    /// Whether its control group can be told to free copies. Staged pages are what the kernel would take first, and it
+    /// would split huge pages on its way.
     fn may_free_by_group(&self) -> bool {
         let copies = self.braking.swap_cached_bytes().unwrap_or(0);
-        copies > 0 && self.stages.up_unmapped().next().is_none()
+        copies > 0 && !self.target.keep_huge && self.stages.up_unmapped().next().is_none()
     }
 
     /// Whether more than half of the swap is used that one of its control groups may use.

@@ -17,7 +17,7 @@ use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
 use crate::actuate::{Homes, Outcome, Skip, Target};
 use crate::class::Belief;
-use crate::config::{Priors, VmSettings};
+use crate::config::{Huge, Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
@@ -52,6 +52,8 @@ pub(super) struct Moved {
     pub ping_pong: u64,
     /// Made into huge pages again.
     pub collapsed: u64,
+    /// In huge pages before a step and not after it, whoever chose them.
+    pub huge_split: u64,
 }
 
 #[derive(Debug)]
@@ -162,6 +164,7 @@ impl Machine {
             process: Arc::new(process),
             layout: Arc::new(layout.clone()),
             tag_key,
+            keep_huge: settings.huge == Huge::Keep,
             homes: Arc::new(Homes::new(layout.pages())),
         };
         Self {
@@ -234,6 +237,7 @@ impl Machine {
             excess_pages: self.excess_pages,
             bands: self.bands,
             armed_at: self.armed_at,
+            keep_huge: self.target.keep_huge,
         }
     }
 
@@ -463,6 +467,7 @@ impl Machine {
     /// Takes over what became of a step.
     pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
         self.decisions.note(outcome);
+        self.moved.huge_split += outcome.huge_split_pages;
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.
             let missed = outcome.reason != Reason::MayBeTouched

@@ -378,6 +378,9 @@ impl State {
                 let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
                 let weight = weight(machine.priority());
                 let there = counts.get(Place::In(TierId(0)));
+                // Others have to give what this one cannot.
+                let held = if machine.pages.node_tiers().0 <= 1 { machine.huge_kept_pages() } else { 0 };
+                let floor = floor.max(held);
                 let leaving = machine.leaving_pages().min(there);
                 let wants = there - leaving;
                 // Where nothing is missing, everybody has what it wants.
@@ -393,5 +396,12 @@ impl State {
                 machine.room_pages = relief.share_pages + spare_pages;
             }
         }
+    }
+}
+
+impl Machine {
+    /// Pages in memory that do not go to swap since they are parts of huge pages which are kept.
+    pub(super) fn huge_kept_pages(&self) -> u64 {
+        if self.target.keep_huge { self.pages.huge_pages() } else { 0 }
     }
 }

@@ -192,6 +192,8 @@ impl State {
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
             huge_bytes: machine.huge_bytes,
             huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
+            huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
+            huge_split_bytes_total: machine.moved.huge_split * PAGE_BYTES,
             collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
             ksm_bytes: machine.braking.ksm_bytes(),
             swap_cached_bytes: Some(machine.swap_cached_bytes()),

@@ -471,6 +471,7 @@ impl State {
                 | Skip::Locked
                 | Skip::Shared
                 | Skip::TierFailed(_)
+                | Skip::KeptHuge
                 | Skip::Hugetlb
                 | Skip::MappedElsewhere
                 | Skip::Bound

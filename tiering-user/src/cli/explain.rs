@@ -20,6 +20,15 @@ pub fn explanation(answer: &Explanation) -> String {
     );
     row("limited by", or_none(answer.limited_by.clone()));
     row("pages chosen by", answer.pages_chosen_by.clone());
+    let huge = match answer.huge.as_str() {
+        "keep" => format!(
+            "kept (huge = \"keep\"): they hold {} of memory, which does not go to swap",
+            size(answer.huge_kept_bytes)
+        ),
+        "split" => "split where they go to swap".to_owned(),
+        _ => NONE.to_owned(),
+    };
+    row("huge pages", huge);
     row("resting", answer.resting_ms.map_or("no".to_owned(), |ms| format!("for {} more", time(ms))));
     row("waiting", format!("{} pages", answer.waiting_pages));
     let before = &answer.known_before;
@@ -142,6 +151,7 @@ mod tests {
             reason: reason.to_owned(),
             pages: 512,
             moved_pages: 500,
+            huge_split_bytes: 0,
             skipped: [("no page there".to_owned(), 12)].into(),
             page_in: page_in.map(str::to_owned),
         };
@@ -169,6 +179,16 @@ mod tests {
             assert!(text.contains(word), "{word}: {text}");
         }
         assert!(!text.contains("touched next"), "only what meant the page: {text}");
+    }
+
+    #[test]
+    fn it_is_told_that_huge_pages_are_kept_and_how_much_memory_that_holds() {
+        let mut answer =
+            Explanation { huge: "keep".to_owned(), huge_kept_bytes: 96 << 20, ..Explanation::default() };
+        let text = explanation(&answer);
+        assert!(text.contains("kept (huge = \"keep\"): they hold 96.0 MiB of memory"), "{text}");
+        answer.huge = "split".to_owned();
+        assert!(explanation(&answer).contains("split where they go to swap"));
     }
 
     #[test]

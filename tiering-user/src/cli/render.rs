@@ -213,12 +213,16 @@ pub fn vm(vm: &VmStatus) -> String {
     row(
         "in huge pages",
         format!(
-            "{} ({} were and are not, {} made again)",
+            "{} ({} were and are not; {} split by moves, {} made again)",
             size(vm.huge_bytes),
             size(vm.huge_lost_bytes),
+            size(vm.huge_split_bytes_total),
             size(vm.collapsed_bytes_total)
         ),
     );
+    if vm.huge_kept_bytes > 0 {
+        row("  of these kept", format!("{}: they do not go to swap", size(vm.huge_kept_bytes)));
+    }
     row("merged by KSM", vm.ksm_bytes.map_or_else(|| "the kernel does not tell".to_owned(), size));
     row("freed", format!("{}: in swap, and not in the swap cache", size(vm.freed_bytes)));
     row("in the swap cache", vm.swap_cached_bytes.map_or_else(|| "the agent does not tell".to_owned(), size));
@@ -341,6 +345,9 @@ pub fn moved(outcome: &MoveOutcome, to: &str) -> String {
         outcome.elapsed_ms,
         outcome.in_tier_pages
     );
+    if outcome.huge_split_bytes > 0 {
+        text += &format!("huge pages: {} of them are split\n", size(outcome.huge_split_bytes));
+    }
     for (reason, pages) in &outcome.skipped {
         text += &format!("left alone: {pages} pages, {reason}\n");
     }

@@ -154,10 +154,12 @@ fn a_move_reports_what_was_left_alone() {
         moved_pages: 8,
         moved_bytes: 32768,
         in_tier_pages: 7,
+        huge_split_bytes: 2 << 20,
         skipped: [("mapped twice".to_owned(), 2)].into(),
         elapsed_ms: 3,
     };
     let text = moved(&outcome, "qlc");
     assert!(text.contains("8 of 10 pages (32.0 KiB)") && text.contains("read back there: 7"), "{text}");
     assert!(text.contains("2 pages, mapped twice"), "{text}");
+    assert!(text.contains("huge pages: 2.0 MiB of them are split"), "{text}");
 }

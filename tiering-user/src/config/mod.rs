@@ -167,6 +167,34 @@ pub enum ReclaimBy {
     Off,
 }
 
+/// What becomes of a VM's huge pages (THP) that would leave memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Huge {
+    /// They go to swap like all others, and come back in small pages.
+    #[default]
+    Split,
+    /// They stay in memory as a whole.
+    Keep,
+}
+
+impl Huge {
+    /// As it stands in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Keep => "keep",
+        }
+    }
+
+    /// `skip_serializing_if` passes a reference.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the form serde wants")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// When pages come up before they are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -218,6 +246,9 @@ pub struct VmRule {
     /// `false`: watch the VM, but never move its pages.
     #[serde(default = "yes")]
     pub managed: bool,
+    /// Whether its huge pages may be sent to a swap tier, which splits them.
+    #[serde(default, skip_serializing_if = "Huge::is_default")]
+    pub huge: Huge,
 }
 
 /// What a [`VmRule`] looks at.
@@ -236,6 +267,7 @@ pub struct VmSettings {
     /// `None`: the VM is its own tenant.
     pub tenant: Option<String>,
     pub managed: bool,
+    pub huge: Huge,
 }
 
 impl Config {
@@ -248,8 +280,11 @@ impl Config {
                 class: rule.class,
                 tenant: rule.tenant.clone(),
                 managed: rule.managed,
+                huge: rule.huge,
             },
-            None => VmSettings { priority: None, class: None, tenant: None, managed: true },
+            None => {
+                VmSettings { priority: None, class: None, tenant: None, managed: true, huge: Huge::default() }
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Backing, Class, Listen, Percent, Period, Priors, Rate, Size};
+use crate::config::{Backing, Class, Huge, Listen, Percent, Period, Priors, Rate, Size};
 use std::time::Duration;
 
 /// The example that users are shown.
@@ -51,6 +51,7 @@ match = { name = "db-*" }
 priority = 90
 class = "database"
 tenant = "acme"
+huge = "keep"
 [[vm]]
 match = { name = "fw-*" }
 managed = false
@@ -125,11 +126,13 @@ fn the_first_matching_rule_sets_a_vm() {
     let database = config.vm_settings("db-1");
     assert_eq!((database.priority, database.class), (Some(90), Some(Class::Database)));
     assert_eq!(database.tenant.as_deref(), Some("acme"));
+    assert_eq!(database.huge, Huge::Keep);
     let firewall = config.vm_settings("fw-1");
-    assert_eq!((firewall.priority, firewall.managed), (None, false));
+    assert_eq!((firewall.priority, firewall.managed, firewall.huge), (None, false, Huge::Split));
     assert_eq!(config.vm_settings("web-1").priority, Some(10));
     let unnamed = Config::default().vm_settings("web-1");
     assert_eq!((unnamed.priority, unnamed.tenant, unnamed.managed), (None, None, true));
+    assert_eq!(unnamed.huge, Huge::Split, "huge pages are split unless somebody says otherwise");
 }
 
 #[test]
@@ -156,6 +159,12 @@ fn wrong_values_are_refused_with_what_is_allowed() {
     assert_refused("[telemetry]\nlisten = 9469", "2:10", &["in quotes", "127.0.0.1:9469"]);
     assert_refused("[policy]\ncpu_limit = 5", "2:13", &["10%"]);
     assert_refused("[[vm]]\nmatch = { name = \"*\" }\nclass = \"databse\"", "3:9", &["databse", "database"]);
+    assert_refused(
+        "[[vm]]\nmatch = { name = \"*\" }\nhuge = \"kept\"",
+        "3:8",
+        &["kept", "`split`", "`keep`"],
+    );
+    assert_refused("[[vm]]\nmatch = { name = \"*\" }\nhuge = true", "3:8", &["string"]);
     assert_refused("[agent]\ndry_run = \"no\"", "2:11", &["boolean"]);
     assert_refused("[agent\n", "1:7", &[]);
 }

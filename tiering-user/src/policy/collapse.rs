@@ -1,4 +1,8 @@
 //! Which blocks become huge pages again.
+//!
+//! In: the table. Out: a step for whole blocks that were huge pages and are back in the first tier. It does not matter
+//! who took them out of memory: the agent, the kernel that the agent asked (`memory.reclaim`), or the kernel by itself.
+//! That a block was huge is known from sweeps, so one must have seen it before.
 
 use super::{Action, Reason, Rules, Step};
 use crate::tiermap::{BLOCK_PAGES, Place, Seconds, VmPages};
@@ -41,7 +45,7 @@ pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiermap::{Layout, PageRun};
+    use crate::tiermap::{Layout, PageRun, Sweep};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
     use std::time::Duration;
@@ -78,5 +82,40 @@ mod tests {
         pages.tried_to_collapse(&second);
         assert_eq!(plan(&pages, 3).unwrap()[0], 0, "the kernel did not want the second");
         assert_eq!(pages.split_blocks(), 2, "nothing is lost silently");
+    }
+
+    #[test]
+    fn a_block_that_the_kernel_took_becomes_huge_again_too() {
+        let region = RamRegion { start: Hva(0x20_0000), bytes: 512 * 4096, backing: Backing::Anonymous };
+        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
+        let all = PageRun { first: 0, count: BLOCK_PAGES };
+        let touch_all = |pages: &mut VmPages, at| {
+            for page in all.pages() {
+                pages.touch(page, Seconds(at), false);
+            }
+        };
+        let plan = |pages: &VmPages, now| {
+            collapses(VmId(1), pages, &RULES, 10, Seconds(now)).map(|step| step.pages.len())
+        };
+        // Nobody told the agent: a sweep finds it in swap, and after that its pages come back one by one.
+        let reclaimed = |pages: &mut VmPages, now| {
+            let sweep = Sweep { runs: vec![(all, Place::In(TierId(1)))], ..Sweep::of(all) };
+            pages.apply(&sweep, Seconds(now), Seconds(now));
+            pages.set_huge(all, &sweep.huge);
+        };
+        touch_all(&mut pages, 1);
+        pages.set_huge(all, &[0]);
+        reclaimed(&mut pages, 10);
+        assert_eq!(plan(&pages, 10), None, "it is in swap");
+        touch_all(&mut pages, 20);
+        assert_eq!(plan(&pages, 20), Some(512));
+
+        // A try that failed counts until the block has left memory once more.
+        pages.tried_to_collapse(&all.pages().collect::<Vec<_>>());
+        pages.set_huge(all, &[]);
+        assert_eq!(plan(&pages, 20), None);
+        reclaimed(&mut pages, 30);
+        touch_all(&mut pages, 40);
+        assert_eq!(plan(&pages, 40), Some(512));
     }
 }

@@ -46,6 +46,8 @@ pub struct Rules {
     pub bands: Bands,
     /// Since when the first access to each mapped page shows; none where it does not.
     pub armed_at: Option<Seconds>,
+    /// Huge pages do not go to swap.
+    pub keep_huge: bool,
 }
 
 #[cfg(test)]
@@ -57,6 +59,7 @@ impl Rules {
         excess_pages: 0,
         bands: Bands::ROOMY,
         armed_at: None,
+        keep_huge: false,
     };
 }
 
@@ -90,6 +93,11 @@ impl Rules {
         let factor = LEVEL_FACTOR.saturating_pow(level.into()).saturating_mul(1 << backoff);
         let base = self.demote_after.min(IDLE_MOST).mul_f64(priority_scale(self.priority));
         base.saturating_mul(factor).min(IDLE_MOST)
+    }
+
+    /// Whether huge pages of `pages` stay where they are rather than go to the tier `to`.
+    pub fn keeps_huge(&self, pages: &VmPages, to: TierId) -> bool {
+        self.keep_huge && !pages.node_tiers().contains(to)
     }
 
     /// How long a trial waits for what comes back.
@@ -149,10 +157,11 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
             continue;
         }
         let from = to - 1;
+        let keep_huge = rules.keeps_huge(pages, TierId(to));
         let mut old = if from == 0 {
-            old_in_first_tier(pages, rules, *allowed, now)
+            old_in_first_tier(pages, rules, keep_huge, *allowed, now)
         } else {
-            old_in_tier(pages, rules, from, now)
+            old_in_tier(pages, rules, keep_huge, from, now)
         };
         old.keep_longest_idle(*allowed);
         let Some(youngest) = old.0.iter().map(|unit| unit.idle.0).min() else { continue };
@@ -212,10 +221,11 @@ impl Units {
     }
 }
 
-fn old_in_tier(pages: &VmPages, rules: &Rules, level: u8, now: Seconds) -> Units {
+fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: Seconds) -> Units {
     let mut old = Units::default();
     pages.for_each(|page, entry| {
-        if may_leave(pages, entry, rules, level, now) {
+        let kept = keep_huge && pages.block_of(page).huge;
+        if !kept && may_leave(pages, entry, rules, level, now) {
             old.push(page, 1, entry.idle(now));
         }
     });
@@ -224,10 +234,13 @@ fn old_in_tier(pages: &VmPages, rules: &Rules, level: u8, now: Seconds) -> Units
 
 /// Of what is old in the first tier, as much as the trials allow; beyond what is old anyway, no more than the machine
 /// has in excess.
-fn old_in_first_tier(pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Units {
+fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u64, now: Seconds) -> Units {
     let (mut singles, mut huge) = (Units::default(), Units::default());
     pages.for_each_block(|first, info, entries| {
         let old = (first..).zip(entries).filter(|(_, entry)| may_leave(pages, **entry, rules, 0, now));
+        if info.huge && keep_huge {
+            return;
+        }
         if info.huge {
             let youngest = old.clone().map(|(_, entry)| entry.idle(now)).min();
             let whole = old.count() == BLOCK_PAGES as usize && rules.trial(info.probe, 1, now) > 0;
@@ -376,6 +389,40 @@ mod tests {
         let mut returned = pages.clone();
         returned.touch(first[0], Seconds(21), false);
         assert_eq!(chosen(&returned, 23).len(), 0);
+    }
+
+    #[test]
+    fn a_huge_page_that_is_kept_is_neither_tried_nor_sent_to_swap() {
+        let mut pages = table(3 * BLOCK_PAGES);
+        touch(&mut pages, 0..3 * BLOCK_PAGES, Seconds(0));
+        cool(&mut pages);
+        pages.set_huge(PageRun { first: 0, count: 3 * BLOCK_PAGES }, &[0, BLOCK_PAGES]);
+        let keep = Rules { keep_huge: true, ..RULES };
+        let chosen = |pages: &VmPages, rules, allowance: &[u64], now| {
+            plan(pages, rules, allowance, now).pop().map(|step| step.pages).unwrap_or_default()
+        };
+        let first = chosen(&pages, &keep, &[0, 100_000], 20);
+        assert_eq!(first.len(), 8, "the block of small pages is tried");
+        assert!(first.iter().all(|page| *page >= 2 * BLOCK_PAGES), "{first:?}");
+        let short = Rules { excess_pages: 100_000, ..keep };
+        assert!(chosen(&pages, &short, &[0, 100_000], 20).iter().all(|page| *page >= 2 * BLOCK_PAGES));
+        assert_eq!(chosen(&pages, &RULES, &[0, 100_000], 20).len(), 512 + 8, "without the setting");
+    }
+
+    #[test]
+    fn a_huge_page_that_is_kept_moves_between_memory_tiers_only() {
+        let region = RamRegion { start: Hva(0x20_0000), bytes: 2 << 21, backing: Backing::Anonymous };
+        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(2));
+        let all = PageRun { first: 0, count: 2 * BLOCK_PAGES };
+        touch(&mut pages, all.pages(), Seconds(0));
+        cool(&mut pages);
+        pages.set_huge(all, &[0]);
+        let keep = Rules { keep_huge: true, ..RULES };
+        let down = plan(&pages, &keep, &[0, 100_000, 0], 20);
+        assert!(down[0].pages.contains(&0), "to the lower memory tier: {down:?}");
+        pages.place(all, Place::In(TierId(1)));
+        let down = plan(&pages, &keep, &[0, 0, 100_000], 100);
+        assert_eq!(down[0].pages, (BLOCK_PAGES..2 * BLOCK_PAGES).collect::<Vec<_>>(), "to swap");
     }
 
     #[test]

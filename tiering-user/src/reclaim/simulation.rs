@@ -215,6 +215,7 @@ fn rules() -> Rules {
         excess_pages: 0,
         bands: Bands::ROOMY,
         armed_at: None,
+        keep_huge: false,
     }
 }
 

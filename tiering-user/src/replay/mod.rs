@@ -251,7 +251,8 @@ impl Guest {
 
     fn rules(&self, settings: &Settings, bands: Bands) -> Rules {
         let (demote_after, priority) = (settings.demote_after, self.machine.priority);
-        Rules { demote_after, priority, excess_pages: 0, bands, armed_at: self.armed_at }
+        let armed_at = self.armed_at;
+        Rules { demote_after, priority, excess_pages: 0, bands, armed_at, keep_huge: false }
     }
 
     fn found(&mut self, run: PageRun, place: Place, now: Seconds) {

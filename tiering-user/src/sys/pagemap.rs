@@ -137,6 +137,21 @@ impl Pagemap {
         })
     }
 
+    /// Calls `found` for every range of pages between `start` and `end` that are mapped as huge ones, in order; those
+    /// of the kernel's page of zeroes are left out.
+    ///
+    /// # Errors
+    /// As [`Pagemap::scan`].
+    pub fn huge(&self, start: u64, end: u64, mut found: impl FnMut(Range<u64>)) -> io::Result<()> {
+        let request = ScanRequest {
+            category_inverted: PAGE_IS_PFNZERO,
+            category_mask: PAGE_IS_HUGE | PAGE_IS_PFNZERO,
+            return_mask: PAGE_IS_HUGE,
+            ..ScanRequest::default()
+        };
+        self.walk(start..end, request, |region| found(region.start..region.end))
+    }
+
     /// Calls `found` for every range of small pages between `start` and `end` that were written since their soft-dirty
     /// bits were cleared, in order (Documentation/admin-guide/mm/soft-dirty.rst). Huge pages are left out: to make one
     /// of small pages counts as a write.

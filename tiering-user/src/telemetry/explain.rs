@@ -31,6 +31,10 @@ pub struct Explanation {
     pub limited_by: Option<String>,
     /// Who chooses the pages that leave the first tier, and how, or why.
     pub pages_chosen_by: String,
+    /// What becomes of its huge pages: `split` where they may go to swap, `keep` where they stay in memory as a whole.
+    pub huge: String,
+    /// So much memory is held by huge pages that are kept.
+    pub huge_kept_bytes: u64,
     /// After moves that failed nothing is planned for so long.
     pub resting_ms: Option<u64>,
     /// Pages that wait for the mover, or are with it.
@@ -84,6 +88,8 @@ pub struct DecisionInfo {
     pub pages: u64,
     /// Of these, those that are where they should be and were not before.
     pub moved_pages: u64,
+    /// Guest RAM that was in huge pages before the step and is in none after it.
+    pub huge_split_bytes: u64,
     /// Those that were left alone, by reason.
     pub skipped: BTreeMap<String, u64>,
     /// For a question about a page: where that page was afterwards, if it was read back.

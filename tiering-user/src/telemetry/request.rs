@@ -127,6 +127,8 @@ pub struct MoveOutcome {
     pub moved_bytes: u64,
     /// Of the asked pages, those that are in the tier afterwards, as read back.
     pub in_tier_pages: u64,
+    /// Guest RAM in huge pages that is in none any more.
+    pub huge_split_bytes: u64,
     /// Pages that were left alone, by reason.
     pub skipped: BTreeMap<String, u64>,
     pub elapsed_ms: u64,

@@ -199,6 +199,10 @@ pub struct VmStatus {
     pub huge_bytes: u64,
     /// Guest RAM that was in huge pages and is in small ones, or in swap, now.
     pub huge_lost_bytes: u64,
+    /// Memory that is held by huge pages which are kept (`huge = "keep"`): they do not go to swap.
+    pub huge_kept_bytes: u64,
+    /// In huge pages before a step, of the agent or of the kernel that it asked, and in none after it.
+    pub huge_split_bytes_total: u64,
     /// Made into huge pages again by the agent.
     pub collapsed_bytes_total: u64,
     /// Of its process: merged with equal pages by KSM; `None` where the kernel does not tell.

@@ -13,6 +13,8 @@ use crate::track::Shown;
 
 /// Pages of a block, the unit of allocation: 2 MiB.
 pub const BLOCK_PAGES: u32 = 512;
+/// A block of whose pages 1 / this are in swap has left memory.
+const GONE_DIVISOR: usize = 2;
 
 /// A block of which some page is, or was until lately, in memory or in swap.
 #[derive(Clone, Debug)]
@@ -263,13 +265,24 @@ impl VmPages {
         self.blocks.get(page / BLOCK_PAGES).map(|block| block.info).unwrap_or_default()
     }
 
-    /// Takes over which blocks of `part` are huge pages now: the first page of each, ascending.
+    /// Takes over which blocks of `part` are huge pages now: the first page of each, ascending. One that was given up
+    /// and has left memory since, whoever took it, is worth a new try when it comes back.
     pub fn set_huge(&mut self, part: PageRun, huge: &[PageIndex]) {
+        let node_tiers = self.node_tiers;
+        let in_swap = |place| match place {
+            Place::Untouched => false,
+            Place::OtherSwap => true,
+            Place::In(tier) => !node_tiers.contains(tier),
+        };
         for first in part.pages().step_by(BLOCK_PAGES as usize) {
-            let Some(info) = self.info_mut(first) else { continue };
+            let Some(block) = self.blocks.get_mut(first / BLOCK_PAGES) else { continue };
+            let info = &mut block.info;
             info.huge = huge.binary_search(&first).is_ok();
             info.was_huge |= info.huge;
-            info.given_up &= !info.huge;
+            if info.given_up {
+                let gone = block.entries.iter().filter(|entry| in_swap(entry.place())).count();
+                info.given_up = !info.huge && gone * GONE_DIVISOR < block.entries.len();
+            }
         }
     }
 
@@ -280,6 +293,13 @@ impl VmPages {
                 info.given_up = true;
             }
         }
+    }
+
+    /// Pages in memory that are a part of a huge page.
+    pub fn huge_pages(&self) -> u64 {
+        let huge = self.blocks.iter().filter(|(_, block)| block.info.huge);
+        let in_memory = |entry: &&PageEntry| self.in_memory(entry.place());
+        huge.map(|(_, block)| block.entries.iter().filter(in_memory).count() as u64).sum()
     }
 
     /// Blocks that were huge pages and are not now.

@@ -96,6 +96,8 @@ pub struct GroupMemory {
     pub guest_bytes: Option<u64>,
     /// Page cache that is charged to the group, without shared memory.
     pub file_bytes: Option<u64>,
+    /// Anonymous memory of the group that is mapped as huge pages.
+    pub huge_bytes: Option<u64>,
     /// Pages of the group that were reclaimed and read back, whoever asked for them.
     pub refaults_total: Option<u64>,
     /// The group can be told to give memory back.
@@ -161,6 +163,7 @@ impl GroupMemory {
             this.guest_bytes = field("anon").zip(field("shmem")).map(|(anon, shmem)| anon + shmem);
             this.file_bytes =
                 field("file").zip(field("shmem")).map(|(file, shmem)| file.saturating_sub(shmem));
+            this.huge_bytes = field("anon_thp");
             let refaults = ["workingset_refault_anon", "workingset_refault_file"].map(field);
             this.refaults_total = refaults[0].zip(refaults[1]).map(|(anon, file)| anon + file);
             this.can_reclaim = group.has("memory.reclaim");

@@ -187,6 +187,15 @@ fn a_group_that_holds_two_vms_says_of_neither_how_long_it_waits() {
 }
 
 #[test]
+fn huge_pages_of_a_group_are_those_that_are_mapped_as_such() {
+    let tree = Tree::new();
+    tree.set("machine.slice/vm.scope", "memory.stat", "anon 9\nanon_thp 4194304\nfile_thp 7\nshmem_thp 7");
+    assert_eq!(tree.read().huge_bytes, Some(4 << 20));
+    tree.set("machine.slice/vm.scope", "memory.stat", "anon 9");
+    assert_eq!(tree.read().huge_bytes, None, "the kernel does not tell");
+}
+
+#[test]
 fn nothing_is_concluded_from_a_path_that_leads_out_of_the_mount() {
     let tree = Tree::new();
     tree.set("machine.slice", "memory.swap.max", "0");
