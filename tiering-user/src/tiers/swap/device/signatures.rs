@@ -81,8 +81,11 @@ fn label(start: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// A byte, and what is there.
+    type Mark<'a> = (usize, &'a [u8]);
+
     /// Zeroes with these bytes in them.
-    fn with(marks: &[(usize, &[u8])]) -> Vec<u8> {
+    fn with(marks: &[Mark]) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 20];
         for (at, mark) in marks {
             bytes[*at..at + mark.len()].copy_from_slice(mark);
@@ -93,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_known_has_its_name() {
         let none = with(&[]);
-        let cases: [(&[(usize, &[u8])], &str); 6] = [
+        let cases: [(&[Mark], &str); 6] = [
             (&[(1080, b"\x53\xef")], "ext4"),
             (&[(510, b"\x55\xaa"), (512, b"EFI PART")], "GPT"),
             (&[(510, b"\x55\xaa")], "MBR"),
