@@ -3,6 +3,7 @@
 
 mod balloon;
 mod brakes;
+mod device;
 mod memory;
 mod shell;
 mod swap;

@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::policy::TierLoad;
 use crate::telemetry::status::{self, Latency, TierStatus};
 use crate::tiers::{
-    Areas, DeviceLoads, Facts, Finding, Ladder, Probe, Prober, Quantiles, Speed, Speeds, TierId, TierKind,
-    measure, verify,
+    Areas, DeviceLoads, Facts, Finding, Ladder, Probe, Prober, Quantiles, Speed, Speeds, SwapPlace, TierId,
+    TierKind, measure, verify,
 };
 
 /// Shared handles, and what was found at start.
@@ -49,9 +49,13 @@ impl Survey {
             };
             speeds.push(speed);
             let disks = facts.disks.get(usize::from(tier.id.0)).and_then(Option::as_ref);
-            if matches!(tier.kind, TierKind::Swap { .. }) {
+            if let TierKind::Swap { place, .. } = &tier.kind {
                 let stat = disks.map(|disks| disks.stat.clone());
-                probes.push(Probe { tier: tier.id, file: measurement.probe, stat, before: None });
+                let device = match place {
+                    SwapPlace::Folder(_) => None,
+                    SwapPlace::Device { path, .. } => measurement.probe.is_none().then(|| path.clone()),
+                };
+                probes.push(Probe { tier: tier.id, file: measurement.probe, device, stat, before: None });
             }
         }
         let findings = verify(ladder, &facts, &p50_ns);

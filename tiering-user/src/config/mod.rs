@@ -6,6 +6,7 @@
 
 mod class;
 mod glob;
+mod keys;
 mod load;
 mod validate;
 mod values;
@@ -14,6 +15,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use keys::{SwapKeys, TierKeys};
 
 pub use class::{Class, ClassPriors, Priors};
 pub use glob::Glob;
@@ -83,24 +86,32 @@ pub struct Tier {
 pub enum Backing {
     /// Memory of these NUMA nodes.
     Nodes(Vec<u32>),
-    /// A swap file that the agent creates.
+    /// Swap files that the agent creates, or a device.
     Swap(Swap),
 }
 
-/// The swap file (or files) of a tier.
+/// The swap of a tier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "SwapKeys", into = "SwapKeys")]
 pub struct Swap {
-    /// Folder the agent keeps its swap files in.
-    pub path: PathBuf,
-    /// Capacity of the tier.
-    pub size: Size,
+    pub place: SwapPlace,
     /// Most that is written to it at any time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_limit: Option<Rate>,
     /// Most that is written to it in one day, against flash wear.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub daily_writes: Option<Size>,
+}
+
+/// Where a tier's swap is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SwapPlace {
+    /// In files of the agent's in this folder, `size` bytes together.
+    Folder { path: PathBuf, size: Size },
+    /// On a whole block device. Its size is the device's.
+    Device {
+        path: PathBuf,
+        /// Also on a device on which swap can hang the host.
+        allow_unsafe: bool,
+    },
 }
 
 /// Which processes are VMs.
@@ -352,45 +363,6 @@ impl Default for Prefetch {
             read_limit: None,
             feedback: true,
         }
-    }
-}
-
-/// A tier as it stands in the file, before it is known to have exactly one backing.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TierKeys {
-    name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    nodes: Option<Vec<u32>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    swap: Option<Swap>,
-}
-
-impl TryFrom<TierKeys> for Tier {
-    type Error = String;
-
-    fn try_from(keys: TierKeys) -> Result<Self, String> {
-        let backing = match (keys.nodes, keys.swap) {
-            (Some(nodes), None) => Backing::Nodes(nodes),
-            (None, Some(swap)) => Backing::Swap(swap),
-            (None, None) => {
-                return Err(format!("tier `{}` needs `nodes` or `swap`", keys.name));
-            }
-            (Some(_), Some(_)) => {
-                return Err(format!("tier `{}` has both `nodes` and `swap`: leave one out", keys.name));
-            }
-        };
-        Ok(Self { name: keys.name, backing })
-    }
-}
-
-impl From<Tier> for TierKeys {
-    fn from(tier: Tier) -> Self {
-        let (nodes, swap) = match tier.backing {
-            Backing::Nodes(nodes) => (Some(nodes), None),
-            Backing::Swap(swap) => (None, Some(swap)),
-        };
-        Self { name: tier.name, nodes, swap }
     }
 }
 

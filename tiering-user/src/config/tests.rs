@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Backing, Class, Huge, Listen, Percent, Period, Priors, Rate, Size};
+use crate::config::{Backing, Class, Huge, Listen, Percent, Period, Priors, Rate, Size, SwapPlace};
 use std::time::Duration;
 
 /// The example that users are shown.
@@ -94,7 +94,7 @@ fn the_example_is_read_as_written() {
     let config = parse(EXAMPLE);
     assert_eq!(config.tiers[1].backing, Backing::Nodes(vec![1]));
     let Backing::Swap(qlc) = &config.tiers[3].backing else { panic!("{:?}", config.tiers[3]) };
-    assert_eq!(qlc.size, Size(512 << 30));
+    assert!(matches!(qlc.place, SwapPlace::Folder { size: Size(bytes), .. } if bytes == 512 << 30));
     assert_eq!(qlc.write_limit, Some(Rate(50_000_000)));
     assert_eq!(qlc.daily_writes, Some(Size(1_000_000_000_000)));
     assert_eq!(config.agent.memory_limit, Some(Size(512 << 20)));
@@ -142,9 +142,9 @@ fn unknown_keys_are_refused_with_those_that_exist() {
     assert_refused("[[vm]]\nmatch = { nam = \"x\" }", "2:11", &["nam", "name"]);
     assert_refused("[[discover.process]]\nexe = \"/usr/bin/redis-server\"", "1:12", &["process", "qemu"]);
     assert_refused(
-        "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"nvme\"\nswap = { device = \"/dev/sdb\" }",
+        "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"nvme\"\nswap = { devise = \"/dev/sdb\" }",
         "6:10",
-        &["device", "path"],
+        &["devise", "device", "path"],
     );
 }
 
@@ -238,4 +238,49 @@ fn what_a_class_changes_can_be_changed_key_by_key() {
     assert_refused("[class.web]\nidle_age = 0", "2:12", &["0.01 to 100", "not 0"]);
     assert_refused("[class.web]\nfirst_confidence = 2", "2:20", &["probability", "not 2"]);
     assert_refused("[class.web]\npriority = 101", "2:12", &["0 to 100"]);
+}
+
+const DRAM: &str = "[[tier]]\nname = \"dram\"\nnodes = [0]\n";
+
+fn swap_tier(name: &str, swap: &str) -> String {
+    format!("[[tier]]\nname = \"{name}\"\nswap = {{ {swap} }}\n")
+}
+
+#[test]
+fn a_tier_on_a_device_has_its_size_and_stands_last() {
+    let folder = swap_tier("nvme", r#"path = "/n", size = "1GiB""#);
+    let device = swap_tier("qlc", r#"device = "/dev/disk/by-id/qlc", daily_writes = "1TB""#);
+    let config = parse(&format!("{DRAM}{folder}{device}"));
+    let Backing::Swap(swap) = &config.tiers[2].backing else { panic!("{:?}", config.tiers[2]) };
+    let expected = SwapPlace::Device { path: "/dev/disk/by-id/qlc".into(), allow_unsafe: false };
+    assert_eq!((&swap.place, swap.daily_writes), (&expected, Some(Size(1_000_000_000_000))));
+    assert_eq!(parse(&config.to_toml()), config, "{}", config.to_toml());
+
+    let allowed = swap_tier("qlc", r#"device = "/dev/loop0", allow_unsafe_device = true"#);
+    let config = parse(&format!("{DRAM}{allowed}"));
+    assert_eq!(parse(&config.to_toml()), config, "{}", config.to_toml());
+
+    let reversed = format!("{DRAM}{device}{folder}");
+    assert_refused(
+        &reversed,
+        "9:8",
+        &["tier `nvme` is below tier `qlc`, which is a device", "put `qlc` last"],
+    );
+}
+
+#[test]
+fn keys_of_a_folder_and_of_a_device_do_not_go_together() {
+    let told = |swap: &str| message(&format!("{DRAM}{}", swap_tier("qlc", swap)));
+    for (swap, expected) in [
+        (r#"path = "/n", size = "1GiB", device = "/dev/sdx""#, "both `path` and `device`"),
+        (r#"write_limit = "50MB/s""#, "`swap` needs `path`"),
+        (r#"device = "/dev/sdx", size = "1GiB""#, "taken as a whole"),
+        (r#"path = "/n", size = "1GiB", allow_unsafe_device = true"#, "belongs to `device`"),
+        (r#"path = "/n""#, "missing field `size`"),
+        (r#"device = "sdx""#, "`device` of tier `qlc` must be absolute"),
+        (r#"device = "/dev/sdx", label = "x""#, "unknown field `label`"),
+    ] {
+        let text = told(swap);
+        assert!(text.contains(expected) && text.lines().count() == 1, "{text}");
+    }
 }

@@ -4,9 +4,10 @@
 //! unknown keys, which the parser refuses.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Backing, Config, Size, Tier};
+use super::{Backing, Config, Size, Swap, SwapPlace, Tier};
 
 /// The longest ladder.
 pub const MAX_TIERS: usize = 8;
@@ -188,7 +189,7 @@ impl Config {
             ));
         }
         let (mut names, mut nodes_seen, mut paths) = (HashSet::new(), HashSet::new(), HashSet::new());
-        let mut swap_above = None;
+        let (mut swap_above, mut device_above) = (None, None);
         for (index, tier) in self.tiers.iter().enumerate() {
             let name_key = format!("tier.{index}.name");
             let name = tier.name.as_str();
@@ -228,27 +229,53 @@ impl Config {
                 }
                 Backing::Swap(swap) => {
                     swap_above = Some(name);
-                    if !swap.path.is_absolute() {
+                    if let Some(device) = device_above {
                         return Err(problem(
-                            format!("tier.{index}.swap.path"),
-                            format!("`path` of tier `{name}` must be absolute"),
+                            format!("tier.{index}.swap"),
+                            format!(
+                                "tier `{name}` is below tier `{device}`, which is a device: a faster swap tier \
+                                 grows by files as it fills, which a device cannot; put `{device}` last, or give \
+                                 it a folder (`path`)"
+                            ),
                         ));
                     }
-                    if !paths.insert(&swap.path) {
-                        return Err(problem(
-                            format!("tier.{index}.swap.path"),
-                            format!("another tier has the path {} too: choose another", swap.path.display()),
-                        ));
+                    if matches!(swap.place, SwapPlace::Device { .. }) {
+                        device_above = Some(name);
                     }
-                    if swap.size.0 < MIN_SWAP_BYTES {
-                        return Err(problem(
-                            format!("tier.{index}.swap.size"),
-                            format!("`size` of tier `{name}` is {}: at least 16MiB are needed", swap.size),
-                        ));
-                    }
+                    let place_key = format!("tier.{index}.swap");
+                    validate_swap(name, &place_key, swap, &mut paths)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// The rules of one swap tier. `paths` are those of the tiers above it.
+fn validate_swap<'a>(
+    name: &str,
+    table: &str,
+    swap: &'a Swap,
+    paths: &mut HashSet<&'a PathBuf>,
+) -> Result<(), Problem> {
+    let (key, path) = match &swap.place {
+        SwapPlace::Folder { path, .. } => ("path", path),
+        SwapPlace::Device { path, .. } => ("device", path),
+    };
+    if !path.is_absolute() {
+        return Err(problem(format!("{table}.{key}"), format!("`{key}` of tier `{name}` must be absolute")));
+    }
+    if !paths.insert(path) {
+        return Err(problem(
+            format!("{table}.{key}"),
+            format!("another tier has the path {} too: choose another", path.display()),
+        ));
+    }
+    match swap.place {
+        SwapPlace::Folder { size, .. } if size.0 < MIN_SWAP_BYTES => Err(problem(
+            format!("{table}.size"),
+            format!("`size` of tier `{name}` is {size}: at least 16MiB are needed"),
+        )),
+        _ => Ok(()),
     }
 }

@@ -117,10 +117,11 @@ fn tier(tier: &Tier) -> Check {
             Ok(()) => Check::ok(&name, format!("nodes {nodes:?}")),
             Err(error) => Check::missing(&name, error.to_string(), "the agent does not start"),
         },
-        TierKind::Swap { folder, capacity_bytes, .. } => {
-            match check_tier(&tier.name, folder, *capacity_bytes) {
+        TierKind::Swap { place, capacity_bytes, .. } => {
+            match check_tier(&tier.name, place, *capacity_bytes) {
                 Ok(()) => {
-                    Check::ok(&name, format!("{} can hold {} MiB", folder.display(), capacity_bytes >> 20))
+                    let path = place.path().display();
+                    Check::ok(&name, format!("{path} can hold {} MiB", capacity_bytes >> 20))
                 }
                 Err(error) => Check::missing(&name, error.to_string(), "the agent does not start"),
             }

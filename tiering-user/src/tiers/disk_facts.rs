@@ -1,7 +1,7 @@
-//! Which disks are below a folder.
+//! Which disks are below a folder or a block device.
 //!
-//! In: the root of sysfs, and the folder. Out: the block device that the folder's file system is on, and the whole
-//! disks that make it up, through partitions, device mapper, md and loop devices. Judges nothing.
+//! In: the root of sysfs, and the folder or the device. Out: the block device that the folder's file system is on, and
+//! the whole disks that make it up, through partitions, device mapper, md and loop devices. Judges nothing.
 //!
 //! # Limits
 //! A file system without a block device of its own (network, overlay, btrfs, ZFS) has no facts. What a virtual or RAID
@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// Stacks of devices are not deeper than this; a loop in a broken tree ends here.
@@ -20,6 +20,19 @@ const DEEPEST: u32 = 8;
 pub struct DeviceNumber {
     pub major: u32,
     pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// `stat(2)` gives both numbers in one (include/linux/kdev_t.h, glibc's `gnu_dev_major`).
+    pub fn of(device: u64) -> Self {
+        Self { major: libc::major(device), minor: libc::minor(device) }
+    }
+}
+
+impl std::fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
 }
 
 /// What is below a folder.
@@ -57,8 +70,19 @@ impl std::fmt::Display for Disk {
 /// # Errors
 /// Where the folder cannot be looked at.
 pub fn device_below(folder: &Path) -> io::Result<DeviceNumber> {
-    let device = fs::metadata(existing(folder))?.dev();
-    Ok(DeviceNumber { major: major(device), minor: minor(device) })
+    Ok(DeviceNumber::of(fs::metadata(existing(folder))?.dev()))
+}
+
+/// The device that a path leads to.
+///
+/// # Errors
+/// Where it cannot be looked at, or is no block device.
+pub fn device_itself(path: &Path) -> io::Result<DeviceNumber> {
+    let found = fs::metadata(path)?;
+    if !found.file_type().is_block_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no block device"));
+    }
+    Ok(DeviceNumber::of(found.rdev()))
 }
 
 /// The folder, or the nearest one above it that is there.
@@ -76,8 +100,35 @@ pub fn disk_facts(sys_root: &Path, device: DeviceNumber) -> Option<DiskFacts> {
     Some(DiskFacts { stat: folder.join("stat"), disks })
 }
 
-fn real_folder(sys_root: &Path, DeviceNumber { major, minor }: DeviceNumber) -> Option<PathBuf> {
-    fs::canonicalize(sys_root.join(format!("dev/block/{major}:{minor}"))).ok()
+/// The device's folder in sysfs.
+pub(super) fn real_folder(sys_root: &Path, device: DeviceNumber) -> Option<PathBuf> {
+    fs::canonicalize(sys_root.join(format!("dev/block/{device}"))).ok()
+}
+
+/// The folders of the device and of all that is below it: the disk of a partition, what device mapper and md are made
+/// of, what the file of a loop device is on.
+pub(super) fn stack(sys_root: &Path, device: DeviceNumber) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut next: Vec<_> = real_folder(sys_root, device).into_iter().collect();
+    while let Some(folder) = next.pop() {
+        if all.contains(&folder) {
+            continue;
+        }
+        next.push(whole(&folder));
+        next.extend(directly_below(sys_root, &folder));
+        all.push(folder);
+    }
+    all
+}
+
+fn directly_below(sys_root: &Path, folder: &Path) -> Vec<PathBuf> {
+    let slaves = fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten();
+    let mut below: Vec<_> = slaves.filter_map(|slave| fs::canonicalize(slave.path()).ok()).collect();
+    // A loop device names its file.
+    let file = text(&folder.join("loop/backing_file"));
+    let on = file.and_then(|file| device_below(Path::new(&file)).ok());
+    below.extend(on.and_then(|device| real_folder(sys_root, device)));
+    below
 }
 
 /// The disk that a partition is on; anything else is whole already.
@@ -90,12 +141,7 @@ fn collect(sys_root: &Path, folder: &Path, depth: u32, disks: &mut Vec<Disk>) {
     if depth > DEEPEST {
         return;
     }
-    let slaves = fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten();
-    let mut below: Vec<_> = slaves.filter_map(|slave| fs::canonicalize(slave.path()).ok()).collect();
-    // A loop device names its file.
-    let file = text(&folder.join("loop/backing_file"));
-    let on = file.and_then(|file| device_below(Path::new(&file)).ok());
-    below.extend(on.and_then(|device| real_folder(sys_root, device)));
+    let below = directly_below(sys_root, folder);
     if below.is_empty() {
         disks.push(disk(folder));
     }
@@ -112,17 +158,8 @@ fn disk(folder: &Path) -> Disk {
     Disk { name, model: text(&folder.join("device/model")), rotational, size_bytes: sectors << 9 }
 }
 
-fn text(path: &Path) -> Option<String> {
+pub(super) fn text(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
-}
-
-/// `stat(2)` gives both numbers in one (include/linux/kdev_t.h, glibc's `gnu_dev_major`).
-fn major(device: u64) -> u32 {
-    libc::major(device)
-}
-
-fn minor(device: u64) -> u32 {
-    libc::minor(device)
 }
 
 #[cfg(test)]

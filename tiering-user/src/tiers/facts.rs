@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::disk_facts::{DiskFacts, device_below, disk_facts};
-use super::{KernelMoves, Ladder, NodeFacts, Tier, TierKind, kernel_moves, node_facts, read_proc_swaps};
+use super::disk_facts::{DiskFacts, device_below, device_itself, disk_facts};
+use super::{
+    KernelMoves, Ladder, NodeFacts, SwapPlace, Tier, TierKind, kernel_moves, node_facts, read_proc_swaps,
+};
 
 /// What the host tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +28,12 @@ impl Facts {
     pub fn gather(sys_root: &Path, proc_root: &Path, ladder: &Ladder) -> Self {
         let disks = ladder.tiers().iter().map(|tier| match &tier.kind {
             TierKind::Node { .. } => None,
-            TierKind::Swap { folder, .. } => {
-                device_below(folder).ok().and_then(|device| disk_facts(sys_root, device))
+            TierKind::Swap { place, .. } => {
+                let device = match place {
+                    SwapPlace::Folder(folder) => device_below(folder),
+                    SwapPlace::Device { path, .. } => device_itself(path),
+                };
+                device.ok().and_then(|device| disk_facts(sys_root, device))
             }
         });
         let areas = read_proc_swaps().unwrap_or_default().into_iter().map(|area| area.path);
@@ -59,5 +65,34 @@ impl Facts {
     /// What is known of a node.
     pub fn node(&self, node: u32) -> Option<&NodeFacts> {
         self.nodes.iter().find(|facts| facts.node == node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::tiers::verify;
+
+    #[test]
+    fn zswap_is_read_from_the_kernel_and_told_of_a_ladder_with_swap() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("module/zswap/parameters");
+        fs::create_dir_all(&folder).unwrap();
+        let text = "[[tier]]\nname = \"dram\"\nnodes = [0]\n[[tier]]\nname = \"disk\"\n\
+                    swap = { device = \"/dev/tiering-none\" }\n";
+        let ladder = Ladder::new(&Config::parse(text, "test.toml").unwrap());
+        let told = |enabled: &str| {
+            fs::write(folder.join("enabled"), enabled).unwrap();
+            let facts = Facts { zram: Vec::new(), ..Facts::gather(root.path(), root.path(), &ladder) };
+            let findings = verify(&ladder, &facts, &[None, None]);
+            findings.iter().map(|finding| format!("{finding}: {}", finding.advice())).collect::<Vec<_>>()
+        };
+        let on = told("Y\n");
+        assert!(
+            on.len() == 1 && on[0].starts_with("zswap is on: demoted pages may stay in memory"),
+            "{on:?}"
+        );
+        assert_eq!(told("N\n"), [""; 0]);
     }
 }

@@ -1,8 +1,9 @@
 //! The ladder: which tiers there are, fastest first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Backing, Config};
+use super::swap::device_capacity_bytes;
+use crate::config::{self, Backing, Config};
 
 /// A tier's place in the ladder: 0 is the fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,8 +22,40 @@ pub struct Tier {
 pub enum TierKind {
     /// Memory of these NUMA nodes.
     Node { nodes: Vec<u32> },
-    /// Swap files in a folder.
-    Swap { folder: PathBuf, capacity_bytes: u64, write_limit: Option<u64>, daily_writes: Option<u64> },
+    /// Swap files in a folder, or a device.
+    Swap { place: SwapPlace, capacity_bytes: u64, write_limit: Option<u64>, daily_writes: Option<u64> },
+}
+
+/// Where a tier's swap is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwapPlace {
+    Folder(PathBuf),
+    Device {
+        /// As configured: mostly a link.
+        path: PathBuf,
+        /// Also where swap can hang the host.
+        allow_unsafe: bool,
+    },
+}
+
+impl SwapPlace {
+    /// Of the folder or the device.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::Device { path, .. } => path,
+        }
+    }
+
+    /// Where it is, and what it holds. A device that is not there holds nothing.
+    fn of(place: &config::SwapPlace) -> (Self, u64) {
+        match place {
+            config::SwapPlace::Folder { path, size } => (Self::Folder(path.clone()), size.0),
+            config::SwapPlace::Device { path, allow_unsafe } => {
+                let place = Self::Device { path: path.clone(), allow_unsafe: *allow_unsafe };
+                (place, device_capacity_bytes(Path::new("/sys"), path).unwrap_or(0))
+            }
+        }
+    }
 }
 
 /// How many of the tiers are memory nodes. They come first in the ladder: a page in one of them is in memory, and a
@@ -49,17 +82,21 @@ pub struct Ladder {
 }
 
 impl Ladder {
-    /// The ladder that a validated configuration describes, or that was proposed in its place.
+    /// The ladder that a validated configuration describes, or that was proposed in its place. Of a tier on a device
+    /// the size is looked up.
     pub fn new(config: &Config) -> Self {
         let tiers = (0u8..).zip(&config.tiers).map(|(id, tier)| {
             let kind = match &tier.backing {
                 Backing::Nodes(nodes) => TierKind::Node { nodes: nodes.clone() },
-                Backing::Swap(swap) => TierKind::Swap {
-                    folder: swap.path.clone(),
-                    capacity_bytes: swap.size.0,
-                    write_limit: swap.write_limit.map(|rate| rate.0),
-                    daily_writes: swap.daily_writes.map(|size| size.0),
-                },
+                Backing::Swap(swap) => {
+                    let (place, capacity_bytes) = SwapPlace::of(&swap.place);
+                    TierKind::Swap {
+                        place,
+                        capacity_bytes,
+                        write_limit: swap.write_limit.map(|rate| rate.0),
+                        daily_writes: swap.daily_writes.map(|size| size.0),
+                    }
+                }
             };
             Tier { id: TierId(id), name: tier.name.clone(), kind }
         });

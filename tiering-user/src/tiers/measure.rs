@@ -8,7 +8,7 @@
 //! 2. A memory tier: memory that prefers the node is made present, and checked to be there. Read through once for the
 //!    rate, then by loads each of which waits for the one before, from a processor near the node.
 //! 3. A swap tier: a file of random bytes ([`ProbeFile`]) is written, read through, then read and written by single
-//!    pages at random.
+//!    pages at random. Of a device pages that the agent has put there are read; none before it was made into swap.
 //! 4. Where that says that the ladder is in the wrong order, all is done a second time and the faster figure of each
 //!    tier counts: a busy machine makes any tier look slow for a moment.
 //!
@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use super::probe_file::{ProbeFile, bytes_per_s};
 use super::verify::in_order;
-use super::{Latencies, NodeFacts, Quantiles, Tier, TierKind};
+use super::{Latencies, NodeFacts, Quantiles, SwapPlace, Tier, TierKind};
 use crate::sys::{self, Buffer, Monotonic, PAGE_BYTES, PreferNodes, node_of, stay_on_cpus};
 
 /// For all tiers together.
@@ -52,7 +52,7 @@ const LINE_BYTES: usize = 64;
 pub struct Measured {
     /// Of reads.
     pub latencies: Latencies,
-    /// Of writes of single pages; none for memory.
+    /// Of writes of single pages; none for memory and devices.
     pub write: Option<Quantiles>,
     /// Reading in sequence.
     pub bandwidth_bytes_per_s: u64,
@@ -120,7 +120,7 @@ fn measure_apart(tier: Tier, nodes: Vec<NodeFacts>, share: Duration) -> Measurem
             TierKind::Node { nodes: of_tier } => {
                 Measurement { outcome: measure_memory(of_tier, &nodes, share), probe: None }
             }
-            TierKind::Swap { folder, .. } => match measure_disk(folder, share) {
+            TierKind::Swap { place, .. } => match measure_swap(place, share) {
                 Ok((measured, probe)) => Measurement { outcome: Ok(measured), probe: Some(probe) },
                 Err(error) => Measurement { outcome: Err(error.into()), probe: None },
             },
@@ -221,6 +221,21 @@ fn chase(memory: &[u8], end: Monotonic) -> Latencies {
     latencies
 }
 
+fn measure_swap(place: &SwapPlace, share: Duration) -> io::Result<(Measured, ProbeFile)> {
+    match place {
+        SwapPlace::Folder(folder) => measure_disk(folder, share),
+        SwapPlace::Device { path, .. } => measure_device(path, share),
+    }
+}
+
+/// Only reads: what is written there is pages of VMs.
+fn measure_device(path: &Path, share: Duration) -> io::Result<(Measured, ProbeFile)> {
+    let mut probe = ProbeFile::on_device(path, sys::now().0)?;
+    let bandwidth_bytes_per_s = probe.read_through(sys::now().after(share / 2))?;
+    let latencies = repeat(sys::now().after(share / 2), || probe.read_page())?;
+    Ok((Measured { latencies, write: None, bandwidth_bytes_per_s }, probe))
+}
+
 fn measure_disk(folder: &Path, share: Duration) -> io::Result<(Measured, ProbeFile)> {
     let began = sys::now();
     let mut probe = ProbeFile::create(folder, began.0, began.after(share * 3 / 10))?;
@@ -255,7 +270,7 @@ mod tests {
 
     fn swap_in(folder: &Path) -> Tier {
         tier(TierKind::Swap {
-            folder: folder.to_owned(),
+            place: SwapPlace::Folder(folder.to_owned()),
             capacity_bytes: 1 << 30,
             write_limit: None,
             daily_writes: None,

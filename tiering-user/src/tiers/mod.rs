@@ -1,4 +1,5 @@
-//! The ladder of tiers: the memory nodes of its upper rungs, and the swap files that make up its lower ones.
+//! The ladder of tiers: the memory nodes of its upper rungs, and the swap files or the device of its
+//! lower ones.
 //!
 //! In: the configuration, `/proc/swaps`, and the memory nodes in `/sys`. Out: which tiers there are ([`Ladder`]), how
 //! full each is, which node tier a frame belongs to ([`Nodes`]), and for a page-out the guarantee, as far as a stock
@@ -27,7 +28,7 @@ pub use candidates::Candidate;
 pub use device_load::{DeviceLoad, DeviceLoads, DiskStat};
 pub use disk_facts::{Disk, DiskFacts};
 pub use facts::Facts;
-pub use ladder::{Ladder, NodeTiers, Tier, TierId, TierKind};
+pub use ladder::{Ladder, NodeTiers, SwapPlace, Tier, TierId, TierKind};
 pub use latencies::{Latencies, Quantiles};
 pub use measure::{Measured, Measurement, NotMeasured, measure};
 pub use node_facts::{Hmat, KernelMoves, Nearest, NodeFacts, kernel_moves, node_facts};
@@ -35,7 +36,7 @@ pub use nodes::{NodeError, NodeMemory, Nodes, check_nodes};
 pub use prober::{Probe, Prober, Speed, Speeds};
 pub use propose::{Proposal, propose, propose_here};
 pub use swap::{
-    Area, AreaError, Areas, BASE_PRIORITY, Passage, SwapError, SwapLine, SwapTiers, areas_of_others,
-    check_tier, read_proc_swaps,
+    Area, AreaError, Areas, BASE_PRIORITY, DeviceError, Passage, SwapError, SwapLine, SwapTiers,
+    areas_of_others, check_tier, read_proc_swaps,
 };
 pub use verify::{By, Finding, Told, verify};

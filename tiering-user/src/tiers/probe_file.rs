@@ -1,11 +1,14 @@
 //! A small file of random bytes beside a tier's swap files, read past the page cache to learn how fast the disk is.
 //!
-//! In: the tier's folder. Out: how long single reads took. The file has no name: it is gone with the process, however
-//! that ends.
+//! In: the tier's folder or device. Out: how long single reads took. The file has no name: it is gone with the process,
+//! however that ends.
 //!
 //! A tier's swap file itself would tell nothing: its blocks are allocated and, for the file system, never written, so
 //! reading them returns zeroes without asking the disk (1.7 us a read, where a file with content took 54 us; ext4 on
 //! Linux 6.18).
+//!
+//! On a device there is no such file: the agent has written its pages at the end, behind the swap area
+//! ([`ProbeFile::on_device`]).
 //!
 //! # Limits
 //! A disk that keeps what was written last in a faster part of its own answers from there.
@@ -17,6 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::disk_facts::existing;
+use super::swap::open_probe;
 use crate::sys::{self, Buffer, Monotonic, PAGE_BYTES};
 
 /// Bytes of the whole file.
@@ -31,6 +35,8 @@ const PAGE: usize = PAGE_BYTES as usize;
 #[derive(Debug)]
 pub struct ProbeFile {
     file: File,
+    /// Where its content begins.
+    start: u64,
     bytes: u64,
     buffer: Buffer,
     random: Random,
@@ -59,7 +65,18 @@ impl ProbeFile {
             file.write_all_at(buffer.bytes(), bytes)?;
             bytes += CHUNK_BYTES;
         }
-        Ok(Self { file, bytes, buffer, random })
+        Ok(Self { file, start: 0, bytes, buffer, random })
+    }
+
+    /// The pages of a device that the agent wrote for this purpose when it made the device into swap. They can be read,
+    /// and not written: the device may be on.
+    ///
+    /// # Errors
+    /// Where no agent has made this device into swap.
+    pub fn on_device(path: &Path, seed: u64) -> io::Result<Self> {
+        let (file, range) = open_probe(path)?;
+        let buffer = Buffer::map((CHUNK_BYTES / PAGE_BYTES) as usize)?;
+        Ok(Self { file, start: range.start, bytes: range.end - range.start, buffer, random: Random(seed) })
     }
 
     /// Reads one page at random and tells how long that took.
@@ -85,7 +102,7 @@ impl ProbeFile {
     }
 
     fn anywhere(&mut self) -> u64 {
-        self.random.next() % (self.bytes / PAGE_BYTES) * PAGE_BYTES
+        self.start + self.random.next() % (self.bytes / PAGE_BYTES) * PAGE_BYTES
     }
 
     /// Reads from the begin on, in large pieces, until the file or the time ends. Returns bytes a second.
@@ -96,7 +113,7 @@ impl ProbeFile {
         let began = sys::now();
         let mut at = 0;
         while at < self.bytes && (at == 0 || sys::now() < end) {
-            self.file.read_exact_at(self.buffer.bytes_mut(), at)?;
+            self.file.read_exact_at(self.buffer.bytes_mut(), self.start + at)?;
             at += CHUNK_BYTES;
         }
         Ok(bytes_per_s(at, sys::now().since(began)))

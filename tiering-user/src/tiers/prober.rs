@@ -55,6 +55,8 @@ impl Speeds {
 pub struct Probe {
     pub tier: TierId,
     pub file: Option<ProbeFile>,
+    /// The device to be read where there is no file yet: it was not made into swap when the tiers were measured.
+    pub device: Option<PathBuf>,
     /// The counters of its disk.
     pub stat: Option<PathBuf>,
     /// What they said the last time.
@@ -106,6 +108,11 @@ impl Probe {
     }
 
     fn read(&mut self, speeds: &Speeds) {
+        if self.file.is_none()
+            && let Some(device) = self.device.take()
+        {
+            self.file = ProbeFile::on_device(&device, sys::now().0).ok();
+        }
         match self.file.as_mut().map(ProbeFile::read_page) {
             None => {}
             Some(Ok(took)) => {
@@ -136,7 +143,8 @@ mod tests {
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let stat = folder.path().join("stat");
         let file = ProbeFile::create(folder.path(), 1, sys::now()).unwrap();
-        let mut probe = Probe { tier: TIER, file: Some(file), stat: Some(stat.clone()), before: None };
+        let mut probe =
+            Probe { tier: TIER, file: Some(file), device: None, stat: Some(stat.clone()), before: None };
         let (speeds, loads) = (Speeds::new(vec![Speed::default(); 2]), DeviceLoads::default());
         let mut look = |line: &str, in_use| {
             fs::write(&stat, line).unwrap();

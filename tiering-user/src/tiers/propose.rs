@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::candidates::{Candidate, candidates};
 use super::swap::area::{self, AreaError};
 use super::{Ladder, NodeFacts, Nodes, node_facts};
-use crate::config::{Backing, Config, MAX_TIERS, Size, Swap, Tier};
+use crate::config::{Backing, Config, MAX_TIERS, Size, Swap, SwapPlace, Tier};
 
 /// Of what is free, the swap tier takes this part.
 const SHARE: u64 = 4;
@@ -81,7 +81,8 @@ pub fn propose(nodes: &[NodeFacts], folder: &Path, free: Result<u64, AreaError>,
 }
 
 fn swap(path: PathBuf, bytes: u64) -> Tier {
-    let swap = Swap { path, size: Size(bytes), write_limit: None, daily_writes: None };
+    let swap =
+        Swap { place: SwapPlace::Folder { path, size: Size(bytes) }, write_limit: None, daily_writes: None };
     Tier { name: "disk".to_owned(), backing: Backing::Swap(swap) }
 }
 
@@ -157,7 +158,12 @@ mod tests {
     fn shown(tiers: &[Tier]) -> Vec<(&str, String)> {
         let shown = tiers.iter().map(|tier| match &tier.backing {
             Backing::Nodes(nodes) => (tier.name.as_str(), format!("{nodes:?}")),
-            Backing::Swap(swap) => (tier.name.as_str(), format!("{} {}", swap.path.display(), swap.size)),
+            Backing::Swap(swap) => match &swap.place {
+                SwapPlace::Folder { path, size } => {
+                    (tier.name.as_str(), format!("{} {size}", path.display()))
+                }
+                SwapPlace::Device { .. } => panic!("a device is never proposed"),
+            },
         });
         shown.collect()
     }

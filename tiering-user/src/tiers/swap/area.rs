@@ -1,4 +1,4 @@
-//! One swap file of a tier: made, switched on, switched off, removed.
+//! One swap file of a tier: made, switched on, switched off, removed. A device is switched on and off the same way.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -108,10 +108,10 @@ fn free_bytes(folder: &Path) -> Result<u64, AreaError> {
     Ok(room.blocks_available() * room.fragment_size())
 }
 
-/// A swap file that an agent made.
+/// A swap file that an agent made, or a device that it made into swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Own {
-    /// A way to the file that leads through the tier's folder.
+    /// A way to the file that leads through the tier's folder; of a device its node.
     pub(super) path: PathBuf,
     pub(super) id: FileId,
     pub(super) bytes: u64,
@@ -197,11 +197,14 @@ impl Own {
 
     /// Removes it, and gives its blocks back at once, so that guest memory does not stay readable in a file that a
     /// reader holds open. The kernel refuses that for a file that is on, and the agent for one that does not bear its
-    /// mark any more, or has a second name.
+    /// mark any more, or has a second name. A device stays as it is, with its header.
     ///
     /// # Errors
     /// [`AreaError::Replaced`], [`AreaError::Io`].
     pub(super) fn remove(&self) -> Result<(), AreaError> {
+        if self.id.is_device() {
+            return Ok(());
+        }
         let mut file = self.open()?;
         if !files::is_ours(&self.path, &mut file) {
             return Err(AreaError::Replaced { path: self.path.clone() });
@@ -256,7 +259,7 @@ impl Memory {
 }
 
 /// 16 random bytes; all zero where the kernel gives none: then two files have one UUID, which only confuses people.
-fn random() -> [u8; 16] {
+pub(super) fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     if let Ok(source) = File::open("/dev/urandom") {
         source.read_exact_at(&mut bytes, 0).ok();

@@ -105,7 +105,7 @@ impl fmt::Display for Misfit {
 }
 
 /// Takes the areas that do not fit out of the claims of the swap tiers, given in the order of the ladder, and adds the
-/// areas of ours that are in the folder of no tier.
+/// areas of ours that are in the folder of no tier, or on the device of none.
 pub(super) fn misfits(tiers: &mut [(String, Claim)], on: &[OnArea]) -> Vec<Misfit> {
     let claimed: Vec<FileId> = tiers.iter().flat_map(|(_, claim)| &claim.on).map(|(own, _)| own.id).collect();
     let mut misfits = Vec::new();
@@ -121,12 +121,13 @@ pub(super) fn misfits(tiers: &mut [(String, Claim)], on: &[OnArea]) -> Vec<Misfi
             });
         }
     }
-    for OnArea { line, file, made_for } in on {
-        if let (Some(id), Some(tier)) = (file, made_for)
-            && !claimed.contains(id)
+    for area in on {
+        let line = &area.line;
+        if let (Some(id), Some(tier)) = (area.id(), &area.made_for)
+            && !claimed.contains(&id)
         {
             misfits.push(Misfit {
-                own: Own { path: line.path.clone(), id: *id, bytes: line.size_bytes },
+                own: Own { path: line.path.clone(), id, bytes: line.size_bytes },
                 used_bytes: line.used_bytes,
                 priority: line.priority,
                 tier: tier.clone(),
@@ -166,12 +167,12 @@ mod tests {
 
     fn ours(path: &str, inode: u64) -> Found {
         let made_for = Some("nvme".to_owned());
-        let header = Some(Header { made_for: made_for.clone() });
+        let header = Some(Header { made_for: made_for.clone(), on_device: None });
         Found { path: path.into(), id: id(inode), bytes: 64 * MIB, header, made_for, is_on: false }
     }
 
     fn foreign(path: &str, inode: u64) -> Found {
-        Found { header: Some(Header { made_for: None }), made_for: None, ..ours(path, inode) }
+        Found { header: Some(Header::default()), made_for: None, ..ours(path, inode) }
     }
 
     fn on(path: &str, inode: u64, priority: i32) -> OnArea {
@@ -182,7 +183,7 @@ mod tests {
             used_bytes: 8 * MIB,
             priority,
         };
-        OnArea { line, file: Some(id(inode)), made_for: Some("nvme".to_owned()) }
+        OnArea { line, file: Some(id(inode)), device: None, made_for: Some("nvme".to_owned()) }
     }
 
     fn claimed(found: &[Found], on: &[OnArea]) -> Result<Claim, String> {

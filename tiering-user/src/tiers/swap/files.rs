@@ -5,11 +5,11 @@
 //! The path of a line need not be the path of the folder: it may lead through a link or a bind mount, or to another
 //! file that was put there since. So a file is known by its device and inode, and whether it is on by the kernel: no
 //! byte can be written to a swap file that is on, not even none (`generic_write_checks` in fs/read_write.c, Linux 6.1
-//! to 6.18).
+//! to 6.18; `blkdev_write_iter` in block/fops.c for devices).
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::header::{HEADER_BYTES, Header};
@@ -17,7 +17,10 @@ use super::proc_swaps::SwapLine;
 use super::segments::segment_number;
 use crate::sys::PAGE_BYTES;
 
-/// Which file it is, by whatever path.
+/// No file has it.
+const NO_INODE: u64 = 0;
+
+/// Which file or block device it is, by whatever path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileId {
     pub(super) device: u64,
@@ -25,8 +28,17 @@ pub(super) struct FileId {
 }
 
 impl FileId {
+    /// Of a block device it is the device's number, whichever node leads to it.
     pub(super) fn of(metadata: &Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            return Self { device: metadata.rdev(), inode: NO_INODE };
+        }
         Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// Whether it is a block device.
+    pub(super) fn is_device(self) -> bool {
+        self.inode == NO_INODE
     }
 }
 
@@ -50,6 +62,8 @@ pub(super) struct OnArea {
     pub(super) line: SwapLine,
     /// The file it is, or that is behind its loop device; none of a disk, or where it cannot be told.
     pub(super) file: Option<FileId>,
+    /// The block device it is; none of a file.
+    pub(super) device: Option<FileId>,
     /// The tier that an agent made it for.
     pub(super) made_for: Option<String>,
 }
@@ -107,8 +121,28 @@ impl OnArea {
             is_it.then(|| (FileId::of(&metadata), made_for))
         });
         let (file, made_for) = facts.map_or((None, None), |(file, made_for)| (Some(file), made_for));
-        Self { line, file, made_for }
+        let on_device = if line.is_file { None } else { device_area(&line.path) };
+        let (device, for_device) = on_device.unzip();
+        Self { line, file, device, made_for: made_for.or(for_device.flatten()) }
     }
+
+    /// Which file or device it is itself.
+    pub(super) fn id(&self) -> Option<FileId> {
+        if self.line.is_file { self.file } else { self.device }
+    }
+}
+
+/// The device of an area, and the tier that an agent made it for.
+fn device_area(path: &Path) -> Option<(FileId, Option<String>)> {
+    // Before it is opened: opening what is none may do something.
+    let is_device = |metadata: &Metadata| metadata.file_type().is_block_device();
+    if !fs::metadata(path).is_ok_and(|target| is_device(&target)) {
+        return None;
+    }
+    let mut file = open(path, true).ok()?;
+    let metadata = file.metadata().ok().filter(is_device)?;
+    let header = read_header(&mut file).and_then(|header| header.on_device);
+    Some((FileId::of(&metadata), header.map(|header| header.made_for)))
 }
 
 /// Whether the open file at this path, of which nothing was read yet, is one that an agent made.

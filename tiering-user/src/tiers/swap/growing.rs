@@ -1,4 +1,4 @@
-//! How a tier gets another swap file, and how the kernel's number of its area is found.
+//! How a tier gets another swap file, or its device, and how the kernel's number of its area is found.
 //!
 //! Pagemap names an area by its number, and nothing tells which number an area has. So a new one is switched on above
 //! all others for a moment, and the number is the one that a page of our own lands in then. The kernel gives an area
@@ -12,7 +12,7 @@ use std::path::Path;
 use super::area::Own;
 use super::folder;
 use super::proc_swaps::{self, SwapLine};
-use super::segments::{Area, Segment, SwapTier, segment_name};
+use super::segments::{Area, Place, Segment, SwapTier, segment_name};
 use super::tiers::{PRIMER_PAGES, SwapError, SwapTiers};
 use crate::sys::{OneCpu, PAGE_BYTES, PageState, SWAP_PRIORITY_MAX, ZeroPages};
 
@@ -20,21 +20,30 @@ impl SwapTiers {
     /// Adds a swap file to the tier. Returns its slots, 0 where the tier has its full size.
     pub(super) fn grow(&mut self, tier: usize, on: &[SwapLine]) -> Result<u64, SwapError> {
         self.refuse_areas_above(tier, on)?;
-        let SwapTier { id, name, folder, segments, priorities, .. } = &self.tiers[tier];
+        let SwapTier { id, name, place, segments, priorities, .. } = &self.tiers[tier];
         let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
         // No two areas of one priority: the kernel would fill them in turn. And a name that somebody uses is left
         // alone.
         let free = |(n, priority): &(i32, i32)| {
             segments.iter().all(|segment| segment.area.priority != *priority)
-                && fs::symlink_metadata(folder.join(segment_name(*n))).is_err()
+                && match place {
+                    Place::Folder(folder) => fs::symlink_metadata(folder.join(segment_name(*n))).is_err(),
+                    Place::Device(_) => segments.is_empty(),
+                }
         };
         // The first file is filled first, so that what is free of a tier is in its last one.
         let Some((n, priority)) = (0..).zip(priorities.clone().rev()).find(free).filter(|_| bytes > 0) else {
             return Ok(0);
         };
-        folder::make(folder)?;
         let id = *id;
-        let own = Own::make(&folder.join(segment_name(n)), bytes, name)?;
+        let own = match place {
+            Place::Folder(folder) => {
+                folder::make(folder)?;
+                Own::make(&folder.join(segment_name(n)), bytes, name)?
+            }
+            Place::Device(device) => device.make(name).map_err(|error| error.of_tier(name))?,
+        };
+        let bytes = own.bytes;
         let number = match self.switch_on(&own, priority) {
             Ok(number) => number,
             Err(error) => {
@@ -47,7 +56,7 @@ impl SwapTiers {
             }
         };
         let path = own.path.clone();
-        tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap file switched on");
+        tracing::info!(path = %path.display(), mib = bytes >> 20, number, "swap switched on");
         let area = Area { path, tier: id, number, priority, bytes, covered_pages: 0 };
         self.tiers[tier].segments.push(Segment { area, own });
         self.publish();

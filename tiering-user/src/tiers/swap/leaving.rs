@@ -4,7 +4,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::area::Memory;
-use super::folder;
 use super::proc_swaps;
 use super::segments::{Segment, used_bytes};
 use super::tiers::{SwapError, SwapTiers};
@@ -25,11 +24,11 @@ impl SwapTiers {
     pub fn can_drain(&self, tier: TierId) -> Result<(), SwapError> {
         let on = proc_swaps::read().map_err(SwapError::ProcSwaps)?;
         let tier = &self.tiers[self.index(tier)?];
-        Ok(Memory::now().check(&tier.folder, tier.held_bytes(&on))?)
+        Ok(Memory::now().check(tier.place.path(), tier.held_bytes(&on))?)
     }
 
-    /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files. Nothing
-    /// is sent to the tier any more. Returns the pages that were in it.
+    /// Switches the tier's areas off, which brings what is in them back to RAM, and removes the files; a device keeps
+    /// its header. Nothing is sent to the tier any more. Returns the pages that were in it.
     ///
     /// # Errors
     /// [`AreaError::NoMemory`](super::AreaError::NoMemory) where what is in it does not fit; the areas not yet off stay
@@ -55,7 +54,7 @@ impl SwapTiers {
             self.publish();
         }
         self.numbers.save(&self.areas.list());
-        folder::remove(&self.tiers[index].folder);
+        self.tiers[index].place.tidy();
         Ok(brought_up)
     }
 
@@ -108,10 +107,10 @@ impl SwapTiers {
             self.release_those_with(LINGERING_BYTES);
         }
         for tier in &self.tiers {
-            folder::remove(&tier.folder);
+            tier.place.tidy();
         }
         for segment in self.tiers.iter().flat_map(|tier| &tier.segments) {
-            tracing::info!(path = %segment.own.path.display(), "a swap file stays on for the next agent");
+            tracing::info!(path = %segment.own.path.display(), "a swap area stays on for the next agent");
         }
         self.publish();
     }
@@ -136,7 +135,7 @@ impl SwapTiers {
 fn gone(segment: &Segment) -> bool {
     let removed = segment.own.switch_off().and_then(|()| segment.own.remove());
     if let Err(error) = &removed {
-        tracing::warn!(%error, "an empty swap file stays for the next agent");
+        tracing::warn!(%error, "an empty swap area stays for the next agent");
     }
     removed.is_ok()
 }

@@ -1,5 +1,5 @@
-//! Swap files, and the guarantee that a page-out lands in the one that was chosen, as far as a stock kernel can give
-//! it.
+//! Swap files and devices, and the guarantee that a page-out lands in the one that was chosen, as far as a stock kernel
+//! can give it.
 //!
 //! In: the swap tiers of the [`Ladder`](super::Ladder) and `/proc/swaps`. Out: files made and switched on as they are
 //! needed ([`SwapTiers`]), which area is whose ([`Areas`]), and everything gone again when a tier is drained.
@@ -7,6 +7,7 @@
 pub(super) mod area;
 mod claim;
 mod cover;
+mod device;
 mod files;
 mod folder;
 mod growing;
@@ -21,6 +22,8 @@ mod segments;
 mod tiers;
 
 pub use area::AreaError;
+pub(super) use device::open_probe;
+pub use device::{DeviceError, device_capacity_bytes};
 pub use opening::{areas_of_others, check_tier};
 pub use passage::Passage;
 pub use proc_swaps::{SwapLine, read as read_proc_swaps};

@@ -8,25 +8,32 @@ use std::sync::Arc;
 
 use super::area::{self, AreaError, Memory};
 use super::claim::{self, Claim, Misfit};
+use super::device::{Device, DeviceError};
 use super::files::{self, FileId, OnArea};
 use super::folder;
 use super::numbers::Numbers;
 use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Area, Areas, Segment, SwapTier, priorities};
+use super::segments::{Area, Areas, Place, Segment, SwapTier, priorities};
 use super::tiers::{SwapError, SwapTiers};
 use crate::store::Store;
 use crate::sys::{self, PAGE_BYTES, Pagemap};
-use crate::tiers::{Ladder, TierKind};
+use crate::tiers::{Ladder, SwapPlace, TierKind};
 
-/// Makes sure that a tier of this name could have its swap files in `folder`, as far as can be told without making
-/// anything.
+/// Makes sure that a tier of this name could have its swap there, as far as can be told without making anything.
 ///
 /// # Errors
-/// [`SwapError::Foreign`], [`SwapError::Area`], [`SwapError::ProcSwaps`].
-pub fn check_tier(name: &str, folder: &Path, capacity_bytes: u64) -> Result<(), SwapError> {
+/// [`SwapError::Foreign`], [`SwapError::Area`], [`SwapError::Device`], [`SwapError::ProcSwaps`].
+pub fn check_tier(name: &str, place: &SwapPlace, capacity_bytes: u64) -> Result<(), SwapError> {
     let on = OnArea::all(proc_swaps::read().map_err(SwapError::ProcSwaps)?);
+    let folder = match place {
+        SwapPlace::Folder(folder) => folder,
+        SwapPlace::Device { path, allow_unsafe } => {
+            let claimed = Device::find(path, *allow_unsafe).and_then(|device| device.claim(&on));
+            return claimed.map(drop).map_err(|error| error.of_tier(name));
+        }
+    };
     let real = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     folder::check(&real)?;
     claim_folder(name, &real, capacity_bytes, &on).map(drop)
@@ -87,12 +94,13 @@ impl SwapTiers {
 
     fn carry_out(&mut self, plan: Plan) -> Result<(), SwapError> {
         for misfit in &plan.misfits {
-            tracing::warn!("{misfit}: it comes up to memory, and the file is removed");
+            tracing::warn!("{misfit}: it comes up to memory, and the area is switched off");
             misfit.own.switch_off()?;
             if let Err(error) = misfit.own.remove() {
                 tracing::warn!(%error, "a swap file that is off stays");
             }
-            if let Some(folder) = misfit.own.path.parent().filter(|_| !misfit.has_tier()) {
+            let is_left = !misfit.has_tier() && !misfit.own.id.is_device();
+            if let Some(folder) = misfit.own.path.parent().filter(|_| is_left) {
                 folder::remove(folder);
             }
         }
@@ -155,17 +163,26 @@ impl Plan {
         let count = ladder.swap_tiers().count();
         let mut folders: Vec<(FileId, String, PathBuf)> = Vec::new();
         let mut claims = Vec::new();
-        for (place, tier) in ladder.swap_tiers().enumerate() {
-            let TierKind::Swap { folder, capacity_bytes, .. } = &tier.kind else { continue };
+        for (place_of_tier, tier) in ladder.swap_tiers().enumerate() {
+            let TierKind::Swap { place: at, capacity_bytes, .. } = &tier.kind else { continue };
+            let mut keep = |place: Place| {
+                let (id, name, rank) = (tier.id, tier.name.clone(), (place_of_tier, count));
+                tiers.push(SwapTier::new(id, name, place, *capacity_bytes, rank));
+            };
+            let folder = match at {
+                SwapPlace::Folder(folder) => folder,
+                SwapPlace::Device { path, allow_unsafe } => {
+                    let of_tier = |error: DeviceError| error.of_tier(&tier.name);
+                    let device = Device::find(path, *allow_unsafe).map_err(of_tier)?;
+                    let claim = device.claim(on).map_err(of_tier)?;
+                    keep(Place::Device(device));
+                    claims.push((tier.name.clone(), claim));
+                    continue;
+                }
+            };
             area::check_folder(folder, 0)?;
             let (real, id) = folder::make(folder)?;
-            tiers.push(SwapTier::new(
-                tier.id,
-                tier.name.clone(),
-                real.clone(),
-                *capacity_bytes,
-                (place, count),
-            ));
+            keep(Place::Folder(real.clone()));
             if let Some((_, other, at)) = folders.iter().find(|(other, ..)| *other == id) {
                 return Err(SwapError::OneFolder {
                     first: other.clone(),
@@ -191,6 +208,6 @@ impl Plan {
 /// Removes folders that are empty.
 fn remove_folders(tiers: &[SwapTier]) {
     for tier in tiers {
-        folder::remove(&tier.folder);
+        tier.place.tidy();
     }
 }

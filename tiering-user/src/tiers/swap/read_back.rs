@@ -3,13 +3,16 @@
 //! The kernel does not tell who paged something out that it could not be written: the page stays in the swap cache,
 //! where it takes memory, and pagemap shows it in swap (`end_swap_bio_write` in mm/page_io.c, Linux 6.1 to 6.18). So a
 //! page is written to a file without a name in the tier's folder and read back, past the page cache, before a batch is
-//! sent there.
+//! sent there. To a device that is on as swap nothing can be written: a page that the agent put there when it made the
+//! device into swap is read back.
 //!
-//! In: a folder. Out: an error of the disk or the file system. A full disk is none: the swap files have their blocks.
+//! In: a folder or a device. Out: an error of the disk or the file system. A full disk is none: the swap files have
+//! their blocks.
 //!
 //! # Limits
 //! A disk of which only some blocks fail passes. Once in [`EVERY`] a tier: what is sent in between can meet a disk that
-//! has just failed; it stays in memory.
+//! has just failed; it stays in memory. A device that can be read and not written passes, unless the kernel has made it
+//! read-only.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -18,6 +21,8 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
+use super::device;
+use super::segments::Place;
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiers::TierId;
 
@@ -34,12 +39,15 @@ pub(super) struct Probes(BTreeMap<TierId, Monotonic>);
 
 impl Probes {
     /// Probes the tier, unless that has just been done.
-    pub(super) fn look(&mut self, tier: TierId, folder: &Path, now: Monotonic) -> io::Result<()> {
+    pub(super) fn look(&mut self, tier: TierId, place: &Place, now: Monotonic) -> io::Result<()> {
         if self.0.get(&tier).is_some_and(|last| now.since(*last) < EVERY) {
             return Ok(());
         }
         self.0.remove(&tier);
-        probe(folder)?;
+        match place {
+            Place::Folder(folder) => probe(folder)?,
+            Place::Device(device) => device::read_back(&device.path, now.0 / 4096)?,
+        }
         self.0.insert(tier, now);
         Ok(())
     }
@@ -75,13 +83,14 @@ mod tests {
     #[test]
     fn a_tier_is_not_probed_all_the_time_and_one_that_failed_at_once_again() {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-        let gone = folder.path().join("gone");
+        let gone = Place::Folder(folder.path().join("gone"));
+        let there = Place::Folder(folder.path().to_owned());
         let mut probes = Probes::default();
         let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
-        probes.look(TierId(1), folder.path(), at(10)).unwrap();
+        probes.look(TierId(1), &there, at(10)).unwrap();
         probes.look(TierId(1), &gone, at(11)).unwrap();
         probes.look(TierId(1), &gone, at(12)).unwrap_err();
         probes.look(TierId(1), &gone, at(12)).unwrap_err();
-        probes.look(TierId(1), folder.path(), at(12)).unwrap();
+        probes.look(TierId(1), &there, at(12)).unwrap();
     }
 }

@@ -1,13 +1,15 @@
-//! The files of the swap tiers: how many, how large, where, with which priority.
+//! The areas of the swap tiers: how many, how large, where, with which priority.
 //!
-//! The slowest swap tier is one file. The faster ones share [`UPPER_SEGMENTS`], added as they fill, so that few of their
-//! slots are free: a batch for a lower tier has to cover them. Nothing here moves a page.
+//! The slowest swap tier is one file or device. The faster ones share [`UPPER_SEGMENTS`], added as they fill, so that
+//! few of their slots are free: a batch for a lower tier has to cover them. Nothing here moves a page.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::area::Own;
+use super::device::Device;
+use super::folder;
 use super::proc_swaps::SwapLine;
 use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
 use crate::tiers::TierId;
@@ -81,11 +83,37 @@ impl Areas {
     }
 }
 
+/// Where a tier's areas are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Files in a folder, which is there.
+    Folder(PathBuf),
+    /// One area.
+    Device(Device),
+}
+
+impl Place {
+    /// Of the folder or the device's node.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) => path,
+            Self::Device(device) => &device.path,
+        }
+    }
+
+    /// Removes a folder that an agent made and that is empty.
+    pub(super) fn tidy(&self) {
+        if let Self::Folder(path) = self {
+            folder::remove(path);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct SwapTier {
     pub(super) id: TierId,
     pub(super) name: String,
-    pub(super) folder: PathBuf,
+    pub(super) place: Place,
     pub(super) capacity_bytes: u64,
     /// Of its areas.
     pub(super) priorities: Range<i32>,
@@ -108,19 +136,19 @@ impl SwapTier {
     pub(super) fn new(
         id: TierId,
         name: String,
-        folder: PathBuf,
+        place: Place,
         capacity_bytes: u64,
-        place: (usize, usize),
+        rank: (usize, usize),
     ) -> Self {
-        let (place, of) = place;
+        let (rank, of) = rank;
         let upper = u64::try_from(of).unwrap_or(1).saturating_sub(1).max(1);
-        let is_slowest = place + 1 >= of;
+        let is_slowest = rank + 1 >= of;
         Self {
             id,
             name,
-            folder,
+            place,
             capacity_bytes,
-            priorities: priorities(place),
+            priorities: priorities(rank),
             most_segments: if is_slowest { 1 } else { UPPER_SEGMENTS / upper },
             is_slowest,
             closed: false,
@@ -208,7 +236,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn tier(capacity_bytes: u64, place: (usize, usize)) -> SwapTier {
-        SwapTier::new(TierId(1), "test".into(), "/nowhere".into(), capacity_bytes, place)
+        SwapTier::new(TierId(1), "test".into(), Place::Folder("/nowhere".into()), capacity_bytes, place)
     }
 
     fn sizes(tier: &SwapTier) -> Vec<u64> {

@@ -31,12 +31,13 @@ use thiserror::Error;
 
 use super::area::AreaError;
 use super::cover::Cover;
+use super::device::DeviceError;
 use super::files;
 use super::numbers::Numbers;
 use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Areas, BASE_PRIORITY, Segment, SwapTier};
+use super::segments::{Areas, BASE_PRIORITY, Place, Segment, SwapTier};
 use crate::sys::{self, Monotonic, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 use crate::tiers::TierId;
 
@@ -56,6 +57,8 @@ const SHED_EVERY: Duration = Duration::from_secs(30);
 pub enum SwapError {
     #[error(transparent)]
     Area(#[from] AreaError),
+    #[error("tier `{tier}`: {error}")]
+    Device { tier: String, error: DeviceError },
     #[error("cannot read /proc/swaps: {0}")]
     ProcSwaps(io::Error),
     #[error(
@@ -91,6 +94,12 @@ pub enum SwapError {
     Uncovered { left_mib: u64 },
     #[error("the kernel's number of {} cannot be found out: is another swap area filled first?", path.display())]
     NoNumber { path: PathBuf },
+}
+
+impl DeviceError {
+    pub(super) fn of_tier(self, tier: &str) -> SwapError {
+        SwapError::Device { tier: tier.to_owned(), error: self }
+    }
 }
 
 impl SwapError {
@@ -152,7 +161,7 @@ impl SwapTiers {
             for segment in tier.segments.extract_if(.., |segment| is_lost(segment, &on)) {
                 gone = true;
                 let path = segment.area.path.display();
-                tracing::warn!(tier = tier.name, %path, "somebody has switched a swap file of the agent off");
+                tracing::warn!(tier = tier.name, %path, "somebody has switched a swap area of the agent off");
                 // Refused where it is on again.
                 segment.own.remove().ok();
             }
@@ -223,10 +232,12 @@ impl SwapTiers {
         }
         let on = self.look()?;
         self.refuse_areas_above(index, &on)?;
-        let folder = &self.tiers[index].folder;
-        self.probes
-            .look(tier, folder, sys::now())
-            .map_err(AreaError::io(folder, "write and read back a page"))?;
+        let place = &self.tiers[index].place;
+        let action = match place {
+            Place::Folder(_) => "write and read back a page",
+            Place::Device(_) => "read back a page",
+        };
+        self.probes.look(tier, place, sys::now()).map_err(AreaError::io(place.path(), action))?;
         if self.open.as_ref().is_some_and(|open| open.tier != index) {
             self.close()?;
         }
