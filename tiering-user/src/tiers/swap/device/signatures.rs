@@ -85,7 +85,7 @@ mod tests {
     type Mark<'a> = (usize, &'a [u8]);
 
     /// Zeroes with these bytes in them.
-    fn with(marks: &[Mark]) -> Vec<u8> {
+    fn with(marks: &[Mark<'_>]) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 20];
         for (at, mark) in marks {
             bytes[*at..at + mark.len()].copy_from_slice(mark);
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_known_has_its_name() {
         let none = with(&[]);
-        let cases: [(&[Mark], &str); 6] = [
+        let cases: [(&[Mark<'_>], &str); 6] = [
             (&[(1080, b"\x53\xef")], "ext4"),
             (&[(510, b"\x55\xaa"), (512, b"EFI PART")], "GPT"),
             (&[(510, b"\x55\xaa")], "MBR"),
