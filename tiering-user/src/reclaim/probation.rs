@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::savings::Tried;
 use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
@@ -93,6 +94,8 @@ struct Block {
     away: [Bits; CLASSES],
     /// Those whose copies are in memory.
     copies: Bits,
+    /// Pages that went out since the block is known, whether they are back or not.
+    tried: Bits,
     /// Came back since the last count, by class.
     returns: [u32; CLASSES],
     /// By class.
@@ -160,6 +163,7 @@ impl Block {
         Self {
             away: Default::default(),
             copies: Bits::default(),
+            tried: Bits::default(),
             returns: [0; CLASSES],
             rates: Default::default(),
             calm_since: now,
@@ -194,6 +198,7 @@ impl Probation {
             let page = page % BLOCK_PAGES;
             block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
             block.away[0].set(page, true);
+            block.tried.set(page, true);
             self.copies += u64::from(!block.copies.set(page, true));
         }
     }
@@ -236,6 +241,16 @@ impl Probation {
     /// Pages whose copies are in memory, as far as is known.
     pub fn copies(&self) -> u64 {
         self.copies
+    }
+
+    /// What came of the pages that went out, by block.
+    pub fn tried(&self) -> Tried {
+        let mut tried = Tried::default();
+        for (number, block) in &self.blocks {
+            let count = |away: &[Bits]| away.iter().map(|bits| bits.count()).sum();
+            tried.add(*number, block.tried.count(), count(&block.away), count(&block.away[SETTLED..]));
+        }
+        tried
     }
 
     /// Forgets the pages of this range that are not away any more, whoever brought them up.

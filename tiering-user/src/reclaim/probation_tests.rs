@@ -135,3 +135,23 @@ fn where_the_kernel_needed_the_memory_nothing_is_left_to_free() {
     assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60), |_| true).len()), (0, 0));
     assert_eq!(probation.returned(0, 1), Return::Read);
 }
+
+#[test]
+fn what_was_tried_counts_once_it_has_settled_or_is_back() {
+    let mut probation = Probation::default();
+    probation.sent(&block(0)[..8], at(0));
+    assert_eq!(probation.tried(), Tried::default());
+    probation.returned(3, 1);
+    let back = |tried: u32, away: u32, settled: u32| {
+        let mut expected = Tried::default();
+        expected.add(0, tried, away, settled);
+        expected
+    };
+    assert_eq!(probation.tried(), back(8, 7, 0));
+    wait(&mut probation, 0..70, |_| None);
+    assert_eq!(probation.tried(), back(8, 7, 7));
+    probation.keep(0..512, |page| page != 5);
+    assert_eq!(probation.tried(), back(8, 6, 6), "a sweep found it in memory");
+    probation.sent(&[3], at(70));
+    assert_eq!(probation.tried(), back(8, 7, 6), "it is tried again");
+}
