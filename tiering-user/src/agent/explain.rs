@@ -39,6 +39,7 @@ impl State {
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: self.limited_by(machine),
             pages_chosen_by: self.pages_chosen_by(machine, now),
+            can_free: self.can_free(machine.target.id),
             resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: machine

@@ -21,6 +21,7 @@ use super::left_out::LeftOut;
 use super::machine::Machine;
 use super::recording::Recording;
 use super::regions::RegionWatch;
+use super::savings::HostAges;
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
@@ -114,6 +115,8 @@ pub(super) struct State {
     pub opened_at: Monotonic,
     batch: Vec<Sample>,
     pub recording: Option<Recording>,
+    /// What the kernel says of page ages.
+    pub savings: HostAges,
 }
 
 impl State {
@@ -183,6 +186,7 @@ impl State {
             opened_at: Monotonic::default(),
             batch: Vec::new(),
             recording: None,
+            savings: HostAges::default(),
         }
     }
 
