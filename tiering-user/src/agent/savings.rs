@@ -124,12 +124,13 @@ impl State {
         let needs_trials = chooser == Chooser::Agent && !ages.as_ref().is_ok_and(|idle| idle.is_known);
         savings::estimate(&Facts {
             in_memory_pages: levels.map(|level| counts.get(Place::In(TierId(level)))).sum(),
+            touched_pages: machine.touched_pages(),
             in_use_pages: machine.working_set_pages,
             copied_pages: machine.swap_cached_bytes() / PAGE_BYTES,
             not_moved,
             ages,
             chooser,
-            tried: if needs_trials { machine.reclaim.tried() } else { Tried::default() },
+            tried: if needs_trials { machine.reclaim.tried(now) } else { Tried::default() },
         })
     }
 

@@ -192,8 +192,8 @@ impl Reclaim {
     }
 
     /// What came of the pages that went out, by block.
-    pub fn tried(&self) -> Tried {
-        self.probation.tried()
+    pub fn tried(&self, now: Monotonic) -> Tried {
+        self.probation.tried(now)
     }
 
     /// Why nothing goes out, where the VM waited for too much.

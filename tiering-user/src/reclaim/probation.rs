@@ -32,6 +32,8 @@ const CLASSES: usize = 7;
 /// From this class on a page is away for half a minute, and its copy may be freed. What comes back sooner was just in
 /// use, and says little of later.
 const SETTLED: usize = 2;
+/// Any page that went out so long ago, and is away, is in that class: two ticks, and what a count may be late.
+const SETTLES_WITHIN: Duration = Duration::from_secs(70);
 /// From this class on a page that comes back was away for long: some ten minutes.
 const LATE: usize = 5;
 /// How often what came back is counted.
@@ -96,6 +98,8 @@ struct Block {
     copies: Bits,
     /// Pages that went out since the block is known, whether they are back or not.
     tried: Bits,
+    /// When pages went out last.
+    sent_at: Monotonic,
     /// Came back since the last count, by class.
     returns: [u32; CLASSES],
     /// By class.
@@ -164,6 +168,7 @@ impl Block {
             away: Default::default(),
             copies: Bits::default(),
             tried: Bits::default(),
+            sent_at: now,
             returns: [0; CLASSES],
             rates: Default::default(),
             calm_since: now,
@@ -195,6 +200,7 @@ impl Probation {
     pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
         for page in pages {
             let block = self.blocks.entry(page / BLOCK_PAGES).or_insert_with(|| Block::new(now));
+            block.sent_at = now;
             let page = page % BLOCK_PAGES;
             block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
             block.away[0].set(page, true);
@@ -244,11 +250,17 @@ impl Probation {
     }
 
     /// What came of the pages that went out, by block.
-    pub fn tried(&self) -> Tried {
+    pub fn tried(&self, now: Monotonic) -> Tried {
         let mut tried = Tried::default();
         for (number, block) in &self.blocks {
             let count = |away: &[Bits]| away.iter().map(|bits| bits.count()).sum();
-            tried.add(*number, block.tried.count(), count(&block.away), count(&block.away[SETTLED..]));
+            let (out, away) = (block.tried.count(), count(&block.away));
+            // What comes back shows at once, what stays does not: until then nothing is concluded of the block.
+            if now.since(block.sent_at) < SETTLES_WITHIN {
+                tried.came_back(out - away);
+            } else {
+                tried.add(*number, out, count(&block.away[SETTLED..]));
+            }
         }
         tried
     }

@@ -14,7 +14,8 @@
 //!    between zones (64 MiB) bear out.
 //!
 //! # Limits
-//! What was tried was longest idle: the rest may be warmer, which no bound takes in. What a VM will do differently
+//! Something must have been tried in half of the zones: which pages go first is no sample. What was tried was longest
+//! idle: the rest may be warmer, which no bound takes in. What a VM will do differently
 //! tomorrow is in none of them. Room in swap and limits of control groups are not looked at.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,8 @@ pub const STALE: Duration = Duration::from_hours(1);
 const SLOT: Duration = Duration::from_mins(15);
 /// Blocks of 2 MiB of which something must have been tried.
 const LEAST_BLOCKS: u32 = 8;
+/// Of the zones that a VM has touched, one in so many must have been tried.
+const COVERED_DIVISOR: u64 = 2;
 /// Blocks of a zone.
 const ZONE_BLOCKS: u32 = 32;
 /// Of a block of which less than one page in so many stayed, the agent leaves the rest alone.
@@ -96,22 +99,25 @@ pub struct Tried {
 }
 
 impl Tried {
-    /// Of a block so many pages went out since it is known, of which `away` are away now: `settled` for so long that
-    /// they count.
-    pub fn add(&mut self, block: u32, tried: u32, away: u32, settled: u32) {
-        let back = tried.saturating_sub(away);
-        self.back_pages += u64::from(back);
-        if settled + back == 0 {
+    /// So many tried pages came back, of a block of which nothing is concluded yet.
+    pub fn came_back(&mut self, pages: u32) {
+        self.back_pages += u64::from(pages);
+    }
+
+    /// Of a block so many pages went out since it is known, of which `away` are away, and have been for a while.
+    pub fn add(&mut self, block: u32, tried: u32, away: u32) {
+        self.came_back(tried.saturating_sub(away));
+        if tried == 0 {
             return;
         }
-        let share = f64::from(settled) / f64::from(settled + back);
+        let share = f64::from(away) / f64::from(tried);
         let (blocks, stayed) = self.zones.entry(block / ZONE_BLOCKS).or_default();
         *blocks += 1.0;
         *stayed += share;
         self.blocks += 1;
         let rest = f64::from(BLOCK_PAGES.saturating_sub(tried));
         self.rest_pages += rest;
-        if settled * STAYED_DIVISOR >= settled + back {
+        if away * STAYED_DIVISOR >= tried {
             self.rest_cold += rest * share;
         }
     }
@@ -159,6 +165,8 @@ pub enum Chooser {
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub in_memory_pages: u64,
+    /// Those, and what is in swap.
+    pub touched_pages: u64,
     /// Accessed within the least idle time, as far as that was seen.
     pub in_use_pages: u64,
     /// Copies in the swap cache: in memory, and as good as free.
@@ -220,6 +228,8 @@ pub fn estimate(facts: &Facts) -> Result<Estimate, String> {
         ),
         Err(why) => why.clone(),
     };
+    let zones = facts.tried.zones.len() as u64;
+    let all_zones = facts.touched_pages.div_ceil(u64::from(ZONE_BLOCKS * BLOCK_PAGES));
     match facts.chooser {
         Chooser::DryRun => Err(format!("a dry run tries no pages, and {no_ages}")),
         Chooser::Kernel { found_no_cold: true } => Ok(Estimate {
@@ -236,6 +246,11 @@ pub fn estimate(facts: &Facts) -> Result<Estimate, String> {
             "pages of {} blocks of 2 MiB were tried so far, {LEAST_BLOCKS} are needed, which takes minutes; and \
              {no_ages}",
             facts.tried.blocks
+        )),
+        // Blocks go out in the order of their addresses where nothing else tells them apart: the first are no sample.
+        Chooser::Agent if zones * COVERED_DIVISOR < all_zones => Err(format!(
+            "pages were tried in {zones} of {all_zones} zones of 64 MiB so far, half are needed, which takes minutes; \
+             and {no_ages}"
         )),
         Chooser::Agent => Ok(by_trial(facts)),
     }

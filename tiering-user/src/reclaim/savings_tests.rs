@@ -14,6 +14,7 @@ fn hours(hours: u64) -> Duration {
 fn facts() -> Facts {
     Facts {
         in_memory_pages: 100_000,
+        touched_pages: 100_000,
         in_use_pages: 0,
         copied_pages: 0,
         not_moved: None,
@@ -26,7 +27,7 @@ fn facts() -> Facts {
 /// Eight pages of each of these blocks went out, of which so many stayed.
 fn tried(blocks: impl IntoIterator<Item = (u32, u32)>) -> Tried {
     let mut tried = Tried::default();
-    blocks.into_iter().for_each(|(block, stayed)| tried.add(block, 8, stayed, stayed));
+    blocks.into_iter().for_each(|(block, stayed)| tried.add(block, 8, stayed));
     tried
 }
 
@@ -137,9 +138,11 @@ fn a_few_blocks_say_nothing_and_a_few_more_say_little() {
     let seven = Facts { tried: tried((0..7).map(|block| (block, 8))), ..facts() };
     assert!(estimate(&seven).unwrap_err().contains("7 blocks"));
     let eight = Facts { tried: tried((0..8).map(|block| (block, 8))), ..facts() };
-    let eight = estimate(&eight).unwrap();
-    assert_eq!(eight.expected_pages, 100_000);
-    assert!(eight.lower_pages.unwrap() < 30_000, "all of one zone: {eight:?}");
+    let why = estimate(&eight).unwrap_err();
+    assert!(why.contains("1 of 7 zones"), "{why}");
+    let eight = estimate(&Facts { in_memory_pages: 30_000, touched_pages: 30_000, ..eight }).unwrap();
+    assert_eq!(eight.expected_pages, 30_000);
+    assert!(eight.lower_pages.unwrap() < 10_000, "all of one zone: {eight:?}");
 }
 
 #[test]
@@ -148,8 +151,8 @@ fn where_all_was_tried_what_is_left_is_in_use() {
     let mut all = Tried::default();
     for block in 0..200 {
         match block % 2 {
-            0 => all.add(block, BLOCK_PAGES, BLOCK_PAGES, BLOCK_PAGES),
-            _ => all.add(block, 8, 0, 0),
+            0 => all.add(block, BLOCK_PAGES, BLOCK_PAGES),
+            _ => all.add(block, 8, 0),
         }
     }
     let known = Facts { in_memory_pages: 100 * u64::from(BLOCK_PAGES), tried: all, ..facts() };
@@ -169,12 +172,12 @@ fn pages_that_were_seen_in_use_are_not_counted() {
 }
 
 #[test]
-fn pages_that_have_just_gone_out_do_not_count_yet() {
+fn of_a_block_that_is_being_tried_only_what_came_back_counts() {
     let mut all = Tried::default();
-    all.add(0, 8, 8, 0);
-    assert_eq!(all, Tried::default());
-    all.add(1, 8, 6, 0);
-    assert_eq!((all.blocks, all.back_pages, all.share().0), (1, 2, 0.0));
+    all.came_back(2);
+    assert_eq!((all.blocks, all.back_pages), (0, 2));
+    all.add(1, 8, 6);
+    assert_eq!((all.blocks, all.back_pages, all.share().0), (1, 4, 0.75));
 }
 
 #[test]
