@@ -257,7 +257,7 @@ impl Probation {
             let (out, away) = (block.tried.count(), count(&block.away));
             // What comes back shows at once, what stays does not: until then nothing is concluded of the block.
             if now.since(block.sent_at) < SETTLES_WITHIN {
-                tried.came_back(out - away);
+                tried.add_open(out, away);
             } else {
                 tried.add(*number, out, count(&block.away[SETTLED..]));
             }

@@ -142,7 +142,7 @@ fn what_was_tried_counts_once_it_is_over_whether_it_came_back_or_not() {
     probation.sent(&block(0)[..8], at(0));
     probation.returned(3, 1);
     let mut open = Tried::default();
-    open.came_back(1);
+    open.add_open(8, 7);
     assert_eq!(probation.tried(at(69)), open, "the others may come back yet");
     wait(&mut probation, 0..71, |_| None);
     let over = |away: u32| {

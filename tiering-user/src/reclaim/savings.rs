@@ -96,17 +96,20 @@ pub struct Tried {
     rest_cold: f64,
     /// Tried pages that came back.
     back_pages: u64,
+    /// Pages that were not tried, of blocks that are being tried.
+    open_pages: u64,
 }
 
 impl Tried {
-    /// So many tried pages came back, of a block of which nothing is concluded yet.
-    pub fn came_back(&mut self, pages: u32) {
-        self.back_pages += u64::from(pages);
+    /// Of a block that is being tried, of which nothing is concluded yet, so many pages went out and are away.
+    pub fn add_open(&mut self, tried: u32, away: u32) {
+        self.back_pages += u64::from(tried.saturating_sub(away));
+        self.open_pages += u64::from(BLOCK_PAGES.saturating_sub(tried));
     }
 
     /// Of a block so many pages went out since it is known, of which `away` are away, and have been for a while.
     pub fn add(&mut self, block: u32, tried: u32, away: u32) {
-        self.came_back(tried.saturating_sub(away));
+        self.back_pages += u64::from(tried.saturating_sub(away));
         if tried == 0 {
             return;
         }
@@ -288,8 +291,9 @@ fn by_trial(facts: &Facts) -> Estimate {
     let scale = |bound: f64| if share > 0.0 { bound / share } else { 1.0 };
     Estimate {
         source: Source::Tried,
-        expected_pages: extended(least_used, share, 1.0),
-        lower_pages: Some(extended(most_used, lower, scale(lower))),
+        // What is being tried is not claimed: it may be tried again because it came back before.
+        expected_pages: extended(least_used + tried.open_pages, share, 1.0),
+        lower_pages: Some(extended(most_used + tried.open_pages, lower, scale(lower))),
         upper_pages: Some(extended(least_used, upper, scale(upper))),
         detail: format!(
             "of {} blocks of 2 MiB of which pages went out, {:.0} % stayed; being alike, they count as {:.0} blocks",

@@ -174,7 +174,7 @@ fn pages_that_were_seen_in_use_are_not_counted() {
 #[test]
 fn of_a_block_that_is_being_tried_only_what_came_back_counts() {
     let mut all = Tried::default();
-    all.came_back(2);
+    all.add_open(8, 6);
     assert_eq!((all.blocks, all.back_pages), (0, 2));
     all.add(1, 8, 6);
     assert_eq!((all.blocks, all.back_pages, all.share().0), (1, 4, 0.75));
