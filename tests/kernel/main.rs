@@ -24,6 +24,7 @@ mod programs;
 mod reclaim;
 mod recording;
 mod refusals;
+mod savings;
 mod state;
 mod tapes;
 mod tenants;

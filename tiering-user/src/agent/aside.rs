@@ -1,5 +1,5 @@
 //! What the agent's own task does not do itself, because it may hang: opening images and reading ahead in them, reading
-//! labels, writing the report.
+//! labels, writing the report, reading page ages.
 //!
 //! In: look-ups for the [`Helpers`], one kind for each thing that is done. Out: what they found; and all that keeps the
 //! agent from a part of its work now, in words for the status.
@@ -22,7 +22,7 @@ use crate::sys;
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::Status;
 use crate::track::VmId;
-use crate::vm::{FileId, libvirt};
+use crate::vm::{FileId, NoAges, PageAges, libvirt};
 
 /// A disk with much to do has reads wait.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
@@ -38,6 +38,7 @@ pub(super) enum Found {
     Labels(VmId, Result<Labels, libvirt::LabelError>),
     ReadAhead { device: u64, bytes: u64 },
     Reported(Result<(), Error>),
+    PageAges(Result<PageAges, NoAges>),
 }
 
 /// The helpers.
@@ -102,6 +103,7 @@ impl State {
             Found::Image(vm, id, opened) => self.join_image(vm, id, Some(opened), faults),
             Found::Labels(vm, labels) => self.on_labels(vm, labels),
             Found::ReadAhead { device, bytes } => self.images.done(device, bytes),
+            Found::PageAges(read) => self.on_page_ages(read),
             Found::Reported(result) => {
                 self.aside.reporting = false;
                 if let Err(error) = result {

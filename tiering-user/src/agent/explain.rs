@@ -43,6 +43,7 @@ impl State {
             pages_chosen_by: self.pages_chosen_by(machine, now),
             huge: machine.settings.huge.name().to_owned(),
             huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
+            can_free: self.can_free(machine.target.id),
             resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: machine

@@ -12,6 +12,7 @@ use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
 use super::rearming::SeenBy;
+use super::savings::MachineSavings;
 use super::sweeping::{LastSweep, SweepUnderWay};
 use super::tapes::Earlier;
 use super::waiting::{Haste, Waiting};
@@ -141,6 +142,7 @@ pub(super) struct Machine {
     pub freed_at: Option<Monotonic>,
     /// Of the kernel.
     pub asked: Asked,
+    pub savings: MachineSavings,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
 }
@@ -220,6 +222,7 @@ impl Machine {
             freeing: false,
             freed_at: None,
             asked: Asked::default(),
+            savings: MachineSavings::default(),
             rest_until: Monotonic::default(),
         }
     }

@@ -51,6 +51,7 @@ mod rearming;
 mod recording;
 mod regions;
 mod report;
+mod savings;
 mod scans;
 mod seasons;
 mod staging;
@@ -220,6 +221,7 @@ async fn serve(
             _ = second.tick() => {
                 state.tend(&mut faults);
                 state.every_second(&mut faults);
+                state.look_at_savings();
                 keeper.every_second(&mut state);
                 state.status_due = true;
                 if reported.elapsed() >= REPORT_EVERY {

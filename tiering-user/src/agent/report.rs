@@ -16,6 +16,7 @@ use super::state::State;
 use crate::bpf::{Counters, Delivery, Faults, Source};
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::{self, PAGE_BYTES};
+use crate::telemetry::savings::HostSavingsStatus;
 use crate::telemetry::status::{
     self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
     LeftAloneStatus, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
@@ -56,6 +57,7 @@ impl State {
             vms.push(self.vm_status(machine, counters));
         }
         vms.extend(self.bystanders.status());
+        let savings = HostSavingsStatus::of(&vms);
         let used = self.swap_used_bytes();
         let tiers = self.ladder.tiers().iter().map(|tier| {
             let pages = |machine| places(machine).get(&Place::In(tier.id)).copied().unwrap_or(0);
@@ -80,6 +82,7 @@ impl State {
             swap_cached_bytes: self.braking.swap_cached_bytes,
             tiers: tiers.collect(),
             vms,
+            savings,
             events: EventCounts {
                 seen: sum.seen,
                 produced: sum.produced,
@@ -198,6 +201,7 @@ impl State {
             ksm_bytes: machine.braking.ksm_bytes(),
             swap_cached_bytes: Some(machine.swap_cached_bytes()),
             freed_bytes: machine.freed_bytes(),
+            savings: self.savings_status(machine),
             free_page_reporting: Some(vm.free_page_reporting),
             untouched_bytes: vm
                 .ram_bytes()

@@ -22,6 +22,7 @@ use super::left_out::LeftOut;
 use super::machine::Machine;
 use super::recording::Recording;
 use super::regions::RegionWatch;
+use super::savings::HostAges;
 use super::survey::Survey;
 use super::tenants::Tenants;
 use super::troubles::Troubles;
@@ -116,6 +117,8 @@ pub(super) struct State {
     pub opened_at: Monotonic,
     batch: Vec<Sample>,
     pub recording: Option<Recording>,
+    /// What the kernel says of page ages.
+    pub savings: HostAges,
 }
 
 impl State {
@@ -186,6 +189,7 @@ impl State {
             opened_at: Monotonic::default(),
             batch: Vec::new(),
             recording: None,
+            savings: HostAges::default(),
         }
     }
 

@@ -4,15 +4,19 @@
 //! (`| head`) ends the command without a failure. Not here: how things look (`render`).
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::failure::{CONFIG, Failure, INTERNAL};
-use super::{Cli, Command, ConfigCommand, VmCommand, explain, render, similar, trace};
+use super::{Cli, Command, ConfigCommand, VmCommand, explain, render, savings, similar, trace};
 use crate::telemetry::RunOptions;
 use crate::telemetry::client::Client;
 use crate::tiers::{Proposal, propose_here};
 use crate::{agent, host};
+
+/// How long `tiering doctor` waits for an agent.
+const AGENT_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
     let (mut config, origin) = cli.load_config()?;
@@ -36,7 +40,11 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
             Ok(agent::run(config, &options)?)
         }
         Command::Doctor(output) => {
-            let checks = host::doctor(&config, proposal.as_ref());
+            let mut checks = host::doctor(&config, proposal.as_ref());
+            // One that does not answer must not keep its doctor waiting.
+            let asked = async { tokio::time::timeout(AGENT_ANSWERS_WITHIN, client.status()).await };
+            let status = wait_for(asked)?.ok().and_then(Result::ok);
+            checks.push(host::savings(&config, status.as_ref().map(|status| &status.savings), savings::host));
             print(output.json, &checks, |checks| render::doctor(checks, &config, proposal.is_some()))
         }
         Command::Status(output) => print(output.json, &ask(client.status())?, render::status),
@@ -93,10 +101,14 @@ fn say_what_was_proposed(proposal: &Proposal) {
 
 /// Waits for the agent's answer.
 fn ask<T, E: Into<Failure>>(question: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    wait_for(question)?.map_err(Into::into)
+}
+
+fn wait_for<T>(question: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         Failure::new(INTERNAL, format!("no event loop ({error}): raise the open file limit"))
     })?;
-    runtime.block_on(question).map_err(Into::into)
+    Ok(runtime.block_on(question))
 }
 
 fn print<T: Serialize>(json: bool, facts: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use super::render::{NONE, location, nanoseconds, or_none, size};
+use super::savings::can_free;
 use super::table::Table;
 use crate::telemetry::explain::{DecisionInfo, Explanation, PageInfo};
 
@@ -29,6 +30,7 @@ pub fn explanation(answer: &Explanation) -> String {
         _ => NONE.to_owned(),
     };
     row("huge pages", huge);
+    row("can be freed", can_free(&answer.can_free));
     row("resting", answer.resting_ms.map_or("no".to_owned(), |ms| format!("for {} more", time(ms))));
     row("waiting", format!("{} pages", answer.waiting_pages));
     let before = &answer.known_before;

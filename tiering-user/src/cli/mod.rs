@@ -9,6 +9,7 @@ mod explain;
 mod failure;
 mod profile;
 mod render;
+mod savings;
 mod similar;
 mod table;
 mod trace;

@@ -6,6 +6,7 @@
 use bytesize::ByteSize;
 
 use super::profile;
+use super::savings;
 use super::table::{Table, printable};
 use crate::config::Config;
 use crate::host::{Check, State};
@@ -34,6 +35,7 @@ pub fn status(status: &Status) -> String {
         size(saved),
         size(copies)
     );
+    text += &savings::lines(status);
     let others = &status.moved_by_others;
     text += &format!(
         "moved by the kernel itself, of all of the host: {} reclaimed, {} migrated, {} made huge\n\n",
@@ -225,6 +227,9 @@ pub fn vm(vm: &VmStatus) -> String {
     }
     row("merged by KSM", vm.ksm_bytes.map_or_else(|| "the kernel does not tell".to_owned(), size));
     row("freed", format!("{}: in swap, and not in the swap cache", size(vm.freed_bytes)));
+    for (name, value) in savings::rows(&vm.savings) {
+        row(name, value);
+    }
     row("in the swap cache", vm.swap_cached_bytes.map_or_else(|| "the agent does not tell".to_owned(), size));
     let reporting = match vm.free_page_reporting {
         None => "the agent does not tell",

@@ -5,8 +5,10 @@
 
 mod kernel;
 mod ladder;
+mod savings;
 mod storage;
 
+pub use savings::savings;
 use serde::Serialize;
 
 use crate::config::Config;

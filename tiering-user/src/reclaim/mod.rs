@@ -11,6 +11,8 @@
 //! 3. *Freed*: copies go, the pages least likely to come back first, as long as what is expected to come back stays
 //!    within `policy.refault_limit`.
 //!
+//! What that says of the memory of a VM is in [`savings`].
+//!
 //! # Limits
 //! What goes out is written, whether it comes back or not. A working set that jumps shows when it has jumped, not
 //! before.
@@ -18,6 +20,7 @@
 mod lru;
 mod pacer;
 mod probation;
+pub mod savings;
 #[cfg(test)]
 mod simulation;
 
@@ -30,6 +33,7 @@ pub use probation::Return;
 use self::lru::Lru;
 use self::pacer::Pacer;
 use self::probation::Probation;
+use self::savings::Tried;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 
@@ -196,6 +200,11 @@ impl Reclaim {
     /// Pages that are away and have a copy in memory, as far as is known.
     pub fn copies(&self) -> u64 {
         self.probation.copies()
+    }
+
+    /// What came of the pages that went out, by block.
+    pub fn tried(&self, now: Monotonic) -> Tried {
+        self.probation.tried(now)
     }
 
     /// Why nothing goes out, where the VM waited for too much.

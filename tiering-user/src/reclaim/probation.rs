@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::savings::Tried;
 use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
@@ -31,6 +32,8 @@ const CLASSES: usize = 7;
 /// From this class on a page is away for half a minute, and its copy may be freed. What comes back sooner was just in
 /// use, and says little of later.
 const SETTLED: usize = 2;
+/// Any page that went out so long ago, and is away, is in that class: two ticks, and what a count may be late.
+const SETTLES_WITHIN: Duration = Duration::from_secs(70);
 /// From this class on a page that comes back was away for long: some ten minutes.
 const LATE: usize = 5;
 /// How often what came back is counted.
@@ -93,6 +96,10 @@ struct Block {
     away: [Bits; CLASSES],
     /// Those whose copies are in memory.
     copies: Bits,
+    /// Pages that went out since the block is known, whether they are back or not.
+    tried: Bits,
+    /// When pages went out last.
+    sent_at: Monotonic,
     /// Came back since the last count, by class.
     returns: [u32; CLASSES],
     /// By class.
@@ -160,6 +167,8 @@ impl Block {
         Self {
             away: Default::default(),
             copies: Bits::default(),
+            tried: Bits::default(),
+            sent_at: now,
             returns: [0; CLASSES],
             rates: Default::default(),
             calm_since: now,
@@ -191,9 +200,11 @@ impl Probation {
     pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
         for page in pages {
             let block = self.blocks.entry(page / BLOCK_PAGES).or_insert_with(|| Block::new(now));
+            block.sent_at = now;
             let page = page % BLOCK_PAGES;
             block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
             block.away[0].set(page, true);
+            block.tried.set(page, true);
             self.copies += u64::from(!block.copies.set(page, true));
         }
     }
@@ -236,6 +247,22 @@ impl Probation {
     /// Pages whose copies are in memory, as far as is known.
     pub fn copies(&self) -> u64 {
         self.copies
+    }
+
+    /// What came of the pages that went out, by block.
+    pub fn tried(&self, now: Monotonic) -> Tried {
+        let mut tried = Tried::default();
+        for (number, block) in &self.blocks {
+            let count = |away: &[Bits]| away.iter().map(|bits| bits.count()).sum();
+            let (out, away) = (block.tried.count(), count(&block.away));
+            // What comes back shows at once, what stays does not: until then nothing is concluded of the block.
+            if now.since(block.sent_at) < SETTLES_WITHIN {
+                tried.add_open(out, away);
+            } else {
+                tried.add(*number, out, count(&block.away[SETTLED..]));
+            }
+        }
+        tried
     }
 
     /// Forgets the pages of this range that are not away any more, whoever brought them up.

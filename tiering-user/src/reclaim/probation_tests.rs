@@ -135,3 +135,24 @@ fn where_the_kernel_needed_the_memory_nothing_is_left_to_free() {
     assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60), |_| true).len()), (0, 0));
     assert_eq!(probation.returned(0, 1), Return::Read);
 }
+
+#[test]
+fn what_was_tried_counts_once_it_is_over_whether_it_came_back_or_not() {
+    let mut probation = Probation::default();
+    probation.sent(&block(0)[..8], at(0));
+    probation.returned(3, 1);
+    let mut open = Tried::default();
+    open.add_open(8, 7);
+    assert_eq!(probation.tried(at(69)), open, "the others may come back yet");
+    wait(&mut probation, 0..71, |_| None);
+    let over = |away: u32| {
+        let mut expected = Tried::default();
+        expected.add(0, 8, away);
+        expected
+    };
+    assert_eq!(probation.tried(at(70)), over(7));
+    probation.keep(0..512, |page| page != 5);
+    assert_eq!(probation.tried(at(70)), over(6), "a sweep found it in memory");
+    probation.sent(&[3], at(70));
+    assert_ne!(probation.tried(at(71)), over(7), "it is tried again");
+}

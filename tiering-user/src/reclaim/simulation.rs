@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::savings::{Chooser, Facts, estimate};
 use super::{Budget, COPY_WAIT, Reclaim, Return};
 use crate::policy::{Action, Bands, Rules, demotions, note_return};
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -369,5 +370,57 @@ fn after_a_jump_or_a_walk_the_kernel_is_not_asked_for_a_while() {
         vm.run(1800);
         vm.tell(guest);
         assert!(vm.free_by_minute[29] >= 100, "{guest}: {} MiB", vm.free_by_minute[29]);
+    }
+}
+
+#[test]
+fn what_was_tried_foretells_how_much_will_be_away() {
+    for (name, strewn) in [("regions", false), ("strewn", true)] {
+        let mut vm = Simulated::new(7, strewn, ages());
+        let mut told = Vec::new();
+        for _ in 0..60 {
+            vm.run(30);
+            let clock = now(vm.second).1;
+            let in_use =
+                |entry: PageEntry| entry.place() != SWAP && entry.idle(clock) < 120 && vm.second > 120;
+            let in_use_pages = (0..PAGES).filter(|page| in_use(vm.pages.get(*page))).count() as u64;
+            let away = vm.pages.counts().get(SWAP);
+            let facts = Facts {
+                in_memory_pages: u64::from(PAGES) - away,
+                touched_pages: PAGES.into(),
+                in_use_pages,
+                copied_pages: 0,
+                not_moved: None,
+                ages: Err(String::new()),
+                chooser: Chooser::Agent,
+                tried: vm.reclaim.tried(now(vm.second).0),
+            };
+            told.push((vm.second, away, vm.reclaim.copies(), estimate(&facts)));
+        }
+        let end = vm.pages.counts().get(SWAP);
+        let (mut all, mut right) = (0, 0_u32);
+        for (second, away, copies, estimate) in told {
+            let Ok(estimate) = estimate else { continue };
+            let (lower, upper) = (estimate.lower_pages.unwrap(), estimate.upper_pages.unwrap());
+            let mib = |pages: u64| pages / u64::from(MIB);
+            println!(
+                "{name}, {second} s: {} MiB away, then {} ({} to {}); in the end {}",
+                mib(away),
+                mib(away + estimate.expected_pages),
+                mib(away + lower),
+                mib(away + upper),
+                mib(end)
+            );
+            all += 1;
+            let slack = u64::from(40 * MIB);
+            right += u32::from((away + lower..=away + upper).contains(&end));
+            assert!(
+                // What has a copy in memory is on probation.
+                away - copies + lower <= end + slack && end <= away + upper + slack,
+                "{name}, {second} s: what is in use now and then goes out and comes back"
+            );
+        }
+        println!("{name}: {right} of {all} intervals hold the end");
+        assert!(all > 40, "{name}: {all} estimates in half an hour");
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::request::Location;
+use super::savings::CanFreeStatus;
 
 /// One address that a question is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Explanation {
     pub huge: String,
     /// So much memory is held by huge pages that are kept.
     pub huge_kept_bytes: u64,
+    /// How much more of it can be freed, and from what that follows.
+    pub can_free: CanFreeStatus,
     /// After moves that failed nothing is planned for so long.
     pub resting_ms: Option<u64>,
     /// Pages that wait for the mover, or are with it.

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod profile;
 mod record;
 pub mod request;
+pub mod savings;
 pub mod similar;
 pub mod socket;
 pub mod status;

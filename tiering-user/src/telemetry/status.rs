@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::profile::ProfileStatus;
+use super::savings::{HostSavingsStatus, SavingsStatus};
 
 /// One snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct Status {
     /// The ladder, fastest first.
     pub tiers: Vec<TierStatus>,
     pub vms: Vec<VmStatus>,
+    /// What is saved of the VMs' memory, and how much more can be freed.
+    pub savings: HostSavingsStatus,
     pub events: EventCounts,
     pub sources: Vec<SourceStatus>,
     /// What contradicts the order of the ladder or stands in its way, as found at start, and what keeps the agent from
@@ -212,6 +215,8 @@ pub struct VmStatus {
     pub swap_cached_bytes: Option<u64>,
     /// Memory that is free because its pages are in swap, without those copies.
     pub freed_bytes: u64,
+    /// How lasting that is, and how much more can be freed.
+    pub savings: SavingsStatus,
     /// Whether the guest gives back what it has free; `None` where the agent does not tell.
     pub free_page_reporting: Option<bool>,
     /// Guest RAM that was never touched and is in no tier.

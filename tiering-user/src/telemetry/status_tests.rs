@@ -1,5 +1,6 @@
 use super::*;
 use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ReuseTimes, WorkingSet};
+use crate::telemetry::savings::{CanFreeStatus, SavingsSource, SavingsStatus};
 
 fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> VmStatus {
     VmStatus {
@@ -30,6 +31,18 @@ fn the_json_has_the_documented_fields() {
         vms: vec![VmStatus {
             tier_bytes: [("dram".to_owned(), 4096)].into(),
             stall_ns_total: Some(0),
+            savings: SavingsStatus {
+                can_free: CanFreeStatus {
+                    source: Some(SavingsSource::Tried),
+                    expected_bytes: Some(8192),
+                    lower_bytes: Some(4096),
+                    upper_bytes: None,
+                    detail: Some("so".to_owned()),
+                },
+                working_set_bytes: Some(4096),
+                cold_share: Some(0.5),
+                ..SavingsStatus::default()
+            },
             profile: Some(ProfileStatus {
                 reads_per_s: 1.5,
                 sequential: Some(0.25),
@@ -85,6 +98,11 @@ fn the_json_has_the_documented_fields() {
         "phase_changes_total": 0, "phase_ms": 0, "cpus": 0.0,
         "read_bytes_per_s": 0.0, "written_bytes_per_s": 0.0,
         "anonymous_bytes": 0, "file_bytes": 0, "shared_bytes": 0, "hour": [1.0]});
+    let can_free = serde_json::json!({
+        "source": "tried", "expected_bytes": 8192, "lower_bytes": 4096, "upper_bytes": null, "detail": "so"});
+    let savings = serde_json::json!({
+        "reusable_bytes": 0, "over_s": 0, "free_for_1h_bytes": 0, "opportunistic_bytes": 0, "can_free": can_free,
+        "working_set_bytes": 4096, "cold_share": 0.5});
     let vm = serde_json::json!({
         "id": "", "name": "", "namespace": null, "pid": 0, "tenant": "", "priority": 0,
         "class": {"name": "unknown", "confidence": 0.0, "source": null}, "movable": false, "reason": null,
@@ -92,7 +110,7 @@ fn the_json_has_the_documented_fields() {
         "page_tables_read": false,
         "huge_bytes": 0, "huge_lost_bytes": 0, "huge_kept_bytes": 0, "huge_split_bytes_total": 0,
         "collapsed_bytes_total": 0,
-        "ksm_bytes": null, "swap_cached_bytes": null, "freed_bytes": 0, "free_page_reporting": null,
+        "ksm_bytes": null, "swap_cached_bytes": null, "freed_bytes": 0, "savings": savings, "free_page_reporting": null,
         "untouched_bytes": 0, "wss_bytes": 0, "profile": profile, "reads_total": 0, "writes_total": 0,
         "faults_total": 0, "sampled_total": 0, "sampled_one_in": 0,
         "rearm": {"why_not": null, "rounds_total": 0, "every_ns": 0, "pause_ns": null, "used_bytes": 0},
@@ -110,6 +128,10 @@ fn the_json_has_the_documented_fields() {
             "bandwidth_bytes_per_s": null, "device": null,
             "device_load": {"read_latency_ns": null, "write_latency_ns": null, "in_flight": 0}}],
         "vms": [vm],
+        "savings": {"reusable_bytes": 0, "over_s": 0, "free_for_1h_bytes": 0, "opportunistic_bytes": 0,
+            "can_free": {"source": null, "expected_bytes": null, "lower_bytes": null, "upper_bytes": null,
+                "detail": null},
+            "vms_known": 0, "vms_unknown": 0},
         "events": {"seen": 0, "produced": 0, "consumed": 0, "dropped": 0},
         "sources": [{"name": "", "state": "active", "detail": ""}],
         "blocks": {"shown": 0, "left_out_total": 0},

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::Of::{Agent, Image, Source, Tier, Vm};
 use super::{Kind, Metric, Number, Of, Samples};
 use crate::telemetry::profile::{AheadStatus, ProfileStatus};
+use crate::telemetry::savings::CanFreeStatus;
 use crate::telemetry::status::{
     KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
 };
@@ -44,6 +45,14 @@ pub(super) const METRICS: &[Metric] = &[
         Agent(|s| maybe(s.state_saved_unix_s))),
     gauge("swap_cached", BYTES, "In the swap cache of the host: in swap, and still in memory",
         Agent(|s| one(s.swap_cached_bytes))),
+    gauge("savings_reusable", BYTES, "Memory of VMs that was free through the last 24 hours, or since the VM is known",
+        Agent(|s| one(s.savings.reusable_bytes))),
+    gauge("savings_opportunistic", BYTES, "Memory of VMs that is free now, and was not all that time",
+        Agent(|s| one(s.savings.opportunistic_bytes))),
+    gauge("savings_can_free", BYTES, "Estimate of what more can be freed, of the VMs of which it is known, and its bounds",
+        Agent(|s| can_free(&s.savings.can_free))),
+    gauge("savings_vms_unknown", None, "VMs of which it is not known yet what can be freed",
+        Agent(|s| one(s.savings.vms_unknown))),
     gauge("blocks_shown", None, "Blocks of 2 MiB in the BPF map tier_map",
         Agent(|s| one(s.blocks.shown))),
     counter("blocks_left_out", None, "Times that a block did not fit into the BPF map tier_map",
@@ -148,6 +157,14 @@ pub(super) const METRICS: &[Metric] = &[
         Vm(|vm| maybe(vm.swap_cached_bytes))),
     gauge("vm_freed", BYTES, "Memory that is free because its pages are in swap, without those copies",
         Vm(|vm| one(vm.freed_bytes))),
+    gauge("vm_reusable", BYTES, "Memory that was free through the last 24 hours, or since the VM is known",
+        Vm(|vm| one(vm.savings.reusable_bytes))),
+    gauge("vm_opportunistic", BYTES, "Memory that is free now, and was not all that time",
+        Vm(|vm| one(vm.savings.opportunistic_bytes))),
+    gauge("vm_can_free", BYTES, "Estimate of what more can be freed, and its bounds; none while nobody knows",
+        Vm(|vm| can_free(&vm.savings.can_free))),
+    gauge("vm_cold", RATIO, "Share of touched memory that is in swap or expected to be freed",
+        Vm(|vm| maybe(vm.savings.cold_share))),
     counter("vm_reads", None, "Accesses of the VM that read, of those that were looked at",
         Vm(|vm| one(vm.reads_total))),
     counter("vm_writes", None, "Accesses of the VM that wrote, of those that were looked at",
@@ -229,6 +246,15 @@ fn maybe<'a>(number: Option<impl Into<Number>>) -> Samples<'a> {
 
 fn maybe_ns<'a>(ns: Option<u64>) -> Samples<'a> {
     maybe(ns.map(seconds))
+}
+
+fn can_free(of: &CanFreeStatus) -> Samples<'_> {
+    let source = of.source.map_or("", |source| source.name());
+    let values = [("expected", of.expected_bytes), ("lower", of.lower_bytes), ("upper", of.upper_bytes)];
+    let known = values.into_iter().filter_map(|(bound, bytes)| Some((bound, bytes?)));
+    known
+        .map(|(bound, bytes)| (vec![("bound", bound.into()), ("source", source.into())], bytes.into()))
+        .collect()
 }
 
 fn seconds(ns: u64) -> f64 {

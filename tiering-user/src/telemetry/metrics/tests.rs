@@ -2,6 +2,7 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ProfileStatus, WorkingSet};
+use crate::telemetry::savings::{CanFreeStatus, HostSavingsStatus, SavingsSource, SavingsStatus};
 use crate::telemetry::status::{
     ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
     PrefetchCounts, PrefetchMatch, PrefetchOrigin, RearmStatus, SourceState,
@@ -37,6 +38,12 @@ fn status() -> Status {
             limited_by: Some("stalls".to_owned()),
             ksm_bytes: Some(0),
             swap_cached_bytes: Some(0),
+            savings: SavingsStatus {
+                reusable_bytes: 4096,
+                can_free: can_free(),
+                cold_share: Some(0.75),
+                ..SavingsStatus::default()
+            },
             rearm: RearmStatus { pause_ns: Some(2_000_000), ..RearmStatus::default() },
             stall_ns_total: Some(2_500_000_000),
             profile: Some(profile()),
@@ -59,7 +66,17 @@ fn status() -> Status {
             ..SourceStatus::default()
         }],
         images: vec![image("acme", 7, 65_536)],
+        savings: HostSavingsStatus { can_free: can_free(), vms_known: 1, ..HostSavingsStatus::default() },
         ..Status::default()
+    }
+}
+
+fn can_free() -> CanFreeStatus {
+    CanFreeStatus {
+        source: Some(SavingsSource::PageAges),
+        expected_bytes: Some(8192),
+        upper_bytes: Some(16_384),
+        ..CanFreeStatus::default()
     }
 }
 
@@ -139,6 +156,10 @@ fn a_scrape_tells_of_the_agent_its_tiers_vms_images_and_sources() {
         r#"tiering_vm_period_seconds{vm="web-1",namespace="prod",id="id-1"} 480.0"#,
         r#"tiering_vm_expected_access_rate_per_second{vm="web-1",namespace="prod",id="id-1",seconds="60"} 300.5"#,
         r#"tiering_vm_expected_used_bytes{vm="web-1",namespace="prod",id="id-1",seconds="60"} 8192.0"#,
+        r#"tiering_vm_can_free_bytes{vm="web-1",namespace="prod",id="id-1",bound="upper",source="page_ages"} 16384"#,
+        r#"tiering_vm_reusable_bytes{vm="web-1",namespace="prod",id="id-1"} 4096"#,
+        r#"tiering_vm_cold_ratio{vm="web-1",namespace="prod",id="id-1"} 0.75"#,
+        r#"tiering_savings_can_free_bytes{bound="expected",source="page_ages"} 8192"#,
         r#"tiering_build_info{version="1.2.3"} 1"#,
         "tiering_uptime_seconds 12.5",
         "tiering_agent_cpu_ratio 0.025",
@@ -158,6 +179,7 @@ fn a_scrape_tells_of_the_agent_its_tiers_vms_images_and_sources() {
         assert_has(&text, line);
     }
     assert!(text.ends_with("# EOF\n"));
+    assert!(!text.contains("bound=\"lower\""), "page ages have no lower bound");
 }
 
 #[test]
@@ -185,7 +207,15 @@ fn what_is_not_known_has_no_sample() {
         ..Status::default()
     };
     let text = scrape(unknown);
-    for name in ["vm_stall", "vm_ksm", "tier_read_latency", "tier_device", "state_saved", "vm_prefetch"] {
+    for name in [
+        "vm_stall",
+        "vm_ksm",
+        "tier_read_latency",
+        "tier_device",
+        "state_saved",
+        "vm_prefetch",
+        "vm_can_free",
+    ] {
         let prefix = format!("tiering_{name}");
         assert!(!series(&text).iter().any(|series| series.starts_with(&prefix)), "{name} in\n{text}");
     }
