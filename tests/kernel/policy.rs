@@ -87,7 +87,7 @@ fn a_dry_run_touches_nothing_and_says_what_it_would_do() {
     assert!(host.scratch.swap_areas().unwrap().is_empty());
     let ended = agent.interrupt().unwrap();
     assert_eq!(ended.code, Some(0), "{}", ended.log);
-    assert!(ended.log.contains("idle for 2 s or more"), "{}", ended.log);
+    assert!(ended.log.contains("idle for "), "{}", ended.log);
     assert_memory_right(&mut guest);
 }
 
