@@ -12,8 +12,8 @@
 //!
 //! # Limits
 //! The kernel takes what it finds oldest, page cache of the group too. How far it keeps to anonymous memory is up to
-//! the version: `swappiness=max` from 6.16 on, `swappiness=200` from 6.8 on, else as the host's `vm.swappiness` says. A write to a disk that hangs
-//! cannot be interrupted.
+//! the version: `swappiness=max` from 6.16 on, `swappiness=200` from 6.8 on, else as the host's `vm.swappiness` says. A
+//! write to a disk that hangs cannot be interrupted.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

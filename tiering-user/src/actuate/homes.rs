@@ -3,8 +3,8 @@
 //! A page that is brought up for another process lands on a node that the caller prefers, else on that of the caller.
 //! So the lanes note the node of each block of 2 MiB before they take it out of the first tier, and prefer it whenever
 //! they bring pages of it up, also those that are on their way from one swap tier to another: what is in memory already
-//! when it is wanted, as a copy, is not moved from node to node. Where nothing was noted, because the kernel paged the block out or another agent did, they
-//! take the first that is known of:
+//! when it is wanted, as a copy, is not moved from node to node. Where nothing was noted, because the kernel paged the
+//! block out or another agent did, they take the first that is known of:
 //!
 //! 1. the node of those pages of the block that are in memory,
 //! 2. the node of the nearest block that has one,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc as async_mpsc;
 use super::group_reclaim::{NoReclaim, Proofs, Reclaimed};
 use super::huge::{self, HugePages};
 use super::later::Preferences;
+use super::node_reclaim::Order;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target};
@@ -32,8 +33,8 @@ pub enum Job {
     Drain(TierId, Vec<Target>),
     /// Of a machine's own control group the kernel reclaims so many bytes; what page-outs left in the swap cache first.
     Reclaim(Target, u64),
-    /// Of the first tier's nodes the kernel reclaims so many bytes, while these machines may all be touched.
-    ReclaimNodes(Vec<Target>, u64),
+    /// Of the first tier's nodes the kernel reclaims memory.
+    ReclaimNodes(Order),
 }
 
 /// Something a lane has done.
@@ -286,10 +287,10 @@ fn run(
             });
             Done::Reclaim(target.id, reclaimed)
         }
-        Job::ReclaimNodes(vms, bytes) => {
-            let orders = settings.places.nodes.reclaim_files(TierId(0));
+        Job::ReclaimNodes(order) => {
+            let files = settings.places.nodes.reclaim_files(TierId(0));
             let (roots, passage) = (&settings.roots, &settings.passage);
-            Done::ReclaimNodes(node_reclaim::reclaim(&orders, &vms, roots, passage, bytes, stop))
+            Done::ReclaimNodes(node_reclaim::reclaim(&files, &order, roots, passage, stop))
         }
         Job::Drain(tier, machines) => {
             let began = Instant::now();

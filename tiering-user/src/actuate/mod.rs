@@ -32,5 +32,6 @@ pub use group_reclaim::{NoReclaim, Reclaimed};
 pub use homes::Homes;
 pub use lanes::{Busy, Done, Job, Lanes, NowAt};
 pub use memory::room_bytes;
+pub use node_reclaim::Order;
 pub use read_ahead::read_ahead;
 pub use target::{Outcome, Roots, Skip, Target};

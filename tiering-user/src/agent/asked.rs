@@ -68,6 +68,7 @@ impl Asked {
 
     /// The agent has read so many pages.
     pub(super) fn note_own_read(&mut self, pages: u64, at: Monotonic) {
+        self.own_reads.retain(|(read, _)| at.since(*read) <= OWN_READS_KEPT);
         if pages > 0 {
             self.own_reads.push_back((at, pages));
         }
@@ -100,8 +101,18 @@ impl Asked {
         refaults
     }
 
-    /// What came of an order.
-    pub(super) fn note(&mut self, reclaimed: Result<Reclaimed, NoReclaim>, now: Monotonic) -> Reclaimed {
+    /// What was read back meanwhile is nobody's concern.
+    pub(super) fn forget_refaults(&mut self) {
+        self.refaults_total = None;
+    }
+
+    /// What came of an order for memory of `whose`.
+    pub(super) fn note(
+        &mut self,
+        reclaimed: Result<Reclaimed, NoReclaim>,
+        whose: &str,
+        now: Monotonic,
+    ) -> Reclaimed {
         let mut last = String::new();
         let reclaimed = match reclaimed {
             Ok(reclaimed) => reclaimed,
@@ -125,7 +136,7 @@ impl Asked {
         self.little += 1;
         if self.little >= LITTLE_MOST {
             self.little = 0;
-            let why = format!("the kernel finds next to nothing to reclaim in its control group{last}");
+            let why = format!("the kernel finds next to nothing to reclaim of {whose}{last}");
             self.rests = Some((now.after(REST), why));
         }
         reclaimed
@@ -151,19 +162,19 @@ mod tests {
         let mut asked = Asked::default();
         let again = || Err(NoReclaim::Found("/a/memory.reclaim: try again".to_owned()));
         for reclaimed in [again(), got(1), got(8), again(), got(0)] {
-            asked.note(reclaimed, at(0));
+            asked.note(reclaimed, "its group", at(0));
             assert_eq!(asked.rests(at(0)), None);
         }
-        asked.note(again(), at(0));
+        asked.note(again(), "its group", at(0));
         let why = asked.rests(at(59)).unwrap().to_owned();
         assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
         assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
         for _ in 0..3 {
-            asked.note(got(1), at(60));
+            asked.note(got(1), "its group", at(60));
         }
         let again = asked.rests(at(61)).unwrap();
         assert!(again.len() < why.len(), "{again}");
-        asked.note(Err(NoReclaim::Now("a lower tier is being filled".to_owned())), at(200));
+        asked.note(Err(NoReclaim::Now("a lower tier is being filled".to_owned())), "its group", at(200));
         assert_eq!(asked.rests(at(201)), Some("a lower tier is being filled"), "it was not even asked");
     }
 
@@ -183,7 +194,7 @@ mod tests {
     fn where_the_kernel_cannot_be_asked_the_agent_chooses_for_a_while() {
         let mut asked = Asked::default();
         let why = "/a/memory.reclaim: permission denied".to_owned();
-        asked.note(Err(NoReclaim::NotThere(why.clone())), at(0));
+        asked.note(Err(NoReclaim::NotThere(why.clone())), "its group", at(0));
         assert_eq!(asked.refused(at(599)), Some(why.as_str()));
         assert_eq!(asked.refused(at(600)), None);
     }

@@ -139,7 +139,7 @@ impl State {
         }
         let mut copies = machine.asked.end();
         let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } =
-            machine.asked.note(reclaimed, now);
+            machine.asked.note(reclaimed, "its control group", now);
         machine.moved.huge_split += huge_bytes / PAGE_BYTES;
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);

@@ -11,13 +11,15 @@
 //! Only where the ladder has one memory tier. Pages that processes other than VMs read back count like those of VMs.
 //! What others lack is taken by priority, which the kernel does not know: such pages the agent chooses.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::asked::Asked;
 use super::asking::ChosenBy;
 use super::machine::Machine;
 use super::state::State;
-use crate::actuate::{Job, NoReclaim, Reclaimed, Target};
+use crate::actuate::{Job, NoReclaim, Order, Reclaimed};
 use crate::config::ReclaimBy;
 use crate::reclaim::{Budget, Reclaim};
 use crate::sys::{self, Monotonic, PAGE_BYTES};
@@ -35,6 +37,8 @@ pub(super) struct HostReclaim {
     counted_at: Monotonic,
     /// Why it is not asked at all; looked at once a second.
     not_asked: Option<String>,
+    /// That it may be, for orders under way.
+    allowed: Arc<AtomicBool>,
 }
 
 impl HostReclaim {
@@ -66,15 +70,21 @@ impl State {
         }
         let now = sys::now();
         self.host_reclaim.not_asked = self.why_host_is_not_asked();
+        self.host_reclaim.allowed.store(self.host_reclaim.not_asked.is_none(), Ordering::Relaxed);
         let chosen = |machine: &&Machine| matches!(self.chosen_by(machine, now), ChosenBy::Host);
         let vms: Vec<&Machine> = self.machines.values().filter(chosen).collect();
         if vms.is_empty() {
+            self.host_reclaim.asked.forget_refaults();
             return;
         }
         let first = TierId(self.ladder.node_tiers().0);
         let limit = self.config.policy.refault_limit.0;
-        // What one of them may not have taken, none can.
-        let by_brakes = vms.iter().map(|vm| vm.braking.allowed(first, vm.pages.node_tiers())).min();
+        // What one VM may not have taken, none can: the kernel takes memory of all of them.
+        let by_brakes = |vm: &Machine| match vm.braking.rests(now) {
+            true => 0,
+            false => vm.braking.allowed(first, vm.pages.node_tiers()),
+        };
+        let by_brakes = self.machines.values().filter(|vm| !is_bound(vm)).map(by_brakes).min();
         let pages: u64 = vms.iter().map(|vm| vm.touched_pages()).sum();
         let read_wait = vms.iter().map(|vm| vm.read_wait).max().unwrap_or_default();
         let budgets =
@@ -105,8 +115,9 @@ impl State {
             return;
         }
         host.asked.begin(ask * PAGE_BYTES, Vec::new());
-        let all: Vec<Target> = self.machines.values().map(|vm| vm.target.clone()).collect();
-        self.lanes.send(Job::ReclaimNodes(all, ask * PAGE_BYTES));
+        let (bytes, allowed) = (ask * PAGE_BYTES, Arc::clone(&host.allowed));
+        let vms = self.machines.values().map(|vm| vm.target.clone()).collect();
+        self.lanes.send(Job::ReclaimNodes(Order { vms, bytes, allowed, given: Instant::now() }));
     }
 
     /// The kernel has reclaimed what it could.
@@ -119,7 +130,7 @@ impl State {
             tracing::warn!(why, "the kernel cannot be asked for memory of the host, the agent chooses pages");
         }
         self.host_reclaim.asked.end();
-        let Reclaimed { memory_bytes, .. } = self.host_reclaim.asked.note(reclaimed, now);
+        let Reclaimed { memory_bytes, .. } = self.host_reclaim.asked.note(reclaimed, "the host", now);
         self.host_reclaim.reclaim.reclaimed(memory_bytes / PAGE_BYTES, now);
         if memory_bytes == 0 {
             return;
@@ -138,14 +149,18 @@ impl State {
         if !self.places.nodes.reclaim_files(TierId(0)).iter().all(|file| file.exists()) {
             return Some("this kernel does not reclaim by node (Linux 6.17 and later do)".to_owned());
         }
-        let bound = |refusal: &Option<Refusal>| refusal.as_ref().is_some_and(Refusal::binds_the_kernel);
-        let mut others = self.machines.values().filter(|vm| !bound(&vm.target.vm.refusal));
+        let mut others = self.machines.values().filter(|vm| !is_bound(vm));
         let keeps_huge = |vm: &Machine| vm.target.keep_huge.then(|| "its huge pages are kept".to_owned());
         let managed =
             others.find_map(|vm| Some((&vm.target.vm.name, vm.never_to_swap().or_else(|| keeps_huge(vm))?)));
         let (name, why) = managed.or_else(|| self.bystanders.first()).or_else(|| self.left_out.first())?;
         Some(format!("the kernel would take memory of {name} too, and must not: {why}"))
     }
+}
+
+/// Of whose memory the kernel, too, can take nothing.
+fn is_bound(vm: &Machine) -> bool {
+    vm.target.vm.refusal.as_ref().is_some_and(Refusal::binds_the_kernel)
 }
 
 /// Anonymous and shared pages of the host that were read from swap so far.

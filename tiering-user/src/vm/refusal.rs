@@ -75,18 +75,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The kernel, too, cannot take any of its memory: what is reclaimed of the whole host does not hurt it.
+    /// The kernel, too, cannot take any of its memory: what is reclaimed of the whole host does not hurt it. Locked
+    /// memory, and what devices have access to, may be a part of the RAM only.
     #[must_use]
     pub fn binds_the_kernel(&self) -> bool {
-        matches!(
-            self,
-            Refusal::MemoryLocked
-                | Refusal::DeviceAssigned { .. }
-                | Refusal::GuestMemfd
-                | Refusal::Hugetlb
-                | Refusal::SwapForbidden { .. }
-                | Refusal::Gone
-        )
+        matches!(self, Refusal::Hugetlb | Refusal::SwapForbidden { .. } | Refusal::Gone)
     }
 
     /// What is still allowed.

@@ -179,7 +179,10 @@ impl Own {
         sys::swap_on(&through(&file), priority).map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => AreaError::NoArea { path: self.path.clone() },
             _ => {
-                let action = "switch the swap file on (does its file system hold swap files?)";
+                let action = match self.id.is_device() {
+                    true => "switch the swap device on",
+                    false => "switch the swap file on (does its file system hold swap files?)",
+                };
                 AreaError::io(&self.path, action)(error)
             }
         })

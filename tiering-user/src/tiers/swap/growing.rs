@@ -22,6 +22,8 @@ impl SwapTiers {
         self.refuse_areas_above(tier, on)?;
         let SwapTier { id, name, place, segments, priorities, .. } = &self.tiers[tier];
         let bytes = self.tiers[tier].next_segment_bytes(self.tiers[tier].made_bytes());
+        // One that is too small or cannot be read says so when it is made into swap.
+        let is_device = matches!(place, Place::Device(_));
         // No two areas of one priority: the kernel would fill them in turn. And a name that somebody uses is left
         // alone.
         let free = |(n, priority): &(i32, i32)| {
@@ -32,7 +34,9 @@ impl SwapTiers {
                 }
         };
         // The first file is filled first, so that what is free of a tier is in its last one.
-        let Some((n, priority)) = (0..).zip(priorities.clone().rev()).find(free).filter(|_| bytes > 0) else {
+        let Some((n, priority)) =
+            (0..).zip(priorities.clone().rev()).find(free).filter(|_| bytes > 0 || is_device)
+        else {
             return Ok(0);
         };
         let id = *id;

@@ -36,15 +36,18 @@ pub(super) struct Part {
     pub(super) iscsi: bool,
     /// How NVMe is reached: `pcie`, `tcp`, `rdma`.
     pub(super) transports: Vec<String>,
-    /// A thin pool of the device mapper, as LVM makes it.
+    /// A volume of the device mapper that may promise more than there is: a thin pool, or VDO.
     pub(super) thin_pool: bool,
 }
 
 impl Facts {
     /// Looks at the device. `sys_root` is `/sys`.
     pub(super) fn gather(sys_root: &Path, device: DeviceNumber) -> Self {
+        let mut numbers: Vec<_> =
+            stack(sys_root, device).iter().filter_map(|folder| number_of(folder)).collect();
+        numbers.push(device);
         Self {
-            opened_by: opened_by(Path::new("/proc"), device),
+            opened_by: opened_by(Path::new("/proc"), &numbers),
             ..Self::of(sys_root, Path::new("/proc"), device)
         }
     }
@@ -97,9 +100,16 @@ impl Part {
             name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             iscsi: folder.components().any(|part| part.as_os_str().to_str().is_some_and(is_session)),
             transports,
-            thin_pool: text(&folder.join("dm/uuid")).is_some_and(|uuid| uuid.ends_with("-tpool")),
+            thin_pool: text(&folder.join("dm/uuid")).is_some_and(|uuid| is_overcommitted(&uuid)),
         }
     }
+}
+
+/// As LVM, `vdo` and Stratis name them.
+fn is_overcommitted(dm_uuid: &str) -> bool {
+    dm_uuid.ends_with("-tpool")
+        || dm_uuid.ends_with("-vpool")
+        || ["VDO-", "stratis-"].iter().any(|start| dm_uuid.starts_with(start))
 }
 
 /// Where the device is mounted, as far as this mount namespace shows.
@@ -113,16 +123,25 @@ fn mount_of(proc_root: &Path, device: DeviceNumber) -> Option<String> {
     })
 }
 
-/// Another process that has the device open for writing. udev reads devices now and then: who only reads does not
-/// count.
-fn opened_by(proc_root: &Path, device: DeviceNumber) -> Option<String> {
+/// The number of a device of sysfs.
+fn number_of(folder: &Path) -> Option<DeviceNumber> {
+    let number = text(&folder.join("dev"))?;
+    let (major, minor) = number.split_once(':')?;
+    Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
+}
+
+/// Another process that has one of these devices open for writing: a VM that has all of a disk has its partitions too,
+/// which the host sees as well. udev reads devices now and then: who only reads does not count.
+fn opened_by(proc_root: &Path, devices: &[DeviceNumber]) -> Option<String> {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let own = std::process::id().to_string();
     let is_it = |path: &Path| {
-        // Only what lies below /dev is looked at: what is on a server that is down would not answer.
-        fs::read_link(path).is_ok_and(|link| link.starts_with("/dev"))
+        // Only what lies below a folder `dev` is looked at, in a jail too: what is on a server that is down would not
+        // answer.
+        let in_dev = |link: &Path| link.components().any(|part| part.as_os_str() == "dev");
+        fs::read_link(path).is_ok_and(|link| in_dev(&link))
             && fs::metadata(path).is_ok_and(|found| {
-                found.file_type().is_block_device() && DeviceNumber::of(found.rdev()) == device
+                found.file_type().is_block_device() && devices.contains(&DeviceNumber::of(found.rdev()))
             })
     };
     for process in fs::read_dir(proc_root).ok()?.flatten() {
@@ -229,6 +248,18 @@ mod tests {
             part("sdb1", true),
         ];
         assert_eq!(parts, expected);
+    }
+
+    #[test]
+    fn volumes_that_may_promise_too_much_and_numbers_are_known() {
+        let known = ["LVM-abc-tpool", "LVM-abc-vpool", "VDO-1", "stratis-1-private-x-thin-pool"];
+        assert!(known.into_iter().all(is_overcommitted));
+        assert!(!is_overcommitted("LVM-abc") && !is_overcommitted("CRYPT-LUKS2-x"));
+        let tree = Tree::new();
+        tree.write("devices/sda/dev", "8:16\n");
+        let number = |at: &str| number_of(&tree.0.path().join(at));
+        assert_eq!(number("devices/sda"), Some(DeviceNumber { major: 8, minor: 16 }));
+        assert_eq!(number("devices"), None);
     }
 
     #[test]
