@@ -16,7 +16,7 @@ const LITTLE_MOST: u32 = 3;
 const LITTLE_DIVISOR: u64 = 8;
 /// How long a read of the agent may take to show as a refault: those of pages that were in memory never do.
 const OWN_READS_KEPT: Duration = Duration::from_secs(10);
-/// After an order that was not carried out.
+/// After an order that was not carried out; and the first rest, which doubles up to [`REST`].
 const SOON: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_mins(1);
 /// How long the agent chooses where the kernel could not be asked.
@@ -134,10 +134,11 @@ impl Asked {
             return reclaimed;
         }
         self.little += 1;
-        if self.little >= LITTLE_MOST {
-            self.little = 0;
+        // At first all pages look used: the kernel has not yet looked at them twice. So the first rests are short.
+        if let Some(times) = self.little.checked_sub(LITTLE_MOST) {
             let why = format!("the kernel finds next to nothing to reclaim of {whose}{last}");
-            self.rests = Some((now.after(REST), why));
+            let rest = SOON.saturating_mul(1 << times.min(8)).min(REST);
+            self.rests = Some((now.after(rest), why));
         }
         reclaimed
     }
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_in_which_nothing_is_found_is_left_alone_for_a_minute() {
+    fn a_group_in_which_nothing_is_found_is_left_alone_longer_and_longer() {
         let mut asked = Asked::default();
         let again = || Err(NoReclaim::Found("/a/memory.reclaim: try again".to_owned()));
         for reclaimed in [again(), got(1), got(8), again(), got(0)] {
@@ -166,14 +167,17 @@ mod tests {
             assert_eq!(asked.rests(at(0)), None);
         }
         asked.note(again(), "its group", at(0));
-        let why = asked.rests(at(59)).unwrap().to_owned();
+        let why = asked.rests(at(4)).unwrap().to_owned();
         assert!(why.contains("next to nothing") && why.contains("try again"), "{why}");
-        assert_eq!((asked.rests(at(60)), asked.refused(at(60))), (None, None));
-        for _ in 0..3 {
-            asked.note(got(1), "its group", at(60));
+        assert_eq!((asked.rests(at(5)), asked.refused(at(5))), (None, None));
+        for (second, rest) in [(5, 10), (15, 20), (35, 40), (75, 60), (135, 60)] {
+            asked.note(got(1), "its group", at(second));
+            assert!(asked.rests(at(second + rest - 1)).is_some_and(|again| again.len() < why.len()));
+            assert_eq!(asked.rests(at(second + rest)), None);
         }
-        let again = asked.rests(at(61)).unwrap();
-        assert!(again.len() < why.len(), "{again}");
+        asked.note(got(8), "its group", at(195));
+        asked.note(got(1), "its group", at(196));
+        assert_eq!(asked.rests(at(196)), None, "it begins anew");
         asked.note(Err(NoReclaim::Now("a lower tier is being filled".to_owned())), "its group", at(200));
         assert_eq!(asked.rests(at(201)), Some("a lower tier is being filled"), "it was not even asked");
     }
