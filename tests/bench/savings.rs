@@ -1,7 +1,7 @@
 //! How much of a guest's memory leaves DRAM, and what that costs the guest.
 //!
-//! One emulated guest at work, as fast as it can: without an agent; with an agent in its default configuration; with one
-//! that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17 and later); by the
+//! One emulated guest at work, as fast as it can: without an agent; with an agent in its default configuration; with
+//! one that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17 and later); by the
 //! kernel's LRU, asked by hand: 25 MiB of the guest's control group every 10 s for two minutes. After each the guest's
 //! memory is brought back. Throughput is that of the last minute of each, waits (major faults of QEMU) are those of all
 //! of it.

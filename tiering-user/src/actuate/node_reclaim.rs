@@ -5,8 +5,7 @@
 //! how much its copies in the swap cache fell ([`Reclaimed`]). Not here: whether it should be done (`agent`).
 //!
 //! Nothing is reclaimed while a VM is there that must not be touched: the agent's word for it is looked at before each
-//! write, and each VM five times a second, since one that is being migrated, say, must not be touched from one moment to
-//! the next.
+//! write, and each VM five times a second, since a migration, say, begins at any time.
 //!
 //! # Limits
 //! The kernel takes memory of any process of the host. Its choice is kept to anonymous and shared memory
