@@ -47,6 +47,10 @@ impl Looped {
         Ok(Self { scratch, device })
     }
 
+    fn mount_point(&self) -> PathBuf {
+        self.scratch.path().join("mounted")
+    }
+
     fn config(&self, more: &str) -> String {
         let (folder, device) = (self.scratch.path().display(), self.device.display());
         format!(
@@ -118,6 +122,7 @@ impl Drop for Looped {
         if self.on().is_some() {
             let _ = Command::new("swapoff").arg(&self.device).status();
         }
+        let _ = umount(&self.mount_point());
         let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
     }
 }
@@ -171,9 +176,10 @@ fn a_device_that_is_somebodys_is_refused_by_name_and_not_written_to() {
 
     run("mkfs.ext4", &["-q", "-F", device]);
     refused("an ext2, ext3 or ext4 file system");
-    let at = host.scratch.path().join("mounted");
+    let at = host.mount_point();
     fs::create_dir(&at).unwrap();
-    mount(Some(&host.device), &at, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+    // To be read only: else the file system itself writes, in its own time.
+    mount(Some(&host.device), &at, Some("ext4"), MsFlags::MS_RDONLY, None::<&str>).unwrap();
     refused(&format!("mounted on {}", at.display()));
     umount(&at).unwrap();
 
