@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
+use tiering_tests::agent::{Agent, Ended};
 use tiering_tests::guest::{Backend, Guest};
 use tiering_tests::observe;
 pub use tiering_tests::observe::{At, PAGE};
+use tiering_tests::paths;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_guests, need_root};
@@ -94,6 +95,21 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Option<T> 
     }
     eprintln!("waited {LONG:?} for {what}");
     None
+}
+
+/// Starts the agent where it must not start. What it said last.
+pub fn refusal(config: &str) -> String {
+    let binary = paths::tiering_bin().unwrap();
+    let mut agent = Agent::spawn(&binary, config, &[] as &[&str]).unwrap();
+    let began = Instant::now();
+    while agent.check_alive().is_ok() {
+        assert!(!agent.is_ready().is_ok_and(|ready| ready), "the agent runs:\n{}", agent.log().text());
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log().text());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let Ended { code, log } = agent.interrupt().unwrap();
+    assert!(code.is_some_and(|code| code != 0), "{log}");
+    log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Reads `pages` entries of a process's pagemap.

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
-use tiering_tests::agent::{Agent, Ended};
+use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
 use tiering_tests::paths;
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_guests, need_root, skip_or_fail};
 
-use crate::host::{assert_memory_right, guest, vm};
+use crate::host::{assert_memory_right, guest, refusal, vm};
 
 const MIB: u64 = 1 << 20;
 /// The priority of the area of a second swap tier.
@@ -130,21 +130,6 @@ impl Drop for Looped {
 fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Starts the agent where it must not start. What it said last.
-fn refusal(config: &str) -> String {
-    let binary = paths::tiering_bin().unwrap();
-    let mut agent = Agent::spawn(&binary, config, &[] as &[&str]).unwrap();
-    let began = Instant::now();
-    while agent.check_alive().is_ok() {
-        assert!(!agent.is_ready().is_ok_and(|ready| ready), "the agent runs:\n{}", agent.log().text());
-        assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log().text());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let Ended { code, log } = agent.interrupt().unwrap();
-    assert!(code.is_some_and(|code| code != 0), "{log}");
-    log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 fn qlc(agent: &Agent) -> Value {

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use tiering_tests::agent::{Agent, Ended};
+use tiering_tests::agent::Agent;
 use tiering_tests::guest::Backend;
-use tiering_tests::paths;
 use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_root, skip_or_fail};
 use tiering_user::sys::ZeroPages;
 
 use crate::host::{
-    At, Host, area_numbers, assert_memory_right, drain_and_end, guest, pagemap, runs, vm, wait_for,
+    At, Host, area_numbers, assert_memory_right, drain_and_end, guest, pagemap, refusal, runs, vm, wait_for,
 };
 
 const MIB: u64 = 1 << 20;
@@ -89,21 +88,6 @@ fn used(path: &Path) -> u64 {
     let swaps = fs::read_to_string("/proc/swaps").unwrap();
     let line = swaps.lines().find(|line| line.split_whitespace().next() == path.to_str());
     line.map_or(0, |line| line.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap() << 10)
-}
-
-/// Starts the agent where it must not start. What it said last.
-fn refusal(config: &str) -> String {
-    let binary = paths::tiering_bin().unwrap();
-    let mut agent = Agent::spawn(&binary, config, &[] as &[&str]).unwrap();
-    let began = Instant::now();
-    while agent.check_alive().is_ok() {
-        assert!(!agent.is_ready().is_ok_and(|ready| ready), "the agent runs:\n{}", agent.log().text());
-        assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log().text());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let Ended { code, log } = agent.interrupt().unwrap();
-    assert!(code.is_some_and(|code| code != 0), "{log}");
-    log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Starts the agent and stops it.
