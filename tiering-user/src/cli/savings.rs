@@ -9,11 +9,15 @@ use super::table::printable;
 use crate::telemetry::savings::{CanFreeStatus, HostSavingsStatus, SavingsSource, SavingsStatus};
 use crate::telemetry::status::Status;
 
+/// What was free for less says nothing of what is lasting.
+const KNOWN_AFTER_S: u64 = 60;
+
 /// Lines of the status.
 pub(super) fn lines(status: &Status) -> String {
     let savings = &status.savings;
     let mut text = String::new();
-    if savings.reusable_bytes + savings.opportunistic_bytes > 0 {
+    let is_known = savings.over_s >= KNOWN_AFTER_S;
+    if is_known && savings.reusable_bytes + savings.opportunistic_bytes > 0 {
         text += &format!(
             "reusable: {} of it was free all of the last {}, {} is free only now\n",
             size(savings.reusable_bytes),
@@ -152,6 +156,8 @@ mod tests {
         assert!(lines(&status).starts_with(line), "{}", lines(&status));
         status.savings.over_s = 86_400;
         assert!(lines(&status).contains("the last 24 h,"));
+        status.savings.over_s = 59;
+        assert!(!lines(&status).contains("reusable"), "too early");
     }
 
     #[test]
