@@ -20,6 +20,7 @@ mod leader_follower;
 mod limits;
 mod map;
 mod memory_tiers;
+mod node_demotion;
 mod programs;
 mod rearming;
 mod samples;

@@ -1,8 +1,8 @@
 //! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
 //! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
-//! page cache, its copies in the swap cache and its huge pages fell ([`Reclaimed`]): what the kernel says of its own
-//! success is not used. Not here: whether it should be done (`reclaim`).
+//! page cache, its copies in the swap cache, its huge pages and what it has in the first tier fell ([`Reclaimed`]): what
+//! the kernel says of its own success is not used. Not here: whether it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
 //!    nobody else. The kernel does not see who else uses a page that is charged elsewhere.
@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 use super::target::{Roots, Target};
 use crate::sys::{PAGE_BYTES, PageState};
 use crate::tiermap::PageIndex;
-use crate::tiers::Passage;
+use crate::tiers::{Nodes, Passage};
 use crate::track::VmId;
-use crate::vm::GroupMemory;
+use crate::vm::{GroupMemory, OnNodes};
 
 /// Asked for at a time.
 const CHUNK_LEAST: u64 = 256 << 10;
@@ -53,6 +53,8 @@ pub struct Reclaimed {
     pub asked_bytes: u64,
     /// Mapped and shared memory.
     pub memory_bytes: u64,
+    /// Of the first tier, wherever it went: with the kernel's demotion on, to lower memory tiers too.
+    pub first_tier: OnNodes,
     /// Page cache, of files that the machine's processes were the first to read.
     pub file_bytes: u64,
     /// Copies in the swap cache.
@@ -62,9 +64,16 @@ pub struct Reclaimed {
 }
 
 impl Reclaimed {
-    /// All of it that became free.
+    /// All of it that became free, or left the first tier.
     pub fn bytes(&self) -> u64 {
-        self.memory_bytes + self.file_bytes + self.copies_bytes
+        let file = self.file_bytes.max(self.first_tier.file_bytes);
+        self.moved_bytes() + file + self.copies_bytes
+    }
+
+    /// Guest memory that went down, at least: what went from the first tier to a lower memory tier and what went from
+    /// there to swap may be the same.
+    pub fn moved_bytes(&self) -> u64 {
+        self.memory_bytes.max(self.first_tier.guest_bytes)
     }
 }
 
@@ -83,6 +92,7 @@ pub enum NoReclaim {
 pub(super) fn reclaim(
     target: &Target,
     roots: &Roots,
+    nodes: &Nodes,
     passage: &Passage,
     bytes: u64,
     stop: &AtomicBool,
@@ -93,15 +103,25 @@ pub(super) fn reclaim(
         return Err(NoReclaim::NotThere("it has no control group of its own".to_owned()));
     };
     let folder = roots.cgroup.join(name.trim_start_matches('/'));
+    // With one memory tier what leaves it is what the group has less of.
+    let several = nodes.tiers().0 > 1;
+    let first_tier = || {
+        let of_first_tier = |node| nodes.is_of_first_tier(node);
+        several.then(|| OnNodes::of(&folder, of_first_tier)).flatten()
+    };
+    let first_before = first_tier();
     let may = || target.refusal(roots, false).map(|skip| skip.to_string());
     let (done, result) = ask(&[folder.join("memory.reclaim")], bytes, may, passage, stop);
-    let after = look();
+    let (after, first_after) = (look(), first_tier());
     let fell = |of: fn(&GroupMemory) -> Option<u64>| {
         of(&before).unwrap_or(0).saturating_sub(of(&after).unwrap_or(u64::MAX))
     };
     let reclaimed = Reclaimed {
         asked_bytes: done,
         memory_bytes: fell(|memory| memory.guest_bytes),
+        first_tier: first_before
+            .zip(first_after)
+            .map_or_else(OnNodes::default, |(before, after)| before.less(after)),
         file_bytes: fell(|memory| memory.file_bytes),
         copies_bytes: fell(|memory| memory.swap_cached_bytes),
         huge_bytes: fell(|memory| memory.huge_bytes),

@@ -283,7 +283,8 @@ fn run(
         Job::Step(target, step) => Done::Step(run_step(&target, step, settings, swap, &mut memory.later)),
         Job::Reclaim(target, bytes) => {
             let reclaimed = memory.proofs.of(&target, &settings.roots).and_then(|()| {
-                group_reclaim::reclaim(&target, &settings.roots, &settings.passage, bytes, stop)
+                let (roots, nodes) = (&settings.roots, &settings.places.nodes);
+                group_reclaim::reclaim(&target, roots, nodes, &settings.passage, bytes, stop)
             });
             Done::Reclaim(target.id, reclaimed)
         }

@@ -25,7 +25,7 @@ use super::target::{Roots, Target};
 use crate::sys::PAGE_BYTES;
 use crate::tiermap::BLOCK_PAGES;
 use crate::tiers::Passage;
-use crate::vm;
+use crate::vm::{self, OnNodes};
 
 /// How often VMs are looked at while memory is reclaimed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -76,6 +76,7 @@ pub(super) fn reclaim(
         asked_bytes,
         memory_bytes: bytes(after.swapped_out.saturating_sub(before.swapped_out)),
         file_bytes: 0,
+        first_tier: OnNodes::default(),
         copies_bytes: bytes(before.copies.saturating_sub(after.copies)),
         huge_bytes: bytes(before.huge.saturating_sub(after.huge)),
     };

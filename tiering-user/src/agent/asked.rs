@@ -147,6 +147,7 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::OnNodes;
 
     const MIB: u64 = 1 << 20;
 
@@ -180,6 +181,19 @@ mod tests {
         assert_eq!(asked.rests(at(196)), None, "it begins anew");
         asked.note(Err(NoReclaim::Now("a lower tier is being filled".to_owned())), "its group", at(200));
         assert_eq!(asked.rests(at(201)), Some("a lower tier is being filled"), "it was not even asked");
+    }
+
+    #[test]
+    fn what_went_to_a_slower_memory_tier_was_found_and_did_not_leave_memory() {
+        let on = OnNodes { guest_bytes: 16 * MIB, file_bytes: 0 };
+        let demoted = Reclaimed { asked_bytes: 16 * MIB, first_tier: on, ..Reclaimed::default() };
+        let mut asked = Asked::default();
+        for second in 0..10 {
+            assert_eq!(asked.note(Ok(demoted), "its group", at(second)).moved_bytes(), 16 * MIB);
+            assert_eq!(asked.rests(at(second)), None, "the kernel finds enough");
+        }
+        let both = Reclaimed { memory_bytes: 4 * MIB, ..demoted };
+        assert_eq!((both.moved_bytes(), both.memory_bytes), (16 * MIB, 4 * MIB));
     }
 
     #[test]

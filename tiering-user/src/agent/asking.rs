@@ -8,7 +8,8 @@
 //! went since the last sweep counts too; what the agent itself read does not.
 //!
 //! # Limits
-//! Only where the ladder has one memory tier: `memory.reclaim` would pass over the others.
+//! On a ladder with several memory tiers only while the kernel demotes: else `memory.reclaim` would pass over the lower
+//! ones. How much goes to them and how much from there to swap is the kernel's choice.
 
 use std::time::Duration;
 
@@ -52,8 +53,13 @@ impl State {
             return ChosenBy::Agent(why.to_owned());
         }
         if self.ladder.node_tiers().0 > 1 {
-            let why = "there are several memory tiers, and the kernel would pass over the lower ones";
-            return ChosenBy::Agent(why.to_owned());
+            return match self
+                .why_not_to_lower_memory(machine)
+                .or_else(|| Self::why_not_by_group(machine, now))
+            {
+                None => ChosenBy::Group,
+                Some(why) => ChosenBy::Agent(why),
+            };
         }
         let by_host = self.config.policy.reclaim == ReclaimBy::Host;
         match Self::why_not_by_group(machine, now) {
@@ -138,14 +144,17 @@ impl State {
             tracing::info!(vm, why, "the kernel cannot be asked for pages, the agent chooses them");
         }
         let mut copies = machine.asked.end();
-        let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } =
-            machine.asked.note(reclaimed, "its control group", now);
+        let reclaimed = machine.asked.note(reclaimed, "its control group", now);
+        let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } = reclaimed;
         machine.moved.huge_split += huge_bytes / PAGE_BYTES;
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
         machine.freeing = false;
+        // What went to a lower memory tier costs no read.
+        let to_memory = reclaimed.moved_bytes().saturating_sub(memory_bytes);
+        machine.reclaim.demoted(to_memory / PAGE_BYTES);
         machine.reclaim.reclaimed((memory_bytes + file_bytes) / PAGE_BYTES, now);
-        let pages = memory_bytes / PAGE_BYTES;
+        let pages = reclaimed.moved_bytes() / PAGE_BYTES;
         if pages == 0 {
             return;
         }

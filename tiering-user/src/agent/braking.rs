@@ -21,7 +21,7 @@ use crate::sys::{self, Monotonic};
 use crate::tiermap::Place;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
-use crate::vm::{GroupMemory, ProcessKey, Usage};
+use crate::vm::{Binding, GroupMemory, ProcessKey, Usage};
 
 /// Over how many seconds the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 5.0;
@@ -46,6 +46,8 @@ pub(super) struct Gauge {
     pub memory: GroupMemory,
     pub ksm_bytes: Option<u64>,
     pub usage: Option<Usage>,
+    /// What binds it to memory nodes; none where that cannot be told.
+    pub bindings: Option<Vec<Binding>>,
     /// When it was read.
     pub at: Monotonic,
 }
@@ -378,6 +380,7 @@ mod tests {
             memory,
             ksm_bytes: None,
             usage: None,
+            bindings: None,
             at: Monotonic(0),
         });
         braking

@@ -84,7 +84,8 @@ impl State {
             ChosenBy::Agent(why) => format!("the agent: {why}"),
             ChosenBy::Group => {
                 let lately = lately(machine.reclaim.has_found_no_cold());
-                format!("the kernel: memory.reclaim of {}{lately}", group.unwrap_or_default())
+                let lower = if self.ladder.node_tiers().0 > 1 { ", to lower memory tiers first" } else { "" };
+                format!("the kernel: memory.reclaim of {}{lower}{lately}", group.unwrap_or_default())
             }
             ChosenBy::Host => {
                 let lately = lately(self.host_reclaim.has_found_no_cold());

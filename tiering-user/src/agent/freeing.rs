@@ -6,7 +6,7 @@
 //! | memory | how |
 //! |---|---|
 //! | private, while swap is less than half full | each page is mapped, which costs no read, and paged out again, which costs no write: its slot still stands |
-//! | of a VM that has a control group (v2) of its own, without `huge = "keep"` | the group's `memory.reclaim` |
+//! | of a VM that has a control group (v2) of its own, without `huge = "keep"`, while the kernel does not demote | the group's `memory.reclaim` |
 //! | any other | the kernel frees it when somebody wants the memory |
 //!
 //! # Limits
@@ -69,6 +69,8 @@ impl State {
     /// Has copies freed that are due.
     pub(super) fn free_copies(&mut self, id: VmId, now: Monotonic) {
         let (short_bytes, half_full) = (self.braking.short_bytes, self.braking.swap_half_full);
+        // Told to free copies, the kernel would demote other pages.
+        let demotes = self.demotion.is_on() && self.ladder.node_tiers().0 > 1;
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.reclaim.count(now);
         let too_early = machine.freed_at.is_some_and(|at| now.since(at) < EVERY);
@@ -78,7 +80,7 @@ impl State {
         }
         machine.freed_at = Some(now);
         let keeps_slots = !half_full && !machine.group_swap_half_full();
-        let by_group = machine.may_free_by_group() && machine.may_be_asked(now);
+        let by_group = !demotes && machine.may_free_by_group() && machine.may_be_asked(now);
         let layout = machine.target.layout.clone();
         let is_private = |page: PageIndex| layout.locate(page).is_some_and(|(_, shared)| !shared);
         let can = |page| by_group || keeps_slots && is_private(page);

@@ -24,6 +24,7 @@ mod came_up;
 mod ceiling;
 mod classes;
 mod decisions;
+mod demoting;
 mod descriptors;
 mod error;
 mod explain;
@@ -87,7 +88,7 @@ use crate::sys;
 use crate::telemetry::status::Status;
 use crate::telemetry::{RunOptions, api, socket, tcp};
 use crate::tiermap::Places;
-use crate::tiers::{Ladder, Nodes, SwapTiers};
+use crate::tiers::{Demotion, Ladder, Nodes, SwapTiers, node_facts};
 use crate::vm::Trust;
 
 /// Where the lock lies: one agent a host, whatever its configuration.
@@ -110,7 +111,10 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
     descriptors::raise_limit();
     let _lock = Lock::take(Path::new(RUN_DIR))?;
     let ladder = Ladder::new(&config);
-    let nodes = Nodes::open(Path::new("/sys"), &ladder)?;
+    let sys_root = Path::new("/sys");
+    let nodes = Nodes::open(sys_root, &ladder)?;
+    let demotion =
+        Demotion::open(sys_root, &Path::new(RUN_DIR).join("demotion"), &ladder, &node_facts(sys_root));
     // While nothing is served yet: it takes some tenths of a second.
     let survey = Survey::of(&ladder);
     // One thread: a second one would only be woken to wake this one, a thousand times a second.
@@ -118,7 +122,7 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::Start)?
-        .block_on(serve(config, ladder, nodes, survey, options))
+        .block_on(serve(config, ladder, nodes, survey, demotion, options))
 }
 
 async fn serve(
@@ -126,6 +130,7 @@ async fn serve(
     ladder: Ladder,
     nodes: Nodes,
     mut survey: Survey,
+    demotion: Demotion,
     options: &RunOptions,
 ) -> Result<(), Error> {
     if let Some(path) = &options.report {
@@ -176,6 +181,7 @@ async fn serve(
     let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut state = State::new(config, ladder, places, lanes, sweeper, damon, options.dry_run);
     state.survey = survey;
+    state.demotion = demotion;
     state.aside = aside;
     state.begin_with(&store);
     let mut keeper = Keeper::start(store).map_err(Error::Start)?;

@@ -51,6 +51,7 @@ impl State {
         self.keep_within_memory();
         self.look_at_memory();
         self.look_at_kernel_moves(faults);
+        self.look_at_demotion();
         self.look_whether_to_rearm(faults);
         self.watch_regions(faults);
         self.promotable_pages = self.promotable();
@@ -194,7 +195,11 @@ impl State {
         {
             match chosen_by {
                 ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, rules.demote_after, now),
-                ChosenBy::Group => ask = std::mem::take(allowed),
+                ChosenBy::Group => {
+                    ask = *allowed;
+                    // The kernel chooses what goes to lower memory tiers too.
+                    allowance[..=swap].fill(0);
+                }
                 ChosenBy::Host => {
                     *allowed = (*allowed).min(machine.braking.relief_pages(machine.excess_pages));
                 }

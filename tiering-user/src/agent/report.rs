@@ -95,7 +95,8 @@ impl State {
             blocks: BlockCounts { shown: faults.blocks().0, left_out_total: faults.blocks().1 },
             moved_by_others,
             moved_by_agent,
-            warnings: [self.survey.warnings().to_vec(), self.hindrances()].concat(),
+            kernel_demotion: self.demotion_status(),
+            warnings: [self.survey.warnings().to_vec(), self.hindrances(), self.demotion_warnings()].concat(),
             cpu_percent: self.braking.cpu_percent,
             image_reads_lost_total: faults.reads.dropped(),
         }

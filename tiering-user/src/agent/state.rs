@@ -36,7 +36,7 @@ use crate::predict::Stages;
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::request::{ApiError, DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
-use crate::tiers::{Budget, Ladder, TierId, TierKind};
+use crate::tiers::{Budget, Demotion, Ladder, TierId, TierKind};
 use crate::trace::Event;
 use crate::track::{Access, Budgets, Sampling, VmId};
 use crate::vm::{Accel, Changes, ProcessKey, Refusal, Vm, VmError};
@@ -86,6 +86,10 @@ pub(super) struct State {
     pub free_space: FreeSpace,
     pub braking: HostBrakes,
     pub host_reclaim: HostReclaim,
+    /// The kernel's setting; replaced at start by that of the host.
+    pub demotion: Demotion,
+    /// VMs were looked for.
+    pub is_scanned: bool,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
     /// What is staged may be mapped at once.
@@ -171,6 +175,8 @@ impl State {
             free_space: FreeSpace::default(),
             braking: HostBrakes::default(),
             host_reclaim: HostReclaim::default(),
+            demotion: Demotion::default(),
+            is_scanned: false,
             may_stage: true,
             may_map_stages: false,
             damon,
@@ -275,6 +281,7 @@ impl State {
             tracing::warn!(%error, "a process was left out");
         }
         self.aside.not_looked_at = changes.troubles;
+        self.is_scanned = true;
         for key in changes.gone {
             self.left_out.forget(key);
             self.forget(key, "has ended", faults);

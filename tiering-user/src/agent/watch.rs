@@ -18,7 +18,8 @@ use crate::sys::{self, Monotonic};
 use crate::tiermap::{self, PageRun, Places, Sweep};
 use crate::track::VmId;
 use crate::vm::{
-    Changes, GroupMemory, Hva, ProcessKey, Scanner, Trust, VmError, keep_own_pressure, ksm_bytes, usage,
+    Changes, GroupMemory, Hva, ProcessKey, Scanner, Trust, VmError, bindings, keep_own_pressure, ksm_bytes,
+    usage,
 };
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -73,7 +74,8 @@ fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
     let memory = memory.with_owner(&roots.proc, &roots.cgroup, key);
     let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key), usage(&roots.proc, key));
-    Gauge { key, memory, ksm_bytes, usage, at: sys::now() }
+    let bindings = bindings(&roots.proc, key);
+    Gauge { key, memory, ksm_bytes, usage, bindings, at: sys::now() }
 }
 
 #[derive(Debug)]

@@ -44,6 +44,8 @@ pub(super) fn run(cli: &Cli) -> Result<(), Failure> {
             // One that does not answer must not keep its doctor waiting.
             let asked = async { tokio::time::timeout(AGENT_ANSWERS_WITHIN, client.status()).await };
             let status = wait_for(asked)?.ok().and_then(Result::ok);
+            checks
+                .extend(status.as_ref().and_then(|status| host::demotion(&config, &status.kernel_demotion)));
             checks.push(host::savings(&config, status.as_ref().map(|status| &status.savings), savings::host));
             print(output.json, &checks, |checks| render::doctor(checks, &config, proposal.is_some()))
         }

@@ -156,6 +156,8 @@ pub struct Policy {
     pub psi_limit: Percent,
     /// Who chooses the pages that leave tier 0.
     pub reclaim: ReclaimBy,
+    /// Whether reclaim demotes to slower memory nodes.
+    pub kernel_demotion: KernelDemotion,
     /// Mean time of a read below which a tier's disk is never taken for slow.
     pub slow_read: Period,
     /// Of what a VM has in tier 0, how much it may wait for a minute because it had been demoted.
@@ -176,6 +178,16 @@ pub enum ReclaimBy {
     Host,
     /// The agent.
     Off,
+}
+
+/// What becomes of the kernel's demotion between memory nodes while the agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelDemotion {
+    /// It stays as it is.
+    Leave,
+    /// It is on, unless a VM is there that is bound to nodes.
+    On,
 }
 
 /// What becomes of a VM's huge pages (THP) that would leave memory.
@@ -338,6 +350,7 @@ impl Default for Policy {
             floor: Percent(10.0),
             psi_limit: Percent(0.5),
             reclaim: ReclaimBy::Group,
+            kernel_demotion: KernelDemotion::Leave,
             slow_read: Period(Duration::from_millis(1)),
             refault_limit: Percent(0.2),
             cpu_limit: Percent(5.0),

@@ -1,5 +1,7 @@
 use super::*;
-use crate::config::{Backing, Class, Huge, Listen, Percent, Period, Priors, Rate, Size, SwapPlace};
+use crate::config::{
+    Backing, Class, Huge, KernelDemotion, Listen, Percent, Period, Priors, Rate, Size, SwapPlace,
+};
 use std::time::Duration;
 
 /// The example that users are shown.
@@ -40,6 +42,7 @@ psi_limit = "0.5%"
 slow_read = "20ms"
 refault_limit = "1%"
 cpu_limit = "20%"
+kernel_demotion = "on"
 
 [prefetch]
 enabled = true
@@ -110,6 +113,8 @@ fn the_example_is_read_as_written() {
     assert_eq!(parse("").policy.refault_limit, Percent(0.2));
     assert_eq!(config.policy.cpu_limit, Percent(20.0));
     assert_eq!(parse("").policy.cpu_limit, Percent(5.0));
+    assert_eq!(config.policy.kernel_demotion, KernelDemotion::On);
+    assert_eq!(parse("").policy.kernel_demotion, KernelDemotion::Leave);
 }
 
 #[test]

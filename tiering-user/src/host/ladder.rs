@@ -5,7 +5,8 @@ use std::path::Path;
 use bytesize::ByteSize;
 
 use super::Check;
-use crate::config::Config;
+use crate::config::{Config, KernelDemotion};
+use crate::telemetry::status::KernelDemotionStatus;
 use crate::tiers::{
     Candidate, Facts, Finding, KernelMoves, Ladder, Measurement, NodeFacts, Proposal, Tier, measure, verify,
 };
@@ -21,7 +22,7 @@ pub(super) fn checks(config: &Config, proposal: Option<&Proposal>) -> Vec<Check>
     }
     checks.extend(facts.nodes.iter().map(node));
     if facts.nodes.len() > 1 {
-        checks.push(kernel_moves(facts.kernel_moves));
+        checks.push(kernel_moves(facts.kernel_moves, config.policy.kernel_demotion));
     }
     checks.extend(ladder.tiers().iter().zip(&measured).map(|(tier, measured)| speed(tier, measured, &facts)));
     let p50_ns: Vec<_> = measured.iter().map(Measurement::p50_ns).collect();
@@ -69,19 +70,43 @@ fn node(facts: &NodeFacts) -> Check {
 }
 
 /// What the kernel moves by itself is seen and said, and not fought.
-fn kernel_moves(moves: KernelMoves) -> Check {
+fn kernel_moves(moves: KernelMoves, wanted: KernelDemotion) -> Check {
     const NAME: &str = "kernel's own moves";
     let balancing = moves.balancing.unwrap_or(0);
     let demotion = moves.demotion == Some(true);
     let on_off = |on| if on { "on" } else { "off" };
     let detail = format!("demotion {}, NUMA balancing {balancing}", on_off(demotion));
-    if demotion || balancing > 0 {
+    let wanted = wanted == KernelDemotion::On;
+    if wanted && moves.demotion.is_none() {
+        return Check::degraded(
+            NAME,
+            detail,
+            "this kernel cannot demote: policy.kernel_demotion does nothing",
+        );
+    }
+    if demotion && !wanted || balancing > 0 {
         let consequence = "pages change nodes without a plan: the next sweep notices; off: \
             /sys/kernel/mm/numa/demotion_enabled, kernel.numa_balancing";
         Check::degraded(NAME, detail, consequence)
     } else {
         Check::ok(NAME, detail)
     }
+}
+
+/// What an agent says of the kernel's demotion, where the configuration wants it.
+pub fn demotion(config: &Config, agent: &KernelDemotionStatus) -> Option<Check> {
+    const NAME: &str = "kernel demotion";
+    if config.policy.kernel_demotion == KernelDemotion::Leave {
+        return None;
+    }
+    let on_off = if agent.enabled { "on" } else { "off" };
+    Some(match &agent.refused {
+        None => Check::ok(NAME, on_off),
+        Some(why) => {
+            let lost = "the agent chooses what goes to lower memory tiers";
+            Check::degraded(NAME, format!("{on_off}: {why}"), lost)
+        }
+    })
 }
 
 fn speed(tier: &Tier, measured: &Measurement, facts: &Facts) -> Check {
@@ -127,14 +152,31 @@ mod tests {
 
     #[test]
     fn a_kernel_that_moves_pages_by_itself_is_told_with_how_to_stop_it() {
-        let state = |demotion, balancing| kernel_moves(KernelMoves { demotion, balancing }).state;
+        let of = |demotion, balancing, wanted| kernel_moves(KernelMoves { demotion, balancing }, wanted);
+        let state = |demotion, balancing| of(demotion, balancing, KernelDemotion::Leave).state;
         assert_eq!(state(Some(false), Some(0)), State::Ok);
         assert_eq!(state(None, None), State::Ok);
         assert_eq!(state(Some(true), Some(0)), State::Degraded);
         assert_eq!(state(None, Some(2)), State::Degraded);
-        let check = kernel_moves(KernelMoves { demotion: Some(true), balancing: Some(1) });
+        let wanted = |demotion, balancing| of(demotion, balancing, KernelDemotion::On).state;
+        assert_eq!(wanted(Some(true), Some(0)), State::Ok);
+        assert_eq!(wanted(None, Some(0)), State::Degraded);
+        assert_eq!(wanted(Some(true), Some(1)), State::Degraded);
+        let check = of(Some(true), Some(1), KernelDemotion::Leave);
         assert_eq!(check.detail, "demotion on, NUMA balancing 1");
         assert!(check.consequence.unwrap().contains("kernel.numa_balancing"));
+    }
+
+    #[test]
+    fn what_keeps_an_agent_from_the_kernels_demotion_is_told_where_it_is_wanted() {
+        let mut config = Config::default();
+        let refused = KernelDemotionStatus { enabled: false, refused: Some("web-1 is bound".to_owned()) };
+        assert_eq!(demotion(&config, &refused), None);
+        config.policy.kernel_demotion = KernelDemotion::On;
+        let check = demotion(&config, &refused).unwrap();
+        assert_eq!((check.state, check.detail.as_str()), (State::Degraded, "off: web-1 is bound"));
+        let on = KernelDemotionStatus { enabled: true, refused: None };
+        assert_eq!(demotion(&config, &on), Some(Check::ok("kernel demotion", "on")));
     }
 
     #[test]

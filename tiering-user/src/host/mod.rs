@@ -8,6 +8,7 @@ mod ladder;
 mod savings;
 mod storage;
 
+pub use ladder::demotion;
 pub use savings::savings;
 use serde::Serialize;
 

@@ -119,6 +119,11 @@ impl Lru {
         self.reclaimed.add(pages, now);
     }
 
+    /// So many pages left the first tier for a slower memory tier: they cost no read.
+    pub fn demoted(&mut self, pages: u64) {
+        self.pacer.sent(pages);
+    }
+
     /// How many of the VM's `pages` to ask for now, of a VM that may wait for `budget` in a minute; at most one step in
     /// `every`.
     pub fn step(&mut self, pages: u64, budget: Duration, every: Duration, now: Monotonic) -> u64 {

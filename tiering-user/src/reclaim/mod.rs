@@ -134,6 +134,11 @@ impl Reclaim {
         self.lru.reclaimed(pages, now);
     }
 
+    /// The kernel has moved so many pages of its own choice to a lower memory tier, from where none has to be read.
+    pub fn demoted(&mut self, pages: u64) {
+        self.lru.demoted(pages);
+    }
+
     /// These pages went out.
     pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
         self.pacer.sent(pages.len() as u64);

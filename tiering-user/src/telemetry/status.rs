@@ -37,6 +37,7 @@ pub struct Status {
     pub moved_by_others: KernelMovesStatus,
     /// The same of the agent's own doing, where the kernel tells.
     pub moved_by_agent: KernelMovesStatus,
+    pub kernel_demotion: KernelDemotionStatus,
     /// Base images that VMs have open, once for each tenant.
     pub images: Vec<ImageStatus>,
     /// When the agent's state was last written to disk, seconds since 1970; `None` if it was not yet.
@@ -71,6 +72,16 @@ pub struct KernelMovesStatus {
     pub migrated_bytes_total: u64,
     /// Made into huge pages.
     pub collapsed_bytes_total: u64,
+}
+
+/// The kernel's demotion between memory nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelDemotionStatus {
+    /// It is on, whoever has switched it on.
+    pub enabled: bool,
+    /// Why it is not, where `policy.kernel_demotion` is `on`.
+    pub refused: Option<String>,
 }
 
 /// A file that VMs of one tenant read through the host's page cache.

@@ -137,6 +137,7 @@ fn the_json_has_the_documented_fields() {
         "blocks": {"shown": 0, "left_out_total": 0},
         "moved_by_others": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
         "moved_by_agent": {"reclaimed_bytes_total": 0, "migrated_bytes_total": 0, "collapsed_bytes_total": 0},
+        "kernel_demotion": {"enabled": false, "refused": null},
         "images": [{"name": "", "tenant": "", "device": "8:1", "inode": 0, "bytes": 0, "vms": [], "known_bytes": 0,
             "read_ahead_bytes_total": 0, "confidence": 0.5, "window_bytes": 0}],
         "warnings": [],

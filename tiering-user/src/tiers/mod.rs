@@ -9,6 +9,7 @@
 
 mod budget;
 mod candidates;
+mod demotion;
 mod device_load;
 mod disk_facts;
 mod facts;
@@ -25,6 +26,7 @@ mod verify;
 
 pub use budget::{Budget, SpentToday};
 pub use candidates::Candidate;
+pub use demotion::Demotion;
 pub use device_load::{DeviceLoad, DeviceLoads, DiskStat};
 pub use disk_facts::{Disk, DiskFacts};
 pub use facts::Facts;

@@ -186,6 +186,11 @@ impl Nodes {
         numbered(&folder, "node").into_iter().find(|node| level(&self.0.tiers, *node) == TierId(0))
     }
 
+    /// Whether pages on this node are in the first tier, as those are of a node that is in no tier.
+    pub fn is_of_first_tier(&self, node: u32) -> bool {
+        level(&self.0.tiers, node) == TierId(0)
+    }
+
     /// Whether pages can be moved to this node without filling it up: a twentieth of it stays free.
     pub fn has_room(&self, node: u32) -> bool {
         memory_of(&self.0.sys_root, node).is_some_and(|memory| memory.free > memory.total / 20)

@@ -18,13 +18,17 @@
 //! | `runtime`, `cgroup`, `mappers`, `rare_flags` | facts that change while a VM runs |
 //! | `trust` | whose processes may be managed at all |
 //! | `refusal` | judges the facts |
+//! | `binding` | which memory nodes it is bound to |
 //! | `group_memory`, `ksm`, `usage` | how much room its control groups leave, what is merged of it, what its process uses |
+//! | `by_node` | what of its control group is on which memory nodes |
 //!
 //! Limits: guests of other hypervisors are not found. A migration shows only where QEMU names its threads (libvirt,
 //! KubeVirt and Proxmox ask it to). Where several memory blocks have one size, which is which is an educated guess
 //! ([`Vm::ram`]). Memory that was plugged before the agent started has no guest-physical address.
 
 mod arguments;
+mod binding;
+mod by_node;
 mod cgroup;
 mod cmdline;
 mod gpa;
@@ -54,6 +58,8 @@ mod usage;
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use binding::{Binding, bindings};
+pub use by_node::OnNodes;
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
 pub use group_memory::{GroupMemory, Headroom, Pressure, keep_own_pressure};
 pub use images::FileId;
