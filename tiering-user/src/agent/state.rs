@@ -8,7 +8,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 use tokio::sync::mpsc;
 
 use super::Clock;
-use super::answers::{PendingMap, Ticket};
+use super::answers::{Pending, Ticket};
 use super::aside::Aside;
 use super::asking_host::HostReclaim;
 use super::braking::HostBrakes;
@@ -81,7 +81,7 @@ pub(super) struct State {
     pub drains: Vec<(TierId, Reply<DrainOutcome>)>,
     pub tickets: BTreeMap<u64, Ticket>,
     pub next_ticket: u64,
-    pub maps: Vec<PendingMap>,
+    pub pending: Vec<Pending>,
     /// How much the first tier should have free.
     pub free_space: FreeSpace,
     pub braking: HostBrakes,
@@ -167,7 +167,7 @@ impl State {
             drains: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
-            maps: Vec::new(),
+            pending: Vec::new(),
             free_space: FreeSpace::default(),
             braking: HostBrakes::default(),
             host_reclaim: HostReclaim::default(),
@@ -386,7 +386,7 @@ impl State {
             }
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
-            self.fail_maps(id);
+            self.fail_pending(id);
             for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
                 ticket.fail(ApiError::NotFound(format!("the virtual machine {why}")));
             }
