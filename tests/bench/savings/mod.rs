@@ -4,13 +4,14 @@
 //! configuration; with one that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17
 //! and later); by the kernel's LRU, asked by hand: 25 MiB of each guest's control group every 10 s for two minutes.
 //! After each the guests' memory is brought back. Throughput is that of the last minute of each, waits (major faults of
-//! QEMU) are those of all of it.
+//! QEMU) are those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
 
 mod damon;
 mod plain_swap;
 mod rows;
 mod stretch;
 mod vm;
+pub mod wake;
 
 use crate::host::{Host, known_name};
 use anyhow::{Result, ensure};

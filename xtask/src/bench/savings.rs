@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 3] = [
+pub const PARTS: [Part; 4] = [
     Part {
         name: "ages",
         about: "what of a guest's memory leaves DRAM, by the agent as it comes and by the kernel's LRU",
@@ -16,6 +16,11 @@ pub const PARTS: [Part; 3] = [
     Part {
         name: "programs",
         about: "the same with PostgreSQL, nginx, Redis and gcc in four guests at once",
+        place: Place::Here,
+    },
+    Part {
+        name: "wake",
+        about: "guests whose memory the agent has freed touch all of it at once",
         place: Place::Here,
     },
 ];
