@@ -425,15 +425,24 @@ impl State {
             }
         }
         self.note_trouble(outcome);
+        let by_mover = matches!(outcome.action, Action::Place { .. } | Action::Collapse);
+        let mut done = None;
+        if by_mover && let Some(machine) = self.machines.get_mut(&outcome.vm) {
+            machine.moved_at = sys::now();
+            done = machine.in_flight.take();
+            // First of all, so that the mover is at work meanwhile.
+            self.send_next(outcome.vm);
+        }
         self.record_move(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
         let own_reads = machine.note_own_reads(outcome);
         self.host_reclaim.note_own_read(own_reads, outcome.finished);
         machine.on_outcome(outcome, now);
         let window = machine.rules(self.config.policy.demote_after.0).window();
-        machine.note_trial(outcome, window, now);
+        if let Some(done) = &done {
+            machine.note_trial(outcome, done.planned, window, now);
+        }
         machine.note_for_brakes(outcome);
-        let by_mover = matches!(outcome.action, Action::Place { .. } | Action::Collapse);
         machine.note_for_reclaim(outcome);
         if !by_mover {
             if matches!(outcome.action, Action::Stage { .. })
@@ -446,8 +455,6 @@ impl State {
             self.tenants.take_tags(machine, outcome);
             return;
         }
-        machine.moved_at = sys::now();
-        let ticket = machine.in_flight.take().and_then(|queued| queued.ticket);
         let mut refused = None;
         for (skip, pages) in &outcome.skipped {
             match skip {
@@ -492,11 +499,9 @@ impl State {
             }
             machine.refused_now = refused;
         }
-        if let Some(ticket) = ticket {
+        if let Some(ticket) = done.and_then(|done| done.ticket) {
             self.on_ticket(ticket, outcome);
         }
-        self.send_next(outcome.vm);
-        // Last, so that the mover is at work meanwhile.
         if let Some(machine) = self.machines.get(&outcome.vm) {
             self.tenants.take_tags(machine, outcome);
         }
