@@ -75,10 +75,22 @@ impl Group {
         }
     }
 
+    /// Copies of what is in swap: its anonymous and shared pages that are in memory and mapped nowhere.
+    pub fn copies_bytes(&self) -> Result<u64> {
+        let anonymous = if self.version == 1 { "rss" } else { "anon" };
+        let listed = self.stat("active_anon")? + self.stat("inactive_anon")?;
+        let copies = listed.saturating_sub(self.stat(anonymous)? + self.stat("shmem")?);
+        Ok(copies.min(self.swap_cached()?))
+    }
+
     fn swap_cached(&self) -> Result<u64> {
+        self.stat("swapcached")
+    }
+
+    fn stat(&self, field: &str) -> Result<u64> {
         let stat = self.read("memory.stat")?;
-        let value = stat.lines().find_map(|line| line.strip_prefix("swapcached "));
-        Ok(value.context("memory.stat does not tell what is in the swap cache")?.parse()?)
+        let value = stat.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("memory.stat has no {field}"))?.parse()?)
     }
 
     fn read(&self, file: &str) -> Result<String> {

@@ -2,6 +2,7 @@
 //! agent that moves nothing unless it is told to.
 
 use anyhow::{Context, Result, anyhow, ensure};
+use procfs::process::Process;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -161,6 +162,11 @@ pub fn look(agent: &Agent, guest: &Filled) -> Result<()> {
 pub fn move_to(agent: &Agent, guest: &Filled, tier: &str) -> Result<Value> {
     let outcome = agent.tiering(&["move", guest.guest().name(), "--to", tier, "--json"])?;
     serde_json::from_str(&outcome).context("the outcome of a move")
+}
+
+/// How often a process has waited for a page so far.
+pub fn major_faults(pid: u32) -> Result<u64> {
+    Ok(Process::new(i32::try_from(pid)?)?.stat()?.majflt)
 }
 
 /// Waits until next to nothing is being written: what was measured before does not slow down what comes.

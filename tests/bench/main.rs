@@ -63,6 +63,8 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "similar" => similar::measure(results, quick),
         "ages" => savings::measure(savings::Work::Ages, results, quick),
         "redis" => savings::measure(savings::Work::Redis, results, quick),
+        "programs" => savings::measure(savings::Work::Programs, results, quick),
+        "wake" => savings::wake::measure(results, quick),
         "storm" => storm::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
@@ -79,7 +81,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, ages, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
+            "there is no part `{part}`: throughput, placement, ages, redis, programs, wake, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
         ),
     }
 }

@@ -6,7 +6,6 @@
 use crate::group::Group;
 use crate::host;
 use anyhow::{Context, Result, ensure};
-use procfs::process::Process;
 use serde_json::Value;
 use std::time::Duration;
 use tiering_tests::agent::Agent;
@@ -166,7 +165,7 @@ impl Member {
     }
 
     pub fn major_faults(&self) -> Result<u64> {
-        Ok(Process::new(i32::try_from(self.guest.pid())?)?.stat()?.majflt)
+        host::major_faults(self.guest.pid())
     }
 }
 

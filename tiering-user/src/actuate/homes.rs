@@ -21,6 +21,7 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::look::Look;
 use super::target::Target;
 use crate::sys::{Advice, PageState, PreferNodes};
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Places};
@@ -68,18 +69,17 @@ impl Homes {
 }
 
 impl Target {
-    /// Notes where those of these ascending pages are that are in the first tier now.
-    pub(super) fn note_homes(&self, pages: &[PageIndex], places: &Places) -> io::Result<()> {
+    /// Notes where those of these ascending pages were that were in the first tier.
+    pub(super) fn note_homes(&self, look: &Look, pages: &[PageIndex], places: &Places) {
         if !self.has_homes(places) {
-            return Ok(());
+            return;
         }
-        let found: Vec<_> = pages.iter().copied().zip(self.states(pages)?).collect();
+        let found: Vec<_> = look.of(pages).collect();
         for block in found.chunk_by(|(a, _), (b, _)| a / BLOCK_PAGES == b / BLOCK_PAGES) {
             if let Some(node) = commonest(block.iter().filter_map(|(_, state)| node_of(*state, places))) {
                 self.homes.note(block[0].0 / BLOCK_PAGES, node);
             }
         }
-        Ok(())
     }
 
     /// These ascending pages by the node that they should come up on in the tier `to`; none where any of its nodes is
@@ -139,7 +139,7 @@ impl Target {
         free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
     }
 
-    fn has_homes(&self, places: &Places) -> bool {
+    pub(super) fn has_homes(&self, places: &Places) -> bool {
         places.nodes.first_tier_is_spread() && !self.vm.numa_bound
     }
 

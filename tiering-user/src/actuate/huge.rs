@@ -1,12 +1,15 @@
 //! Huge pages among those of a step: which pages are mapped as a part of one right now.
 //!
-//! In: a machine and pages. Out: numbers of huge pages, as the page tables have them at this moment; how many are none
-//! any more after a step; and, of a machine whose huge pages are kept (`huge = "keep"`), which pages may be paged out.
-//! Not here: whether they are kept, which the configuration says.
+//! In: a machine and pages, and what the page tables said of them. Out: numbers of huge pages; how many are none any
+//! more after a step; and, of a machine whose huge pages are kept (`huge = "keep"`), which pages may be paged out. Not
+//! here: whether they are kept, which the configuration says.
 //!
 //! The mapping table knows huge pages too, as the last sweep found them. A page can have become huge since:
-//! `khugepaged`, the agent, or a fault makes it so. So the page tables are read before a step, and again right before
-//! each page-out.
+//! `khugepaged`, the agent, or a fault makes it so. So the page tables are read before a step, and of a machine whose
+//! huge pages are kept again right before each page-out.
+//!
+//! A [`Look`] tells which pages are parts of huge ones, or at least their frames: those of a huge page follow each
+//! other, and the first one's number is a multiple of 512. Where it shows other frames, the kernel need not be asked.
 //!
 //! # Limits
 //! A page may still become huge between that last read and its own page-out, of at most 2 MiB at a time. Only pages
@@ -17,27 +20,43 @@
 use std::borrow::Cow;
 use std::io;
 
+use super::look::{HUGE_BYTES, Look};
 use super::target::{Outcome, Skip, Target, gone, place_runs};
 use crate::policy::Action;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap};
 use crate::tiermap::{BLOCK_PAGES, PageIndex, PageRun, Place, Places};
-
-const HUGE_BYTES: u64 = BLOCK_PAGES as u64 * PAGE_BYTES;
 
 /// Huge pages of a process by number, which is their host-virtual address / 2 MiB. Ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HugePages(Vec<u64>);
 
 impl HugePages {
-    /// Those that some of these pages are a part of.
+    /// Those that some of these ascending pages were a part of, all of which were looked at.
     ///
     /// # Errors
     /// `ESRCH` or `ENOENT` where the process has ended.
-    pub(super) fn of(target: &Target, pages: &[PageIndex]) -> io::Result<Self> {
+    pub(super) fn of(target: &Target, look: &Look, pages: &[PageIndex]) -> io::Result<Self> {
+        match look.huge() {
+            Some([]) => Ok(Self::default()),
+            Some(huge) => {
+                let asked = numbers(&target.addresses(pages));
+                let of_these = huge.iter().copied().filter(|number| asked.binary_search(number).is_ok());
+                Ok(Self(of_these.collect()))
+            }
+            None => Self::among(target, &candidates(target, look, pages)),
+        }
+    }
+
+    /// Those that some of these pages are a part of now.
+    fn now(target: &Target, pages: &[PageIndex]) -> io::Result<Self> {
+        Self::among(target, &numbers(&target.addresses(pages)))
+    }
+
+    fn among(target: &Target, numbers: &[u64]) -> io::Result<Self> {
+        if numbers.is_empty() {
+            return Ok(Self::default());
+        }
         let pagemap = target.process.pagemap()?;
-        let mut numbers: Vec<u64> = target.addresses(pages).iter().map(|hva| hva / HUGE_BYTES).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
         let mut huge = Vec::new();
         for row in numbers.chunk_by(|a, b| a + 1 == *b) {
             let (first, last) = (row[0], row[row.len() - 1]);
@@ -63,9 +82,19 @@ impl HugePages {
         self.0.binary_search(&(hva / HUGE_BYTES)).is_ok()
     }
 
-    /// Of these, pages of those that are none any more.
-    pub(super) fn lost_pages(&self, after: &Self) -> u64 {
-        let lost = self.0.iter().filter(|number| after.0.binary_search(number).is_err()).count();
+    /// Of those that some of these ascending pages are a part of, pages of those that are none any more, as far as it
+    /// can be told; all of the pages were looked at again.
+    pub(super) fn lost_pages(&self, target: &Target, after: &Look, pages: &[PageIndex]) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let tried = numbers(&target.addresses(pages));
+        Self::of(target, after, pages).map_or(0, |after| self.not_in(&after, &tried))
+    }
+
+    fn not_in(&self, after: &Self, tried: &[u64]) -> u64 {
+        let tried = self.0.iter().filter(|number| tried.binary_search(number).is_ok());
+        let lost = tried.filter(|number| after.0.binary_search(number).is_err()).count();
         lost as u64 * u64::from(BLOCK_PAGES)
     }
 
@@ -81,53 +110,88 @@ impl HugePages {
     }
 }
 
-/// Where nothing tells better: whether the frames follow each other as those of a huge page do.
+fn numbers(addresses: &[u64]) -> Vec<u64> {
+    let mut numbers: Vec<u64> = addresses.iter().map(|hva| hva / HUGE_BYTES).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// Numbers of huge pages that these pages may have been a part of, by their frames.
+fn candidates(target: &Target, look: &Look, pages: &[PageIndex]) -> Vec<u64> {
+    let at = |page| target.layout.locate(page).map(|(hva, _)| hva.0);
+    let parts = look.of(pages).filter_map(|(page, state)| Some((at(page)?, state)));
+    let parts: Vec<(u64, PageState)> = parts.collect();
+    let blocks = parts.chunk_by(|(a, _), (b, _)| a / HUGE_BYTES == b / HUGE_BYTES);
+    blocks.filter(|block| lie_as_in_one(block)).map(|block| block[0].0 / HUGE_BYTES).collect()
+}
+
+/// Whether the frames of these pages, given by their addresses, lie as those of one huge page do.
+fn lie_as_in_one(parts: &[(u64, PageState)]) -> bool {
+    let mut found = None;
+    parts.iter().all(|(hva, state)| match state {
+        // Not shown.
+        PageState::Present { pfn: 0 } => true,
+        PageState::Present { pfn } => {
+            let first = pfn.checked_sub(hva / PAGE_BYTES % u64::from(BLOCK_PAGES));
+            first.is_some_and(|first| {
+                first % u64::from(BLOCK_PAGES) == 0 && *found.get_or_insert(first) == first
+            })
+        }
+        PageState::Absent | PageState::Zero | PageState::Swapped { .. } => false,
+    })
+}
+
+/// Where nothing tells better: whether the frames lie as those of a huge page do.
 fn may_be_huge(pagemap: &Pagemap, number: u64) -> io::Result<bool> {
-    Ok(looks_huge(&pagemap.read(number * HUGE_BYTES, BLOCK_PAGES as usize)?))
+    let states = pagemap.read(number * HUGE_BYTES, BLOCK_PAGES as usize)?;
+    let parts: Vec<_> = (number * HUGE_BYTES..).step_by(PAGE_BYTES as usize).zip(states).collect();
+    Ok(lie_as_in_one(&parts))
 }
 
-fn looks_huge(states: &[PageState]) -> bool {
-    let Some(PageState::Present { pfn: first }) = states.first().copied() else { return false };
-    let hidden = first == 0;
-    let follows = |(pfn, state): (u64, &PageState)| match state {
-        PageState::Present { pfn: found } => hidden || *found == pfn,
-        _ => false,
-    };
-    first % u64::from(BLOCK_PAGES) == 0 && (first..).zip(states).all(follows)
-}
-
-/// Of a machine whose huge pages are kept: leaves those out of a step to a swap tier. Returns where they are.
-///
-/// # Errors
-/// Why it cannot be told which they are: nothing of the step may be done then.
+/// Of a machine whose huge pages are kept: leaves those out of a step to a swap tier. Returns where they are, and all
+/// huge pages that the step's pages are a part of.
 pub(super) fn leave_out(
     target: &Target,
     places: &Places,
+    look: &Look,
     outcome: &mut Outcome,
-) -> Result<Vec<(PageRun, Place)>, Skip> {
+) -> (Vec<(PageRun, Place)>, HugePages) {
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));
+    let found = HugePages::of(target, look, &outcome.asked);
     if !target.keep_huge || !to_swap {
-        return Ok(Vec::new());
+        // A machine that cannot be read any more is told of by what comes next.
+        return (Vec::new(), found.unwrap_or_default());
     }
-    let (small, huge) = HugePages::of(target, &outcome.asked).map_err(gone)?.split(target, &outcome.asked);
-    let there = target.places(&huge, places).map_err(gone)?;
-    outcome.asked = small;
-    outcome.skip(Skip::KeptHuge, huge.len() as u64);
-    let runs = place_runs(&huge, there.into_iter());
-    outcome.left_out.extend(huge);
-    Ok(runs)
+    match found {
+        Ok(found) => {
+            let (small, huge) = found.split(target, &outcome.asked);
+            outcome.asked = small;
+            outcome.skip(Skip::KeptHuge, huge.len() as u64);
+            let runs = place_runs(&huge, look.places(&huge, places).into_iter());
+            outcome.left_out.extend(huge);
+            (runs, found)
+        }
+        // It cannot be told which they are: nothing of the step may be done.
+        Err(error) => {
+            let left = std::mem::take(&mut outcome.asked);
+            outcome.skip(gone(error), left.len() as u64);
+            outcome.left_out.extend(left);
+            (Vec::new(), HugePages::default())
+        }
+    }
 }
 
 /// Of these pages those that may be paged out now: of a machine whose huge pages are kept, those that are a part of
 /// none.
 ///
 /// # Errors
-/// As [`HugePages::of`].
+/// `ESRCH` or `ENOENT` where the process has ended.
 pub(super) fn may_go<'a>(target: &Target, pages: &'a [PageIndex]) -> io::Result<Cow<'a, [PageIndex]>> {
     if !target.keep_huge || pages.is_empty() {
         return Ok(Cow::Borrowed(pages));
     }
-    Ok(Cow::Owned(HugePages::of(target, pages)?.split(target, pages).0))
+    Ok(Cow::Owned(HugePages::now(target, pages)?.split(target, pages).0))
 }
 
 #[cfg(test)]
@@ -137,9 +201,11 @@ mod tests {
     #[test]
     fn what_was_huge_and_is_not_is_lost_as_a_whole() {
         let before = HugePages(vec![3, 4, 9]);
-        assert_eq!(before.lost_pages(&HugePages(vec![3, 9])), 512);
-        assert_eq!(before.lost_pages(&HugePages(vec![3, 4, 5, 9])), 0, "one that is new is no loss");
-        assert_eq!(before.lost_pages(&HugePages::default()), 3 * 512);
+        let tried = [3, 4, 5, 9];
+        assert_eq!(before.not_in(&HugePages(vec![3, 9]), &tried), 512);
+        assert_eq!(before.not_in(&HugePages(vec![3, 4, 5, 9]), &tried), 0, "one that is new is no loss");
+        assert_eq!(before.not_in(&HugePages::default(), &tried), 3 * 512);
+        assert_eq!(before.not_in(&HugePages::default(), &[3]), 512, "of what was not tried nothing is told");
     }
 
     #[test]
@@ -149,17 +215,29 @@ mod tests {
         assert!(!huge.holds(3 * HUGE_BYTES - 1) && !huge.holds(4 * HUGE_BYTES));
     }
 
+    /// Pages of one block, by number in it, and their frames.
+    fn parts(frames: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, PageState)> {
+        let part = |(at, pfn)| (7 * HUGE_BYTES + at * PAGE_BYTES, PageState::Present { pfn });
+        frames.into_iter().map(part).collect()
+    }
+
     #[test]
-    fn without_a_scan_frames_in_a_row_look_huge_and_hidden_ones_count_as_such() {
-        let row =
-            |first: u64| -> Vec<_> { (first..first + 512).map(|pfn| PageState::Present { pfn }).collect() };
-        assert!(looks_huge(&row(1024)));
-        assert!(!looks_huge(&row(1025)), "not aligned");
+    fn frames_in_a_row_look_huge_and_hidden_ones_count_as_such() {
+        let row = |first: u64| parts((0..512).map(|at| (at, first + at)));
+        assert!(lie_as_in_one(&row(1024)));
+        assert!(!lie_as_in_one(&row(1025)), "not aligned");
         let mut gap = row(1024);
-        gap[7] = PageState::Swapped { area: 1, slot: 7 };
-        assert!(!looks_huge(&gap));
-        let hidden = vec![PageState::Present { pfn: 0 }; 512];
-        assert!(looks_huge(&hidden), "it cannot be told");
-        assert!(!looks_huge(&[]));
+        gap[7].1 = PageState::Swapped { area: 1, slot: 7 };
+        assert!(!lie_as_in_one(&gap));
+        let hidden = parts((0..512).map(|at| (at, 0)));
+        assert!(lie_as_in_one(&hidden), "it cannot be told");
+    }
+
+    #[test]
+    fn a_few_pages_of_a_huge_page_tell_that_they_may_be_parts_of_one() {
+        assert!(lie_as_in_one(&parts([(3, 1024 + 3), (5, 1024 + 5), (511, 1024 + 511)])));
+        assert!(!lie_as_in_one(&parts([(3, 1024 + 3), (5, 1024 + 6)])), "one of them lies elsewhere");
+        assert!(!lie_as_in_one(&parts([(3, 1024 + 3), (5, 2048 + 5)])), "two huge pages");
+        assert!(!lie_as_in_one(&parts([(3, 2)])));
     }
 }

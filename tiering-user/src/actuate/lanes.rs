@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::group_reclaim::{NoReclaim, Proofs, Reclaimed};
-use super::huge::{self, HugePages};
+use super::huge;
 use super::later::Preferences;
+use super::look::Look;
 use super::node_reclaim::Order;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
-use super::target::{Outcome, Roots, Skip, Target};
+use super::target::{Outcome, Roots, Skip, Target, gone};
 use super::{collapse, drain, group_reclaim, limits, memory, node_reclaim, swap};
 use crate::policy::{Action, Step};
 use crate::sys::{self, Monotonic};
-use crate::tiermap::Places;
+use crate::tiermap::{PageIndex, Places};
 use crate::tiers::{Nodes, Passage, SwapError, SwapTiers, TierId};
 use crate::track::VmId;
 
@@ -337,10 +338,8 @@ fn run_step(
     ascending.sort_unstable();
     let mut outcome = Outcome::new(step.vm, step.action, step.reason, ascending);
     let asked = outcome.asked.len() as u64;
-    let places = &settings.places;
-    let to_memory = |to| places.nodes.tiers().contains(to);
     let within_memory = match step.action {
-        Action::Place { to } => to_memory(to),
+        Action::Place { to } => settings.places.nodes.tiers().contains(to),
         Action::Collapse => true,
         Action::Stage { .. } | Action::MapStaged | Action::DropStage { .. } | Action::Free => false,
     };
@@ -350,46 +349,54 @@ fn run_step(
         outcome.skip(why, asked);
     } else {
         let moves = matches!(step.action, Action::Place { .. });
-        let given_back = if moves { outcome.leave_out_given_back(target) } else { Vec::new() };
-        // Before the control groups' room is divided: what is not sent needs none.
-        let kept = match huge::leave_out(target, places, &mut outcome) {
-            Ok(kept) => kept,
-            Err(why) => {
-                let left = std::mem::take(&mut outcome.asked);
-                outcome.skip(why, left.len() as u64);
-                outcome.left_out.extend(left);
-                Vec::new()
-            }
-        };
-        let fails_before = limits::leave_out(target, &settings.roots, places, &mut outcome);
-        // A machine that cannot be read any more is told of by what comes next.
-        let mut huge_before = HugePages::default();
-        if moves {
-            huge_before = HugePages::of(target, &outcome.asked).unwrap_or_default();
-            target.note_homes(&outcome.asked, places).ok();
-        }
-        match (step.action, swap) {
-            _ if outcome.asked.is_empty() => {}
-            (Action::Place { to }, _) if to_memory(to) => {
-                memory::place(target, to, places, later, &mut outcome);
-            }
-            (Action::Place { to }, Some(swap)) => swap::place(target, to, &order, places, swap, &mut outcome),
-            (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
-            (Action::Collapse, _) => collapse::collapse(target, places, &mut outcome),
-            (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, &mut outcome),
-            (Action::Free, _) => drop_stage(target, false, places, &mut outcome),
-            (Action::Stage { .. } | Action::MapStaged, _) => {
-                outcome.skip(Skip::Failed("not a step of this kind".into()), asked);
-            }
-        }
-        limits::explain(target, &settings.roots, places, fails_before, &mut outcome);
-        outcome.found_absent(&given_back);
-        outcome.found_too(kept);
-        if huge_before != HugePages::default() {
-            let after = HugePages::of(target, &outcome.asked);
-            outcome.huge_split_pages = after.map_or(0, |after| huge_before.lost_pages(&after));
+        match if moves {
+            Look::in_brief(target, &outcome.asked, &settings.places)
+        } else {
+            Ok(Look::default())
+        } {
+            Ok(look) => carry_out(target, &order, look, settings, swap, later, &mut outcome),
+            Err(error) => outcome.skip(gone(error), asked),
         }
     }
     outcome.finished = sys::now();
     outcome
+}
+
+/// `look` is what the page tables say of pages that are to be placed; of others nothing need be known.
+fn carry_out(
+    target: &Target,
+    order: &[PageIndex],
+    mut look: Look,
+    settings: &Settings,
+    swap: Option<&mut SwapTiers>,
+    later: &mut Preferences,
+    outcome: &mut Outcome,
+) {
+    let (roots, places) = (&settings.roots, &settings.places);
+    let given_back = outcome.leave_out_given_back_by(target, &look);
+    // Before the control groups' room is divided: what is not sent needs none.
+    let (kept, huge_before) = huge::leave_out(target, places, &look, outcome);
+    let fails_before = limits::leave_out(target, roots, places, &look, outcome);
+    target.note_homes(&look, &outcome.asked, places);
+    let asked = outcome.asked.len() as u64;
+    match (outcome.action, swap) {
+        _ if outcome.asked.is_empty() => {}
+        (Action::Place { to }, _) if places.nodes.tiers().contains(to) => {
+            memory::place(target, to, places, later, &mut look, outcome);
+        }
+        (Action::Place { to }, Some(swap)) => {
+            swap::place(target, to, order, places, swap, &mut look, outcome);
+        }
+        (Action::Place { .. }, None) => outcome.skip(Skip::Failed("not the mover's lane".into()), asked),
+        (Action::Collapse, _) => collapse::collapse(target, places, outcome),
+        (Action::DropStage { mapped }, _) => drop_stage(target, mapped, places, outcome),
+        (Action::Free, _) => drop_stage(target, false, places, outcome),
+        (Action::Stage { .. } | Action::MapStaged, _) => {
+            outcome.skip(Skip::Failed("not a step of this kind".into()), asked);
+        }
+    }
+    limits::explain(target, roots, places, fails_before, &look, outcome);
+    outcome.found_absent(&given_back);
+    outcome.found_too(kept);
+    outcome.huge_split_pages = huge_before.lost_pages(target, &look, &outcome.asked);
 }

@@ -9,6 +9,7 @@
 //! What other processes of the groups do meanwhile is covered by the margin of [`Room`] alone. A page that stayed is
 //! looked at after the fact: it may be another one by then.
 
+use super::look::Look;
 use super::target::{Outcome, Roots, Skip, Target};
 use crate::policy::{Action, Room};
 use crate::sys::{FrameFacts, Frames, PageState};
@@ -21,6 +22,7 @@ pub(super) fn leave_out(
     target: &Target,
     roots: &Roots,
     places: &Places,
+    look: &Look,
     outcome: &mut Outcome,
 ) -> Option<u64> {
     // What was staged is charged already; what the kernel has let go of since comes up a few pages at a time.
@@ -43,12 +45,11 @@ pub(super) fn leave_out(
         return memory.swap_fails;
     }
     let limited = down.as_ref().is_some_and(|room| room.limit.is_some()) || up.limit.is_some();
-    // A machine that cannot be read any more is told of by what comes next.
-    if limited && let Ok(states) = target.states(&outcome.asked) {
+    if limited {
         let in_memory = |state| matches!(state, PageState::Present { .. });
         let asked = std::mem::take(&mut outcome.asked);
         let (mut down, mut up) = (Quota::new(down), Quota::new(Some(up)));
-        for (page, state) in asked.into_iter().zip(states) {
+        for (page, state) in look.of(&asked) {
             let quota = if in_memory(state) { &mut down } else { &mut up };
             match quota.take() {
                 None => outcome.asked.push(page),
@@ -83,12 +84,13 @@ impl Quota {
     }
 }
 
-/// Says of pages that stayed why, as far as it can be told.
+/// Says of pages that stayed why, as far as it can be told from where `look` found them after the step.
 pub(super) fn explain(
     target: &Target,
     roots: &Roots,
     places: &Places,
     fails_before: Option<u64>,
+    look: &Look,
     outcome: &mut Outcome,
 ) {
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));
@@ -96,7 +98,7 @@ pub(super) fn explain(
         return;
     }
     let Some(stayed) = outcome.skipped.remove(&Skip::Stayed) else { return };
-    let whys = why_stayed(target, roots, places, outcome, stayed);
+    let whys = why_stayed(roots, places, look, outcome, stayed);
     let untold = stayed - whys.len() as u64;
     for why in whys {
         outcome.skip(why, 1);
@@ -109,17 +111,15 @@ pub(super) fn explain(
 }
 
 /// Why pages stayed, one by one, of those of which the frame tells.
-fn why_stayed(target: &Target, roots: &Roots, places: &Places, outcome: &Outcome, stayed: u64) -> Vec<Skip> {
+fn why_stayed(roots: &Roots, places: &Places, look: &Look, outcome: &Outcome, stayed: u64) -> Vec<Skip> {
     let in_memory = outcome.found.iter().filter(|(_, place)| places.in_memory(*place));
     // What was not tried for want of room in the tier stands behind what was.
     let pages: Vec<PageIndex> = in_memory
         .flat_map(|(run, _)| run.pages())
         .take(usize::try_from(stayed).unwrap_or(usize::MAX))
         .collect();
-    let (Ok(frames), Ok(states)) = (Frames::open(&roots.proc), target.states(&pages)) else {
-        return Vec::new();
-    };
-    let facts = states.into_iter().filter_map(|state| match state {
+    let Ok(frames) = Frames::open(&roots.proc) else { return Vec::new() };
+    let facts = look.of(&pages).filter_map(|(_, state)| match state {
         PageState::Present { pfn } if pfn > 0 => frames.read(pfn).ok(),
         _ => None,
     });

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use super::later::Preferences;
+use super::look::Look;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::sys::{self, MoveStatus, PAGE_BYTES};
 use crate::tiermap::{PageIndex, Place, Places};
@@ -38,12 +39,14 @@ fn room_for(tier: TierId, memory: NodeMemory) -> u64 {
     }
 }
 
-/// Places the pages of `outcome` into the memory tier `to`.
+/// Places the pages of `outcome` into the memory tier `to`. `look` is what the page tables said of them before, and
+/// afterwards what they say.
 pub(super) fn place(
     target: &Target,
     to: TierId,
     places: &Places,
     later: &mut Preferences,
+    look: &mut Look,
     outcome: &mut Outcome,
 ) {
     if target.vm.numa_bound && to != TierId(0) {
@@ -53,23 +56,28 @@ pub(super) fn place(
     if target.is_shared(&outcome.asked) {
         later.set(target, &outcome.asked, to, places);
     }
-    if let Err(why) = try_place(target, to, places, outcome) {
+    if let Err(why) = try_place(target, to, places, look, outcome) {
         outcome.skip_rest(why);
     }
 }
 
-fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome) -> Result<(), Skip> {
+fn try_place(
+    target: &Target,
+    to: TierId,
+    places: &Places,
+    look: &mut Look,
+    outcome: &mut Outcome,
+) -> Result<(), Skip> {
     let wanted = Place::In(to);
     let asked = outcome.asked.clone();
-    let before = look(target, &asked, places)?;
+    let before = seen(target, look, &asked, places);
     let mut pages = select(&asked, &before, |at| at != wanted && at != Place::Untouched);
     let room = room_for(to, places.nodes.memory(to)) / PAGE_BYTES;
     pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
     let chosen = |page: &PageIndex| pages.binary_search(page).is_ok();
 
-    let at: BTreeMap<PageIndex, Place> = asked.iter().copied().zip(before.iter().copied()).collect();
-    let (in_memory, swapped): (Vec<_>, Vec<_>) =
-        pages.iter().copied().partition(|page| places.in_memory(at[page]));
+    let in_memory = look.select(&pages, places, |at| places.in_memory(at));
+    let swapped = look.select(&pages, places, |at| !places.in_memory(at));
     // Those that come up elsewhere are moved from there.
     let mut tried = target.bring_up(&swapped, to, places).map_err(gone);
     let mut refused = BTreeMap::new();
@@ -80,7 +88,8 @@ fn try_place(target: &Target, to: TierId, places: &Places, outcome: &mut Outcome
     }
 
     // Also after an error: the table must know where the pages are now.
-    let after = look(target, &asked, places)?;
+    *look = Look::in_brief(target, &asked, places).map_err(gone)?;
+    let after = seen(target, look, &asked, places);
     for ((page, was), is) in asked.iter().zip(&before).zip(&after) {
         match (*was, *is) {
             (was, is) if is == wanted => outcome.moved(was, wanted, 1),
@@ -107,10 +116,15 @@ fn migrate(
     places: &Places,
     refused: &mut BTreeMap<PageIndex, Skip>,
 ) -> Result<(), Skip> {
+    // With one memory tier, what is in memory is in it.
+    if places.nodes.tiers().0 <= 1 {
+        return Ok(());
+    }
     let mut rest = pages.to_vec();
     for (round, call_pages) in CALL_PAGES.into_iter().enumerate() {
         let elsewhere = |at| places.in_memory(at) && at != Place::In(to);
-        let mut left = select(&rest, &look(target, &rest, places)?, elsewhere);
+        let now = Look::at(target, &rest).map_err(gone)?;
+        let mut left = now.select(&rest, places, elsewhere);
         left.retain(|page| !refused.contains_key(page));
         // Small calls that move nothing would only be followed by smaller ones.
         let stuck = round > 1 && left.len() == rest.len();
@@ -146,13 +160,13 @@ fn why_stays(status: MoveStatus) -> Option<Skip> {
     }
 }
 
-/// Where these pages are; shared memory that is not mapped counts as in swap.
-fn look(target: &Target, pages: &[PageIndex], places: &Places) -> Result<Vec<Place>, Skip> {
-    let mut found = target.places(pages, places).map_err(gone)?;
+/// Where these pages were; shared memory that is not mapped counts as in swap.
+fn seen(target: &Target, look: &Look, pages: &[PageIndex], places: &Places) -> Vec<Place> {
+    let mut found = look.places(pages, places);
     if target.is_shared(pages) {
         found.iter_mut().filter(|at| **at == Place::Untouched).for_each(|at| *at = Place::OtherSwap);
     }
-    Ok(found)
+    found
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //!
 //! They look once more whether the machine may be touched (the stager and the mapper ten times a second), act, read back
 //! where the pages are, and send an [`Outcome`]. Nothing here decides.
+//!
+//! Of a batch that moves, the page tables are read once before and once after ([`look::Look`]).
 
 mod collapse;
 mod drain;
@@ -19,6 +21,7 @@ mod huge;
 mod lanes;
 mod later;
 mod limits;
+mod look;
 mod memory;
 mod node_reclaim;
 mod read_ahead;

@@ -11,11 +11,13 @@
 //! For shared memory the area cannot be read page by page: the growth of the tier's areas tells whether the batch
 //! arrived, and if it did not for the most part, the place is "other swap".
 
+use std::borrow::Cow;
 use std::io;
 use std::thread;
 use std::time::Duration;
 
 use super::huge;
+use super::look::Look;
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::policy::Reason;
@@ -37,207 +39,212 @@ const LOOK_PAGES: usize = 512;
 const UNTIL_WRITTEN: Duration = Duration::from_millis(50);
 
 /// Places the pages of `outcome` into the tier `to`, one after the other in this order: slots are given out in that
-/// order, so that what will be brought back together lies together on the disk.
+/// order, so that what will be brought back together lies together on the disk. `look` is what the page tables said of
+/// them before, and afterwards what they say of those that were tried.
 pub(super) fn place(
     target: &Target,
     to: TierId,
     order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
+    look: &mut Look,
     outcome: &mut Outcome,
 ) {
+    let mut way = Way { target, to, order, places, swap };
     let result = if target.is_shared(&outcome.asked) {
-        place_shared(target, to, order, places, swap, outcome)
+        way.place_shared(look, outcome)
     } else {
-        place_private(target, to, order, places, swap, outcome)
+        way.place_private(look, outcome)
     };
     if let Err(why) = result {
         outcome.skip_rest(why);
     }
 }
 
-fn place_private(
-    target: &Target,
+/// Where a batch goes, and what takes it there.
+struct Way<'a> {
+    target: &'a Target,
     to: TierId,
-    order: &[PageIndex],
-    places: &Places,
-    swap: &mut SwapTiers,
-    outcome: &mut Outcome,
-) -> Result<(), Skip> {
-    let wanted = Place::In(to);
-    let before = target.places(&outcome.asked, places).map_err(gone)?;
-    // What may be touched soon is not taken from where it can be.
-    let only_from_swap = outcome.reason == Reason::MayBeTouched;
-    let can_go = |at| at != wanted && at != Place::Untouched && !(only_from_swap && places.in_memory(at));
-    let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, can_go);
-    pages.retain(|page| !target.layout.is_hugetlb(*page));
-    let room = swap.room(to).map_err(failed)?;
-    keep(room, &mut pages, outcome);
-    // What is in swap has its tag since it went there.
-    let mut in_memory = select(&outcome.asked, &before, |at| places.in_memory(at));
-    in_memory.retain(|page| pages.binary_search(page).is_ok());
-    outcome.tags = tags(target, &in_memory);
-
-    let at: Vec<Place> = {
-        let mut chosen = pages.iter().peekable();
-        let of_chosen =
-            outcome.asked.iter().zip(&before).filter(|(page, _)| chosen.next_if_eq(page).is_some());
-        of_chosen.map(|(_, at)| *at).collect()
-    };
-    let tried = rounds(target, to, order, places, swap, (pages.clone(), at), outcome);
-
-    // Also after an error: the table must know where the pages are now.
-    let after = target.places(&outcome.asked, places).map_err(gone)?;
-    let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
-    let became_huge = tried.as_ref().map_or(&[][..], Vec::as_slice);
-    for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
-        match (*was, *is) {
-            (was, is) if is == wanted => outcome.moved(was, wanted, 1),
-            (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
-            (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
-            _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
-            _ if tried.is_err() || !was_tried(page) => {}
-            (_, is) if places.in_memory(is) && became_huge.contains(page) => outcome.skip(Skip::KeptHuge, 1),
-            (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
-            _ => outcome.skip(Skip::ElsewhereInSwap, 1),
-        }
-    }
-    outcome.found = place_runs(&outcome.asked, after.into_iter());
-    tried.map(drop)
+    order: &'a [PageIndex],
+    places: &'a Places,
+    swap: &'a mut SwapTiers,
 }
 
-/// Pages out, until they are in the tier or have been tried often enough, pages of which it is known where they are.
-/// Returns those that were left since they are a part of a huge page now.
-fn rounds(
-    target: &Target,
-    to: TierId,
-    order: &[PageIndex],
-    places: &Places,
-    swap: &mut SwapTiers,
-    (mut pages, mut now): (Vec<PageIndex>, Vec<Place>),
-    outcome: &mut Outcome,
-) -> Result<Vec<PageIndex>, Skip> {
-    let _one_cpu = OneCpu::bind();
-    let mut became_huge = Vec::new();
-    for round in 0..ROUNDS {
-        let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
-        let to_come_up = select(&pages, &now, elsewhere);
-        if !to_come_up.is_empty() {
-            // A tier that fails is found out before anything is brought up for it.
-            swap.aim(to, pages.len() as u64).map_err(failed)?;
-            give_slots_back(target, &to_come_up, places)?;
-        }
-        // After the slots were given back: they may lie in a tier that is filled before this one.
-        let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
+impl Way<'_> {
+    fn place_private(&mut self, look: &mut Look, outcome: &mut Outcome) -> Result<(), Skip> {
+        let (target, places) = (self.target, self.places);
+        let wanted = Place::In(self.to);
+        let before = look.places(&outcome.asked, places);
+        // What may be touched soon is not taken from where it can be.
+        let only_from_swap = outcome.reason == Reason::MayBeTouched;
+        let can_go = |at| at != wanted && at != Place::Untouched && !(only_from_swap && places.in_memory(at));
+        let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, can_go);
+        pages.retain(|page| !target.layout.is_hugetlb(*page));
+        let room = self.swap.room(self.to).map_err(failed)?;
         keep(room, &mut pages, outcome);
-        became_huge.extend(page_out(target, order, &mut pages)?);
-        // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because it
-        // was touched, or cannot go.
-        let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
-        let after = target.places(&pages, places).map_err(gone)?;
-        let tried = pages.len();
-        (pages, now) = pages.into_iter().zip(after).filter(|(_, at)| again(*at)).unzip();
-        if pages.is_empty() {
-            break;
+        // What is in swap has its tag since it went there.
+        outcome.tags = tags(target, &look.select(&pages, places, |at| places.in_memory(at)));
+
+        let tried = self.rounds(pages.clone(), look, outcome);
+        if tried.is_err() {
+            // The table must know where the pages are now.
+            look.again(target, &pages).map_err(gone)?;
         }
-        if round + 1 < ROUNDS && pages.len() * STILL_WRITTEN_DIVISOR > tried {
-            thread::sleep(UNTIL_WRITTEN);
+        let after = look.places(&outcome.asked, places);
+        let was_tried = |page: &PageIndex| pages.binary_search(page).is_ok();
+        let became_huge = tried.as_ref().map_or(&[][..], Vec::as_slice);
+        for ((page, was), is) in outcome.asked.clone().iter().zip(&before).zip(&after) {
+            match (*was, *is) {
+                (was, is) if is == wanted => outcome.moved(was, wanted, 1),
+                (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
+                (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
+                _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
+                _ if tried.is_err() || !was_tried(page) => {}
+                (_, is) if places.in_memory(is) && became_huge.contains(page) => {
+                    outcome.skip(Skip::KeptHuge, 1);
+                }
+                (_, is) if places.in_memory(is) => outcome.skip(Skip::Stayed, 1),
+                _ => outcome.skip(Skip::ElsewhereInSwap, 1),
+            }
         }
+        outcome.found = place_runs(&outcome.asked, after.into_iter());
+        tried.map(drop)
     }
-    Ok(became_huge)
+
+    /// Pages out, until they are in the tier or have been tried often enough, pages that were looked at. Each look
+    /// after a page-out replaces the one before it. Returns the pages that were left since they are a part of a huge
+    /// page now.
+    fn rounds(
+        &mut self,
+        mut pages: Vec<PageIndex>,
+        look: &mut Look,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<PageIndex>, Skip> {
+        let (target, to, places) = (self.target, self.to, self.places);
+        let _one_cpu = OneCpu::bind();
+        let mut became_huge = Vec::new();
+        for round in 0..ROUNDS {
+            let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
+            let to_come_up = look.select(&pages, places, elsewhere);
+            if !to_come_up.is_empty() {
+                // A tier that fails is found out before anything is brought up for it.
+                self.swap.aim(to, pages.len() as u64).map_err(failed)?;
+                give_slots_back(target, &to_come_up, places)?;
+            }
+            // After the slots were given back: they may lie in a tier that is filled before this one.
+            let room = self.swap.aim(to, pages.len() as u64).map_err(failed)?;
+            let mut left = keep(room, &mut pages, outcome);
+            let huge_now = self.page_out(&mut pages)?;
+            left.extend(&huge_now);
+            became_huge.extend(huge_now);
+            look.again(target, &pages).map_err(gone)?;
+            if !to_come_up.is_empty() {
+                // They came up and did not go.
+                left.sort_unstable();
+                look.again(target, &left).map_err(gone)?;
+            }
+            // One more pass for what the kernel had in its per-CPU lists; after that, what is in memory is so because
+            // it was touched, or cannot go.
+            let again = |at| elsewhere(at) || round == 0 && places.in_memory(at);
+            let tried = pages.len();
+            pages = look.select(&pages, places, again);
+            if pages.is_empty() {
+                break;
+            }
+            if round + 1 < ROUNDS && pages.len() * STILL_WRITTEN_DIVISOR > tried {
+                thread::sleep(UNTIL_WRITTEN);
+            }
+        }
+        Ok(became_huge)
+    }
+
+    /// Pages out `pages`, which are ascending. Takes out of them, and returns, those that have become a part of a huge
+    /// page which is kept: of such a machine the page tables are read before each few pages.
+    fn page_out(&self, pages: &mut Vec<PageIndex>) -> Result<Vec<PageIndex>, Skip> {
+        let ordered = in_order(self.order, pages);
+        let at_a_time = if self.target.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
+        let mut became_huge = Vec::new();
+        for few in ordered.chunks(at_a_time) {
+            let small = huge::may_go(self.target, few).map_err(gone)?;
+            self.target.advise(&small, Advice::PageOut).map_err(gone)?;
+            if small.len() < few.len() {
+                became_huge.extend(few.iter().copied().filter(|page| !small.contains(page)));
+            }
+        }
+        drop(ordered);
+        became_huge.sort_unstable();
+        if !became_huge.is_empty() {
+            pages.retain(|page| became_huge.binary_search(page).is_err());
+        }
+        Ok(became_huge)
+    }
+
+    /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
+    fn place_shared(&mut self, look: &mut Look, outcome: &mut Outcome) -> Result<(), Skip> {
+        let (target, to, places) = (self.target, self.to, self.places);
+        let mut pages = outcome.asked.clone();
+        if outcome.reason == Reason::MayBeTouched {
+            pages = absent(look, &pages);
+        }
+        let room = self.swap.room(to).map_err(failed)?;
+        keep(room, &mut pages, outcome);
+
+        let _one_cpu = OneCpu::bind();
+        let to_come_up = absent(look, &pages);
+        if !to_come_up.is_empty() {
+            // As for private memory: first of all, whether the tier can take them.
+            self.swap.aim(to, pages.len() as u64).map_err(failed)?;
+        }
+        // Reading shared memory in frees its slot.
+        target.bring_up(&to_come_up, TierId(0), places).map_err(gone)?;
+        let room = self.swap.aim(to, pages.len() as u64).map_err(failed)?;
+        keep(room, &mut pages, outcome);
+        outcome.tags = tags(target, &pages);
+        let used_before = used_pages(self.swap, to).map_err(io_failed)?;
+        for _ in 0..2 {
+            let became_huge = self.page_out(&mut pages)?;
+            outcome.skip(Skip::KeptHuge, became_huge.len() as u64);
+        }
+        let grown = used_pages(self.swap, to).map_err(io_failed)?.saturating_sub(used_before);
+
+        look.again(target, &pages).map_err(gone)?;
+        let out = absent(look, &pages).len() as u64;
+        let arrived = grown * 10 >= out * 9;
+        let place = |state: PageState| match state {
+            PageState::Present { .. } => places.of(state),
+            _ if arrived => Place::In(to),
+            _ => Place::OtherSwap,
+        };
+        outcome.skip(Skip::Stayed, pages.len() as u64 - out);
+        if arrived {
+            outcome.moved_pages = out;
+        } else {
+            outcome.skip(Skip::ElsewhereInSwap, out);
+        }
+        outcome.found = place_runs(&pages, look.of(&pages).map(|(_, state)| place(state)));
+        Ok(())
+    }
 }
 
-/// Pages out `pages`, which are ascending. Takes out of them, and returns, those that have become a part of a huge page
-/// which is kept: of such a machine the page tables are read before each few pages.
-fn page_out(
-    target: &Target,
-    order: &[PageIndex],
-    pages: &mut Vec<PageIndex>,
-) -> Result<Vec<PageIndex>, Skip> {
-    let ordered = in_order(order, pages);
-    let at_a_time = if target.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
-    let mut became_huge = Vec::new();
-    for few in ordered.chunks(at_a_time) {
-        let small = huge::may_go(target, few).map_err(gone)?;
-        target.advise(&small, Advice::PageOut).map_err(gone)?;
-        if small.len() < few.len() {
-            became_huge.extend(few.iter().copied().filter(|page| !small.contains(page)));
-        }
-    }
-    became_huge.sort_unstable();
-    pages.retain(|page| became_huge.binary_search(page).is_err());
-    Ok(became_huge)
-}
-
-/// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
-fn place_shared(
-    target: &Target,
-    to: TierId,
-    order: &[PageIndex],
-    places: &Places,
-    swap: &mut SwapTiers,
-    outcome: &mut Outcome,
-) -> Result<(), Skip> {
-    let mut pages = outcome.asked.clone();
-    if outcome.reason == Reason::MayBeTouched {
-        let states = states(target, &pages)?;
-        let absent = pages.iter().zip(states).filter(|(_, state)| *state == PageState::Absent);
-        pages = absent.map(|(page, _)| *page).collect();
-    }
-    let room = swap.room(to).map_err(failed)?;
-    keep(room, &mut pages, outcome);
-
-    let _one_cpu = OneCpu::bind();
-    let absent: Vec<_> = pages.iter().zip(states(target, &pages)?).collect();
-    let absent: Vec<_> =
-        absent.into_iter().filter(|(_, state)| *state == PageState::Absent).map(|(page, _)| *page).collect();
-    if !absent.is_empty() {
-        // As for private memory: first of all, whether the tier can take them.
-        swap.aim(to, pages.len() as u64).map_err(failed)?;
-    }
-    // Reading shared memory in frees its slot.
-    target.bring_up(&absent, TierId(0), places).map_err(gone)?;
-    let room = swap.aim(to, pages.len() as u64).map_err(failed)?;
-    keep(room, &mut pages, outcome);
-    outcome.tags = tags(target, &pages);
-    let used_before = used_pages(swap, to).map_err(io_failed)?;
-    for _ in 0..2 {
-        let became_huge = page_out(target, order, &mut pages)?;
-        outcome.skip(Skip::KeptHuge, became_huge.len() as u64);
-    }
-    let grown = used_pages(swap, to).map_err(io_failed)?.saturating_sub(used_before);
-
-    let states = states(target, &pages)?;
-    let out = states.iter().filter(|state| **state == PageState::Absent).count() as u64;
-    let arrived = grown * 10 >= out * 9;
-    let place = |state: PageState| match state {
-        PageState::Present { .. } => places.of(state),
-        _ if arrived => Place::In(to),
-        _ => Place::OtherSwap,
-    };
-    outcome.skip(Skip::Stayed, states.len() as u64 - out);
-    if arrived {
-        outcome.moved_pages = out;
-    } else {
-        outcome.skip(Skip::ElsewhereInSwap, out);
-    }
-    outcome.found = place_runs(&pages, states.into_iter().map(place));
-    Ok(())
+/// Those of these ascending pages that are not mapped.
+fn absent(look: &Look, pages: &[PageIndex]) -> Vec<PageIndex> {
+    look.of(pages).filter(|(_, state)| *state == PageState::Absent).map(|(page, _)| page).collect()
 }
 
 /// These of the ordered pages; they are ascending.
-fn in_order(order: &[PageIndex], pages: &[PageIndex]) -> Vec<PageIndex> {
-    order.iter().copied().filter(|page| pages.binary_search(page).is_ok()).collect()
+fn in_order<'a>(order: &[PageIndex], pages: &'a [PageIndex]) -> Cow<'a, [PageIndex]> {
+    if order.is_sorted() {
+        return Cow::Borrowed(pages);
+    }
+    Cow::Owned(order.iter().copied().filter(|page| pages.binary_search(page).is_ok()).collect())
 }
 
-fn states(target: &Target, pages: &[PageIndex]) -> Result<Vec<PageState>, Skip> {
-    target.states(pages).map_err(gone)
-}
-
-/// Leaves out the pages for which the tier has no room.
-fn keep(room: u64, pages: &mut Vec<PageIndex>, outcome: &mut Outcome) {
-    outcome.skip(Skip::TierFull, (pages.len() as u64).saturating_sub(room));
-    pages.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+/// Leaves out the pages for which the tier has no room, and returns them.
+fn keep(room: u64, pages: &mut Vec<PageIndex>, outcome: &mut Outcome) -> Vec<PageIndex> {
+    let fit = pages.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+    let left = pages.split_off(fit);
+    outcome.skip(Skip::TierFull, left.len() as u64);
+    left
 }
 
 /// Brings pages up from swap, each without the slot it had.

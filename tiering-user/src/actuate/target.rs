@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::homes::Homes;
+use super::look::Look;
 use crate::policy::{Action, GroupLimit, Reason};
 use crate::predict::{Tag, TagKey};
 use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pidfd, Span};
@@ -166,7 +167,16 @@ impl Outcome {
             return Vec::new();
         }
         // A machine that cannot be read any more is told of by what comes next.
-        let given_back = target.given_back(&self.asked).unwrap_or_default();
+        let look = Look::at(target, &self.asked).unwrap_or_default();
+        self.leave_out_given_back_by(target, &look)
+    }
+
+    /// The same by what the page tables said of all pages.
+    pub(super) fn leave_out_given_back_by(&mut self, target: &Target, look: &Look) -> Vec<PageIndex> {
+        if !target.is_shared(&self.asked) {
+            return Vec::new();
+        }
+        let given_back = target.given_back_by(look).unwrap_or_default();
         if !given_back.is_empty() {
             self.asked.retain(|page| given_back.binary_search(page).is_err());
             self.left_out.extend(&given_back);
@@ -280,9 +290,12 @@ impl Target {
     /// the guest's balloon. To touch one brings it into existence, for nothing: shared memory is allocated, private
     /// memory gets at least a page table.
     pub(super) fn given_back(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
-        let states = self.states(pages)?;
-        let absent = pages.iter().zip(states).filter(|(_, state)| *state == PageState::Absent);
-        let mut absent: Vec<PageIndex> = absent.map(|(page, _)| *page).collect();
+        self.given_back_by(&Look::at(self, pages)?)
+    }
+
+    fn given_back_by(&self, look: &Look) -> io::Result<Vec<PageIndex>> {
+        let absent = look.all().filter(|(_, state)| *state == PageState::Absent);
+        let mut absent: Vec<PageIndex> = absent.map(|(page, _)| page).collect();
         // Pagemap does not tell shared memory in swap from a hole.
         for (region, start, _) in self.layout.regions().filter(|(.., shared)| *shared) {
             let here = absent.partition_point(|page| *page < region.first)

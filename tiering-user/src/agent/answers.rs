@@ -16,16 +16,31 @@ use crate::tiers::{SwapError, TierId, TierKind};
 use crate::track::VmId;
 use crate::vm::Hva;
 
-/// Tries to sweep a machine for a map while moves keep making the sweep out of date.
-const MAP_TRIES: u32 = 50;
+/// Tries to sweep a VM for a request while moves keep making the sweep out of date.
+const SWEEP_TRIES: u32 = 50;
 
-/// A map that waits for a sweep which began after it was asked for.
-pub(super) struct PendingMap {
+/// A request that waits for a sweep which began after it came: what the VM touched since the last one counts.
+pub(super) struct Pending {
     vm: VmId,
-    pages: Pages,
     asked: Monotonic,
     tries: u32,
-    reply: Reply<VmMap>,
+    request: AfterSweep,
+}
+
+/// What is answered after a sweep.
+enum AfterSweep {
+    Map { pages: Pages, reply: Reply<VmMap> },
+    Move { to: String, hva: Option<Range<u64>>, reply: Reply<MoveOutcome> },
+}
+
+impl AfterSweep {
+    fn fail(self, error: ApiError) {
+        // The client may have gone.
+        match self {
+            Self::Map { reply, .. } => drop(reply.send(Err(error))),
+            Self::Move { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
 }
 
 /// An operator's move, as far as it has come.
@@ -51,10 +66,7 @@ impl State {
             Request::Map { vm, pages, reply } => {
                 match self.machine(&vm).and_then(|machine| machine.check(&pages).map(|()| machine.target.id))
                 {
-                    Ok(id) => {
-                        self.maps.push(PendingMap { vm: id, pages, asked: sys::now(), tries: 0, reply });
-                        self.start_sweep(id);
-                    }
+                    Ok(id) => self.after_a_sweep(id, AfterSweep::Map { pages, reply }),
                     Err(error) => drop(reply.send(Err(error))),
                 }
             }
@@ -69,7 +81,12 @@ impl State {
                 }
             }
             Request::Similar { vm, reply } => drop(reply.send(self.similar(vm.as_deref()))),
-            Request::Move { vm, to, hva, reply } => self.begin_move(&vm, &to, hva.as_ref(), reply),
+            Request::Move { vm, to, hva, reply } => {
+                match self.find(&vm).and_then(|id| self.may_move(id, &to).map(|_| id)) {
+                    Ok(id) => self.after_a_sweep(id, AfterSweep::Move { to, hva, reply }),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
             Request::Drain { tier, reply } => self.begin_drain(&tier, reply),
         }
     }
@@ -85,35 +102,39 @@ impl State {
         self.find(id).map(|id| &self.machines[&id])
     }
 
-    /// A sweep of `vm` that began at `began` is in: maps that waited for one are answered if it is up to date,
+    fn after_a_sweep(&mut self, vm: VmId, request: AfterSweep) {
+        self.pending.push(Pending { vm, asked: sys::now(), tries: 0, request });
+        self.start_sweep(vm);
+    }
+
+    /// A sweep of `vm` that began at `began` is in: requests that waited for one are answered if it is up to date,
     /// else wait for the next.
-    pub(super) fn answer_maps(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
-        let mut again = false;
-        for mut map in std::mem::take(&mut self.maps) {
-            let Some(machine) = self.machines.get(&map.vm) else { continue };
-            if map.vm == vm && began >= map.asked && (fresh || map.tries >= MAP_TRIES) {
-                tell_map(machine.target.clone(), self.map(machine, &map.pages), map.reply);
+    pub(super) fn answer_swept(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
+        let of_vm = |pending: &mut Pending| pending.vm == vm;
+        for mut pending in self.pending.extract_if(.., of_vm).collect::<Vec<_>>() {
+            if began < pending.asked || (!fresh && pending.tries < SWEEP_TRIES) {
+                pending.tries += 1;
+                self.pending.push(pending);
                 continue;
             }
-            if map.vm == vm {
-                map.tries += 1;
-                again = true;
+            match pending.request {
+                AfterSweep::Map { pages, reply } => {
+                    let Some(machine) = self.machines.get(&vm) else { continue };
+                    tell_map(machine.target.clone(), self.map(machine, &pages), reply);
+                }
+                AfterSweep::Move { to, hva, reply } => self.begin_move(vm, &to, hva.as_ref(), reply),
             }
-            self.maps.push(map);
         }
-        if again {
+        if self.pending.iter().any(|pending| pending.vm == vm) {
             self.start_sweep(vm);
         }
     }
 
-    /// The machine has ended, or its page tables cannot be read: nobody waits any longer.
-    pub(super) fn fail_maps(&mut self, vm: VmId) {
-        let waiting = std::mem::take(&mut self.maps);
-        let (fail, keep): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|map| map.vm == vm);
-        self.maps = keep;
-        let error = ApiError::Unavailable("the machine's page tables cannot be read: has it ended?".into());
-        for map in fail {
-            map.reply.send(Err(error.clone())).ok();
+    /// The VM has ended, or its page tables cannot be read: nobody waits any longer.
+    pub(super) fn fail_pending(&mut self, vm: VmId) {
+        let error = ApiError::Unavailable("the VM's page tables cannot be read: has it ended?".into());
+        for pending in self.pending.extract_if(.., |pending| pending.vm == vm) {
+            pending.request.fail(error.clone());
         }
     }
 
@@ -168,14 +189,22 @@ impl State {
         }
     }
 
-    fn begin_move(&mut self, vm: &str, to: &str, hva: Option<&Range<u64>>, reply: Reply<MoveOutcome>) {
-        let step = match self.move_step(vm, to, hva) {
-            Ok(step) => step,
+    fn begin_move(&mut self, vm: VmId, to: &str, hva: Option<&Range<u64>>, reply: Reply<MoveOutcome>) {
+        // It may have become one that must not be moved since this was asked for.
+        let to = match self.may_move(vm, to) {
+            Ok(to) => to,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let (id, to) = (step.vm, self.ladder.by_name(to).map_or(TierId(0), |tier| tier.id));
         let now = self.clock.seconds();
-        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let mut pages: Vec<PageIndex> = Vec::new();
+        machine.pages.for_each(|page, entry| {
+            let address = machine.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
+            if entry.place() != Place::In(to) && hva.is_none_or(|range| range.contains(&address)) {
+                pages.push(page);
+            }
+        });
+        let step = Step { vm, action: Action::Place { to }, pages, reason: Reason::Operator };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let outcome = MoveOutcome { asked_pages: step.pages.len() as u64, ..MoveOutcome::default() };
@@ -185,12 +214,12 @@ impl State {
             return;
         }
         self.tickets.insert(ticket, Ticket { to, batches, began: Instant::now(), outcome, reply });
-        self.send_next(id);
+        self.send_next(vm);
     }
 
-    fn move_step(&self, vm: &str, to: &str, hva: Option<&Range<u64>>) -> Result<Step, ApiError> {
-        let id = self.find(vm)?;
-        let machine = &self.machines[&id];
+    /// The tier of this name, where an operator may move the VM there.
+    fn may_move(&self, vm: VmId, to: &str) -> Result<TierId, ApiError> {
+        let machine = &self.machines[&vm];
         let names =
             || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
         let tier = self
@@ -205,15 +234,7 @@ impl State {
                 "tier `{to}` was drained: restart the agent to use it again"
             )));
         }
-        let wanted = Place::In(tier.id);
-        let mut pages: Vec<PageIndex> = Vec::new();
-        machine.pages.for_each(|page, entry| {
-            let address = machine.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
-            if entry.place() != wanted && hva.is_none_or(|range| range.contains(&address)) {
-                pages.push(page);
-            }
-        });
-        Ok(Step { vm: id, action: Action::Place { to: tier.id }, pages, reason: Reason::Operator })
+        Ok(tier.id)
     }
 
     /// One batch of an operator's move is done.

@@ -454,8 +454,7 @@ impl Machine {
     }
 
     /// What left the first tier by the policy is a trial: what comes back within `window` counts against its block.
-    pub(super) fn note_trial(&mut self, outcome: &Outcome, window: Duration, now: Seconds) {
-        let Some(planned) = self.in_flight.as_ref().map(|queued| queued.planned) else { return };
+    pub(super) fn note_trial(&mut self, outcome: &Outcome, planned: Seconds, window: Duration, now: Seconds) {
         let down = Action::Place { to: TierId(1) };
         if outcome.action != down || !matches!(outcome.reason, Reason::Idle(_)) {
             return;

@@ -8,7 +8,7 @@ use tiering_common::{SAMPLE_KVM, Sample};
 use tokio::sync::mpsc;
 
 use super::Clock;
-use super::answers::{PendingMap, Ticket};
+use super::answers::{Pending, Ticket};
 use super::aside::Aside;
 use super::asking_host::HostReclaim;
 use super::braking::HostBrakes;
@@ -81,7 +81,7 @@ pub(super) struct State {
     pub drains: Vec<(TierId, Reply<DrainOutcome>)>,
     pub tickets: BTreeMap<u64, Ticket>,
     pub next_ticket: u64,
-    pub maps: Vec<PendingMap>,
+    pub pending: Vec<Pending>,
     /// How much the first tier should have free.
     pub free_space: FreeSpace,
     pub braking: HostBrakes,
@@ -171,7 +171,7 @@ impl State {
             drains: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
-            maps: Vec::new(),
+            pending: Vec::new(),
             free_space: FreeSpace::default(),
             braking: HostBrakes::default(),
             host_reclaim: HostReclaim::default(),
@@ -393,7 +393,7 @@ impl State {
             }
             let waiting = machine.queue.iter().chain(&machine.in_flight);
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
-            self.fail_maps(id);
+            self.fail_pending(id);
             for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
                 ticket.fail(ApiError::NotFound(format!("the virtual machine {why}")));
             }
@@ -432,15 +432,24 @@ impl State {
             }
         }
         self.note_trouble(outcome);
+        let by_mover = matches!(outcome.action, Action::Place { .. } | Action::Collapse);
+        let mut done = None;
+        if by_mover && let Some(machine) = self.machines.get_mut(&outcome.vm) {
+            machine.moved_at = sys::now();
+            done = machine.in_flight.take();
+            // First of all, so that the mover is at work meanwhile.
+            self.send_next(outcome.vm);
+        }
         self.record_move(outcome);
         let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
         let own_reads = machine.note_own_reads(outcome);
         self.host_reclaim.note_own_read(own_reads, outcome.finished);
         machine.on_outcome(outcome, now);
         let window = machine.rules(self.config.policy.demote_after.0).window();
-        machine.note_trial(outcome, window, now);
+        if let Some(done) = &done {
+            machine.note_trial(outcome, done.planned, window, now);
+        }
         machine.note_for_brakes(outcome);
-        let by_mover = matches!(outcome.action, Action::Place { .. } | Action::Collapse);
         machine.note_for_reclaim(outcome);
         if !by_mover {
             if matches!(outcome.action, Action::Stage { .. })
@@ -453,8 +462,6 @@ impl State {
             self.tenants.take_tags(machine, outcome);
             return;
         }
-        machine.moved_at = sys::now();
-        let ticket = machine.in_flight.take().and_then(|queued| queued.ticket);
         let mut refused = None;
         for (skip, pages) in &outcome.skipped {
             match skip {
@@ -499,11 +506,9 @@ impl State {
             }
             machine.refused_now = refused;
         }
-        if let Some(ticket) = ticket {
+        if let Some(ticket) = done.and_then(|done| done.ticket) {
             self.on_ticket(ticket, outcome);
         }
-        self.send_next(outcome.vm);
-        // Last, so that the mover is at work meanwhile.
         if let Some(machine) = self.machines.get(&outcome.vm) {
             self.tenants.take_tags(machine, outcome);
         }

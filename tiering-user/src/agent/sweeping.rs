@@ -126,7 +126,7 @@ impl State {
             Err(error) => {
                 tracing::debug!(vm = machine.target.vm.name, %error, "sweep failed");
                 machine.sweep = None;
-                self.fail_maps(id);
+                self.fail_pending(id);
             }
         }
     }
@@ -175,7 +175,7 @@ impl State {
             machine.is_swept = true;
             machine.knowledge.recall(&mut machine.pages, now);
         }
-        self.answer_maps(id, ended.began, ended.fresh);
+        self.answer_swept(id, ended.began, ended.fresh);
     }
 }
 

@@ -1,17 +1,17 @@
 //! `/proc/PID/pagemap`: where each page of a process is, and `PAGEMAP_SCAN`, which tells it by ranges.
 //!
 //! Both read page tables under the process's `mmap_lock`: whoever maps or unmaps memory there waits, and whoever faults
-//! behind that (fs/proc/task_mmu.c, Linux 6.1 to 6.18). So one call covers at most [`WALK_BYTES`], and a [`Pagemap`] of
-//! another process pauses for [`PAUSE`] as soon as its calls have taken [`HELD_MOST`] in all. Calls in quick succession
-//! are like one long call: a reader may take the lock again before a waiting writer wakes up.
+//! behind that (fs/proc/task_mmu.c, Linux 6.1 to 6.18). So one call covers at most [`WALK_BYTES`], and when calls for
+//! one process have taken [`HELD_MOST`] in all, the next one waits until [`PAUSE`] has passed since the last. Calls in
+//! quick succession are like one long call: a reader may take the lock again before a waiting writer wakes up. All that
+//! read through one [`super::Pidfd`] count together.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,16 +72,38 @@ pub struct ScanRange {
 #[derive(Debug)]
 pub struct Pagemap {
     file: Arc<File>,
-    /// Nobody else waits for our own.
-    own: bool,
-    /// How long the calls since the last pause took.
-    held: Cell<Duration>,
+    /// Not for our own, which nobody else waits for.
+    held: Option<Arc<Held>>,
+}
+
+/// How long calls that hold the `mmap_lock` of one process took since the last pause, and when the last one ended.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<(Duration, Option<Instant>)>);
+
+impl Held {
+    /// How long the next call must wait.
+    fn pause(&self, now: Instant) -> Duration {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (held, last) = *state;
+        let since = last.map_or(PAUSE, |last| now.saturating_duration_since(last));
+        let left = PAUSE.saturating_sub(since);
+        let due = held >= HELD_MOST;
+        if due || left.is_zero() {
+            state.0 = Duration::ZERO;
+        }
+        if due { left } else { Duration::ZERO }
+    }
+
+    fn note(&self, began: Instant, ended: Instant) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = (state.0 + ended.saturating_duration_since(began), Some(ended));
+    }
 }
 
 impl Pagemap {
     /// The one that is open in `file`: that of another process comes from [`super::Pidfd::pagemap`].
-    pub(super) fn of(file: Arc<File>) -> Self {
-        Self { file, own: false, held: Cell::default() }
+    pub(super) fn of(file: Arc<File>, held: Arc<Held>) -> Self {
+        Self { file, held: Some(held) }
     }
 
     /// Opens our own.
@@ -89,7 +111,7 @@ impl Pagemap {
     /// # Errors
     /// `EMFILE` or `ENFILE`.
     pub fn of_self() -> io::Result<Self> {
-        Ok(Self { file: Arc::new(File::open("/proc/self/pagemap")?), own: true, held: Cell::default() })
+        Ok(Self { file: Arc::new(File::open("/proc/self/pagemap")?), held: None })
     }
 
     /// Reads `count` pages from address `hva`.
@@ -186,16 +208,16 @@ impl Pagemap {
         Ok(())
     }
 
-    /// Makes one call that holds the process's `mmap_lock`, and pauses where this and the calls before it took long.
+    /// Makes one call that holds the process's `mmap_lock`, after a pause where those before it took long.
     fn briefly<T>(&self, call: impl FnOnce() -> T) -> T {
+        let Some(held) = &self.held else { return call() };
+        let pause = held.pause(Instant::now());
+        if !pause.is_zero() {
+            thread::sleep(pause);
+        }
         let began = Instant::now();
         let result = call();
-        let held = self.held.get() + began.elapsed();
-        let pauses = !self.own && held >= HELD_MOST;
-        if pauses {
-            thread::sleep(PAUSE);
-        }
-        self.held.set(if pauses { Duration::ZERO } else { held });
+        held.note(began, Instant::now());
         result
     }
 
@@ -282,7 +304,7 @@ const SOFT_DIRTY: u64 = 1 << 55;
 const CHUNK_PAGES: u64 = 16_384;
 /// Address space of one call: 0.1 to 0.2 ms of `PAGEMAP_SCAN`, 0.45 ms of reading entries (Linux 6.18).
 const WALK_BYTES: u64 = 64 << 20;
-/// After so much time in calls a pause is due.
+/// After so much time in calls a pause is due before the next one.
 const HELD_MOST: Duration = Duration::from_micros(500);
 /// Long enough for a writer that waits to wake up and take the lock.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -329,6 +351,24 @@ mod tests {
         assert_eq!(decode(1 << 62 | 7 << 5 | 3), PageState::Swapped { area: 3, slot: 7 });
         assert_eq!(decode(1 << 62 | 7 << 5 | 30), PageState::Present { pfn: 7 }, "on its way elsewhere");
         assert_eq!(decode(1 << 62 | 7 << 5 | 31), PageState::Absent);
+    }
+
+    #[test]
+    fn the_next_call_waits_where_those_before_it_took_long() {
+        let held = Held::default();
+        let begin = Instant::now();
+        let at = |us| begin + Duration::from_micros(us);
+        assert_eq!(held.pause(at(0)), Duration::ZERO);
+        held.note(at(0), at(300));
+        assert_eq!(held.pause(at(400)), Duration::ZERO);
+        held.note(at(400), at(600));
+        assert_eq!(held.pause(at(700)), Duration::from_micros(900), "500 us of calls");
+        held.note(at(1600), at(2000));
+        assert_eq!(held.pause(at(2100)), Duration::ZERO, "counted from the pause on");
+        held.note(at(2100), at(2300));
+        assert_eq!(held.pause(at(3300)), Duration::ZERO, "nobody read for so long");
+        held.note(at(3300), at(3700));
+        assert_eq!(held.pause(at(3800)), Duration::ZERO);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::Pagemap;
+use super::pagemap::Held;
 
 /// An open process, with the files of it that are looked at again and again.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Pidfd {
     pid: i32,
     fd: OwnedFd,
     pagemap: OnceLock<Arc<File>>,
+    /// Of all that read it.
+    held: Arc<Held>,
 }
 
 impl Pidfd {
@@ -45,7 +48,7 @@ impl Pidfd {
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: `fd` was just opened by the kernel for us and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { pid, fd, pagemap: OnceLock::new() })
+        Ok(Self { pid, fd, pagemap: OnceLock::new(), held: Arc::default() })
     }
 
     /// The number it was opened by.
@@ -66,7 +69,8 @@ impl Pidfd {
     /// As [`Self::open_file`].
     pub fn pagemap(&self) -> io::Result<Pagemap> {
         let open = || self.open_file("pagemap", OpenOptions::new().read(true)).map(Arc::new);
-        once(&self.pagemap, open).map(|file| Pagemap::of(Arc::clone(file)))
+        let file = once(&self.pagemap, open)?;
+        Ok(Pagemap::of(Arc::clone(file), Arc::clone(&self.held)))
     }
 
     /// Opens one of its files below `/proc`.

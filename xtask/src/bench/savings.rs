@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 2] = [
+pub const PARTS: [Part; 4] = [
     Part {
         name: "ages",
         about: "what of a guest's memory leaves DRAM, by the agent as it comes and by the kernel's LRU",
@@ -11,6 +11,16 @@ pub const PARTS: [Part; 2] = [
     Part {
         name: "redis",
         about: "the same with Redis, of whose keys one in ten is in use; needs the disk of guest programs",
+        place: Place::Here,
+    },
+    Part {
+        name: "programs",
+        about: "the same with PostgreSQL, nginx, Redis and gcc in four guests at once",
+        place: Place::Here,
+    },
+    Part {
+        name: "wake",
+        about: "guests whose memory the agent has freed touch all of it at once",
         place: Place::Here,
     },
 ];

@@ -1,0 +1,61 @@
+//! The rows of one stretch.
+
+use super::stretch::{Stretch, free_of_all_mib};
+use super::vm::Vm;
+use tiering_tests::results::Results;
+
+/// The rows of each guest, and those of all together where there is more than one. So much of each should be free as
+/// `wanted_mib` says.
+pub fn show(
+    results: &mut Results,
+    who: &str,
+    vms: &[Vm],
+    stretches: &[Stretch],
+    none: &[Stretch],
+    wanted_mib: Option<u64>,
+) {
+    let alone = vms.len() == 1;
+    for ((vm, stretch), none) in vms.iter().zip(stretches).zip(none) {
+        let whose = if alone { who.to_owned() } else { format!("{who}, {}", vm.label) };
+        if !std::ptr::eq(stretch, none) {
+            free(results, &whose, &stretch.free_mib, wanted_mib);
+            results.note(&format!("{whose}: in swap, MiB"), stretch.in_swap_mib);
+            cost(results, &whose, stretch, none);
+        }
+        work(results, &whose, stretch);
+    }
+    if !alone && !std::ptr::eq(stretches, none) {
+        free(results, &format!("{who}, all"), &free_of_all_mib(stretches), None);
+    }
+}
+
+fn free(results: &mut Results, whose: &str, free_mib: &[(u64, u64)], wanted_mib: Option<u64>) {
+    let at_end = free_mib.last().map_or(0, |(_, last)| *last);
+    let what = format!("{whose}: free, MiB");
+    match wanted_mib {
+        Some(never) => {
+            let target = format!("{} of {never} never touched again", never * 9 / 10);
+            results.figure(&what, at_end, &target, at_end * 10 >= never * 9);
+        }
+        None => results.note(&what, at_end),
+    }
+    let told = free_mib.iter().map(|(minutes, free)| format!("{free} after {minutes} min"));
+    results.note(&format!("{whose}: free, MiB, over time"), told.collect::<Vec<_>>().join(", "));
+}
+
+/// What the guest did less than without anybody who takes memory from it.
+fn cost(results: &mut Results, whose: &str, stretch: &Stretch, none: &Stretch) {
+    for (when, per_s, target) in [("last", stretch.per_s, 99.0), ("worst", stretch.worst_per_s, 95.0)] {
+        let percent = per_s / none.per_s * 100.0;
+        let what = format!("{whose}: throughput of the {when} minute, % of none");
+        results.figure(&what, format!("{percent:.1}"), &format!("{target}"), percent >= target);
+    }
+}
+
+fn work(results: &mut Results, whose: &str, stretch: &Stretch) {
+    results.note(&format!("{whose}: waits (major faults)"), stretch.major_faults);
+    results.note(&format!("{whose}: touches or operations a second"), format!("{:.2}", stretch.per_s));
+    if let Some(p99_us) = stretch.p99_us {
+        results.note(&format!("{whose}: p99 of a touch, worst second, us"), format!("{p99_us:.1}"));
+    }
+}

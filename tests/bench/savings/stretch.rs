@@ -1,0 +1,107 @@
+//! A stretch of time in which guests work, and what became of each.
+//!
+//! In: guests at work, a length, perhaps something to do every ten seconds. Out: a [`Stretch`] a guest.
+
+use super::vm::{Done, Vm};
+use anyhow::Result;
+use std::time::{Duration, Instant};
+use tiering_tests::stop;
+
+pub const MINUTE: Duration = Duration::from_mins(1);
+/// Minutes after which it is told how much is free.
+const TOLD_MINUTES: [u64; 3] = [2, 5, 10];
+const BETWEEN_STEPS: Duration = Duration::from_secs(10);
+
+/// What became of a guest.
+pub struct Stretch {
+    /// Of the guest's RAM, at its end; copies of it may be in memory still, in the swap cache.
+    pub in_swap_mib: u64,
+    /// Of the guest's RAM, in swap and not in memory: after each of the minutes that are told.
+    pub free_mib: Vec<(u64, u64)>,
+    pub major_faults: u64,
+    /// What the guest did a second, in the last minute, and in the worst one.
+    pub per_s: f64,
+    pub worst_per_s: f64,
+    /// Of a touch, in the worst of the last minute's seconds.
+    pub p99_us: Option<f64>,
+}
+
+/// What is free of all guests together, after each of the minutes that are told.
+pub fn free_of_all_mib(stretches: &[Stretch]) -> Vec<(u64, u64)> {
+    let mut all = stretches.first().map_or_else(Vec::new, |first| first.free_mib.clone());
+    for stretch in stretches.iter().skip(1) {
+        for ((_, all), (_, free)) in all.iter_mut().zip(&stretch.free_mib) {
+            *all += free;
+        }
+    }
+    all
+}
+
+/// What is noted of a guest on the way.
+struct Watch {
+    faults: u64,
+    /// How much the guest had told at the end of each minute, and at the beginning.
+    told: Vec<usize>,
+    free_mib: Vec<(u64, u64)>,
+}
+
+/// So much time goes by; every ten seconds something is done, which is told how often before.
+pub fn watch(
+    vms: &mut [Vm],
+    length: Duration,
+    mut act: impl FnMut(&[Vm], u32) -> Result<()>,
+) -> Result<Vec<Stretch>> {
+    let began = Instant::now();
+    let mut watches = Vec::new();
+    for vm in &*vms {
+        let (faults, told) = (vm.major_faults()?, vec![vm.done()?.len()]);
+        watches.push(Watch { faults, told, free_mib: Vec::new() });
+    }
+    let mut ended = 0;
+    for step in 0.. {
+        act(vms, step)?;
+        let minutes = began.elapsed().as_secs() / MINUTE.as_secs();
+        if minutes > ended {
+            ended = minutes;
+            for (vm, watch) in vms.iter().zip(&mut watches) {
+                watch.told.push(vm.done()?.len());
+                if TOLD_MINUTES.contains(&minutes) {
+                    watch.free_mib.push((minutes, vm.free_bytes()? >> 20));
+                }
+            }
+        }
+        if began.elapsed() >= length {
+            break;
+        }
+        let next = BETWEEN_STEPS * (step + 1);
+        stop::sleep(next.saturating_sub(began.elapsed()))?;
+        vms.iter_mut().try_for_each(|vm| vm.guest.check_alive())?;
+    }
+    vms.iter().zip(watches).map(|(vm, watch)| watch.end(vm)).collect()
+}
+
+impl Watch {
+    fn end(self, vm: &Vm) -> Result<Stretch> {
+        let done = vm.done()?;
+        let [.., before_last, last] = self.told[..] else { anyhow::bail!("less than a minute") };
+        let minutes = self.told.windows(2).map(|two| per_s(&done, two[0], two[1]));
+        let (_, swapped) = vm.touched_and_swapped_bytes()?;
+        Ok(Stretch {
+            in_swap_mib: swapped >> 20,
+            free_mib: self.free_mib,
+            major_faults: vm.major_faults()? - self.faults,
+            worst_per_s: minutes.fold(f64::INFINITY, f64::min),
+            per_s: per_s(&done, before_last, last),
+            p99_us: done[before_last..].iter().filter_map(|done| done.p99_ns).max().map(|ns| ns as f64 / 1e3),
+        })
+    }
+}
+
+/// Between two lines that it has told; where it told nothing meanwhile, of the round that lasted longer. 0 where none
+/// has ended since.
+fn per_s(done: &[Done], from: usize, to: usize) -> f64 {
+    let done = &done[from..to.max(from + 1).min(done.len())];
+    let (Some(first), Some(last)) = (done.first(), done.last()) else { return 0.0 };
+    let count: u64 = done.iter().map(|done| done.count).sum();
+    count as f64 / ((last.end_ns - first.start_ns) as f64 / 1e9)
+}
