@@ -71,8 +71,8 @@ fn at_least_99_of_100_pages_land_in_the_tier_that_was_named() {
 fn what_was_touched_since_the_last_sweep_goes_too() {
     let Some(host) = skip_or_fail(Host::new()) else { return };
     let agent = Agent::start(&host.config("1h"), &[]).unwrap();
-    let pattern = Pattern { mem_mib: 128, access: Access::Idle, ..Pattern::default() };
-    let builder = Guest::builder("tt-moves").memory_mib(256).pattern(pattern);
+    let pattern = Pattern { mem_mib: 64, access: Access::Idle, ..Pattern::default() };
+    let builder = Guest::builder("tt-moves").memory_mib(128).pattern(pattern);
     let mut guest = builder.backend(Backend::Anonymous).start().unwrap();
     vm(&agent, "tt-moves");
     guest.wait_ready(BOOT).unwrap();
@@ -82,7 +82,7 @@ fn what_was_touched_since_the_last_sweep_goes_too() {
     let areas = area_numbers(&host.scratch.path().join("nvme"));
     let (all, there, _) = count(&agent, guest.pid(), &areas);
     println!("{there} of {all} pages by pagemap; {outcome}");
-    assert!(all >= 128 * 256, "the guest filled 128 MiB, the map knows {all} pages");
+    assert!(all >= 64 * 256, "the guest filled 64 MiB, the map knows {all} pages");
     assert!(there * 100 >= all * 99, "{there} of {all} pages in nvme: {outcome}");
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
