@@ -15,7 +15,7 @@ use tiering_tests::scratch::Scratch;
 use tiering_tests::skip::{Skip, need_guests, need_root};
 
 const ROOM_BYTES: u64 = 2 << 30;
-const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(120);
 /// What takes longer will not come; a guest that shares two busy processors needs 40 s for three of its walks.
 const LONG: Duration = Duration::from_secs(280);
 

@@ -8,8 +8,8 @@ use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::skip::{Skip, skip_or_fail};
 
 use crate::host::{
-    At, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap, runs,
-    vm, wait_for,
+    At, BOOT, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap,
+    runs, vm, wait_for,
 };
 
 fn move_to(agent: &Agent, tier: &str) -> Value {
@@ -61,6 +61,29 @@ fn at_least_99_of_100_pages_land_in_the_tier_that_was_named() {
     println!("to dram: {in_memory} of {all} pages by pagemap; {outcome}");
     assert_eq!(in_memory, all, "{outcome}");
 
+    guest.cont().unwrap();
+    assert_memory_right(&mut guest);
+    drain_and_end(agent, &host);
+}
+
+/// The guest fills its memory while the agent looks on: of a huge page that comes in one fault, that shows one page.
+#[test]
+fn what_was_touched_since_the_last_sweep_goes_too() {
+    let Some(host) = skip_or_fail(Host::new()) else { return };
+    let agent = Agent::start(&host.config("1h"), &[]).unwrap();
+    let pattern = Pattern { mem_mib: 64, access: Access::Idle, ..Pattern::default() };
+    let builder = Guest::builder("tt-moves").memory_mib(128).pattern(pattern);
+    let mut guest = builder.backend(Backend::Anonymous).start().unwrap();
+    vm(&agent, "tt-moves");
+    guest.wait_ready(BOOT).unwrap();
+    guest.stop().unwrap();
+
+    let outcome = move_to(&agent, "nvme");
+    let areas = area_numbers(&host.scratch.path().join("nvme"));
+    let (all, there, _) = count(&agent, guest.pid(), &areas);
+    println!("{there} of {all} pages by pagemap; {outcome}");
+    assert!(all >= 64 * 256, "the guest filled 64 MiB, the map knows {all} pages");
+    assert!(there * 100 >= all * 99, "{there} of {all} pages in nvme: {outcome}");
     guest.cont().unwrap();
     assert_memory_right(&mut guest);
     drain_and_end(agent, &host);

@@ -1,5 +1,4 @@
-//! A morning when everything wakes: how long it takes until all memory of a guest is back, and for how many pages the
-//! guest waits.
+//! How long a guest takes to fault all of its memory back in, and for how many pages it waits.
 //!
 //! Two emulated guests that stand still, of which one will touch all its pages in order, the other one at random. Each
 //! does so once while all is in memory. An agent in its default configuration frees what it takes for cold; then the
@@ -68,6 +67,8 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
         results.note(&format!("{}, agent: all back after", sleeper.vm.label), &wake);
         ours.push((percent, free, wake));
     }
+    // Its swap files go only when they are empty.
+    agent.tiering(&["drain", "nvme"])?;
     agent.interrupt()?;
 
     let mut kernels = Vec::new();
@@ -86,13 +87,13 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     }
     for (sleeper, (percent, _, wake)) in sleepers.iter_mut().zip(&ours) {
         let label = sleeper.vm.label;
-        let kernels = kernels.iter().filter(|(whose, ..)| *whose == label);
-        let best = kernels.min_by(|(.., a), (.., b)| a.ms.total_cmp(&b.ms));
+        let as_much = kernels.iter().filter(|(whose, free, _)| *whose == label && free >= percent);
+        let best = as_much.min_by(|(.., a), (.., b)| a.ms.total_cmp(&b.ms));
         let best = best.map(|(_, percent, wake)| format!(" (kernel's best: {:.0} ms, {percent} %)", wake.ms));
         results.headline(format!(
             "{label}: all back after {:.0} ms, {percent} % were free{}",
             wake.ms,
-            best.unwrap_or_default()
+            best.unwrap_or_else(|| " (the kernel alone never had as much free)".to_owned())
         ));
         let right = sleeper.vm.finish()?;
         results.check(&format!("{label}: its memory is right"), right, "true", right);

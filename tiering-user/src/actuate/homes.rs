@@ -21,7 +21,7 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::look::Look;
+use super::page_states::PageStates;
 use super::target::Target;
 use crate::sys::{Advice, PageState, PreferNodes};
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Places};
@@ -70,7 +70,7 @@ impl Homes {
 
 impl Target {
     /// Notes where those of these ascending pages were that were in the first tier.
-    pub(super) fn note_homes(&self, look: &Look, pages: &[PageIndex], places: &Places) {
+    pub(super) fn note_homes(&self, look: &PageStates, pages: &[PageIndex], places: &Places) {
         if !self.has_homes(places) {
             return;
         }

@@ -8,7 +8,7 @@
 //! `khugepaged`, the agent, or a fault makes it so. So the page tables are read before a step, and of a machine whose
 //! huge pages are kept again right before each page-out.
 //!
-//! A [`Look`] tells which pages are parts of huge ones, or at least their frames: those of a huge page follow each
+//! [`PageStates`] tell which pages are parts of huge ones, or at least their frames: those of a huge page follow each
 //! other, and the first one's number is a multiple of 512. Where it shows other frames, the kernel need not be asked.
 //!
 //! # Limits
@@ -20,7 +20,7 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::look::{HUGE_BYTES, Look};
+use super::page_states::{HUGE_BYTES, PageStates};
 use super::target::{Outcome, Skip, Target, gone, place_runs};
 use crate::policy::Action;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap};
@@ -35,7 +35,7 @@ impl HugePages {
     ///
     /// # Errors
     /// `ESRCH` or `ENOENT` where the process has ended.
-    pub(super) fn of(target: &Target, look: &Look, pages: &[PageIndex]) -> io::Result<Self> {
+    pub(super) fn of(target: &Target, look: &PageStates, pages: &[PageIndex]) -> io::Result<Self> {
         match look.huge() {
             Some([]) => Ok(Self::default()),
             Some(huge) => {
@@ -84,7 +84,7 @@ impl HugePages {
 
     /// Of those that some of these ascending pages are a part of, pages of those that are none any more, as far as it
     /// can be told; all of the pages were looked at again.
-    pub(super) fn lost_pages(&self, target: &Target, after: &Look, pages: &[PageIndex]) -> u64 {
+    pub(super) fn lost_pages(&self, target: &Target, after: &PageStates, pages: &[PageIndex]) -> u64 {
         if self.0.is_empty() {
             return 0;
         }
@@ -118,7 +118,7 @@ fn numbers(addresses: &[u64]) -> Vec<u64> {
 }
 
 /// Numbers of huge pages that these pages may have been a part of, by their frames.
-fn candidates(target: &Target, look: &Look, pages: &[PageIndex]) -> Vec<u64> {
+fn candidates(target: &Target, look: &PageStates, pages: &[PageIndex]) -> Vec<u64> {
     let at = |page| target.layout.locate(page).map(|(hva, _)| hva.0);
     let parts = look.of(pages).filter_map(|(page, state)| Some((at(page)?, state)));
     let parts: Vec<(u64, PageState)> = parts.collect();
@@ -154,7 +154,7 @@ fn may_be_huge(pagemap: &Pagemap, number: u64) -> io::Result<bool> {
 pub(super) fn leave_out(
     target: &Target,
     places: &Places,
-    look: &Look,
+    look: &PageStates,
     outcome: &mut Outcome,
 ) -> (Vec<(PageRun, Place)>, HugePages) {
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));

@@ -11,8 +11,8 @@ use tokio::sync::mpsc as async_mpsc;
 use super::group_reclaim::{NoReclaim, Proofs, Reclaimed};
 use super::huge;
 use super::later::Preferences;
-use super::look::Look;
 use super::node_reclaim::Order;
+use super::page_states::PageStates;
 use super::recent::Recent;
 use super::stage::{drop_stage, map_staged, stage};
 use super::target::{Outcome, Roots, Skip, Target, gone};
@@ -349,11 +349,12 @@ fn run_step(
         outcome.skip(why, asked);
     } else {
         let moves = matches!(step.action, Action::Place { .. });
-        match if moves {
-            Look::in_brief(target, &outcome.asked, &settings.places)
+        let look = if moves {
+            PageStates::in_brief(target, &outcome.asked, &settings.places)
         } else {
-            Ok(Look::default())
-        } {
+            Ok(PageStates::default())
+        };
+        match look {
             Ok(look) => carry_out(target, &order, look, settings, swap, later, &mut outcome),
             Err(error) => outcome.skip(gone(error), asked),
         }
@@ -366,7 +367,7 @@ fn run_step(
 fn carry_out(
     target: &Target,
     order: &[PageIndex],
-    mut look: Look,
+    mut look: PageStates,
     settings: &Settings,
     swap: Option<&mut SwapTiers>,
     later: &mut Preferences,

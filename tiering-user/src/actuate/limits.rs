@@ -9,7 +9,7 @@
 //! What other processes of the groups do meanwhile is covered by the margin of [`Room`] alone. A page that stayed is
 //! looked at after the fact: it may be another one by then.
 
-use super::look::Look;
+use super::page_states::PageStates;
 use super::target::{Outcome, Roots, Skip, Target};
 use crate::policy::{Action, Room};
 use crate::sys::{FrameFacts, Frames, PageState};
@@ -22,7 +22,7 @@ pub(super) fn leave_out(
     target: &Target,
     roots: &Roots,
     places: &Places,
-    look: &Look,
+    look: &PageStates,
     outcome: &mut Outcome,
 ) -> Option<u64> {
     // What was staged is charged already; what the kernel has let go of since comes up a few pages at a time.
@@ -90,7 +90,7 @@ pub(super) fn explain(
     roots: &Roots,
     places: &Places,
     fails_before: Option<u64>,
-    look: &Look,
+    look: &PageStates,
     outcome: &mut Outcome,
 ) {
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));
@@ -111,7 +111,13 @@ pub(super) fn explain(
 }
 
 /// Why pages stayed, one by one, of those of which the frame tells.
-fn why_stayed(roots: &Roots, places: &Places, look: &Look, outcome: &Outcome, stayed: u64) -> Vec<Skip> {
+fn why_stayed(
+    roots: &Roots,
+    places: &Places,
+    look: &PageStates,
+    outcome: &Outcome,
+    stayed: u64,
+) -> Vec<Skip> {
     let in_memory = outcome.found.iter().filter(|(_, place)| places.in_memory(*place));
     // What was not tried for want of room in the tier stands behind what was.
     let pages: Vec<PageIndex> = in_memory

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use super::later::Preferences;
-use super::look::Look;
+use super::page_states::PageStates;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::sys::{self, MoveStatus, PAGE_BYTES};
 use crate::tiermap::{PageIndex, Place, Places};
@@ -46,7 +46,7 @@ pub(super) fn place(
     to: TierId,
     places: &Places,
     later: &mut Preferences,
-    look: &mut Look,
+    look: &mut PageStates,
     outcome: &mut Outcome,
 ) {
     if target.vm.numa_bound && to != TierId(0) {
@@ -65,7 +65,7 @@ fn try_place(
     target: &Target,
     to: TierId,
     places: &Places,
-    look: &mut Look,
+    look: &mut PageStates,
     outcome: &mut Outcome,
 ) -> Result<(), Skip> {
     let wanted = Place::In(to);
@@ -88,7 +88,7 @@ fn try_place(
     }
 
     // Also after an error: the table must know where the pages are now.
-    *look = Look::in_brief(target, &asked, places).map_err(gone)?;
+    *look = PageStates::in_brief(target, &asked, places).map_err(gone)?;
     let after = seen(target, look, &asked, places);
     for ((page, was), is) in asked.iter().zip(&before).zip(&after) {
         match (*was, *is) {
@@ -123,7 +123,7 @@ fn migrate(
     let mut rest = pages.to_vec();
     for (round, call_pages) in CALL_PAGES.into_iter().enumerate() {
         let elsewhere = |at| places.in_memory(at) && at != Place::In(to);
-        let now = Look::at(target, &rest).map_err(gone)?;
+        let now = PageStates::at(target, &rest).map_err(gone)?;
         let mut left = now.select(&rest, places, elsewhere);
         left.retain(|page| !refused.contains_key(page));
         // Small calls that move nothing would only be followed by smaller ones.
@@ -161,7 +161,7 @@ fn why_stays(status: MoveStatus) -> Option<Skip> {
 }
 
 /// Where these pages were; shared memory that is not mapped counts as in swap.
-fn seen(target: &Target, look: &Look, pages: &[PageIndex], places: &Places) -> Vec<Place> {
+fn seen(target: &Target, look: &PageStates, pages: &[PageIndex], places: &Places) -> Vec<Place> {
     let mut found = look.places(pages, places);
     if target.is_shared(pages) {
         found.iter_mut().filter(|at| **at == Place::Untouched).for_each(|at| *at = Place::OtherSwap);

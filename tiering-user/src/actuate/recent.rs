@@ -19,10 +19,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const MOST: usize = 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct Recent(HashMap<VmId, Look>);
+pub(super) struct Recent(HashMap<VmId, PageStates>);
 
 #[derive(Debug)]
-struct Look {
+struct PageStates {
     at: Instant,
     refusal: Option<Skip>,
     room: Room,
@@ -39,7 +39,7 @@ impl Recent {
         if self.0.len() >= MOST {
             self.0.retain(|_, look| look.at.elapsed() < LOOK_AGAIN);
         }
-        let look = || Look {
+        let look = || PageStates {
             at: Instant::now(),
             refusal: target.refusal(roots, false),
             room: Room::from_swap(&GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key)),

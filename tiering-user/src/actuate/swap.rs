@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::huge;
-use super::look::Look;
+use super::page_states::PageStates;
 use super::tags::tags;
 use super::target::{Outcome, Skip, Target, gone, place_runs, select};
 use crate::policy::Reason;
@@ -47,7 +47,7 @@ pub(super) fn place(
     order: &[PageIndex],
     places: &Places,
     swap: &mut SwapTiers,
-    look: &mut Look,
+    look: &mut PageStates,
     outcome: &mut Outcome,
 ) {
     let mut way = Way { target, to, order, places, swap };
@@ -71,7 +71,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn place_private(&mut self, look: &mut Look, outcome: &mut Outcome) -> Result<(), Skip> {
+    fn place_private(&mut self, look: &mut PageStates, outcome: &mut Outcome) -> Result<(), Skip> {
         let (target, places) = (self.target, self.places);
         let wanted = Place::In(self.to);
         let before = look.places(&outcome.asked, places);
@@ -85,7 +85,7 @@ impl Way<'_> {
         // What is in swap has its tag since it went there.
         outcome.tags = tags(target, &look.select(&pages, places, |at| places.in_memory(at)));
 
-        let tried = self.rounds(pages.clone(), look, outcome);
+        let tried = self.rounds(&pages, look, outcome);
         if tried.is_err() {
             // The table must know where the pages are now.
             look.again(target, &pages).map_err(gone)?;
@@ -116,14 +116,15 @@ impl Way<'_> {
     /// page now.
     fn rounds(
         &mut self,
-        mut pages: Vec<PageIndex>,
-        look: &mut Look,
+        asked: &[PageIndex],
+        look: &mut PageStates,
         outcome: &mut Outcome,
     ) -> Result<Vec<PageIndex>, Skip> {
         let (target, to, places) = (self.target, self.to, self.places);
         let _one_cpu = OneCpu::bind();
-        let mut became_huge = Vec::new();
+        let (mut pages, mut became_huge, mut tries) = (asked.to_vec(), Vec::new(), 0);
         for round in 0..ROUNDS {
+            tries += 1;
             let elsewhere = |at| !places.in_memory(at) && at != Place::In(to) && at != Place::Untouched;
             let to_come_up = look.select(&pages, places, elsewhere);
             if !to_come_up.is_empty() {
@@ -155,6 +156,10 @@ impl Way<'_> {
                 thread::sleep(UNTIL_WRITTEN);
             }
         }
+        if tries > 1 {
+            // What had arrived may have been touched meanwhile.
+            look.again(target, asked).map_err(gone)?;
+        }
         Ok(became_huge)
     }
 
@@ -180,7 +185,7 @@ impl Way<'_> {
     }
 
     /// For shared memory, whose swapped pages pagemap does not show. The caller asks only for pages that exist.
-    fn place_shared(&mut self, look: &mut Look, outcome: &mut Outcome) -> Result<(), Skip> {
+    fn place_shared(&mut self, look: &mut PageStates, outcome: &mut Outcome) -> Result<(), Skip> {
         let (target, to, places) = (self.target, self.to, self.places);
         let mut pages = outcome.asked.clone();
         if outcome.reason == Reason::MayBeTouched {
@@ -227,7 +232,7 @@ impl Way<'_> {
 }
 
 /// Those of these ascending pages that are not mapped.
-fn absent(look: &Look, pages: &[PageIndex]) -> Vec<PageIndex> {
+fn absent(look: &PageStates, pages: &[PageIndex]) -> Vec<PageIndex> {
     look.of(pages).filter(|(_, state)| *state == PageState::Absent).map(|(page, _)| page).collect()
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::homes::Homes;
-use super::look::Look;
+use super::page_states::PageStates;
 use crate::policy::{Action, GroupLimit, Reason};
 use crate::predict::{Tag, TagKey};
 use crate::sys::{self, Advice, MAX_RANGES_PER_CALL, Monotonic, PAGE_BYTES, PageState, Pidfd, Span};
@@ -167,12 +167,12 @@ impl Outcome {
             return Vec::new();
         }
         // A machine that cannot be read any more is told of by what comes next.
-        let look = Look::at(target, &self.asked).unwrap_or_default();
+        let look = PageStates::at(target, &self.asked).unwrap_or_default();
         self.leave_out_given_back_by(target, &look)
     }
 
     /// The same by what the page tables said of all pages.
-    pub(super) fn leave_out_given_back_by(&mut self, target: &Target, look: &Look) -> Vec<PageIndex> {
+    pub(super) fn leave_out_given_back_by(&mut self, target: &Target, look: &PageStates) -> Vec<PageIndex> {
         if !target.is_shared(&self.asked) {
             return Vec::new();
         }
@@ -290,10 +290,10 @@ impl Target {
     /// the guest's balloon. To touch one brings it into existence, for nothing: shared memory is allocated, private
     /// memory gets at least a page table.
     pub(super) fn given_back(&self, pages: &[PageIndex]) -> io::Result<Vec<PageIndex>> {
-        self.given_back_by(&Look::at(self, pages)?)
+        self.given_back_by(&PageStates::at(self, pages)?)
     }
 
-    fn given_back_by(&self, look: &Look) -> io::Result<Vec<PageIndex>> {
+    fn given_back_by(&self, look: &PageStates) -> io::Result<Vec<PageIndex>> {
         let absent = look.all().filter(|(_, state)| *state == PageState::Absent);
         let mut absent: Vec<PageIndex> = absent.map(|(page, _)| page).collect();
         // Pagemap does not tell shared memory in swap from a hole.

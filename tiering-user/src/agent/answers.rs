@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::lookup::{find_frame, is_meant, tell_explanation, tell_map};
 use super::machine::Machine;
@@ -16,8 +16,10 @@ use crate::tiers::{SwapError, TierId, TierKind};
 use crate::track::VmId;
 use crate::vm::Hva;
 
-/// Tries to sweep a VM for a request while moves keep making the sweep out of date.
-const SWEEP_TRIES: u32 = 50;
+/// Tries to sweep a VM for a map while moves keep making the sweep out of date.
+const MAP_TRIES: u32 = 50;
+/// The same for a move, which need not know every page: what it does not know, it tells.
+const MOVE_TRIES: u32 = 3;
 
 /// A request that waits for a sweep which began after it came: what the VM touched since the last one counts.
 pub(super) struct Pending {
@@ -34,6 +36,21 @@ enum AfterSweep {
 }
 
 impl AfterSweep {
+    fn tries(&self) -> u32 {
+        match self {
+            Self::Map { .. } => MAP_TRIES,
+            Self::Move { .. } => MOVE_TRIES,
+        }
+    }
+
+    /// Whoever asked has gone.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Map { reply, .. } => reply.is_closed(),
+            Self::Move { reply, .. } => reply.is_closed(),
+        }
+    }
+
     fn fail(self, error: ApiError) {
         // The client may have gone.
         match self {
@@ -47,7 +64,8 @@ impl AfterSweep {
 pub(super) struct Ticket {
     to: TierId,
     batches: usize,
-    began: Instant,
+    /// When it was asked for.
+    began: Monotonic,
     outcome: MoveOutcome,
     reply: Reply<MoveOutcome>,
 }
@@ -112,7 +130,10 @@ impl State {
     pub(super) fn answer_swept(&mut self, vm: VmId, began: Monotonic, fresh: bool) {
         let of_vm = |pending: &mut Pending| pending.vm == vm;
         for mut pending in self.pending.extract_if(.., of_vm).collect::<Vec<_>>() {
-            if began < pending.asked || (!fresh && pending.tries < SWEEP_TRIES) {
+            if pending.request.is_closed() {
+                continue;
+            }
+            if began < pending.asked || (!fresh && pending.tries < pending.request.tries()) {
                 pending.tries += 1;
                 self.pending.push(pending);
                 continue;
@@ -122,7 +143,12 @@ impl State {
                     let Some(machine) = self.machines.get(&vm) else { continue };
                     tell_map(machine.target.clone(), self.map(machine, &pages), reply);
                 }
-                AfterSweep::Move { to, hva, reply } => self.begin_move(vm, &to, hva.as_ref(), reply),
+                AfterSweep::Move { to, hva, reply } => {
+                    if !fresh {
+                        tracing::info!("a move begins while other moves of the VM are under way");
+                    }
+                    self.begin_move(vm, &to, hva.as_ref(), pending.asked, reply);
+                }
             }
         }
         if self.pending.iter().any(|pending| pending.vm == vm) {
@@ -189,7 +215,14 @@ impl State {
         }
     }
 
-    fn begin_move(&mut self, vm: VmId, to: &str, hva: Option<&Range<u64>>, reply: Reply<MoveOutcome>) {
+    fn begin_move(
+        &mut self,
+        vm: VmId,
+        to: &str,
+        hva: Option<&Range<u64>>,
+        began: Monotonic,
+        reply: Reply<MoveOutcome>,
+    ) {
         // It may have become one that must not be moved since this was asked for.
         let to = match self.may_move(vm, to) {
             Ok(to) => to,
@@ -213,7 +246,7 @@ impl State {
             reply.send(Ok(outcome)).ok();
             return;
         }
-        self.tickets.insert(ticket, Ticket { to, batches, began: Instant::now(), outcome, reply });
+        self.tickets.insert(ticket, Ticket { to, batches, began, outcome, reply });
         self.send_next(vm);
     }
 
@@ -253,7 +286,7 @@ impl State {
             && let Some(mut ticket) = self.tickets.remove(&id)
         {
             self.status_due = true;
-            ticket.outcome.elapsed_ms = millis(ticket.began.elapsed());
+            ticket.outcome.elapsed_ms = millis(sys::now().since(ticket.began));
             ticket.reply.send(Ok(ticket.outcome)).ok();
         }
     }

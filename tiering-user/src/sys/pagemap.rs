@@ -81,17 +81,15 @@ pub struct Pagemap {
 pub(super) struct Held(Mutex<(Duration, Option<Instant>)>);
 
 impl Held {
-    /// How long the next call must wait.
+    /// How long the next call must wait: whoever calls, until nobody has called for so long.
     fn pause(&self, now: Instant) -> Duration {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (held, last) = *state;
         let since = last.map_or(PAUSE, |last| now.saturating_duration_since(last));
-        let left = PAUSE.saturating_sub(since);
-        let due = held >= HELD_MOST;
-        if due || left.is_zero() {
+        if since >= PAUSE {
             state.0 = Duration::ZERO;
         }
-        if due { left } else { Duration::ZERO }
+        if held >= HELD_MOST { PAUSE.saturating_sub(since) } else { Duration::ZERO }
     }
 
     fn note(&self, began: Instant, ended: Instant) {
@@ -211,8 +209,11 @@ impl Pagemap {
     /// Makes one call that holds the process's `mmap_lock`, after a pause where those before it took long.
     fn briefly<T>(&self, call: impl FnOnce() -> T) -> T {
         let Some(held) = &self.held else { return call() };
-        let pause = held.pause(Instant::now());
-        if !pause.is_zero() {
+        loop {
+            let pause = held.pause(Instant::now());
+            if pause.is_zero() {
+                break;
+            }
             thread::sleep(pause);
         }
         let began = Instant::now();
@@ -363,7 +364,11 @@ mod tests {
         assert_eq!(held.pause(at(400)), Duration::ZERO);
         held.note(at(400), at(600));
         assert_eq!(held.pause(at(700)), Duration::from_micros(900), "500 us of calls");
-        held.note(at(1600), at(2000));
+        assert_eq!(held.pause(at(800)), Duration::from_micros(800), "another reader waits too");
+        held.note(at(500), at(900));
+        assert_eq!(held.pause(at(1600)), Duration::from_micros(300), "a call that was under way ended late");
+        assert_eq!(held.pause(at(1900)), Duration::ZERO);
+        held.note(at(1900), at(2000));
         assert_eq!(held.pause(at(2100)), Duration::ZERO, "counted from the pause on");
         held.note(at(2100), at(2300));
         assert_eq!(held.pause(at(3300)), Duration::ZERO, "nobody read for so long");

@@ -131,6 +131,7 @@ pub struct MoveOutcome {
     pub huge_split_bytes: u64,
     /// Pages that were left alone, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// Since it was asked for, with the sweep that comes first.
     pub elapsed_ms: u64,
 }
 

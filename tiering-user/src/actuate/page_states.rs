@@ -1,13 +1,12 @@
 //! What the page tables said of a batch.
 //!
-//! In: a VM and pages. Out: the state of each page as one read of the page tables told it. A batch is read once before
-//! it, and every step that must know where the pages are goes by that ([`Look`] is passed on, never read anew): which
-//! of them are parts of huge pages, what the control groups have room for, which nodes they are on, where they must be
-//! brought up from. What is read after the page-out replaces what was read before.
+//! In: a VM and pages. Out: the state of each page as one read of the page tables told it. The checks
+//! before a batch share one read: which of the pages are parts of huge pages, what the control groups have
+//! room for, which nodes they are on, where they must be brought up from. What is read after a page-out replaces what
+//! was read before.
 //!
 //! The first read is one of ranges (`PAGEMAP_SCAN`) as long as nothing of a block of 2 MiB is in swap and nobody needs
-//! the frames: it takes half of what reading the entries of pagemap takes, or less (Linux 6.18). In which area a page
-//! is, its entry alone tells.
+//! the frames, since it costs less than reading the entries of pagemap. In which area a page is, its entry alone tells.
 //!
 //! # Limits
 //! A look is as old as its read: what a guest does meanwhile is seen after the batch. Which pages of a VM that keeps
@@ -26,7 +25,7 @@ const MOST_RANGES: usize = 32;
 
 /// Pages, ascending, and the state of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct PageStates {
     pages: Vec<PageIndex>,
     states: Vec<PageState>,
     /// Numbers of the huge pages that these pages are parts of (address / 2 MiB), ascending; none where only the frames
@@ -34,7 +33,7 @@ pub(super) struct Look {
     huge: Option<Vec<u64>>,
 }
 
-impl Look {
+impl PageStates {
     /// Reads the page tables of these ascending pages.
     ///
     /// # Errors
@@ -46,7 +45,7 @@ impl Look {
     /// The same at less cost: where all memory is one tier and one node, the frames of some pages are not told.
     ///
     /// # Errors
-    /// As [`Look::at`].
+    /// As [`PageStates::at`].
     pub(super) fn in_brief(target: &Target, pages: &[PageIndex], places: &Places) -> io::Result<Self> {
         if places.nodes.tiers().0 > 1 || target.has_homes(places) {
             return Self::at(target, pages);
@@ -124,7 +123,7 @@ impl Look {
     /// Reads the page tables of these ascending pages again, all of which were looked at.
     ///
     /// # Errors
-    /// As [`Look::at`].
+    /// As [`PageStates::at`].
     pub(super) fn again(&mut self, target: &Target, pages: &[PageIndex]) -> io::Result<()> {
         let states = target.states(pages)?;
         self.replace(pages, &states);
@@ -194,9 +193,9 @@ mod tests {
         PageState::Swapped { area: 1, slot }
     }
 
-    fn look() -> Look {
+    fn look() -> PageStates {
         let states = vec![PageState::Absent, PageState::Present { pfn: 7 }, swapped(3), swapped(4)];
-        Look { pages: vec![2, 3, 5, 9], states, huge: Some(vec![7]) }
+        PageStates { pages: vec![2, 3, 5, 9], states, huge: Some(vec![7]) }
     }
 
     #[test]
