@@ -132,15 +132,20 @@ pub fn number(value: &Value) -> u64 {
 }
 
 /// Asks again and again, for two minutes and a half.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_at_most(MOST, what, ask)
+}
+
+/// Asks again and again, for so long.
+pub fn wait_at_most<T>(most: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let began = Instant::now();
-    while began.elapsed() < MOST {
+    while began.elapsed() < most {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    bail!("waited {MOST:?} for {what}")
+    bail!("waited {most:?} for {what}")
 }
 
 /// A memory control group (v2) with one guest in it.

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -12,13 +13,17 @@ use tiering_tests::guest::Backend;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
 
-use crate::host::{BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, move_to, number, shell, wait_for};
+use crate::host::{
+    BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, move_to, number, shell, wait_at_most, wait_for,
+};
 use crate::scenario::Scenario;
 use crate::still::Still;
 
 const SETTING: &str = "/sys/kernel/mm/numa/demotion_enabled";
 const MIB: u64 = 1 << 20;
 const HOT_MIB: u64 = 8;
+/// Page cache of the group goes first, and steps are small.
+const FILL: Duration = Duration::from_mins(10);
 
 fn setting() -> Result<String> {
     Ok(fs::read_to_string(SETTING)?.trim().to_owned())
@@ -74,7 +79,7 @@ fn fills_in_order(results: &mut Results) -> Result<()> {
     };
     let mut first = [None; 4];
     let mut step = 0;
-    let filled = wait_for("all tiers to have pages", || {
+    let filled = wait_at_most(FILL, "all tiers to have pages", || {
         step += 1;
         let now = tiers(&agent)?;
         for (first, mib) in first.iter_mut().zip(now) {
@@ -82,8 +87,9 @@ fn fills_in_order(results: &mut Results) -> Result<()> {
                 first.get_or_insert(step);
             }
         }
-        if step % 50 == 0 {
-            println!("MiB in dram, cxl, nvme, qlc: {now:?}");
+        if step % 150 == 0 {
+            let demoted = pgdemote(&group)? * 4096 / MIB;
+            println!("MiB in dram, cxl, nvme, qlc: {now:?}, demoted by the kernel: {demoted}");
         }
         Ok(first.iter().all(Option::is_some).then_some(now))
     });
@@ -119,7 +125,7 @@ fn pgdemote(group: &Memcg) -> Result<u64> {
 }
 
 #[test]
-#[ignore = "long: until all tiers have pages"]
+#[ignore = "long: 15 minutes until all tiers have pages"]
 fn with_the_kernels_demotion_tiers_fill_from_above() {
     Scenario::default().run("node_demotion::with_the_kernels_demotion_tiers_fill_from_above", fills_in_order);
 }
