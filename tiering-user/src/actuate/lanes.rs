@@ -25,6 +25,8 @@ use crate::track::VmId;
 
 /// How often an idle mover looks after the swap files, and whether an area of somebody else's has come or gone.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
+/// How long the mover keeps a lower tier open for the next batch.
+const NEXT_WITHIN: Duration = Duration::from_millis(20);
 
 /// Something for a lane to do.
 #[derive(Debug)]
@@ -188,7 +190,10 @@ impl Lane {
                         if done.send(run(job, &settings, swap.as_mut(), &mut memory, &stopping)).is_err() {
                             break;
                         }
-                        next = jobs.try_recv().ok();
+                        // The next batch comes when this one's outcome has been seen: to close a lower tier and
+                        // fill what is free above it again takes far longer.
+                        let wait = if fills.is_some() { NEXT_WITHIN } else { Duration::ZERO };
+                        next = jobs.recv_timeout(wait).ok();
                     }
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
