@@ -105,7 +105,9 @@ fn fills_in_order(results: &mut Results) -> Result<()> {
     results.check("pages that the kernel demoted", pgdemote(&group)?, "> 2048", pgdemote(&group)? > 2048);
 
     // What it uses is in DRAM, or comes back there.
-    move_to(&agent, guest.name(), "cxl", &[])?;
+    let moved = move_to(&agent, guest.name(), "cxl", &[])?;
+    let bytes = number(&moved["moved_bytes"]);
+    results.check("MiB that were moved to cxl", bytes / MIB, "64 at least", bytes >= 64 * MIB);
     let back = wait_for("the hot set to come back", || Ok((tiers(&agent)?[0] >= HOT_MIB).then_some(())));
     let text = format!("{:?}", tiers(&agent)?);
     results.check("its hot set of 8 MiB is in dram again", text, ">= 8", back.is_ok());

@@ -51,22 +51,25 @@ fn why_not<'a>(vms: impl Iterator<Item = (&'a str, Bound)>) -> Option<String> {
 impl State {
     /// Switches the setting on or off.
     pub(super) fn look_at_demotion(&mut self) {
-        let may = match self.config.policy.kernel_demotion {
-            KernelDemotion::Leave => None,
-            KernelDemotion::On => Some(self.why_not_demote().map_or(Ok(()), Err)),
-        };
-        self.demotion.keep(may);
+        match self.config.policy.kernel_demotion {
+            KernelDemotion::Leave => self.demotion.leave(None),
+            KernelDemotion::On if self.dry_run => self.demotion.leave(Some("dry run")),
+            KernelDemotion::On if self.ladder.node_tiers().0 <= 1 => {
+                self.demotion.leave(Some("the ladder has one memory tier"));
+            }
+            KernelDemotion::On => self.demotion.keep(self.why_not_demote()),
+        }
     }
 
     fn why_not_demote(&self) -> Option<String> {
-        if self.dry_run {
-            return Some("dry run".to_owned());
+        if !self.config.discover.qemu {
+            return Some("VMs are not looked for (discover.qemu = false)".to_owned());
         }
-        if self.ladder.node_tiers().0 <= 1 {
-            return Some("the ladder has one memory tier".to_owned());
-        }
-        if !self.is_scanned {
+        if !self.all_scanned {
             return Some("it is not known yet which VMs there are".to_owned());
+        }
+        if let Some(why) = self.aside.not_looked_at.first() {
+            return Some(format!("it is not known whether all VMs may leave their nodes: {why}"));
         }
         let not_looked_at = self.bystanders.first().or_else(|| self.left_out.first());
         if let Some((name, why)) = not_looked_at {
@@ -82,11 +85,7 @@ impl State {
         if self.ladder.swap_tiers().next().is_none() {
             return Some("there are several memory tiers and no swap tier".to_owned());
         }
-        if !self.demotion.is_on() {
-            let why = match self.config.policy.kernel_demotion {
-                KernelDemotion::Leave => "policy.kernel_demotion leaves its demotion off",
-                KernelDemotion::On => self.demotion.refused().unwrap_or("its demotion is off"),
-            };
+        if let Some(why) = self.demotion.is_of_no_use() {
             return Some(format!("{PASS}: {why}"));
         }
         match machine.bound(&self.places.nodes) {

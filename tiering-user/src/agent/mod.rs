@@ -112,9 +112,10 @@ pub fn run(config: Config, options: &RunOptions) -> Result<(), Error> {
     let _lock = Lock::take(Path::new(RUN_DIR))?;
     let ladder = Ladder::new(&config);
     let sys_root = Path::new("/sys");
-    let nodes = Nodes::open(sys_root, &ladder)?;
+    // First: what an agent left that was killed is put back, whatever comes next.
     let demotion =
         Demotion::open(sys_root, &Path::new(RUN_DIR).join("demotion"), &ladder, &node_facts(sys_root));
+    let nodes = Nodes::open(sys_root, &ladder)?;
     // While nothing is served yet: it takes some tenths of a second.
     let survey = Survey::of(&ladder);
     // One thread: a second one would only be woken to wake this one, a thousand times a second.
@@ -167,7 +168,8 @@ async fn serve(
     let (looked, mut looks) = mpsc::unbounded_channel();
     let (found_aside, mut looked_up) = mpsc::unbounded_channel();
     let aside = Aside::new(found_aside);
-    let scanner = watch::Scanning::start(roots, trust(&config), &aside.processes, found, gauged)
+    let several = ladder.node_tiers().0 > 1;
+    let scanner = watch::Scanning::start(roots, trust(&config), several, &aside.processes, found, gauged)
         .map_err(Error::Start)?;
     let (watching, mut regions_watched) = mpsc::unbounded_channel();
     // Until a VM needs DAMON, the status says of it what `tiering doctor` says.
@@ -258,6 +260,8 @@ async fn serve(
     }
 
     tracing::info!("stopping");
+    // While nobody looks after bound VMs any more, and before what can take long.
+    drop(std::mem::take(&mut state.demotion));
     drop(scanner);
     faults.detach();
     while state.drain(&mut faults, DRAIN_SAMPLES) > 0 {}

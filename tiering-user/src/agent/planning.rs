@@ -197,8 +197,11 @@ impl State {
                 ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, rules.demote_after, now),
                 ChosenBy::Group => {
                     ask = *allowed;
-                    // The kernel chooses what goes to lower memory tiers too.
-                    allowance[..=swap].fill(0);
+                    *allowed = 0;
+                    if machine.asks_nothing(now).is_none() {
+                        // The kernel chooses what goes to lower memory tiers too.
+                        allowance[..swap].fill(0);
+                    }
                 }
                 ChosenBy::Host => {
                     *allowed = (*allowed).min(machine.braking.relief_pages(machine.excess_pages));

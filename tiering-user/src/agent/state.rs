@@ -88,8 +88,8 @@ pub(super) struct State {
     pub host_reclaim: HostReclaim,
     /// The kernel's setting; replaced at start by that of the host.
     pub demotion: Demotion,
-    /// VMs were looked for.
-    pub is_scanned: bool,
+    /// VMs were looked for, and none is still starting.
+    pub all_scanned: bool,
     /// Staging stops when memory is really short.
     pub may_stage: bool,
     /// What is staged may be mapped at once.
@@ -176,7 +176,7 @@ impl State {
             braking: HostBrakes::default(),
             host_reclaim: HostReclaim::default(),
             demotion: Demotion::default(),
-            is_scanned: false,
+            all_scanned: false,
             may_stage: true,
             may_map_stages: false,
             damon,
@@ -274,6 +274,7 @@ impl State {
                     tracing::error!("{line}");
                 }
                 self.aside.not_looked_at = vec![line];
+                self.all_scanned = false;
                 return;
             }
         };
@@ -281,7 +282,7 @@ impl State {
             tracing::warn!(%error, "a process was left out");
         }
         self.aside.not_looked_at = changes.troubles;
-        self.is_scanned = true;
+        self.all_scanned = changes.settling == 0;
         for key in changes.gone {
             self.left_out.forget(key);
             self.forget(key, "has ended", faults);

@@ -31,10 +31,12 @@ pub(super) struct Scanning {
 }
 
 impl Scanning {
-    /// Reads control groups by `helpers`: a process that is stuck does not hold up the others.
+    /// Reads control groups by `helpers`: a process that is stuck does not hold up the others. With `several` memory
+    /// tiers what binds VMs to nodes is looked at.
     pub(super) fn start(
         roots: Roots,
         trust: Trust,
+        several: bool,
         helpers: &Helpers,
         found: mpsc::Sender<Result<Changes, VmError>>,
         gauged: mpsc::Sender<Vec<Gauge>>,
@@ -48,7 +50,7 @@ impl Scanning {
                     return;
                 }
                 // The next ones are as good where nobody has taken these.
-                gauged.try_send(gauges(&roots, scans.known(), &mut lookups)).ok();
+                gauged.try_send(gauges(&roots, several, scans.known(), &mut lookups)).ok();
                 if stopped.recv_timeout(SCAN_EVERY) != Err(std_mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -58,23 +60,28 @@ impl Scanning {
     }
 }
 
-fn gauges(roots: &Roots, vms: impl Iterator<Item = ProcessKey>, lookups: &mut Lookups<Gauge>) -> Vec<Gauge> {
+fn gauges(
+    roots: &Roots,
+    several: bool,
+    vms: impl Iterator<Item = ProcessKey>,
+    lookups: &mut Lookups<Gauge>,
+) -> Vec<Gauge> {
     for key in vms {
         let roots = roots.clone();
         let what = format!("reading control groups and memory use of process {}", key.pid);
         let subject = Subject { what, without: "its limits are not known" };
-        lookups.ask(key.pid, subject, move || gauge(&roots, key));
+        lookups.ask(key.pid, subject, move || gauge(&roots, several, key));
     }
     let mut gauges = lookups.collect();
     keep_own_pressure(gauges.iter_mut().map(|gauge| &mut gauge.memory));
     gauges
 }
 
-fn gauge(roots: &Roots, key: ProcessKey) -> Gauge {
+fn gauge(roots: &Roots, several: bool, key: ProcessKey) -> Gauge {
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
     let memory = memory.with_owner(&roots.proc, &roots.cgroup, key);
     let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key), usage(&roots.proc, key));
-    let bindings = bindings(&roots.proc, key);
+    let bindings = several.then(|| bindings(&roots.proc, key)).flatten();
     Gauge { key, memory, ksm_bytes, usage, bindings, at: sys::now() }
 }
 

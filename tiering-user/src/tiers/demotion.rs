@@ -4,8 +4,9 @@
 //! In: the root of sysfs, whether it may be on. Out: whether it is on, and why the agent has it off. Not here: what
 //! keeps it off (`agent`).
 //!
-//! With it reclaim moves pages to the next slower node in place of swap. It asks neither cpusets nor memory policies
-//! (mm/vmscan.c, `demote_folio_list`, Linux 5.15 to 6.18).
+//! With it reclaim moves pages to the next slower node in place of swap. It never asks memory policies (mm/vmscan.c,
+//! `demote_folio_list`, Linux 5.15 to 6.18). Cpusets it did not ask at first; newer kernels ask them of a control group,
+//! for the next node only ("vmscan,cgroup: apply mems_effective to reclaim").
 //!
 //! Before the first change the value that was there goes into a file below `/run`. At the agent's end the value is put
 //! back. After a `kill -9` the file is still there, and the next agent puts the value back at its start, whatever its
@@ -26,7 +27,8 @@ pub struct Demotion {
     /// Why the kernel would not demote as the ladder has it.
     mismatch: Option<String>,
     is_on: bool,
-    /// As last written.
+    /// As it was, and as last written.
+    before: Option<bool>,
     written: Option<bool>,
     refused: Option<String>,
 }
@@ -58,6 +60,7 @@ impl Demotion {
             mark: mark.to_owned(),
             mismatch: mismatch(ladder, nodes),
             is_on: false,
+            before: None,
             written: None,
             refused: None,
         };
@@ -76,23 +79,40 @@ impl Demotion {
         self.refused.as_deref()
     }
 
-    /// Looks at the setting, and has it on where it may be: `may` says why not. None: leaves it as it is.
-    pub fn keep(&mut self, may: Option<Result<(), String>>) {
+    /// Why reclaim does not demote as the ladder has it.
+    pub fn is_of_no_use(&self) -> Option<&str> {
+        if !self.is_on {
+            return Some(self.refused().unwrap_or("its demotion is off"));
+        }
+        self.mismatch.as_deref()
+    }
+
+    /// Looks at the setting and leaves it as it is, and why, if the configuration wants something else.
+    pub fn leave(&mut self, why: Option<&str>) {
+        self.is_on = self.read() == Some(true);
+        self.tell(why.map(str::to_owned));
+    }
+
+    /// Looks at the setting, and has it on unless something speaks against it.
+    pub fn keep(&mut self, why_not: Option<String>) {
         let is = self.read();
         self.is_on = is == Some(true);
-        let Some(may) = may else { return };
-        let before = self.refused.take();
-        self.refused = match (may, is) {
-            (_, None) => Some(format!("this kernel does not tell ({})", self.file.display())),
-            (Ok(()), Some(is)) => self.change(self.mismatch.is_none(), is).or_else(|| self.mismatch.clone()),
-            (Err(why), Some(is)) => self.change(false, is).or(Some(why)),
+        let why_not = why_not.or_else(|| self.mismatch.clone());
+        let refused = match is {
+            None => Some(format!("this kernel does not tell ({})", self.file.display())),
+            Some(is) => self.change(why_not.is_none(), is).or(why_not),
         };
-        if self.refused != before {
-            match &self.refused {
+        self.tell(refused);
+    }
+
+    fn tell(&mut self, refused: Option<String>) {
+        if self.refused != refused {
+            match &refused {
                 Some(reason) => tracing::info!(reason, "the kernel's demotion is not used"),
                 None => tracing::info!("the kernel demotes pages to slower memory nodes"),
             }
         }
+        self.refused = refused;
     }
 
     /// Returns what went wrong.
@@ -101,6 +121,7 @@ impl Demotion {
             Step::Nothing => None,
             Step::LetGo => {
                 fs::remove_file(&self.mark).ok();
+                self.before = None;
                 Some(format!("somebody else has set {} to {is}", self.file.display()))
             }
             Step::Write(value) => {
@@ -112,12 +133,21 @@ impl Demotion {
     }
 
     fn write(&mut self, value: bool, is: bool) -> io::Result<()> {
-        let before = self.marked().map_or(is, |(before, _)| before);
-        // First: an agent that is killed in between has changed nothing that is not told there.
-        fs::write(&self.mark, format!("{before} {value}\n"))?;
+        let before = *self.before.get_or_insert(is);
+        // Before the setting, so that the next agent knows of it if this one is killed in between.
+        let marked = self.set_mark(before, value);
+        if value {
+            marked?;
+        }
         fs::write(&self.file, value.to_string())?;
         self.written = Some(value);
         Ok(())
+    }
+
+    fn set_mark(&self, before: bool, written: bool) -> io::Result<()> {
+        let new = self.mark.with_extension("new");
+        fs::write(&new, format!("{before} {written}\n"))?;
+        fs::rename(&new, &self.mark)
     }
 
     /// The value from before, and the one that was written.
@@ -128,7 +158,7 @@ impl Demotion {
     }
 
     fn put_back(&self) {
-        let Some((before, written)) = self.marked() else { return };
+        let Some((before, written)) = self.before.zip(self.written).or_else(|| self.marked()) else { return };
         if self.read() == Some(written)
             && let Err(error) = fs::write(&self.file, before.to_string())
         {
@@ -159,6 +189,18 @@ fn mismatch(ladder: &Ladder, facts: &[NodeFacts]) -> Option<String> {
         TierKind::Swap { .. } => None,
     });
     let tiers: Vec<_> = kernel_tiers.collect();
+    let fastest = tiers.first().and_then(|(_, of_first)| of_first.map(|(fastest, _)| fastest));
+    let is_named = |node: u32| {
+        ladder
+            .tiers()
+            .iter()
+            .any(|tier| matches!(&tier.kind, TierKind::Node { nodes } if nodes.contains(&node)))
+    };
+    let slower =
+        |facts: &&NodeFacts| fastest.zip(facts.kernel_tier).is_some_and(|(fastest, tier)| tier > fastest);
+    if let Some(other) = facts.iter().filter(slower).find(|facts| !is_named(facts.node)) {
+        return Some(format!("the kernel would demote to node {} too, which is in no tier", other.node));
+    }
     tiers.windows(2).find_map(|pair| {
         let [(upper, above), (lower, below)] = pair else { return None };
         let slower = above.zip(*below).is_some_and(|((_, above), (below, _))| above < below);
@@ -221,14 +263,14 @@ mod tests {
     fn it_is_on_while_it_may_be_and_as_before_at_the_end() {
         let tree = Tree::new("false");
         let mut demotion = tree.open();
-        demotion.keep(None);
+        demotion.leave(None);
         assert_eq!((tree.value().as_str(), demotion.is_on()), ("false", false), "left as it is");
-        demotion.keep(Some(Ok(())));
+        demotion.keep(None);
         assert_eq!((tree.value().as_str(), demotion.is_on(), demotion.refused()), ("true", true, None));
-        demotion.keep(Some(Err("web-1 is bound".to_owned())));
+        demotion.keep(Some("web-1 is bound".to_owned()));
         assert_eq!((tree.value().as_str(), demotion.is_on()), ("false", false));
         assert_eq!(demotion.refused(), Some("web-1 is bound"));
-        demotion.keep(Some(Ok(())));
+        demotion.keep(None);
         drop(demotion);
         assert_eq!(tree.value(), "false");
         assert!(!tree.0.path().join("mark").exists());
@@ -238,8 +280,35 @@ mod tests {
     fn what_was_on_before_is_off_while_it_must_be_and_on_again_at_the_end() {
         let tree = Tree::new("true");
         let mut demotion = tree.open();
-        demotion.keep(Some(Err("web-1 is bound".to_owned())));
+        demotion.keep(Some("web-1 is bound".to_owned()));
         assert_eq!(tree.value(), "false");
+        drop(demotion);
+        assert_eq!(tree.value(), "true");
+    }
+
+    #[test]
+    fn a_dry_run_leaves_what_is_on() {
+        let tree = Tree::new("true");
+        let mut demotion = tree.open();
+        demotion.leave(Some("dry run"));
+        assert_eq!(
+            (tree.value().as_str(), demotion.is_on(), demotion.refused()),
+            ("true", true, Some("dry run"))
+        );
+        drop(demotion);
+        assert_eq!(tree.value(), "true");
+    }
+
+    #[test]
+    fn without_a_mark_it_goes_off_and_is_put_back_and_does_not_go_on() {
+        let tree = Tree::new("true");
+        fs::create_dir(tree.0.path().join("mark")).unwrap();
+        let mut demotion = tree.open();
+        demotion.keep(Some("web-1 is bound".to_owned()));
+        assert_eq!(tree.value(), "false", "the VM comes first");
+        demotion.keep(None);
+        assert_eq!(tree.value(), "false");
+        assert!(demotion.refused().unwrap().contains("demotion_enabled"), "{:?}", demotion.refused());
         drop(demotion);
         assert_eq!(tree.value(), "true");
     }
@@ -248,7 +317,7 @@ mod tests {
     fn after_a_kill_the_next_agent_puts_it_back() {
         let tree = Tree::new("false");
         let mut killed = tree.open();
-        killed.keep(Some(Ok(())));
+        killed.keep(None);
         std::mem::forget(killed);
         assert_eq!(tree.value(), "true");
         let next = tree.open();
@@ -259,13 +328,13 @@ mod tests {
     fn what_somebody_else_sets_stays() {
         let tree = Tree::new("false");
         let mut demotion = tree.open();
-        demotion.keep(Some(Ok(())));
+        demotion.keep(None);
         tree.set("false");
-        demotion.keep(Some(Ok(())));
-        demotion.keep(Some(Ok(())));
+        demotion.keep(None);
+        demotion.keep(None);
         assert!(demotion.refused().unwrap().starts_with("somebody else has set"));
         tree.set("true");
-        demotion.keep(None);
+        demotion.leave(None);
         drop(demotion);
         assert_eq!(tree.value(), "true", "theirs");
     }
@@ -276,6 +345,8 @@ mod tests {
         let node = |node, kernel_tier| NodeFacts { node, kernel_tier, ..NodeFacts::default() };
         let mismatch = |upper, lower| mismatch(&ladder, &[node(0, upper), node(1, lower)]);
         assert_eq!(mismatch(Some(4), Some(562)), None);
+        let unnamed = super::mismatch(&ladder, &[node(0, Some(4)), node(1, Some(562)), node(2, Some(600))]);
+        assert!(unnamed.unwrap().contains("node 2"));
         for (upper, lower) in [(Some(4), Some(4)), (Some(562), Some(4)), (None, None)] {
             assert!(mismatch(upper, lower).unwrap().contains("tier `cxl`"), "{upper:?} {lower:?}");
         }

@@ -63,6 +63,8 @@ pub struct Changes {
     pub unlisted: usize,
     /// Why VMs cannot be read now.
     pub troubles: Vec<String>,
+    /// Processes that are still making their RAM, and not told of yet.
+    pub settling: usize,
 }
 
 /// Finds VMs and remembers which ones it has told of.
@@ -225,6 +227,7 @@ impl Scanner {
         changes.changed.sort_by_key(|vm| vm.key);
         changes.gone.sort();
         changes.troubles = self.troubled.values().cloned().collect();
+        changes.settling = self.settling.len();
         Ok(changes)
     }
 
