@@ -137,6 +137,8 @@ fn bound(results: &mut Results) -> Result<()> {
     let host = Host::new()?;
     let mut agent = Agent::start(&with_demotion(&host, "1h"), &[])?;
     becomes(results, &agent, "no VM: demotion", "true")?;
+    // Off again whenever processes cannot be looked at in time.
+    wait_for("demotion to be on", || Ok((setting()? == "true").then_some(())))?;
     agent.kill9();
     results.check("after a kill: demotion", setting()?, "true", setting()? == "true");
     let next = Agent::start(&host.config("1h"), &[])?;
@@ -153,9 +155,9 @@ fn bound(results: &mut Results) -> Result<()> {
     let refused = agent.status()?["kernel_demotion"]["refused"].as_str().unwrap_or_default().to_owned();
     let told = refused.contains("tt-bound") && refused.contains("cpuset");
     results.check("status", &refused, "tt-bound … cpuset", told);
-    let text = agent.tiering(&["status"])?;
-    let warned = text.lines().any(|line| line.starts_with("warning:") && line.contains("tt-bound"));
-    results.check("a warning in the status", warned, "true", warned);
+    let warns = |line: &str| line.starts_with("warning:") && line.contains("tt-bound");
+    let warned = wait_for("a warning", || Ok(agent.tiering(&["status"])?.lines().any(warns).then_some(())));
+    results.check("a warning in the status", warned.is_ok(), "true", warned.is_ok());
     let by = chosen_by(&agent, &still.name)?;
     results.check(
         "explain",

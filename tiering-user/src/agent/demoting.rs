@@ -65,18 +65,21 @@ impl State {
         if !self.config.discover.qemu {
             return Some("VMs are not looked for (discover.qemu = false)".to_owned());
         }
+        let nodes = &self.places.nodes;
+        let bound = self.machines.values().map(|vm| (vm.target.vm.name.as_str(), vm.bound(nodes)));
+        why_not(bound).or_else(|| self.not_looked_at())
+    }
+
+    /// What VM there may be that is not looked at.
+    fn not_looked_at(&self) -> Option<String> {
         if !self.all_scanned {
             return Some("it is not known yet which VMs there are".to_owned());
         }
-        if let Some(why) = self.aside.not_looked_at.first() {
-            return Some(format!("it is not known whether all VMs may leave their nodes: {why}"));
-        }
-        let not_looked_at = self.bystanders.first().or_else(|| self.left_out.first());
-        if let Some((name, why)) = not_looked_at {
+        if let Some((name, why)) = self.bystanders.first().or_else(|| self.left_out.first()) {
             return Some(format!("it is not known whether {name} is bound to memory nodes: {why}"));
         }
-        let nodes = &self.places.nodes;
-        why_not(self.machines.values().map(|machine| (machine.target.vm.name.as_str(), machine.bound(nodes))))
+        let why = self.aside.not_looked_at.first()?;
+        Some(format!("it is not known whether all VMs may leave their nodes: {why}"))
     }
 
     /// Why the kernel is not asked for pages of this machine, where there are several memory tiers.
