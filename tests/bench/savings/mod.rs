@@ -6,7 +6,6 @@
 //! After each the guests' memory is brought back. Throughput is that of the last minute of each, waits (major faults of
 //! QEMU) are those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
 
-mod damon;
 mod plain_swap;
 mod rows;
 mod stretch;
@@ -115,7 +114,6 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
     } else {
         bench.results.note("agent, whole host", format!("not measured: no {NODE_RECLAIM}"));
     }
-    bench.results.note("DAMON's pageout", format!("not measured: {}", damon::why_not()));
     free.push(("by the kernel's LRU asked by hand", bench.by_hand(&host.folder("by-hand"))?));
 
     for vm in &mut bench.vms {
