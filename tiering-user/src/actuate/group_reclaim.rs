@@ -1,8 +1,8 @@
 //! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
 //! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
-//! page cache, its copies in the swap cache, its huge pages and what it has in the first tier fell ([`Reclaimed`]): what
-//! the kernel says of its own success is not used. Not here: whether it should be done (`reclaim`).
+//! page cache, its copies in the swap cache, its huge pages and what it has in the first tier fell ([`Reclaimed`]):
+//! what the kernel says of its own success is not used. Not here: whether it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
 //!    nobody else. The kernel does not see who else uses a page that is charged elsewhere.

@@ -11,8 +11,8 @@
 //! They look once more whether the machine may be touched (the stager and the mapper ten times a second), act, read back
 //! where the pages are, and send an [`Outcome`]. Nothing here decides.
 //!
-//! Of a batch that moves, the checks before it share one read of the page tables ([`page_states::PageStates`]); one more
-//! follows each try. Moves between memory tiers also read before each try.
+//! Of a batch that moves, the checks before it share one read of the page tables ([`page_states::PageStates`]), and one
+//! more follows each try. Moves between memory tiers also read before each try.
 
 mod collapse;
 mod drain;

@@ -13,6 +13,7 @@
 //! | a request | it is answered, or queued for the mover |
 
 mod answers;
+mod arrivals;
 mod aside;
 mod asked;
 mod asking;

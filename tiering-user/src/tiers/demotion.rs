@@ -5,8 +5,8 @@
 //! keeps it off (`agent`).
 //!
 //! With it reclaim moves pages to the next slower node in place of swap. It never asks memory policies (mm/vmscan.c,
-//! `demote_folio_list`, Linux 5.15 to 6.18). Cpusets it did not ask at first; newer kernels ask them of a control group,
-//! for the next node only ("vmscan,cgroup: apply mems_effective to reclaim").
+//! `demote_folio_list`, Linux 5.15 to 6.18). Cpusets it did not ask at first; newer kernels ask them of a control
+//! group, for the next node only ("vmscan,cgroup: apply mems_effective to reclaim").
 //!
 //! Before the first change the value that was there goes into a file below `/run`. At the agent's end the value is put
 //! back. After a `kill -9` the file is still there, and the next agent puts the value back at its start, whatever its
@@ -206,8 +206,8 @@ fn mismatch(ladder: &Ladder, facts: &[NodeFacts]) -> Option<String> {
         let slower = above.zip(*below).is_some_and(|((_, above), (below, _))| above < below);
         (!slower).then(|| {
             format!(
-                "the kernel has the nodes of tier `{lower}` for no slower than those of `{upper}`, and would not demote to \
-                 them"
+                "the kernel has the nodes of tier `{lower}` for no slower than those of `{upper}`, and would not \
+                 demote to them"
             )
         })
     })
