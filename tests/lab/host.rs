@@ -45,9 +45,8 @@ impl Host {
         self.root.join(tier).join("swap")
     }
 
-    /// A configuration with the ladder dram, cxl (where the lab has two nodes), nvme, qlc; guests called `tt-*` are of
-    /// one tenant.
-    pub fn config(&self, demote_after: &str) -> String {
+    /// A configuration of nothing but the ladder: dram, cxl (where the lab has two nodes), nvme, qlc.
+    pub fn ladder(&self) -> String {
         let cxl = if Path::new("/sys/devices/system/node/node1").exists() {
             "[[tier]]\nname = \"cxl\"\nnodes = [1]\n"
         } else {
@@ -66,7 +65,16 @@ swap = {{ path = "{}", size = "256MiB" }}
 [[tier]]
 name = "qlc"
 swap = {{ path = "{}", size = "384MiB" }}
-[policy]
+"#,
+            nvme.display(),
+            qlc.display()
+        )
+    }
+
+    /// The same with brakes that do not hold in an emulated lab; guests called `tt-*` are of one tenant.
+    pub fn config(&self, demote_after: &str) -> String {
+        format!(
+            r#"{}[policy]
 demote_after = "{demote_after}"
 psi_limit = "100%"
 slow_read = "1h"
@@ -76,8 +84,7 @@ cpu_limit = "100%"
 match = {{ name = "tt-*" }}
 tenant = "test"
 "#,
-            nvme.display(),
-            qlc.display()
+            self.ladder()
         )
     }
 

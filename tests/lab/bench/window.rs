@@ -80,6 +80,11 @@ impl Member {
         }
     }
 
+    /// Its group, below the root of the tree.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
     pub fn counts(&self) -> Result<Counts> {
         let stat = std::fs::read_to_string(Path::new(CGROUPS).join(&self.group).join("memory.stat"))?;
         let field = |name: &str| {

@@ -100,7 +100,7 @@ impl State {
         let first = TierId(machine.pages.node_tiers().0);
         let room = self.room_bytes(first).min(allowed * PAGE_BYTES).saturating_sub(under_way) / PAGE_BYTES;
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let relief = machine.braking.relief_pages(machine.excess_pages);
+        let relief = machine.excess_pages;
         // Nobody knows before how old its pages are.
         let known = machine.asked.known_for(now) >= demote_after;
         let staged = machine.stages.up_unmapped().next().is_some();

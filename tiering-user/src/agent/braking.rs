@@ -14,8 +14,8 @@ use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Outcome, Skip};
 use crate::policy::{
-    Action, Governor, GroupLimit, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls,
-    TierLoad, TooMany, Waited, fault_wait,
+    Action, Governor, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls, TierLoad,
+    TooMany, Waited, fault_wait,
 };
 use crate::sys::{self, Monotonic};
 use crate::tiermap::Place;
@@ -86,10 +86,8 @@ pub(super) struct MachineBrakes {
     waited: Duration,
     pub(super) stalls: Stalls,
     pub(super) gauge: Option<Gauge>,
-    /// By the gauge: the groups have no room for pages from swap; and that is so of one above the machine's own, where
-    /// others lack it.
+    /// By the gauge: the groups have no room for pages from swap.
     full: bool,
-    full_above: bool,
     /// The group was refused swap; until when that counts.
     refused_swap: Option<Monotonic>,
     limited_by: Option<String>,
@@ -101,8 +99,6 @@ impl MachineBrakes {
     fn take_gauge(&mut self, gauge: Gauge) {
         let room = Room::from_swap(&gauge.memory);
         self.full = room.pages < ROOM_LEAST_PAGES;
-        let above = |limit: &GroupLimit| matches!(limit, GroupLimit::Charge { group } if Some(group) != gauge.memory.group.as_ref());
-        self.full_above = self.full && room.limit.as_ref().is_some_and(above);
         self.gauge = Some(gauge);
     }
 
@@ -185,13 +181,6 @@ impl MachineBrakes {
             Some(Waited { source: StallSource::Group, total: pressure.some, at: gauge.at })
         };
         self.stalls.look(Some(self.gauge.as_ref().and_then(group).unwrap_or(faults)));
-    }
-
-    /// Pages that make room which others lack, where the machine has so many of the first tier beyond its share. A
-    /// machine that has filled a group of its own lacks room itself, and the kernel knows better which of its pages to
-    /// take.
-    pub(super) fn relief_pages(&self, excess_pages: u64) -> u64 {
-        if self.full_above { u64::MAX } else { excess_pages }
     }
 
     /// A second has passed; `load` says what is the same for all tiers.
@@ -290,7 +279,7 @@ impl State {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let counts = machine.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
-        let relief_pages = machine.braking.relief_pages(machine.excess_pages);
+        let relief_pages = machine.excess_pages;
         let refaults = machine.braking.count_refaults(in_memory, refault_limit, &self.braking);
         machine.braking.look_at_stalls(now);
         let stall = machine.braking.stalls.above(psi_limit);
@@ -430,26 +419,10 @@ mod tests {
         assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
         braking.second(load, 3, NodeTiers(2), &HostBrakes::default());
         assert!(braking.allowed(NVME, NodeTiers(2)) > 0, "a memory tier");
-        let load = Load { relief_pages: braking.relief_pages(700), ..load };
+        let load = Load { relief_pages: 700, ..load };
         braking.second(load, 3, NODES, &HostBrakes::default());
         assert_eq!(braking.allowed(NVME, NODES), 700, "what it has beyond its share");
         assert!(why(&braking).unwrap().starts_with("it waited for 1598 demoted pages"));
-    }
-
-    #[test]
-    fn a_group_that_others_lack_room_in_is_relieved_whatever_the_machine_waits_for() {
-        let mut braking = braking(None, Some(2));
-        let mut allowed = |own: &str| {
-            let mut gauge = braking.gauge.clone().unwrap();
-            gauge.memory.group = Some(own.to_owned());
-            braking.take_gauge(gauge);
-            let load = Load { stall: Some(STALL), relief_pages: braking.relief_pages(0), ..Load::default() };
-            braking.second(load, 3, NODES, &HostBrakes::default());
-            assert!(why(&braking).unwrap().starts_with("its control group waited"));
-            braking.allowed(NVME, NODES)
-        };
-        assert_eq!(allowed("/vm/below"), MOST, "the limit is that of a group above");
-        assert_eq!(allowed("/vm"), 0, "nobody else lacks room");
     }
 
     /// Twenty seconds, in each of which it waits for so many pages that take 1 ms each.

@@ -123,7 +123,7 @@ impl Machine {
     pub(super) fn may_send(&mut self, allowed: u64, demote_after: Duration, now: Monotonic) -> u64 {
         let touched = self.touched_pages();
         let step = self.reclaim.may_send(touched, demote_after, now);
-        allowed.min(step.max(self.braking.relief_pages(self.excess_pages)))
+        allowed.min(step.max(self.excess_pages))
     }
 
     /// Pages that exist.

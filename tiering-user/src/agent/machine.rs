@@ -389,7 +389,8 @@ impl Machine {
 
     /// Pages of the first tier that are on their way to a lower one.
     pub(super) fn leaving_pages(&self) -> u64 {
-        self.queue.iter().chain(&self.in_flight).map(|queued| queued.leaving).sum()
+        let queued: u64 = self.queue.iter().chain(&self.in_flight).map(|queued| queued.leaving).sum();
+        queued + self.asked.under_way().unwrap_or(0) / PAGE_BYTES
     }
 
     /// Pages of private memory that are staged and not mapped: the kernel has them in the swap cache.

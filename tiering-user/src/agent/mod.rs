@@ -56,6 +56,7 @@ mod report;
 mod savings;
 mod scans;
 mod seasons;
+mod shared_groups;
 mod staging;
 mod state;
 mod survey;

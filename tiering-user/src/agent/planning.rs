@@ -10,6 +10,7 @@ use super::machine::Machine;
 use super::state::State;
 use crate::actuate::{Job, room_bytes};
 use crate::bpf::Faults;
+use crate::config::Percent;
 use crate::policy::{
     Action, Claim, HeatHistogram, Holding, Reason, Rules, Step, collapses, cooling_epoch, demotions,
     promotions, relief, weight,
@@ -204,7 +205,7 @@ impl State {
                     }
                 }
                 ChosenBy::Host => {
-                    *allowed = (*allowed).min(machine.braking.relief_pages(machine.excess_pages));
+                    *allowed = (*allowed).min(machine.excess_pages);
                 }
             }
         }
@@ -348,6 +349,7 @@ impl State {
             self.free_space.missing(available, target, self.expected_rise()).div_ceil(PAGE_BYTES);
         let spare_pages = available.saturating_sub(target) / PAGE_BYTES;
         self.divide_first_tier(missing_pages, spare_pages);
+        self.divide_shared_groups();
     }
 
     /// Bytes that machines will bring up from lower tiers soon, at most, as their loads come again.
@@ -371,32 +373,11 @@ impl State {
 
     /// Tells each machine its share of the first tier, of which `missing_pages` should become free.
     fn divide_first_tier(&mut self, missing_pages: u64, spare_pages: u64) {
-        let floor = self.config.policy.floor.0 / 100.0;
+        let floor = self.config.policy.floor;
         // What cannot go down is no room for anybody else.
         let movable = || self.machines.values().filter(|machine| machine.unmovable().is_none());
-        let holdings: Vec<Holding> = movable()
-            .map(|machine| {
-                let counts = machine.pages.counts();
-                let touched = u64::from(machine.pages.layout().pages()) - counts.get(Place::Untouched);
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a share of a number of pages"
-                )]
-                let floor = (touched as f64 * (floor * machine.priors.floor).min(1.0)) as u64;
-                let weight = weight(machine.priority());
-                let there = counts.get(Place::In(TierId(0)));
-                // Others have to give what this one cannot.
-                let held = if machine.pages.node_tiers().0 <= 1 { machine.huge_kept_pages() } else { 0 };
-                let floor = floor.max(held);
-                let leaving = machine.leaving_pages().min(there);
-                let wants = there - leaving;
-                // Where nothing is missing, everybody has what it wants.
-                let waits = if missing_pages > 0 { machine.waits(wants) } else { None };
-                let claim = Claim { vm: machine.target.id, wants, floor, weight, waits };
-                Holding { claim, leaving }
-            })
-            .collect();
+        let holdings: Vec<Holding> =
+            movable().map(|machine| machine.holding(floor, missing_pages > 0)).collect();
         let spare_pages = spare_pages / (holdings.len() as u64).max(1);
         for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
             if let Some(machine) = self.machines.get_mut(&holding.claim.vm) {
@@ -408,6 +389,26 @@ impl State {
 }
 
 impl Machine {
+    /// What it has of the first tier. What its curve says is asked for only where something is missing.
+    pub(super) fn holding(&self, floor: Percent, short: bool) -> Holding {
+        let counts = self.pages.counts();
+        let touched = u64::from(self.pages.layout().pages()) - counts.get(Place::Untouched);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a number of pages"
+        )]
+        let floor = (touched as f64 * (floor.0 / 100.0 * self.priors.floor).min(1.0)) as u64;
+        let there = counts.get(Place::In(TierId(0)));
+        // Others have to give what this one cannot.
+        let held = if self.pages.node_tiers().0 <= 1 { self.huge_kept_pages() } else { 0 };
+        let leaving = self.leaving_pages().min(there);
+        let wants = there - leaving;
+        let waits = if short { self.waits(wants) } else { None };
+        let weight = weight(self.priority());
+        Holding { claim: Claim { vm: self.target.id, wants, floor: floor.max(held), weight, waits }, leaving }
+    }
+
     /// Pages in memory that do not go to swap since they are parts of huge pages which are kept.
     pub(super) fn huge_kept_pages(&self) -> u64 {
         if self.target.keep_huge { self.pages.huge_pages() } else { 0 }

@@ -30,7 +30,7 @@ use super::watch::Sweeping;
 use crate::actuate::{Done, Job, Lanes, Outcome, Skip};
 use crate::bpf::{Counters, Faults, Worker};
 use crate::config::Config;
-use crate::policy::{Action, FreeSpace, Reason};
+use crate::policy::{Action, FreeSpace, Reason, SharedGroups};
 use crate::sys::{self, Monotonic, PAGE_BYTES};
 use crate::telemetry::request::{DrainOutcome, Reply};
 use crate::tiermap::{Place, Places};
@@ -80,6 +80,7 @@ pub(super) struct State {
     pub pending: Vec<Pending>,
     /// How much the first tier should have free.
     pub free_space: FreeSpace,
+    pub shared_groups: SharedGroups,
     pub braking: HostBrakes,
     pub host_reclaim: HostReclaim,
     /// The kernel's setting; replaced at start by that of the host.
@@ -169,6 +170,7 @@ impl State {
             next_ticket: 0,
             pending: Vec::new(),
             free_space: FreeSpace::default(),
+            shared_groups: SharedGroups::default(),
             braking: HostBrakes::default(),
             host_reclaim: HostReclaim::default(),
             demotion: Demotion::default(),

@@ -32,6 +32,7 @@ mod refaults;
 mod relief;
 mod returns;
 mod room;
+mod shared_group;
 mod stalls;
 
 use std::fmt;
@@ -48,6 +49,7 @@ pub use refaults::{Refaults, TooMany};
 pub use relief::{Holding, Relief, relief};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
+pub use shared_group::{SharedGroup, SharedGroups};
 pub use stalls::{Stall, StallSource, Stalls, Waited, fault_wait};
 
 use crate::tiermap::PageIndex;

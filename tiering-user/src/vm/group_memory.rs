@@ -78,6 +78,15 @@ pub struct Pressure {
     pub some: Duration,
 }
 
+/// A limit on what may be charged to a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChargeLimit {
+    pub group: String,
+    pub limit_bytes: u64,
+    /// What is charged to it, without what gives way before it is written: copies and page cache.
+    pub held_bytes: u64,
+}
+
 /// What a VM's control groups say of its memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GroupMemory {
@@ -87,6 +96,8 @@ pub struct GroupMemory {
     pub group: Option<String>,
     pub swap: Headroom,
     pub charge: Headroom,
+    /// Of all groups on the path that have one.
+    pub charge_limits: Vec<ChargeLimit>,
     pub unprotected: Headroom,
     /// Of what one of the groups may use as swap, half is used: the kernel then takes the slot of a page that is mapped.
     pub swap_half_full: bool,
@@ -147,7 +158,9 @@ impl GroupMemory {
                 Headroom::Unlimited => false,
             };
             this.swap = this.swap.least(swap);
-            this.charge = this.charge.least(group.charge());
+            let charge = group.charge();
+            this.charge_limits.extend(group.charge_limit(&charge));
+            this.charge = this.charge.least(charge);
             // A group without the memory controller passes on what it was promised.
             if group.has("memory.current") {
                 let (unprotected, promised) = group.unprotected(promised_above);
@@ -239,6 +252,15 @@ impl Group {
 
     fn charge(&self) -> Headroom {
         self.below(["memory.max", "memory.high"], || self.used())
+    }
+
+    fn charge_limit(&self, charge: &Headroom) -> Option<ChargeLimit> {
+        let Headroom::Left { left_bytes, limit_bytes, .. } = charge else { return None };
+        let text = self.text("memory.stat").ok()??;
+        let field = |name| number_behind(&text, name);
+        let page_cache = field("file")?.saturating_sub(field("shmem")?);
+        let held_bytes = limit_bytes.saturating_sub(*left_bytes).saturating_sub(page_cache);
+        Some(ChargeLimit { group: self.name.clone(), limit_bytes: *limit_bytes, held_bytes })
     }
 
     /// What page-outs left in the swap cache.

@@ -61,7 +61,7 @@ use std::fmt;
 pub use binding::{Binding, bindings};
 pub use by_node::OnNodes;
 pub use gpa::{Gpa, GuestRange, Proof, Verdict};
-pub use group_memory::{GroupMemory, Headroom, Pressure, keep_own_pressure};
+pub use group_memory::{ChargeLimit, GroupMemory, Headroom, Pressure, keep_own_pressure};
 pub use images::FileId;
 pub use ksm::ksm_bytes;
 pub use page_ages::{GroupAges, Idle, NoAges, PageAges};
