@@ -61,10 +61,7 @@ fn what_happens_is_recorded_and_another_policy_is_tried_on_it() {
     let short = replayed(&trace, &host, "2s");
     println!("{short:#}");
     let recorded = short["machines"][0]["accesses"].as_u64().unwrap();
-    assert!(
-        said.contains(&format!("{recorded} accesses of 1 machines")) && said.contains(" 0 lost"),
-        "{said}"
-    );
+    assert!(said.contains(&format!("{recorded} accesses of 1 VMs")) && said.contains(" 0 lost"), "{said}");
     assert!(recorded <= counted && recorded * 10 > counted * 9, "{recorded} of {counted}");
     assert!(recorded > 1000, "a walk of 24 MiB, or most of one: {recorded}");
     let number = |replayed: &Value, name: &str| replayed["machines"][0][name].as_u64().unwrap();

@@ -18,7 +18,7 @@ use crate::scenario::Scenario;
 use crate::still::Still;
 
 const MIB: u64 = 1 << 20;
-const HOT_MIB: u64 = 16;
+pub const HOT_MIB: u64 = 16;
 const SET_MIB: u64 = 80;
 /// Until then what is cold must be free.
 const MOST: Duration = Duration::from_mins(6);
@@ -30,7 +30,7 @@ fn scenario() -> Scenario {
 
 /// One swap tier, and all else as an operator leaves it, but for the idle time, and for the share of the processor: the
 /// lab's is emulated.
-fn config(host: &Host) -> Result<String> {
+pub fn config(host: &Host) -> Result<String> {
     let config = host.config("10s");
     let (before, rest) =
         config.split_once("[[tier]]\nname = \"qlc\"").context("a configuration without qlc")?;
@@ -39,7 +39,7 @@ fn config(host: &Host) -> Result<String> {
 }
 
 /// What the group has of guest memory: mapped, and copies in the swap cache.
-fn held(group: &Memcg) -> Result<u64> {
+pub fn held(group: &Memcg) -> Result<u64> {
     Ok(group.field("memory.stat", "anon")? + group.field("memory.stat", "swapcached")?)
 }
 
@@ -50,7 +50,7 @@ fn chosen_by(agent: &Agent, name: &str) -> Result<String> {
 }
 
 /// A KVM guest that is charged to a group of its own from its start. It touches 16 of 80 MiB all the time.
-fn hot_and_cold(results: &mut Results) -> Result<(Guest, Memcg)> {
+pub fn hot_and_cold(results: &mut Results) -> Result<(Guest, Memcg)> {
     let pattern = Pattern {
         mem_mib: SET_MIB as usize,
         touches_per_s: 2000,

@@ -21,6 +21,7 @@ mod limits;
 mod map;
 mod memory_tiers;
 mod node_demotion;
+mod page_ages;
 mod programs;
 mod rearming;
 mod samples;

@@ -29,3 +29,6 @@ pub mod tiers;
 pub mod trace;
 pub mod track;
 pub mod vm;
+
+#[cfg(test)]
+mod floors;

@@ -49,7 +49,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(
         nix::unistd::geteuid().is_root(),
-        "the lab shares this machine's root with a virtual one: run it as root"
+        "the lab shares this host's root with a virtual host: run it as root"
     );
     let shell = options.command.is_empty();
     ensure!(

@@ -3,7 +3,8 @@
 //! One emulated guest at work, or some at once, as fast as they can: without an agent; with an agent in its default
 //! configuration; with one that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17
 //! and later); by the kernel's LRU, asked by hand: 25 MiB of each guest's control group every 10 s for two minutes.
-//! After each the guests' memory is brought back. Throughput is that of the last minute of each, waits (major faults of
+//! After each the guests' memory is brought back, and at the end they work once more without an agent: what they do then
+//! says how steady the host is. Throughput is that of the last minute of each, waits (major faults of
 //! QEMU) are those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
 
 mod plain_swap;
@@ -16,7 +17,7 @@ use crate::host::{Host, known_name};
 use anyhow::{Result, ensure};
 use plain_swap::PlainSwap;
 use procfs::process::Process;
-use rows::show;
+use rows::{by_minute, show};
 use std::path::Path;
 use std::time::Duration;
 use stretch::{MINUTE, Stretch, free_of_all_mib, watch};
@@ -115,6 +116,12 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
         bench.results.note("agent, whole host", format!("not measured: no {NODE_RECLAIM}"));
     }
     free.push(("by the kernel's LRU asked by hand", bench.by_hand(&host.folder("by-hand"))?));
+
+    // How much of all that is the host's own noise.
+    let again = watch(&mut bench.vms, 2 * MINUTE, |_, _| Ok(()))?;
+    for ((vm, again), none) in bench.vms.iter().zip(&again).zip(&bench.none) {
+        by_minute(bench.results, &format!("no agent, again: {}", vm.label), again, none);
+    }
 
     for vm in &mut bench.vms {
         let right = vm.finish()?;

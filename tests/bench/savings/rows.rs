@@ -21,6 +21,7 @@ pub fn show(
             free(results, &whose, &stretch.free_mib, wanted_mib);
             results.note(&format!("{whose}: in swap, MiB"), stretch.in_swap_mib);
             cost(results, &whose, stretch, none);
+            by_minute(results, &whose, stretch, none);
         }
         work(results, &whose, stretch);
     }
@@ -41,6 +42,13 @@ fn free(results: &mut Results, whose: &str, free_mib: &[(u64, u64)], wanted_mib:
     }
     let told = free_mib.iter().map(|(minutes, free)| format!("{free} after {minutes} min"));
     results.note(&format!("{whose}: free, MiB, over time"), told.collect::<Vec<_>>().join(", "));
+}
+
+/// What a guest did in each minute, percent of what it did in the last one without an agent.
+pub fn by_minute(results: &mut Results, whose: &str, stretch: &Stretch, none: &Stretch) {
+    let percent = stretch.by_minute.iter().map(|per_s| format!("{:.0}", per_s / none.per_s * 100.0));
+    let what = format!("{whose}: throughput of each minute, % of none");
+    results.note(&what, percent.collect::<Vec<_>>().join(", "));
 }
 
 /// What the guest did less than without anybody who takes memory from it.

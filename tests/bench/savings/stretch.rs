@@ -19,9 +19,10 @@ pub struct Stretch {
     /// Of the guest's RAM, in swap and not in memory: after each of the minutes that are told.
     pub free_mib: Vec<(u64, u64)>,
     pub major_faults: u64,
-    /// What the guest did a second, in the last minute, and in the worst one.
+    /// What the guest did a second: in the last minute, in the worst one, and in each.
     pub per_s: f64,
     pub worst_per_s: f64,
+    pub by_minute: Vec<f64>,
     /// Of a touch, in the worst of the last minute's seconds.
     pub p99_us: Option<f64>,
 }
@@ -84,13 +85,14 @@ impl Watch {
     fn end(self, vm: &Vm) -> Result<Stretch> {
         let done = vm.done()?;
         let [.., before_last, last] = self.told[..] else { anyhow::bail!("less than a minute") };
-        let minutes = self.told.windows(2).map(|two| per_s(&done, two[0], two[1]));
+        let by_minute: Vec<f64> = self.told.windows(2).map(|two| per_s(&done, two[0], two[1])).collect();
         let (_, swapped) = vm.touched_and_swapped_bytes()?;
         Ok(Stretch {
             in_swap_mib: swapped >> 20,
             free_mib: self.free_mib,
             major_faults: vm.major_faults()? - self.faults,
-            worst_per_s: minutes.fold(f64::INFINITY, f64::min),
+            worst_per_s: by_minute.iter().copied().fold(f64::INFINITY, f64::min),
+            by_minute,
             per_s: per_s(&done, before_last, last),
             p99_us: done[before_last..].iter().filter_map(|done| done.p99_ns).max().map(|ns| ns as f64 / 1e3),
         })

@@ -95,19 +95,11 @@ fn run(results: &mut Results, host: &Host, guests: &[(&str, u8, Pattern); 2]) ->
         let vm = known_vm(&agent, member.guest.name())?;
         results.note(
             &format!("{}: in tiers, demoted, limited by", member.guest.name()),
-            format!(
-                "{}, {}, {}, {}",
-                vm["tier_bytes"], vm["demoted_bytes_total"], vm["free_bytes"], vm["limited_by"]
-            ),
+            format!("{}, {}, {}", vm["tier_bytes"], vm["demoted_bytes_total"], vm["limited_by"]),
         );
     }
-    results.note(
-        "the group",
-        shell(&format!(
-            "cd {PARENT}; cat memory.current; head -3 memory.stat; cat memory.events; cat */memory.current"
-        ))?
-        .replace('\n', " "),
-    );
+    let group = format!("cd {PARENT} && cat memory.current && head -3 memory.stat && cat */memory.current");
+    results.note("bytes: the group, its memory.stat, each guest", shell(&group)?.replace('\n', " "));
     limit_to("max")?;
     drain_and_end(results, agent, host)?;
     window::finish(results, &mut members)?;
@@ -119,10 +111,11 @@ fn run(results: &mut Results, host: &Host, guests: &[(&str, u8, Pattern); 2]) ->
     Ok(Stretches { free, kernel, agent: ours })
 }
 
-/// Of the stretch, the share in which a guest waited longer for its touches than it does with all in memory, percent.
+/// Of the time that its rounds took, the share in which a guest waited longer for its touches than it does with all in
+/// memory, percent.
 fn lost_percent(free: &Seen, seen: &Seen) -> f64 {
     let touches: u64 = seen.latency.values().sum();
-    (seen.mean_ns() - free.mean_ns()) * touches as f64 / time().as_nanos() as f64 * 100.0
+    (seen.mean_ns() - free.mean_ns()) * touches as f64 / seen.rounds_ns.max(1) as f64 * 100.0
 }
 
 fn tell(results: &mut Results, when: &str, seen: &[Seen]) {

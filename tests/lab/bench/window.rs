@@ -44,6 +44,8 @@ pub struct Seen {
     pub name: String,
     /// (Largest ns of a bucket, touches).
     pub latency: BTreeMap<u64, u64>,
+    /// How long its rounds took, by its own clock.
+    pub rounds_ns: u64,
     /// Pages of the pattern that were touched, and all of them.
     pub touched: usize,
     pub pages: usize,
@@ -125,8 +127,9 @@ impl Member {
         if let Access::HotAndLoop { hot_mib, .. } = self.pattern.access {
             touched.extend(0..hot_mib * PAGES_A_MIB);
         }
+        let rounds_ns = phases.iter().map(|phase| phase.end_ns - phase.start_ns).sum();
         let (name, pages) = (self.guest.name().to_owned(), self.pattern.pages());
-        Seen { name, latency, touched: touched.len(), pages, counts }
+        Seen { name, latency, rounds_ns, touched: touched.len(), pages, counts }
     }
 }
 

@@ -106,12 +106,12 @@ impl fmt::Display for Skip {
             ),
             Self::Hugetlb => f.write_str("from the hugetlb pool, which cannot be swapped"),
             Self::MappedElsewhere => f.write_str("mapped by another process too: stays on its node"),
-            Self::Bound => f.write_str("the machine binds its RAM to memory nodes (policy=bind)"),
+            Self::Bound => f.write_str("the VM binds its RAM to memory nodes (policy=bind)"),
             Self::ElsewhereInSwap => f.write_str("in another swap area"),
             Self::Absent => f.write_str("no page there"),
             Self::Zero => f.write_str("all zero: takes no memory now"),
             Self::NotCollapsed => f.write_str("left in small pages by the kernel"),
-            Self::Gone => f.write_str("the machine has ended"),
+            Self::Gone => f.write_str("the VM has ended"),
             Self::Refused(reason) | Self::Failed(reason) | Self::TierFailed(reason) => f.write_str(reason),
         }
     }

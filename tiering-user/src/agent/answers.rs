@@ -295,7 +295,7 @@ impl State {
         let error = match self.ladder.by_name(name) {
             None => ApiError::NotFound(format!("no tier is called `{name}`")),
             Some(tier) if matches!(tier.kind, TierKind::Node { .. }) => ApiError::Refused(format!(
-                "tier `{name}` is memory and cannot be drained: move its machines with `tiering move VM --to TIER`"
+                "tier `{name}` is memory and cannot be drained: move its VMs with `tiering move VM --to TIER`"
             )),
             Some(_) if self.dry_run => {
                 ApiError::Refused("this is a dry run: there is nothing to drain".into())
@@ -354,7 +354,7 @@ impl State {
 }
 
 fn no_such_vm(vm: &str) -> ApiError {
-    ApiError::NotFound(format!("no virtual machine is called `{vm}`: see `tiering vm list`"))
+    ApiError::NotFound(format!("no VM is called `{vm}`: see `tiering vm list`"))
 }
 
 /// Whether two pages go into one row of the map. Idle time is told to the second, which would split any run that

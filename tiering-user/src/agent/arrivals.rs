@@ -22,7 +22,7 @@ impl State {
         let changes = match changes {
             Ok(changes) => changes,
             Err(error) => {
-                let line = format!("cannot look for virtual machines: {error}");
+                let line = format!("cannot look for VMs: {error}");
                 if !self.aside.not_looked_at.contains(&line) {
                     tracing::error!("{line}");
                 }
@@ -149,7 +149,7 @@ impl State {
             let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
             self.fail_pending(id);
             for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
-                ticket.fail(ApiError::NotFound(format!("the virtual machine {why}")));
+                ticket.fail(ApiError::NotFound(format!("the VM {why}")));
             }
         }
     }

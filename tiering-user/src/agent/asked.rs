@@ -61,6 +61,11 @@ impl Asked {
         self.under_way
     }
 
+    /// Bytes of mapped memory that leave by an order which is with the lane.
+    pub(super) fn leaving(&self) -> u64 {
+        self.under_way.filter(|_| self.copies.is_empty()).unwrap_or(0)
+    }
+
     /// How long one may have asked.
     pub(super) fn known_for(&mut self, now: Monotonic) -> Duration {
         now.since(*self.since.get_or_insert(now))

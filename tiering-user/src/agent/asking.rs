@@ -98,7 +98,7 @@ impl State {
         let Some(machine) = self.machines.get(&id) else { return };
         // What the kernel finds no room for in the first swap tier goes to the next one.
         let first = TierId(machine.pages.node_tiers().0);
-        let room = self.room_bytes(first).min(allowed * PAGE_BYTES).saturating_sub(under_way) / PAGE_BYTES;
+        let room = self.room_bytes(first).saturating_sub(under_way).min(allowed * PAGE_BYTES) / PAGE_BYTES;
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let relief = machine.excess_pages;
         // Nobody knows before how old its pages are.
@@ -159,6 +159,7 @@ impl State {
             return;
         }
         machine.asked.reclaimed_at = Some(now);
+        machine.reclaimed_lately.add(memory_bytes / PAGE_BYTES, now);
         machine.braking.stalls.demoted(now);
         machine.moved.demoted += pages;
         let to = machine.pages.node_tiers().0;

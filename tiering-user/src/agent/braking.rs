@@ -141,6 +141,11 @@ impl MachineBrakes {
         !self.full
     }
 
+    /// Pages that its control groups let go to swap.
+    pub(super) fn pages_to_swap(&self) -> u64 {
+        self.room_to_swap().map_or(u64::MAX, |room| room.pages)
+    }
+
     fn room_to_swap(&self) -> Option<Room> {
         let room = Room::to_swap(self.memory()?);
         Some(if room.pages < ROOM_LEAST_PAGES { Room { pages: 0, ..room } } else { room })

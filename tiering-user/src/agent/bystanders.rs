@@ -38,7 +38,7 @@ impl Bystanders {
             tracing::warn!(
                 listed = self.listed.len(),
                 unlisted,
-                "more processes look like virtual machines of users that are not in discover.users than are listed: the others are left alone unseen"
+                "more processes look like VMs of users that are not in discover.users than are listed: the others are left alone unseen"
             );
         }
         self.unlisted = unlisted;

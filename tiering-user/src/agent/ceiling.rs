@@ -69,9 +69,9 @@ const RANKS: [&str; 6] = [
     "tapes on record",
     "orders of images on record",
     "orders of open images",
-    "machines that are gone",
+    "VMs that are gone",
     "indexes of content",
-    "tapes of machines",
+    "tapes of VMs",
 ];
 
 /// Something that is remembered.
@@ -307,10 +307,7 @@ mod tests {
             tape("b", 1, 1024),
             Remembered { what: What::Tape(VmId(1)), used: 1, bytes: 5 << 20 },
         ];
-        assert_eq!(
-            Forgotten(&forgotten).to_string(),
-            "2 tapes on record (3 KiB), 1 tapes of machines (5120 KiB)"
-        );
+        assert_eq!(Forgotten(&forgotten).to_string(), "2 tapes on record (3 KiB), 1 tapes of VMs (5120 KiB)");
     }
 
     #[test]

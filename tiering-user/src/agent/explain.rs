@@ -40,6 +40,7 @@ impl State {
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: self.limited_by(machine),
+            gives: machine.gives(),
             pages_chosen_by: self.pages_chosen_by(machine, now),
             huge: machine.settings.huge.name().to_owned(),
             huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
@@ -103,7 +104,7 @@ impl State {
         let layout = machine.pages.layout();
         let found = layout.page(address).and_then(|page| Some((page, layout.locate(page)?.0)));
         let (page, hva) =
-            found.ok_or_else(|| ApiError::BadRequest(format!("{address} is no RAM of the machine")))?;
+            found.ok_or_else(|| ApiError::BadRequest(format!("{address} is not in the RAM of this VM")))?;
         let seconds = self.clock.seconds();
         let entry = machine.pages.get(page);
         let touched = entry.place() != Place::Untouched;

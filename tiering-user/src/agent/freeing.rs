@@ -168,6 +168,8 @@ impl Machine {
         match outcome.action {
             Action::Place { to } if !self.pages.node_tiers().contains(to) => {
                 self.reclaim.sent(&away, outcome.finished);
+                let left = outcome.moved_pages.saturating_sub(outcome.raised_pages);
+                self.moved_lately.add(left, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
                 back.into_iter().for_each(|page| self.reclaim.is_back(page));

@@ -50,7 +50,7 @@ impl fmt::Display for Subject {
         let Self { what, without } = self;
         write!(
             f,
-            "{what} hangs: {without}; the other machines are not held up. Look whether its server or its disk is down"
+            "{what} hangs: {without}; other VMs are not held up. Look whether its server or its disk is down"
         )
     }
 }

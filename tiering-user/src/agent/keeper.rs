@@ -159,7 +159,7 @@ impl State {
             if since_then {
                 tracing::info!(tier, %path, used_mib, "held when the last agent wrote it down");
             } else {
-                tracing::info!(tier, %path, used_mib, "held before the host was started anew, and lost with its machines");
+                tracing::info!(tier, %path, used_mib, "held before the host was started anew, and lost with its VMs");
             }
         }
     }

@@ -11,6 +11,7 @@ use super::came_up::CameUp;
 use super::decisions::Decisions;
 use super::knowledge::Knowledge;
 use super::layout_proof::LayoutProof;
+use super::queue::Queued;
 use super::rearming::SeenBy;
 use super::savings::MachineSavings;
 use super::sweeping::{LastSweep, SweepUnderWay};
@@ -19,30 +20,18 @@ use super::waiting::{Haste, Waiting};
 use crate::actuate::{Homes, Outcome, Skip, Target};
 use crate::class::Belief;
 use crate::config::{Huge, Priors, VmSettings};
-use crate::policy::{Action, Bands, Reason, Rules, Step, note_return};
+use crate::policy::{Action, Bands, Reason, Rules, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
-use crate::reclaim::{Reclaim, Return};
+use crate::reclaim::{Recent, Reclaim, Return};
 use crate::sys::{self, Monotonic, PAGE_BYTES, Pidfd};
-use crate::tiermap::{BLOCK_PAGES, Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, Rounds, VmId};
 use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
 
-/// Pages of one job: 32 MiB, so that the last look before each is recent.
-const BATCH_PAGES: usize = 8192;
-
-/// A step that waits for the mover, or is with it.
-#[derive(Debug)]
-pub(super) struct Queued {
-    pub step: Step,
-    /// When it was decided.
-    pub planned: Seconds,
-    /// The operator's request it is part of.
-    pub ticket: Option<u64>,
-    /// Pages that leave the first tier by it, as of when it was queued.
-    leaving: u64,
-}
+/// Sweeps and looks at control groups are hardly ever older.
+const LATELY: Duration = Duration::from_secs(30);
 
 /// Totals of what the mover did, pages.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,6 +76,8 @@ pub(super) struct Machine {
     /// When its last epoch ended.
     pub cooled_at: Seconds,
     pub excess_pages: u64,
+    /// The control group that lacks these pages; none where the first tier does.
+    pub excess_of: Option<String>,
     pub moved: Moved,
     pub decisions: Decisions,
     pub came_up: CameUp,
@@ -142,6 +133,9 @@ pub(super) struct Machine {
     pub freed_at: Option<Monotonic>,
     /// Of the kernel.
     pub asked: Asked,
+    /// Pages that left memory for swap in the last seconds, by the kernel at the agent's request, and by the mover.
+    pub reclaimed_lately: Recent<u64>,
+    pub moved_lately: Recent<u64>,
     pub savings: MachineSavings,
     /// Planning pauses until then.
     pub rest_until: Monotonic,
@@ -191,6 +185,7 @@ impl Machine {
             room_pages: 0,
             cooled_at: Seconds::default(),
             excess_pages: 0,
+            excess_of: None,
             moved: Moved::default(),
             came_up: CameUp::default(),
             peaks: BTreeMap::new(),
@@ -222,6 +217,8 @@ impl Machine {
             freeing: false,
             freed_at: None,
             asked: Asked::default(),
+            reclaimed_lately: Recent::new(LATELY),
+            moved_lately: Recent::new(LATELY),
             savings: MachineSavings::default(),
             rest_until: Monotonic::default(),
         }
@@ -361,87 +358,11 @@ impl Machine {
         other.target.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))
     }
 
-    /// Queues a step for the mover, in batches.
-    pub(super) fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
-        // Private and shared memory go different roads.
-        let layout = self.pages.layout();
-        let shared = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| shared);
-        let (mut shared, mut private): (Vec<_>, Vec<_>) = step.pages.iter().copied().partition(shared);
-        if self.in_tape_order {
-            let lead = |page| match self.pages.block_of(page).huge {
-                true => page - page % BLOCK_PAGES,
-                false => page,
-            };
-            [&mut shared, &mut private].into_iter().for_each(|pages| self.tape.sort(pages, lead));
-        }
-        let batches: Vec<_> = private.chunks(BATCH_PAGES).chain(shared.chunks(BATCH_PAGES)).collect();
-        let count = batches.len();
-        let goes_down = matches!(step.action, Action::Place { to } if to > TierId(0));
-        let leaves = |page: &&PageIndex| goes_down && self.pages.get(**page).place() == Place::In(TierId(0));
-        self.queue.extend(batches.into_iter().map(|pages| Queued {
-            step: Step { pages: pages.to_vec(), ..step.clone() },
-            planned,
-            ticket,
-            leaving: pages.iter().filter(leaves).count() as u64,
-        }));
-        count
-    }
-
-    /// Pages of the first tier that are on their way to a lower one.
-    pub(super) fn leaving_pages(&self) -> u64 {
-        let queued: u64 = self.queue.iter().chain(&self.in_flight).map(|queued| queued.leaving).sum();
-        queued + self.asked.under_way().unwrap_or(0) / PAGE_BYTES
-    }
-
     /// Pages of private memory that are staged and not mapped: the kernel has them in the swap cache.
     pub(super) fn staged_in_swap_cache(&self) -> u64 {
         let layout = self.pages.layout();
         let private = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| !shared);
         self.stages.up_unmapped().filter(private).count() as u64
-    }
-
-    /// The next batch for the mover, after a last look: what was accessed since it was planned stays.
-    pub(super) fn next_batch(&mut self, now: Seconds) -> Option<Step> {
-        if self.in_flight.is_some() {
-            return None;
-        }
-        while let Some(mut queued) = self.queue.pop_front() {
-            let upwards = matches!(queued.step.reason, Reason::AccessedThere | Reason::WereHuge);
-            if queued.ticket.is_none() && !upwards {
-                let age = now.0.wrapping_sub(queued.planned.0);
-                let still_idle = |page: &PageIndex| {
-                    let entry = self.pages.get(*page);
-                    entry.idle(now) >= age && !entry.staged()
-                };
-                let blocks = queued.step.pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES);
-                let keep = |block: &[PageIndex]| -> Vec<PageIndex> {
-                    // A huge page goes as a whole or not at all.
-                    let whole = self.pages.block_of(block[0]).huge;
-                    if whole && !block.iter().all(still_idle) {
-                        return Vec::new();
-                    }
-                    block.iter().copied().filter(still_idle).collect()
-                };
-                queued.step.pages = blocks.flat_map(keep).collect();
-            }
-            if !queued.step.pages.is_empty() || queued.ticket.is_some() {
-                let step = queued.step.clone();
-                self.in_flight = Some(queued);
-                return Some(step);
-            }
-        }
-        None
-    }
-
-    /// Drops what was planned into a tier; what an operator asked for stays.
-    pub(super) fn forget_plans_for(&mut self, to: TierId) {
-        let (stay, go): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.queue)
-            .into_iter()
-            .partition(|queued| queued.ticket.is_some() || queued.step.action != Action::Place { to });
-        self.queue = stay;
-        for queued in go.iter().filter(|queued| queued.step.reason == Reason::MayBeTouched) {
-            queued.step.pages.iter().for_each(|page| self.stages.failed(*page));
-        }
     }
 
     /// Pages brought up: by a move, or by a stage that was used.

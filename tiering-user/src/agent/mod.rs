@@ -47,6 +47,7 @@ mod machine;
 mod panics;
 mod planning;
 mod profiling;
+mod queue;
 mod rates;
 mod reading_ahead;
 mod rearming;

@@ -330,6 +330,14 @@ impl State {
 
     /// How full the first tier is, and what each machine may have of it.
     fn look_at_memory(&mut self) {
+        for machine in self.machines.values_mut() {
+            (machine.excess_pages, machine.excess_of) = (0, None);
+        }
+        self.look_at_first_tier();
+        self.divide_shared_groups();
+    }
+
+    fn look_at_first_tier(&mut self) {
         // The host's figure says nothing of the first tier where other tiers are memory too.
         let memory = match self.ladder.node_tiers().0 {
             0 | 1 => NodeMemory::of_host(),
@@ -349,7 +357,6 @@ impl State {
             self.free_space.missing(available, target, self.expected_rise()).div_ceil(PAGE_BYTES);
         let spare_pages = available.saturating_sub(target) / PAGE_BYTES;
         self.divide_first_tier(missing_pages, spare_pages);
-        self.divide_shared_groups();
     }
 
     /// Bytes that machines will bring up from lower tiers soon, at most, as their loads come again.
@@ -399,9 +406,15 @@ impl Machine {
             reason = "a share of a number of pages"
         )]
         let floor = (touched as f64 * (floor.0 / 100.0 * self.priors.floor).min(1.0)) as u64;
-        let there = counts.get(Place::In(TierId(0)));
+        // What the kernel has reclaimed since the last sweep is not in the table yet.
+        let now = sys::now();
+        let unseen = self.swept.began.map_or(0, |began| self.reclaimed_lately.within(now.since(began), now));
+        let there = counts.get(Place::In(TierId(0))).saturating_sub(unseen);
         // Others have to give what this one cannot.
-        let held = if self.pages.node_tiers().0 <= 1 { self.huge_kept_pages() } else { 0 };
+        let held = match self.pages.node_tiers().0 {
+            0 | 1 => self.huge_kept_pages().max(there.saturating_sub(self.braking.pages_to_swap())),
+            _ => 0,
+        };
         let leaving = self.leaving_pages().min(there);
         let wants = there - leaving;
         let waits = if short { self.waits(wants) } else { None };

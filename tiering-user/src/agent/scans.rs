@@ -64,7 +64,8 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let now_at = at.load(Ordering::Relaxed);
-            if now_at != pid {
+            // 0: it has not begun with any process, as on a host whose processors are busy. Listing them cannot hang.
+            if now_at != pid || now_at == 0 {
                 (pid, since) = (now_at, sys::now());
             } else if !patient && sys::now().since(since) > DEADLINE {
                 return Err(pid);
@@ -100,7 +101,7 @@ impl Scans {
             let worker = match self.worker.take().map_or_else(Worker::start, Ok) {
                 Ok(worker) => worker,
                 Err(error) => {
-                    tracing::warn!(%error, "no thread to look for machines");
+                    tracing::warn!(%error, "no thread to look for VMs");
                     return Ok(Changes { troubles: self.troubles(), ..Changes::default() });
                 }
             };
@@ -128,7 +129,7 @@ impl Scans {
 
 fn hangs(pid: i32) -> String {
     format!(
-        "looking at process {pid} hangs: it is left as it is; the other machines are not held up. Look what it waits for (/proc/{pid}/stack)"
+        "looking at process {pid} hangs: it is left as it is; other VMs are not held up. Look what it waits for (/proc/{pid}/stack)"
     )
 }
 

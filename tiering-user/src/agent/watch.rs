@@ -78,11 +78,12 @@ fn gauges(
 }
 
 fn gauge(roots: &Roots, several: bool, key: ProcessKey) -> Gauge {
+    let at = sys::now();
     let memory = GroupMemory::of(&roots.proc, &roots.cgroup, key);
     let memory = memory.with_owner(&roots.proc, &roots.cgroup, key);
     let (ksm_bytes, usage) = (ksm_bytes(&roots.proc, key), usage(&roots.proc, key));
     let bindings = several.then(|| bindings(&roots.proc, key)).flatten();
-    Gauge { key, memory, ksm_bytes, usage, bindings, at: sys::now() }
+    Gauge { key, memory, ksm_bytes, usage, bindings, at }
 }
 
 #[derive(Debug)]

@@ -123,7 +123,7 @@ impl Source for Reads {
 
     fn delivery(&self) -> Delivery {
         match &self.source {
-            ReadSource::Idle => Delivery::Idle("no machine has a base image open".to_owned()),
+            ReadSource::Idle => Delivery::Idle("no VM has a base image open".to_owned()),
             ReadSource::Active => match self.dropped() {
                 0 => Delivery::Active(Road::Classic.name().to_owned()),
                 lost => Delivery::Active(format!("{}; {lost} reads lost", Road::Classic.name())),
@@ -133,7 +133,7 @@ impl Source for Reads {
     }
 
     fn lost_without(&self) -> &'static str {
-        "what machines read from base images is not foretold"
+        "what VMs read from base images is not predicted"
     }
 }
 

@@ -20,6 +20,9 @@ pub fn explanation(answer: &Explanation) -> String {
         },
     );
     row("limited by", or_none(answer.limited_by.clone()));
+    if let Some(gives) = &answer.gives {
+        row("gives", gives.clone());
+    }
     row("pages chosen by", answer.pages_chosen_by.clone());
     let huge = match answer.huge.as_str() {
         "keep" => format!(

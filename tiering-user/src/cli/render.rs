@@ -306,7 +306,7 @@ fn outcomes(origin: &PrefetchOrigin) -> String {
 
 fn match_name(by: PrefetchMatch) -> &'static str {
     match by {
-        PrefetchMatch::Own => "the same machine",
+        PrefetchMatch::Own => "the same VM",
         PrefetchMatch::Gfn => "same address",
         PrefetchMatch::GfnOnly => "same address, other content",
         PrefetchMatch::Tag => "same content",

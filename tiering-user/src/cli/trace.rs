@@ -92,11 +92,7 @@ fn summary(path: &Path) -> Result<String, Failure> {
     });
     read.map_err(|error| unreadable(path, &error))?;
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    Ok(format!(
-        "{}: {accesses} accesses of {machines} machines in {}, {lost} lost",
-        path.display(),
-        size(bytes)
-    ))
+    Ok(format!("{}: {accesses} accesses of {machines} VMs in {}, {lost} lost", path.display(), size(bytes)))
 }
 
 fn open(path: &Path) -> Result<Reader<BufReader<File>>, Failure> {

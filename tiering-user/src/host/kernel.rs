@@ -167,7 +167,7 @@ fn pressure() -> Check {
 fn cgroup() -> Check {
     const NAME: &str = "cgroup v2";
     let mounts = read("/proc/self/mounts");
-    let lost = "limits of a machine's control group are not seen, nor what of it is in the swap cache";
+    let lost = "limits of a VM's control group are not seen, nor what of it is in the swap cache";
     match mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")) {
         Some(line) => {
             let mount = line.split(' ').nth(1).unwrap_or_default();

@@ -6,9 +6,9 @@
 //! pages would have to come up first and there is no memory for that, nothing goes at all; a slow device leaves a
 //! trickle, which shows when it is over.
 //!
-//! The first two spare the machine, and never keep room from those who lack it: what it has beyond its share of the
-//! first tier while that is short, or what fills its control group, goes all the same. Otherwise the kernel would take
-//! pages of whomever it meets.
+//! The first two spare the VM, and never keep room from those who lack it: what it has beyond its share of the first
+//! tier, or of a control group that holds several VMs, goes all the same while that is short. Otherwise the kernel would
+//! take pages of whomever it meets.
 //!
 //! Pure: one call is one second.
 //!

@@ -49,7 +49,7 @@ pub use refaults::{Refaults, TooMany};
 pub use relief::{Holding, Relief, relief};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
-pub use shared_group::{SharedGroup, SharedGroups};
+pub use shared_group::{GroupReading, SharedGroup, SharedGroups};
 pub use stalls::{Stall, StallSource, Stalls, Waited, fault_wait};
 
 use crate::tiermap::PageIndex;
@@ -125,10 +125,10 @@ impl fmt::Display for Reason {
             Self::WereHuge => f.write_str("was huge before it went down"),
             Self::FollowedLastTime => f.write_str("touched next, last time"),
             Self::TouchedLastPeriod => f.write_str("touched a period ago"),
-            Self::TouchedElsewhere => f.write_str("another machine touched the same page"),
-            Self::ContentTouchedElsewhere => f.write_str("another machine touched the same content"),
-            Self::FollowedElsewhere => f.write_str("another machine touched it next"),
-            Self::MayBeTouched => f.write_str("another machine touched it, which may mean little"),
+            Self::TouchedElsewhere => f.write_str("another VM touched the same page"),
+            Self::ContentTouchedElsewhere => f.write_str("another VM touched the same content"),
+            Self::FollowedElsewhere => f.write_str("another VM touched it next"),
+            Self::MayBeTouched => f.write_str("another VM touched it, which may mean little"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
             Self::StayedAway => f.write_str("paged out, and did not come back"),
             Self::Operator => f.write_str("an operator asked for it"),

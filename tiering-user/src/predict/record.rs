@@ -8,7 +8,7 @@
 //!   others since one of its pages was used, an origin has to prove itself anew.
 //! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were
 //!   used and halves if not.
-//! - *In step*: of the last [`MEETINGS`] pages that another machine touched half were touched here before they were up.
+//! - *In step*: of the last [`MEETINGS`] pages that another VM touched half were touched here before they were up.
 //!   Who is as far as his leader gains nothing, and what is staged competes with both for the disk: it pauses, longer
 //!   each time.
 

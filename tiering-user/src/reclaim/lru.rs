@@ -11,10 +11,10 @@
 //! 3. Then, and when what is read back has ceased, a few pages are tried. If next to none of them is read back within a
 //!    minute, 1. goes on; else the next pause is twice as long, five minutes at most.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::pacer::Pacer;
+use super::recent::Recent;
 use crate::sys::Monotonic;
 
 /// Where no cold memory is left, as much is read back as is reclaimed. Where it is, some all the same: the kernel takes
@@ -43,27 +43,6 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// Least pages of a step.
 const LEAST_PAGES: f64 = 64.0;
 
-/// What happened in the last five minutes, by second.
-#[derive(Clone, Debug, Default)]
-struct Lately(VecDeque<(Monotonic, u64)>);
-
-impl Lately {
-    fn add(&mut self, count: u64, now: Monotonic) {
-        match self.0.back_mut() {
-            _ if count == 0 => {}
-            Some((at, sum)) if now.since(*at) < Duration::from_secs(1) => *sum += count,
-            _ => self.0.push_back((now, count)),
-        }
-        while self.0.front().is_some_and(|(at, _)| now.since(*at) >= COLD_WINDOW) {
-            self.0.pop_front();
-        }
-    }
-
-    fn within(&self, time: Duration, now: Monotonic) -> u64 {
-        self.0.iter().filter(|(at, _)| now.since(*at) < time).map(|(_, count)| count).sum()
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default)]
 enum Phase {
     #[default]
@@ -84,8 +63,9 @@ pub struct Lru {
     pacer: Pacer,
     phase: Phase,
     pause: Duration,
-    reads: Lately,
-    reclaimed: Lately,
+    /// Pages of the last five minutes.
+    reads: Recent<u64>,
+    reclaimed: Recent<u64>,
     /// What the VM waits for one page.
     wait: Duration,
 }
@@ -96,8 +76,8 @@ impl Default for Lru {
             pacer: Pacer::new(LEAST_PAGES, MOST_SHARE),
             phase: Phase::default(),
             pause: PAUSE_LEAST,
-            reads: Lately::default(),
-            reclaimed: Lately::default(),
+            reads: Recent::new(COLD_WINDOW),
+            reclaimed: Recent::new(COLD_WINDOW),
             wait: Duration::ZERO,
         }
     }
@@ -131,7 +111,7 @@ impl Lru {
         match self.phase {
             Phase::Working => {
                 let size = self.pacer.step(pages, budget, every, now);
-                let lately = |what: &Lately| what.within(COLD_WINDOW, now);
+                let lately = |what: &Recent<u64>| what.within(COLD_WINDOW, now);
                 let (read, reclaimed) = (lately(&self.reads), lately(&self.reclaimed));
                 if size > 0 && reclaimed >= COLD_LEAST && read * COLD_DIVISOR > reclaimed {
                     return self.rest(now);
@@ -157,7 +137,8 @@ impl Lru {
                 self.pause = PAUSE_LEAST;
                 self.phase = Phase::Working;
                 // What was before says nothing of now.
-                (self.reads, self.reclaimed) = Default::default();
+                self.reads.clear();
+                self.reclaimed.clear();
                 self.pacer.step(pages, budget, every, now)
             }
         }

@@ -20,6 +20,7 @@
 mod lru;
 mod pacer;
 mod probation;
+mod recent;
 pub mod savings;
 #[cfg(test)]
 mod simulation;
@@ -29,6 +30,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use probation::Return;
+pub use recent::Recent;
 
 use self::lru::Lru;
 use self::pacer::Pacer;

@@ -9,9 +9,9 @@
 //! 3. Over the budget it is halved, once in ten seconds at most.
 //! 4. At twice the budget nothing goes for a minute, and then it begins small.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::recent::Recent;
 use crate::sys::Monotonic;
 
 /// Of the VM's pages: the first step, and the largest that the agent chooses.
@@ -32,39 +32,14 @@ const CUT_EVERY: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_mins(1);
 const FAST: Duration = Duration::from_secs(10);
 
-/// What a VM waited for in the last minute, by second.
-#[derive(Clone, Debug, Default)]
-pub struct Waits(VecDeque<(Monotonic, Duration)>);
-
-impl Waits {
-    /// It waited for so long, all faults together.
-    pub fn add(&mut self, wait: Duration, now: Monotonic) {
-        match self.0.back_mut() {
-            _ if wait.is_zero() => {}
-            Some((at, sum)) if now.since(*at) < Duration::from_secs(1) => *sum += wait,
-            _ => self.0.push_back((now, wait)),
-        }
-        while self.0.front().is_some_and(|(at, _)| now.since(*at) >= MINUTE) {
-            self.0.pop_front();
-        }
-    }
-
-    /// A minute's waits, by those of the last minute or of the last ten seconds, whichever is more.
-    pub fn a_minute(&self, now: Monotonic) -> Duration {
-        let within = |time: Duration| -> Duration {
-            self.0.iter().filter(|(at, _)| now.since(*at) < time).map(|(_, wait)| *wait).sum()
-        };
-        within(MINUTE).max(within(FAST) * 6)
-    }
-}
-
 /// The steps of one VM.
 #[derive(Clone, Debug)]
 pub struct Pacer {
     /// A step is no smaller, however small the VM, and no larger than this share of its pages.
     least_pages: f64,
     most_share: f64,
-    waits: Waits,
+    /// Of the last minute, all faults together.
+    waits: Recent<Duration>,
     /// None before the first step.
     step_pages: Option<f64>,
     /// The size that was last too much.
@@ -88,7 +63,7 @@ impl Pacer {
         Self {
             least_pages,
             most_share,
-            waits: Waits::default(),
+            waits: Recent::new(MINUTE),
             step_pages: None,
             cut_pages: None,
             cut_at: None,
@@ -113,9 +88,9 @@ impl Pacer {
         self.sent_pages += pages;
     }
 
-    /// What it waits for in a minute.
+    /// What it waits for in a minute: by the last minute, or by the last ten seconds, whichever is more.
     pub fn waits_a_minute(&self, now: Monotonic) -> Duration {
-        self.waits.a_minute(now)
+        self.waits.within(MINUTE, now).max(self.waits.within(FAST, now) * 6)
     }
 
     /// Until when nothing goes, where too much came back.
@@ -134,7 +109,7 @@ impl Pacer {
         let pages = pages as f64;
         let start = (pages * START_SHARE).max(START_PAGES).max(self.least_pages);
         let size = self.step_pages.unwrap_or(start);
-        let share = self.waits.a_minute(now).as_secs_f64() / budget.as_secs_f64().max(f64::MIN_POSITIVE);
+        let share = self.waits_a_minute(now).as_secs_f64() / budget.as_secs_f64().max(f64::MIN_POSITIVE);
         let size = if share >= REST_FACTOR {
             self.rests_until = Some(now.after(REST));
             self.cut(size, now);
@@ -201,8 +176,7 @@ mod tests {
     fn over_the_budget_it_is_halved_and_grows_slowly_beyond_where_that_was() {
         let mut pacer = Pacer::default();
         let before = *steps(&mut pacer, 0..30, Duration::ZERO).last().unwrap();
-        pacer.waited(Duration::from_millis(70), at(30));
-        pacer.waits.0.iter_mut().for_each(|(at, _)| *at = Monotonic(1));
+        pacer.waited(Duration::from_millis(70), Monotonic(1));
         let after = steps(&mut pacer, 30..45, Duration::ZERO);
         assert_eq!(after[..3], [before / 2, before / 2, before / 4], "once in ten seconds: {after:?}");
         let grown = steps(&mut pacer, 120..200, Duration::ZERO);

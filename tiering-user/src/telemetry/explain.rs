@@ -30,6 +30,8 @@ pub struct Explanation {
     pub reason: Option<String>,
     /// What holds the agent back from planning anything for it now.
     pub limited_by: Option<String>,
+    /// Where memory is short, and what the VM gives of it; none where it gives nothing.
+    pub gives: Option<String>,
     /// Who chooses the pages that leave the first tier, and how, or why.
     pub pages_chosen_by: String,
     /// What becomes of its huge pages: `split` where they may go to swap, `keep` where they stay in memory as a whole.

@@ -49,7 +49,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
         _ => ListenError::Io { address, source },
     })?;
     if !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(%address, "metrics can be read from other hosts, names of machines and images among them");
+        tracing::warn!(%address, "metrics can be read from other hosts, names of VMs and images among them");
     }
     Ok(listener)
 }

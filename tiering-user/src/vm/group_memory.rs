@@ -83,7 +83,8 @@ pub struct Pressure {
 pub struct ChargeLimit {
     pub group: String,
     pub limit_bytes: u64,
-    /// What is charged to it, without what gives way before it is written: copies and page cache.
+    /// What is charged to it, without what gives way without being written: copies, and page cache that is neither
+    /// mapped nor dirty.
     pub held_bytes: u64,
 }
 
@@ -255,11 +256,12 @@ impl Group {
     }
 
     fn charge_limit(&self, charge: &Headroom) -> Option<ChargeLimit> {
-        let Headroom::Left { left_bytes, limit_bytes, .. } = charge else { return None };
+        let Headroom::Left { limit_bytes, .. } = charge else { return None };
         let text = self.text("memory.stat").ok()??;
-        let field = |name| number_behind(&text, name);
-        let page_cache = field("file")?.saturating_sub(field("shmem")?);
-        let held_bytes = limit_bytes.saturating_sub(*left_bytes).saturating_sub(page_cache);
+        let sum = |names: &[&str]| names.iter().map(|name| number_behind(&text, name)).sum::<Option<u64>>();
+        let page_cache = sum(&["inactive_file", "active_file"])?;
+        let kept = sum(&["file_mapped", "file_dirty", "file_writeback"])?;
+        let held_bytes = self.used().ok()?.saturating_sub(page_cache.saturating_sub(kept));
         Some(ChargeLimit { group: self.name.clone(), limit_bytes: *limit_bytes, held_bytes })
     }
 

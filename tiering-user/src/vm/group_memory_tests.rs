@@ -74,20 +74,27 @@ fn the_tightest_limit_on_the_way_up_counts() {
 fn each_limit_on_the_way_up_is_told_without_what_gives_way() {
     let tree = Tree::new();
     tree.set("machine.slice", "memory.max", &(200 * MIB).to_string());
-    tree.set("machine.slice/vm.scope", "memory.high", &(120 * MIB).to_string());
+    tree.set("machine.slice/vm.scope", "memory.high", &(80 * MIB).to_string());
     for group in ["machine.slice", "machine.slice/vm.scope"] {
-        let (anon, file, shmem, copies) = (60 * MIB, 35 * MIB, 5 * MIB, 10 * MIB);
-        let listed = anon + shmem + copies;
-        tree.set(
-            group,
-            "memory.stat",
-            &format!("anon {anon}\nfile {file}\nswapcached {copies}\nshmem {shmem}\ninactive_anon {listed}\nactive_anon 0"),
-        );
+        let lines = [
+            ("anon", 50),
+            ("shmem", 5),
+            ("swapcached", 10),
+            ("inactive_anon", 65),
+            ("active_anon", 0),
+            ("inactive_file", 25),
+            ("active_file", 10),
+            ("file_mapped", 3),
+            ("file_dirty", 1),
+            ("file_writeback", 1),
+        ];
+        let text: String = lines.iter().map(|(name, mib)| format!("{name} {}\n", mib * MIB)).collect();
+        tree.set(group, "memory.stat", &text);
     }
     let limits = tree.read().charge_limits;
     let told = limits.iter().map(|limit| (&*limit.group, limit.limit_bytes / MIB, limit.held_bytes / MIB));
-    // 100 MiB are charged, 10 of them copies, 30 page cache.
-    let expected = [("/machine.slice", 200, 60), ("/machine.slice/vm.scope", 120, 60)];
+    // 100 MiB are charged, 10 of them copies, 30 page cache that is neither mapped nor dirty.
+    let expected = [("/machine.slice", 200, 60), ("/machine.slice/vm.scope", 80, 60)];
     assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 

@@ -103,7 +103,7 @@ WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
         assert_eq!(found, [("app.kubernetes.io/name", "postgresql"), ("tier", "gold")]);
         assert!(
             labels(folder.path(), &machine("db-2", 4711)).unwrap().is_empty(),
-            "libvirt knows no such machine"
+            "libvirt knows no such VM"
         );
         assert!(
             labels(folder.path(), &machine("db-1", 4712)).unwrap().is_empty(),

@@ -46,7 +46,7 @@ pub enum VmError {
     )]
     Descriptors { pid: i32, file: String },
     /// The process ended, or the pid now belongs to another one.
-    #[error("process {pid} has ended; list the virtual machines again")]
+    #[error("process {pid} has ended; list the VMs again")]
     Gone { pid: i32 },
 }
 

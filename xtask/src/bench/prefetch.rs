@@ -27,7 +27,7 @@ pub const PARTS: [Part; 8] = [
     Part { name: "ablation", about: "what each part of it is worth", place: Place::Here },
     Part {
         name: "similar",
-        about: "how fast, and how surely, machines that are alike find each other",
+        about: "how fast and how reliably similar VMs find each other",
         place: Place::Here,
     },
     Part {

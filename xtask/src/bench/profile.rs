@@ -5,7 +5,7 @@ use super::part::{Part, Place};
 pub const PARTS: [Part; 6] = [
     Part {
         name: "cost",
-        about: "what it takes to keep a machine's profile: time an access and an epoch, and memory",
+        about: "what a VM's profile costs: time for an access and an epoch, and memory",
         place: Place::Here,
     },
     Part {
@@ -25,7 +25,7 @@ pub const PARTS: [Part; 6] = [
     },
     Part {
         name: "quotas",
-        about: "what it is worth to divide memory among machines by what more of it spares each",
+        about: "the gain of dividing memory among VMs by their miss-ratio curves",
         place: Place::Here,
     },
     Part {

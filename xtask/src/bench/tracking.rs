@@ -3,10 +3,10 @@
 use super::part::{Part, Place};
 
 pub const PARTS: [Part; 4] = [
-    Part { name: "fault", about: "what it costs a machine that its faults are seen", place: Place::Here },
+    Part { name: "fault", about: "the cost of a page fault that is seen", place: Place::Here },
     Part {
         name: "events",
-        about: "how many faults can be seen, what that takes of the processors, and what a machine that floods costs the others",
+        about: "how many faults can be seen, the CPU time of that, and what a VM that floods costs the others",
         place: Place::Here,
     },
     Part {

@@ -48,7 +48,7 @@ impl Regions {
             shared: typed(ebpf, "tier_damon")?,
             ring: typed(ebpf, "tier_regions")?,
             attached: None,
-            state: Delivery::Idle("no machine needs it".to_owned()),
+            state: Delivery::Idle("no VM needs it".to_owned()),
         })
     }
 
@@ -123,7 +123,7 @@ impl Source for Regions {
     }
 
     fn lost_without(&self) -> &'static str {
-        "of machines that cannot be re-armed a page that stays mapped shows no accesses: a few of each block are demoted to find out"
+        "of VMs that cannot be re-armed a page that stays mapped shows no accesses: a few of each block are demoted to find out"
     }
 }
 

@@ -48,9 +48,9 @@ impl Watching {
 
     pub(super) fn delivery(&self) -> Delivery {
         match self {
-            Self::Nothing => Delivery::Idle("no machine needs it".to_owned()),
+            Self::Nothing => Delivery::Idle("no VM needs it".to_owned()),
             Self::Machines { ids, kdamond, .. } => {
-                Delivery::Active(format!("thread {kdamond} watches {} machines", ids.len()))
+                Delivery::Active(format!("thread {kdamond} watches {} VMs", ids.len()))
             }
             Self::Failed(why) => Delivery::Unavailable(why.clone()),
         }

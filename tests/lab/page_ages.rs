@@ -1,0 +1,63 @@
+//! Page ages of a real MGLRU: the estimate of what can be freed follows from them, and what is in use is not in it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tiering_tests::agent::Agent;
+use tiering_tests::results::Results;
+
+use crate::asking::{self, HOT_MIB};
+use crate::host::{Host, known_vm, number, shell, wait_at_most};
+use crate::scenario::Scenario;
+
+const MGLRU: &str = "/sys/kernel/mm/lru_gen/enabled";
+/// The kernel looks at ages as it reclaims, and the agent reads them once a minute.
+const MOST: Duration = Duration::from_mins(8);
+
+fn ages(results: &mut Results) -> Result<()> {
+    let host = Host::new()?;
+    fs::write(MGLRU, "y").with_context(|| format!("switching MGLRU on by {MGLRU}"))?;
+    if !Path::new("/sys/kernel/debug/lru_gen").exists() {
+        shell("mount -t debugfs none /sys/kernel/debug")?;
+    }
+    let (mut guest, group) = asking::hot_and_cold(results)?;
+    let before = asking::held(&group)?;
+    let agent = Agent::start(&asking::config(&host)?, &[])?;
+    let mut last = String::new();
+    let known = wait_at_most(MOST, "page ages", || {
+        let vm = known_vm(&agent, guest.name())?;
+        let can_free = &vm["savings"]["can_free"];
+        let told = can_free["detail"].to_string();
+        if told != last {
+            results.note("can be freed", can_free);
+            last = told;
+        }
+        Ok((can_free["source"] == "page_ages").then(|| can_free.clone()))
+    });
+    let known = known.with_context(|| fs::read_to_string("/sys/kernel/debug/lru_gen").unwrap_or_default())?;
+    let held = asking::held(&group)?;
+    let most = held.saturating_sub(HOT_MIB << 20) + (HOT_MIB << 20) / 8;
+    let (expected, upper) = (number(&known["expected_bytes"]), number(&known["upper_bytes"]));
+    // Some of it is free by then: the kernel looks at ages when it reclaims.
+    let cold = before.saturating_sub(held) + expected;
+    results.check("MiB that are free or can be freed", cold >> 20, "32 at least", cold >> 20 >= 32);
+    let what = "KiB that can be freed, expected; of what the group holds all but what is in use";
+    results.check(what, expected >> 10, &format!("{} at most", most >> 10), expected <= most);
+    results.check("its upper bound, KiB", upper >> 10, "what is expected at least", upper >= expected);
+    let right = guest.finish()?.checksum_ok;
+    results.check("memory right", right, "true", right);
+    drop(guest);
+    agent.tiering(&["drain", "nvme"])?;
+    let ended = agent.interrupt()?;
+    results.check("agent's exit code", format!("{:?}", ended.code), "Some(0)", ended.code == Some(0));
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: until the kernel has looked at the ages of pages twice"]
+fn page_ages_of_a_real_kernel_leave_out_what_is_in_use() {
+    let host = Scenario { nodes: "dram:2G", limit: Duration::from_mins(15), ..Scenario::default() };
+    host.run("page_ages::page_ages_of_a_real_kernel_leave_out_what_is_in_use", ages);
+}
