@@ -165,6 +165,9 @@ impl State {
         if busy || unknown || machine.rest_until > now || machine.braking.rests(now) {
             return;
         }
+        if machine.swept.is_overdue(now) {
+            return self.start_sweep(id);
+        }
         let rules = machine.rules(self.config.policy.demote_after.0);
         let chosen_by = self.chosen_by(machine, now);
         let mut allowance = self.allowance();

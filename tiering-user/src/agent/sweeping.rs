@@ -2,8 +2,9 @@
 //!
 //! The sweeper has one part of a machine at a time, so that a large machine does not keep others waiting, and the sweep
 //! of one that ends is over with the part under way. A part tells of the time at which it was read: what was accessed
-//! or moved since then is known better. Machines that are never moved are swept when somebody asks for their map, and
-//! else not at all.
+//! or moved since then is known better. While pages move, what a sweep finds is out of date. So that a VM whose pages
+//! always move is seen all the same, nothing more is planned for it once the last sweep that held is too long ago.
+//! Machines that are never moved are swept when somebody asks for their map, and else not at all.
 
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ use crate::track::VmId;
 
 /// A machine rests from being swept for so many times as long as that took.
 const REST_FACTOR: u32 = 4;
+
+/// A sweep that held is no longer ago, or so many times as long as one takes, before moves wait for one.
+const HELD_WITHIN: Duration = Duration::from_mins(1);
+const HELD_FACTOR: u32 = 8;
 
 /// A sweep under way.
 #[derive(Debug)]
@@ -45,12 +50,19 @@ impl SweepUnderWay {
 pub(super) struct LastSweep {
     pub began: Option<Monotonic>,
     took: Duration,
+    /// When the last one began of which nothing was out of date.
+    held: Option<Monotonic>,
 }
 
 impl LastSweep {
     /// Whether the next one is due, `every` so often.
     pub(super) fn is_over(self, every: Duration, now: Monotonic) -> bool {
         self.began.is_none_or(|began| now.since(began) >= every.max(self.took * REST_FACTOR))
+    }
+
+    /// Whether what is known of the page tables is so old that moves wait for a sweep.
+    pub(super) fn is_overdue(self, now: Monotonic) -> bool {
+        self.held.is_some_and(|held| now.since(held) > HELD_WITHIN.max(self.took * HELD_FACTOR))
     }
 }
 
@@ -172,6 +184,7 @@ impl State {
         machine.shared_huge_bytes = ended.shared_huge_bytes;
         machine.note_plugged(ended.plugged_pages);
         if ended.fresh {
+            machine.swept.held = Some(ended.began);
             machine.is_swept = true;
             machine.knowledge.recall(&mut machine.pages, now);
         }
@@ -188,8 +201,22 @@ mod tests {
         let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
         let every = Duration::from_secs(30);
         assert!(LastSweep::default().is_over(every, at(0)));
-        let last = |took| LastSweep { began: Some(at(100)), took: Duration::from_secs(took) };
+        let last = |took| LastSweep {
+            began: Some(at(100)),
+            took: Duration::from_secs(took),
+            ..LastSweep::default()
+        };
         assert!(!last(2).is_over(every, at(129)) && last(2).is_over(every, at(130)));
         assert!(!last(20).is_over(every, at(179)) && last(20).is_over(every, at(180)));
+    }
+
+    #[test]
+    fn moves_wait_for_a_sweep_where_the_last_one_that_held_is_long_ago() {
+        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
+        assert!(!LastSweep::default().is_overdue(at(1000)), "the first one is waited for anyway");
+        let held =
+            |took| LastSweep { began: Some(at(190)), took: Duration::from_secs(took), held: Some(at(100)) };
+        assert!(!held(1).is_overdue(at(160)) && held(1).is_overdue(at(161)));
+        assert!(!held(10).is_overdue(at(180)) && held(10).is_overdue(at(181)), "of a large VM");
     }
 }
