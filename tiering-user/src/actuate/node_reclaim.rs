@@ -74,17 +74,17 @@ pub(super) fn reclaim(
     }
     let before = Counts::read(roots)?;
     let looked = Cell::default();
-    let (mut asked_bytes, mut portion) = (0, order.bytes);
+    let (most, mut asked_bytes, mut portion) = (order.bytes.max(ASKED_MOST), 0, order.bytes);
     let (after, result) = loop {
         let (asked, result) = ask(files, portion, || order.may_not(roots, &looked), passage, stop);
         asked_bytes += asked;
         let after = Counts::read(roots)?;
         let went = after.swapped_out.saturating_sub(before.swapped_out) * PAGE_BYTES;
-        let enough = went >= order.bytes / ENOUGH_DIVISOR || asked_bytes >= order.bytes.max(ASKED_MOST);
+        let enough = went >= order.bytes / ENOUGH_DIVISOR || asked_bytes >= most;
         if result.is_err() || enough || stop.load(Ordering::Relaxed) {
             break (after, result);
         }
-        portion *= 2;
+        portion = (portion * 2).min(most - asked_bytes);
     };
     let bytes = |pages: u64| (pages * PAGE_BYTES).min(asked_bytes);
     let reclaimed = Reclaimed {
