@@ -92,6 +92,22 @@ fn an_empty_file_is_the_default_configuration() {
     assert_eq!(config.policy.demote_after, Period(Duration::from_secs(120)));
 }
 
+/// Those in the folder `examples`.
+#[test]
+fn each_example_can_be_used() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<_> = files
+        .map(|path| {
+            let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+            assert!(config.tiers.len() > 1, "{}: there is something to be moved to", path.display());
+            path.file_name().unwrap().to_str().unwrap().to_owned()
+        })
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["cxl-host.toml", "libvirt-two-nvme.toml", "plain-host.toml", "proxmox.toml"]);
+}
+
 #[test]
 fn the_example_is_read_as_written() {
     let config = parse(EXAMPLE);
