@@ -23,6 +23,7 @@ mod recordings;
 mod replay;
 mod restart;
 mod savings;
+mod scale;
 mod similar;
 mod storm;
 mod throughput;
@@ -66,6 +67,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "programs" => savings::measure(savings::Work::Programs, results, quick),
         "wake" => savings::wake::measure(results, quick),
         "storm" => storm::measure(results, quick),
+        "hosts" => scale::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
         "clones" => clones::measure(results, quick),
@@ -81,7 +83,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, ages, redis, programs, wake, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
+            "there is no part `{part}`: throughput, placement, ages, redis, programs, wake, hosts, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
         ),
     }
 }

@@ -1,20 +1,21 @@
 //! How well the policy chooses what goes down, and how fast that is found out: recorded accesses, replayed. No guests:
 //! what the patterns of the test guests touch is written as a trace, as if every access had shown.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::repeats::Repeats;
 use tiering_tests::results::Results;
-use tiering_user::replay::{Outcome, Replay, Settings};
+use tiering_user::config::Config;
+use tiering_user::replay::{Outcome, Replay};
 use tiering_user::sys::Monotonic;
 use tiering_user::trace::{Block, Event, MAGIC, Machine, Reader};
 use tiering_user::track::VmId;
 
 const TOUCHES_PER_S: u64 = 1000;
-const SETTINGS: Settings =
-    Settings { demote_after: Duration::from_secs(30), refault_limit_percent: 100.0, tiers: 2 };
+const CONFIG: &str = "[policy]\ndemote_after = \"30s\"\nrefault_limit = \"100%\"";
 /// Of what the best has ahead of the least recently used.
 const GAP_LEAST: f64 = 0.25;
 
@@ -51,9 +52,12 @@ fn trace(access: Access, seconds: u64) -> Vec<u8> {
 
 fn replay(trace: &[u8]) -> Result<Outcome> {
     let mut reader = Reader::new(trace)?;
-    let mut replay = Replay::new(SETTINGS);
-    reader.for_each(|event| replay.take(event, |_| ()))?;
-    replay.outcomes().pop().context("no machine in the trace")
+    let config = Config::parse(CONFIG, "bench")?;
+    let mut replay = Replay::new(&config, BTreeSet::new());
+    let mut fits = Ok(());
+    reader.for_each(|event| fits = fits.clone().and_then(|()| replay.take(event, |_| ())))?;
+    fits?;
+    replay.end(|_| ()).pop().context("no machine in the trace")
 }
 
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {

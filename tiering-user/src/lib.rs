@@ -3,10 +3,11 @@
 //! Data flows one way, and each module imports only what stands before it:
 //!
 //! `sys` → `store` → `vm` → `config` → `tiers` → `track` → `bpf` → `tiermap` → `trace` → `profile` → `class` →
-//! `similarity` → `predict` → `policy` → `reclaim` → `replay` → `actuate` → `telemetry` → `host` → `agent` → `cli`
+//! `similarity` → `predict` → `policy` → `reclaim` → `actuate` → `telemetry` → `host` → `engine` → `replay` →
+//! `agent` → `cli`
 //!
-//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy`, `reclaim`
-//! and `replay` are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
+//! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy`, `reclaim`,
+//! `replay` and `engine` are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
 
 pub mod actuate;
 pub mod agent;
@@ -14,6 +15,7 @@ pub mod bpf;
 pub mod class;
 pub mod cli;
 pub mod config;
+pub mod engine;
 pub mod host;
 pub mod policy;
 pub mod predict;

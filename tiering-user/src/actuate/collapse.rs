@@ -21,7 +21,7 @@ fn try_collapse(target: &Target, places: &Places, outcome: &mut Outcome) -> io::
     let asked = outcome.asked.clone();
     let pagemap = target.process.pagemap()?;
     for block in asked.chunks(BLOCK_PAGES as usize) {
-        let Some((start, _)) = target.layout.locate(block[0]) else { continue };
+        let Some((start, _)) = target.info.layout.locate(block[0]) else { continue };
         // The kernel would fill them with pages of zeroes.
         if !target.given_back(block)?.is_empty() {
             outcome.skip(Skip::Absent, block.len() as u64);

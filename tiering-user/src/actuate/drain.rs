@@ -32,7 +32,7 @@ pub(super) fn drain(
     swap.can_drain(tier)?;
     let mut brought_up = 0;
     for machine in machines.iter().filter(|machine| machine.refusal(roots, true).is_none()) {
-        for (region, _, _) in machine.layout.regions().filter(|(.., shared)| !shared) {
+        for (region, _, _) in machine.info.layout.regions().filter(|(.., shared)| !shared) {
             let end = region.first + region.count;
             for first in (region.first..end).step_by(WINDOW_PAGES as usize) {
                 if stop.load(Ordering::Relaxed) {

@@ -97,8 +97,8 @@ pub(super) fn reclaim(
     bytes: u64,
     stop: &AtomicBool,
 ) -> Result<Reclaimed, NoReclaim> {
-    let look = || GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
-    let before = look().with_owner(&roots.proc, &roots.cgroup, target.vm.key);
+    let look = || GroupMemory::of(&roots.proc, &roots.cgroup, target.info.vm.key);
+    let before = look().with_owner(&roots.proc, &roots.cgroup, target.info.vm.key);
     let Some(name) = before.group.clone().filter(|_| before.is_vms_own) else {
         return Err(NoReclaim::NotThere("it has no control group of its own".to_owned()));
     };
@@ -200,7 +200,7 @@ impl Proofs {
     /// The proof of a machine, looked at anew now and then.
     pub(super) fn of(&mut self, target: &Target, roots: &Roots) -> Result<(), NoReclaim> {
         self.0.retain(|_, (at, _)| at.elapsed() < PROVE_EVERY);
-        self.0.entry(target.id).or_insert_with(|| (Instant::now(), prove(target, roots))).1.clone()
+        self.0.entry(target.info.id).or_insert_with(|| (Instant::now(), prove(target, roots))).1.clone()
     }
 }
 
@@ -209,7 +209,7 @@ impl Proofs {
 /// # Errors
 /// Why not.
 fn prove(target: &Target, roots: &Roots) -> Result<(), NoReclaim> {
-    let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
+    let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.info.vm.key);
     let not_there = |why: String| Err(NoReclaim::NotThere(why));
     let Some(name) = memory.group else { return not_there("no control group counts its memory".to_owned()) };
     let mut groups = Vec::new();
@@ -255,7 +255,7 @@ fn inodes(folder: &PathBuf, found: &mut Vec<u64>) {
 
 /// Frames of guest RAM, from all over it.
 fn samples(target: &Target) -> io::Result<Vec<u64>> {
-    let pages = target.layout.pages();
+    let pages = target.info.layout.pages();
     let step = (pages as usize / (4 * SAMPLES)).max(1);
     let chosen: Vec<PageIndex> = (0..pages).step_by(step).collect();
     let mut frames = Vec::new();

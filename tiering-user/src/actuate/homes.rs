@@ -77,7 +77,7 @@ impl Target {
         let found: Vec<_> = look.of(pages).collect();
         for block in found.chunk_by(|(a, _), (b, _)| a / BLOCK_PAGES == b / BLOCK_PAGES) {
             if let Some(node) = commonest(block.iter().filter_map(|(_, state)| node_of(*state, places))) {
-                self.homes.note(block[0].0 / BLOCK_PAGES, node);
+                self.info.homes.note(block[0].0 / BLOCK_PAGES, node);
             }
         }
     }
@@ -96,9 +96,9 @@ impl Target {
         let mut by_home: BTreeMap<Option<u32>, Vec<PageIndex>> = BTreeMap::new();
         for pages in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
             let block = pages[0] / BLOCK_PAGES;
-            let home = self.homes.get(block).or_else(|| {
+            let home = self.info.homes.get(block).or_else(|| {
                 let likely = self.likely_home(block, places)?;
-                self.homes.note(block, likely);
+                self.info.homes.note(block, likely);
                 Some(likely)
             });
             by_home.entry(home).or_default().extend(pages);
@@ -135,20 +135,20 @@ impl Target {
         if let Some(home) = home {
             return PreferNodes::set(&[home]).ok();
         }
-        let free_to_choose = places.nodes.tiers().0 > 1 && !self.vm.numa_bound;
+        let free_to_choose = places.nodes.tiers().0 > 1 && !self.info.vm.numa_bound;
         free_to_choose.then(|| PreferNodes::set(places.nodes.of_tier(to)).ok()).flatten()
     }
 
     pub(super) fn has_homes(&self, places: &Places) -> bool {
-        places.nodes.first_tier_is_spread() && !self.vm.numa_bound
+        places.nodes.first_tier_is_spread() && !self.info.vm.numa_bound
     }
 
     fn likely_home(&self, block: u32, places: &Places) -> Option<u32> {
-        let end = (block + 1).saturating_mul(BLOCK_PAGES).min(self.layout.pages());
+        let end = (block + 1).saturating_mul(BLOCK_PAGES).min(self.info.layout.pages());
         let pages: Vec<_> = (block * BLOCK_PAGES..end).collect();
         let states = self.states(&pages).unwrap_or_default();
         commonest(states.into_iter().filter_map(|state| node_of(state, places)))
-            .or_else(|| self.homes.nearest(block))
+            .or_else(|| self.info.homes.nearest(block))
             .or_else(|| {
                 let cpus = last_cpus(self.process.pid()).unwrap_or_default();
                 commonest(cpus.into_iter().filter_map(|cpu| places.nodes.first_tier_node_of_cpu(cpu)))

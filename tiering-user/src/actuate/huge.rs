@@ -102,7 +102,7 @@ impl HugePages {
     /// small: they have a reason of their own to stay.
     fn split(&self, target: &Target, pages: &[PageIndex]) -> (Vec<PageIndex>, Vec<PageIndex>) {
         let is_part = |page: &PageIndex| {
-            let at = target.layout.locate(*page).filter(|_| !target.layout.is_hugetlb(*page));
+            let at = target.info.layout.locate(*page).filter(|_| !target.info.layout.is_hugetlb(*page));
             at.is_some_and(|(hva, _)| self.holds(hva.0))
         };
         let (huge, small) = pages.iter().copied().partition(is_part);
@@ -119,7 +119,7 @@ fn numbers(addresses: &[u64]) -> Vec<u64> {
 
 /// Numbers of huge pages that these pages may have been a part of, by their frames.
 fn candidates(target: &Target, look: &PageStates, pages: &[PageIndex]) -> Vec<u64> {
-    let at = |page| target.layout.locate(page).map(|(hva, _)| hva.0);
+    let at = |page| target.info.layout.locate(page).map(|(hva, _)| hva.0);
     let parts = look.of(pages).filter_map(|(page, state)| Some((at(page)?, state)));
     let parts: Vec<(u64, PageState)> = parts.collect();
     let blocks = parts.chunk_by(|(a, _), (b, _)| a / HUGE_BYTES == b / HUGE_BYTES);
@@ -159,7 +159,7 @@ pub(super) fn leave_out(
 ) -> (Vec<(PageRun, Place)>, HugePages) {
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));
     let found = HugePages::of(target, look, &outcome.asked);
-    if !target.keep_huge || !to_swap {
+    if !target.info.keep_huge || !to_swap {
         // A machine that cannot be read any more is told of by what comes next.
         return (Vec::new(), found.unwrap_or_default());
     }
@@ -188,7 +188,7 @@ pub(super) fn leave_out(
 /// # Errors
 /// `ESRCH` or `ENOENT` where the process has ended.
 pub(super) fn may_go<'a>(target: &Target, pages: &'a [PageIndex]) -> io::Result<Cow<'a, [PageIndex]>> {
-    if !target.keep_huge || pages.is_empty() {
+    if !target.info.keep_huge || pages.is_empty() {
         return Ok(Cow::Borrowed(pages));
     }
     Ok(Cow::Owned(HugePages::now(target, pages)?.split(target, pages).0))

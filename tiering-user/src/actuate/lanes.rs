@@ -225,9 +225,11 @@ impl Job {
 
     fn what(&self) -> String {
         match self {
-            Self::Step(target, _) => format!("moving pages of {}", target.vm.name),
+            Self::Step(target, _) => format!("moving pages of {}", target.info.vm.name),
             Self::Drain(tier, _) => format!("draining the tier of level {}", tier.0),
-            Self::Reclaim(target, _) => format!("having the kernel reclaim memory of {}", target.vm.name),
+            Self::Reclaim(target, _) => {
+                format!("having the kernel reclaim memory of {}", target.info.vm.name)
+            }
             Self::ReclaimNodes(..) => "having the kernel reclaim memory of the host".to_owned(),
         }
     }
@@ -292,7 +294,7 @@ fn run(
                 let (roots, nodes) = (&settings.roots, &settings.places.nodes);
                 group_reclaim::reclaim(&target, roots, nodes, &settings.passage, bytes, stop)
             });
-            Done::Reclaim(target.id, reclaimed)
+            Done::Reclaim(target.info.id, reclaimed)
         }
         Job::ReclaimNodes(order) => {
             let files = settings.places.nodes.reclaim_files(TierId(0));

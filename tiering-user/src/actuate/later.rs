@@ -27,8 +27,8 @@ impl Preferences {
     /// that have one of these pages prefer nothing any more, since they are not cold as a whole.
     pub(super) fn set(&mut self, target: &Target, pages: &[PageIndex], to: TierId, places: &Places) {
         let first_tier = to == TierId(0);
-        let known = self.0.contains_key(&target.id);
-        if places.nodes.tiers().0 <= 1 || target.vm.numa_bound {
+        let known = self.0.contains_key(&target.info.id);
+        if places.nodes.tiers().0 <= 1 || target.info.vm.numa_bound {
             return;
         }
         let nodes = if first_tier { &[][..] } else { places.nodes.of_tier(to) };
@@ -36,7 +36,7 @@ impl Preferences {
         prefer(target, &blocks, nodes);
         if !known && !first_tier {
             self.0.retain(|_, other| other.process.is_alive());
-            self.0.insert(target.id, target.clone());
+            self.0.insert(target.info.id, target.clone());
         }
     }
 }
@@ -44,7 +44,7 @@ impl Preferences {
 impl Drop for Preferences {
     fn drop(&mut self) {
         for target in self.0.values().filter(|target| target.process.is_alive()) {
-            let all: Vec<PageRun> = target.layout.regions().map(|(region, ..)| region).collect();
+            let all: Vec<PageRun> = target.info.layout.regions().map(|(region, ..)| region).collect();
             prefer(target, &all, &[]);
         }
     }
@@ -56,7 +56,7 @@ fn prefer(target: &Target, runs: &[PageRun], nodes: &[u32]) {
             let set = SharedFile::behind(&target.process, start).and_then(|file| file.prefer(pages, nodes));
             if let Err(error) = set {
                 // Only where later allocations go depends on it.
-                tracing::debug!(vm = target.vm.name, %error, "no policy for later allocations");
+                tracing::debug!(vm = target.info.vm.name, %error, "no policy for later allocations");
             }
         }
     }
@@ -64,7 +64,7 @@ fn prefer(target: &Target, runs: &[PageRun], nodes: &[u32]) {
 
 /// The shared parts of a run: the start of the region, and the pages as counted from there.
 fn parts(target: &Target, run: PageRun) -> Vec<(Hva, PageRun)> {
-    let shared = target.layout.regions().filter(|(.., shared)| *shared);
+    let shared = target.info.layout.regions().filter(|(.., shared)| *shared);
     let part = |(region, start, _): (PageRun, Hva, bool)| {
         let first = run.first.max(region.first);
         let end = (run.first + run.count).min(region.first + region.count);

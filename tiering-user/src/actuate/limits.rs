@@ -29,7 +29,7 @@ pub(super) fn leave_out(
     if matches!(outcome.action, Action::MapStaged | Action::DropStage { .. } | Action::Free) {
         return None;
     }
-    let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key);
+    let memory = GroupMemory::of(&roots.proc, &roots.cgroup, target.info.vm.key);
     let to_memory = matches!(outcome.action, Action::Place { to } if places.nodes.tiers().contains(to));
     let (down, up) = match outcome.action {
         Action::Place { .. } if !to_memory => (Some(Room::to_swap(&memory)), Room::from_swap(&memory)),
@@ -105,7 +105,7 @@ pub(super) fn explain(
     }
     // The kernel counts a failure too where a huge page finds no room in one piece, and then goes page by page
     // (mm/swapfile.c, `folio_alloc_swap`, Linux 6.1 to 6.18).
-    let fails = GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key).swap_fails;
+    let fails = GroupMemory::of(&roots.proc, &roots.cgroup, target.info.vm.key).swap_fails;
     let why = if untold > 0 && fails > fails_before { Skip::NoSwap } else { Skip::Stayed };
     outcome.skip(why, untold);
 }

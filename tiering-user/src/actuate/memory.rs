@@ -49,7 +49,7 @@ pub(super) fn place(
     look: &mut PageStates,
     outcome: &mut Outcome,
 ) {
-    if target.vm.numa_bound && to != TierId(0) {
+    if target.info.vm.numa_bound && to != TierId(0) {
         let asked = outcome.asked.len() as u64;
         return outcome.skip(Skip::Bound, asked);
     }
@@ -81,7 +81,7 @@ fn try_place(
     // Those that come up elsewhere are moved from there.
     let mut tried = target.bring_up(&swapped, to, places).map_err(gone);
     let mut refused = BTreeMap::new();
-    if target.vm.numa_bound {
+    if target.info.vm.numa_bound {
         refused.extend(in_memory.iter().map(|page| (*page, Skip::Bound)));
     } else if tried.is_ok() {
         tried = migrate(target, &pages, to, places, &mut refused);

@@ -38,4 +38,4 @@ pub use lanes::{Busy, Done, Job, Lanes, NowAt};
 pub use memory::room_bytes;
 pub use node_reclaim::Order;
 pub use read_ahead::read_ahead;
-pub use target::{Outcome, Roots, Skip, Target};
+pub use target::{Outcome, Roots, Skip, Target, VmInfo};

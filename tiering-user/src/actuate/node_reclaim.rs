@@ -57,7 +57,7 @@ impl Order {
             return None;
         }
         looked.set(Some(Instant::now()));
-        self.vms.iter().find_map(|vm| Some(format!("{}: {}", vm.vm.name, refusal(vm, roots)?)))
+        self.vms.iter().find_map(|vm| Some(format!("{}: {}", vm.info.vm.name, refusal(vm, roots)?)))
     }
 }
 
@@ -131,7 +131,7 @@ fn refusal(vm: &Target, roots: &Roots) -> Option<vm::Refusal> {
     if !vm.process.is_alive() {
         return None;
     }
-    vm::recheck(&roots.proc, &roots.cgroup, &vm.vm).filter(|refusal| !refusal.binds_the_kernel())
+    vm::recheck(&roots.proc, &roots.cgroup, &vm.info.vm).filter(|refusal| !refusal.binds_the_kernel())
 }
 
 #[cfg(test)]

@@ -42,9 +42,9 @@ impl Recent {
         let look = || PageStates {
             at: Instant::now(),
             refusal: target.refusal(roots, false),
-            room: Room::from_swap(&GroupMemory::of(&roots.proc, &roots.cgroup, target.vm.key)),
+            room: Room::from_swap(&GroupMemory::of(&roots.proc, &roots.cgroup, target.info.vm.key)),
         };
-        let last = self.0.entry(target.id).or_insert_with(look);
+        let last = self.0.entry(target.info.id).or_insert_with(look);
         if last.at.elapsed() >= LOOK_AGAIN {
             *last = look();
         }

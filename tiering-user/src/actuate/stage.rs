@@ -65,7 +65,7 @@ fn found(
     states: &[PageState],
     places: &Places,
 ) -> Vec<(PageRun, Place)> {
-    let shared = |page| target.layout.locate(page).is_some_and(|(_, shared)| shared);
+    let shared = |page| target.info.layout.locate(page).is_some_and(|(_, shared)| shared);
     let told = |page, state| state != PageState::Absent || !shared(page);
     let told = pages.iter().zip(states).filter(|(page, state)| told(**page, **state));
     let (pages, places): (Vec<_>, Vec<_>) = told.map(|(page, state)| (*page, places.of(*state))).unzip();

@@ -79,7 +79,7 @@ impl Way<'_> {
         let only_from_swap = outcome.reason == Reason::MayBeTouched;
         let can_go = |at| at != wanted && at != Place::Untouched && !(only_from_swap && places.in_memory(at));
         let mut pages: Vec<PageIndex> = select(&outcome.asked, &before, can_go);
-        pages.retain(|page| !target.layout.is_hugetlb(*page));
+        pages.retain(|page| !target.info.layout.is_hugetlb(*page));
         let room = self.swap.room(self.to).map_err(failed)?;
         keep(room, &mut pages, outcome);
         // What is in swap has its tag since it went there.
@@ -98,7 +98,7 @@ impl Way<'_> {
                 (was, is) if is == wanted => outcome.moved(was, wanted, 1),
                 (Place::Untouched, _) => outcome.skip(Skip::Absent, 1),
                 (_, Place::Untouched) => outcome.skip(Skip::Zero, 1),
-                _ if target.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
+                _ if target.info.layout.is_hugetlb(*page) => outcome.skip(Skip::Hugetlb, 1),
                 _ if tried.is_err() || !was_tried(page) => {}
                 (_, is) if places.in_memory(is) && became_huge.contains(page) => {
                     outcome.skip(Skip::KeptHuge, 1);
@@ -167,7 +167,7 @@ impl Way<'_> {
     /// page which is kept: of such a machine the page tables are read before each few pages.
     fn page_out(&self, pages: &mut Vec<PageIndex>) -> Result<Vec<PageIndex>, Skip> {
         let ordered = in_order(self.order, pages);
-        let at_a_time = if self.target.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
+        let at_a_time = if self.target.info.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };
         let mut became_huge = Vec::new();
         for few in ordered.chunks(at_a_time) {
             let small = huge::may_go(self.target, few).map_err(gone)?;

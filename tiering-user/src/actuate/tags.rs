@@ -14,7 +14,7 @@ const CALL_PAGES: usize = 256;
 /// The tags of `pages`; none of pages of zeroes, of pages that cannot be read, and where nobody may learn from the
 /// machine.
 pub(super) fn tags(target: &Target, pages: &[PageIndex]) -> Vec<(PageIndex, Tag)> {
-    let Some(key) = &target.tag_key else { return Vec::new() };
+    let Some(key) = &target.info.tag_key else { return Vec::new() };
     let mut tags = Vec::with_capacity(pages.len());
     let mut buffer = vec![[0; PAGE_BYTES as usize]; CALL_PAGES.min(pages.len())];
     let mut rest = pages;

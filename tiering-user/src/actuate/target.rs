@@ -28,12 +28,11 @@ pub struct Roots {
     pub cgroup: PathBuf,
 }
 
-/// A machine that can be acted on.
+/// What is known of a VM for as long as it is the same.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct VmInfo {
     pub id: VmId,
     pub vm: Arc<Vm>,
-    pub process: Arc<Pidfd>,
     pub layout: Arc<Layout>,
     /// Where other machines may learn from this one.
     pub tag_key: Option<Arc<TagKey>>,
@@ -41,6 +40,13 @@ pub struct Target {
     pub keep_huge: bool,
     /// Written by the lanes.
     pub homes: Arc<Homes>,
+}
+
+/// A VM that can be acted on.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub info: VmInfo,
+    pub process: Arc<Pidfd>,
 }
 
 /// Why pages were left alone.
@@ -229,7 +235,7 @@ impl Target {
             return Some(Skip::Gone);
         }
         let applies = |refusal: &Refusal| !(within_memory && refusal.scope() == Scope::NodesOnly);
-        let refusal = vm::recheck(&roots.proc, &roots.cgroup, &self.vm).filter(applies);
+        let refusal = vm::recheck(&roots.proc, &roots.cgroup, &self.info.vm).filter(applies);
         refusal.map(|refusal| Skip::Refused(refusal.to_string()))
     }
 
@@ -253,12 +259,12 @@ impl Target {
 
     /// The addresses of these pages.
     pub(super) fn addresses(&self, pages: &[PageIndex]) -> Vec<u64> {
-        pages.iter().filter_map(|page| self.layout.locate(*page)).map(|(hva, _)| hva.0).collect()
+        pages.iter().filter_map(|page| self.info.layout.locate(*page)).map(|(hva, _)| hva.0).collect()
     }
 
     /// Whether these pages are shared memory. Those of one batch are all of one kind.
     pub(super) fn is_shared(&self, pages: &[PageIndex]) -> bool {
-        pages.iter().all(|page| self.layout.locate(*page).is_some_and(|(_, shared)| shared))
+        pages.iter().all(|page| self.info.layout.locate(*page).is_some_and(|(_, shared)| shared))
     }
 
     /// Gives advice for these pages, in this order and in as few calls as possible. A span that the kernel does not
@@ -297,7 +303,7 @@ impl Target {
         let absent = look.all().filter(|(_, state)| *state == PageState::Absent);
         let mut absent: Vec<PageIndex> = absent.map(|(page, _)| page).collect();
         // Pagemap does not tell shared memory in swap from a hole.
-        for (region, start, _) in self.layout.regions().filter(|(.., shared)| *shared) {
+        for (region, start, _) in self.info.layout.regions().filter(|(.., shared)| *shared) {
             let here = absent.partition_point(|page| *page < region.first)
                 ..absent.partition_point(|page| *page < region.first + region.count);
             if here.is_empty() {
@@ -321,7 +327,7 @@ impl Target {
     pub(super) fn touch_read(&self, pages: &[PageIndex]) -> io::Result<()> {
         for chunk in pages.chunks(MAX_RANGES_PER_CALL) {
             let existing = if self.has_shared() { self.existing(chunk)? } else { chunk.into() };
-            let existing = existing.iter().filter_map(|page| self.layout.locate(*page));
+            let existing = existing.iter().filter_map(|page| self.info.layout.locate(*page));
             let spans: Vec<_> = existing.map(|(hva, _)| Span { start: hva.0, bytes: PAGE_BYTES }).collect();
             let mut rest = spans.as_slice();
             while !rest.is_empty() {
@@ -348,14 +354,14 @@ impl Target {
     }
 
     fn has_shared(&self) -> bool {
-        self.layout.regions().any(|(.., shared)| shared)
+        self.info.layout.regions().any(|(.., shared)| shared)
     }
 
     /// The addresses of these pages, in this order.
     fn spans(&self, pages: &[PageIndex]) -> Vec<Span> {
         into_runs(pages, u32::MAX)
             .into_iter()
-            .flat_map(|run| self.layout.cut(run))
+            .flat_map(|run| self.info.layout.cut(run))
             .map(|(run, hva, _)| Span { start: hva.0, bytes: u64::from(run.count) * PAGE_BYTES })
             .collect()
     }

@@ -1,9 +1,11 @@
 //! What the agent's own task does not do itself, because it may hang: opening images and reading ahead in them, reading
 //! labels, writing the report, reading page ages.
 //!
-//! In: look-ups for the [`Helpers`], one kind for each thing that is done. Out: what they found; and all that keeps the
-//! agent from a part of its work now, in words for the status.
+//! In: look-ups for the [`Helpers`], one kind for each thing that is done. Out: what they found, and what hangs.
 
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
@@ -11,14 +13,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::descriptors::check_room;
 use super::helpers::{DEADLINE, Helpers, Spot, Subject};
-use super::images::Opened;
-use super::report;
-use super::state::State;
-use crate::bpf::Faults;
+use super::image_files::open;
+use crate::actuate::{VmInfo, read_ahead};
 use crate::class::Labels;
-use crate::sys;
+use crate::engine::{Ahead, Opened};
 use crate::telemetry::RunOptions;
 use crate::telemetry::status::Status;
 use crate::track::VmId;
@@ -26,8 +25,6 @@ use crate::vm::{FileId, NoAges, PageAges, libvirt};
 
 /// A disk with much to do has reads wait.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
-/// A lane may be at one job for so long.
-const JOB_DEADLINE: Duration = Duration::from_mins(1);
 /// How long the last report may take.
 const LAST_REPORT: Duration = Duration::from_secs(10);
 
@@ -49,9 +46,7 @@ pub(super) struct Aside {
     pub processes: Helpers,
     pub found: mpsc::UnboundedSender<Found>,
     /// A report is being written.
-    reporting: bool,
-    /// Why processes could not be looked at, as the scanner says.
-    pub not_looked_at: Vec<String>,
+    pub reporting: bool,
 }
 
 impl Aside {
@@ -63,8 +58,81 @@ impl Aside {
             processes: Helpers::new("tiering-look", DEADLINE),
             found,
             reporting: false,
-            not_looked_at: Vec::new(),
         }
+    }
+
+    /// Opens the image behind this descriptor of a VM.
+    pub(super) fn open_image(&self, vm: &VmInfo, id: FileId, fd: i32) {
+        let path = Path::new("/proc").join(vm.vm.key.pid.to_string()).join("fd").join(fd.to_string());
+        // What the link says is known without a look at the file.
+        let name = fs::read_link(&path).unwrap_or_default();
+        let subject = Subject {
+            what: format!("opening the image {} of {}", name.display(), vm.vm.name),
+            without: "nothing of it is read ahead",
+        };
+        let (vm, found) = (vm.id, self.found.clone());
+        self.files.look(Spot::FileSystem(id.device), subject, move || {
+            // Who has just ended has none.
+            if let Some(opened) = open(&path, id) {
+                found.send(Found::Image(vm, id, opened)).ok();
+            }
+        });
+    }
+
+    /// Closes an image. A server that is down may be asked.
+    pub(super) fn close_image(&self, name: &str, id: FileId, file: Arc<File>) {
+        let subject =
+            Subject { what: format!("closing the image {name}"), without: "its descriptor stays in use" };
+        self.files.look(Spot::FileSystem(id.device), subject, move || drop(file));
+    }
+
+    pub(super) fn read_ahead(&self, ahead: Ahead) {
+        let (bytes, found) = (ahead.bytes(), self.found.clone());
+        let Ahead { device, name, file, parts } = ahead;
+        let subject = Subject {
+            what: format!("reading ahead in the image {name}"),
+            without: "nothing more of its file system is read ahead",
+        };
+        self.readers.look(Spot::FileSystem(device), subject, move || {
+            read_ahead(&file, &parts);
+            found.send(Found::ReadAhead { device, bytes }).ok();
+        });
+    }
+
+    pub(super) fn read_labels(&self, vm: VmInfo) {
+        let found = self.found.clone();
+        let subject = Subject {
+            what: format!("reading what libvirt says of {} in {}", vm.vm.name, libvirt::STATE_FOLDER),
+            without: "labels are not known",
+        };
+        self.files.look(Spot::Only("libvirt"), subject, move || {
+            let labels = libvirt::labels(Path::new(libvirt::STATE_FOLDER), &vm.vm);
+            found.send(Found::Labels(vm.id, labels)).ok();
+        });
+    }
+
+    /// Reads the page ages of these control groups.
+    pub(super) fn read_page_ages(&self, groups: BTreeSet<String>) {
+        let found = self.found.clone();
+        let subject = Subject {
+            what: "reading /sys/kernel/debug/lru_gen".to_owned(),
+            without: "what can be freed is estimated without page ages",
+        };
+        self.files.look(Spot::Only("lru_gen"), subject, move || {
+            let read = PageAges::read(Path::new("/sys"), Path::new("/proc"), |path| groups.contains(path));
+            found.send(Found::PageAges(read)).ok();
+        });
+    }
+
+    /// Sees to it that nothing waits behind what hangs.
+    pub(super) fn tend(&self) {
+        self.files.tend();
+        self.readers.tend();
+    }
+
+    /// What hangs now, each in a line.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = String> {
+        [&self.files, &self.readers, &self.processes].into_iter().flat_map(Helpers::warnings)
     }
 
     /// Writes the report, if one is asked for, without waiting for it.
@@ -73,7 +141,7 @@ impl Aside {
             self.reporting = true;
             let found = self.found.clone();
             self.files.look(Spot::Only("report"), report_subject(&path), move || {
-                found.send(Found::Reported(report::write(&status, &path))).ok();
+                found.send(Found::Reported(write_report(&status, &path))).ok();
             });
         }
     }
@@ -84,60 +152,26 @@ impl Aside {
         let (done, written) = std_mpsc::channel();
         let to = path.clone();
         self.files.look(Spot::Only("report"), report_subject(&path), move || {
-            done.send(report::write(&status, &to)).ok();
+            done.send(write_report(&status, &to)).ok();
         });
         written
             .recv_timeout(LAST_REPORT)
-            .unwrap_or_else(|_| Err(Error::Report { path, source: std::io::ErrorKind::TimedOut.into() }))
+            .unwrap_or_else(|_| Err(Error::Report { path, source: io::ErrorKind::TimedOut.into() }))
     }
+}
+
+/// Writes the status to the report file. A reader never sees half of it.
+///
+/// # Errors
+/// [`Error::Report`].
+pub(super) fn write_report(status: &Status, path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Report { path: path.to_owned(), source };
+    let text = serde_json::to_string_pretty(status).map_err(io::Error::from).map_err(failed)?;
+    let new = path.with_extension("new");
+    fs::write(&new, text + "\n").and_then(|()| fs::rename(&new, path)).map_err(failed)
 }
 
 fn report_subject(path: &Path) -> Subject {
     let what = format!("writing the report {}", path.display());
     Subject { what, without: "it is out of date" }
-}
-
-impl State {
-    pub(super) fn on_found(&mut self, found: Found, faults: &mut Faults) {
-        match found {
-            Found::Image(vm, id, opened) => self.join_image(vm, id, Some(opened), faults),
-            Found::Labels(vm, labels) => self.on_labels(vm, labels),
-            Found::ReadAhead { device, bytes } => self.images.done(device, bytes),
-            Found::PageAges(read) => self.on_page_ages(read),
-            Found::Reported(result) => {
-                self.aside.reporting = false;
-                if let Err(error) = result {
-                    tracing::warn!(%error, "trying again in {} s", super::REPORT_EVERY.as_secs());
-                }
-            }
-        }
-    }
-
-    /// Tries again what could not be done, and sees to it that nothing waits behind what hangs.
-    pub(super) fn tend(&mut self, faults: &mut Faults) {
-        self.aside.files.tend();
-        self.aside.readers.tend();
-        for vm in self.left_out.machines() {
-            let key = vm.key;
-            self.admit(vm, faults);
-            // What the first one lacks the others lack too.
-            if self.left_out.has(key) && check_room().is_err() {
-                break;
-            }
-        }
-    }
-
-    /// What keeps the agent from a part of its work now, each in a line.
-    pub(super) fn hindrances(&self) -> Vec<String> {
-        let now = sys::now();
-        let busy = self.lanes.busy().into_iter().chain(self.sweeper.busy());
-        let busy = busy.filter(|job| now.since(job.since) > JOB_DEADLINE);
-        let busy = busy.map(|job| {
-            let seconds = now.since(job.since).as_secs();
-            format!("{} takes {seconds} s so far: meanwhile nothing else of that kind is done", job.what)
-        });
-        let Aside { files, readers, processes, not_looked_at, .. } = &self.aside;
-        let hanging = [files, readers, processes].into_iter().flat_map(Helpers::warnings);
-        hanging.chain(not_looked_at.iter().cloned()).chain(self.left_out.warnings()).chain(busy).collect()
-    }
 }

@@ -1,28 +1,21 @@
 //! Writes what must outlive the agent, every half minute and at the end.
 //!
-//! In: the state of the agent. Out: records in the [`Store`], written by a thread of its own, since a disk can take its
-//! time; and at the start the state as the last agent left it.
+//! In: records, as the [`Engine`] has them. Out: the same in the [`Store`], written by a thread of its own, since a disk
+//! can take its time.
 //!
 //! Limits: an agent that is killed loses what it learned in the last half minute. Swap files are not written here: their
 //! kernel numbers are, by those who make them, before they are used.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::classes::Classes;
-use super::images::Images;
-use super::knowledge::Memory;
-use super::state::State;
+use crate::engine::Engine;
 use crate::store::{Record, Store};
-use crate::sys::{self, Monotonic, boot_id, unix_seconds};
-use crate::tiers::{SpentToday, TierId, read_proc_swaps};
+use crate::sys::{self, Monotonic, unix_seconds};
 
 const KEEP_EVERY: Duration = Duration::from_secs(30);
 /// How long the last write may take, and how often it is looked after.
@@ -33,30 +26,6 @@ type Due = BTreeMap<String, Option<Vec<u8>>>;
 
 /// Records that wait for a disk which cannot be written, at most.
 const MOST_WAITING: usize = 16_384;
-const BUDGETS: &str = "budgets";
-const HELD: &str = "held";
-
-/// What was written to a tier in its running day.
-#[derive(Debug, Serialize, Deserialize)]
-struct BudgetRecord {
-    tier: String,
-    spent_bytes: u64,
-    day_ends_unix_s: u64,
-}
-
-/// What the swap files of the tiers held.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct HeldRecord {
-    boot_id: String,
-    areas: Vec<HeldArea>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct HeldArea {
-    tier: String,
-    path: PathBuf,
-    used_bytes: u64,
-}
 
 /// The writing thread; it ends when this is finished.
 pub(super) struct Keeper {
@@ -92,16 +61,20 @@ impl Keeper {
     }
 
     /// Writes what is due, if it is time.
-    pub(super) fn every_second(&mut self, state: &mut State) {
+    pub(super) fn every_second(&mut self, engine: &mut Engine) {
         if sys::now().since(self.kept) >= KEEP_EVERY {
             self.kept = sys::now();
             let mut records = std::mem::take(&mut self.unsent);
-            records.extend(state.records(false));
+            records.extend(engine.records(false));
             if let Err(mpsc::TrySendError::Full(records)) = self.records.try_send(records) {
                 self.unsent = records;
             }
         }
-        state.kept_unix_s = Some(self.written_unix_s.load(Ordering::Relaxed)).filter(|time| *time > 0);
+    }
+
+    /// When the state was last written, seconds since 1970.
+    pub(super) fn kept_unix_s(&self) -> Option<u64> {
+        Some(self.written_unix_s.load(Ordering::Relaxed)).filter(|time| *time > 0)
     }
 
     /// Writes these records, and ends. Waits for the disk, but not for ever.
@@ -129,84 +102,4 @@ impl Keeper {
             );
         }
     }
-}
-
-impl State {
-    /// Begins with what the last agent wrote down.
-    pub(super) fn begin_with(&mut self, store: &Store) {
-        let now = unix_seconds();
-        let names = store.names("");
-        (self.memory, self.tenants) = Memory::load(boot_id(), &names, |name| store.read(name), now);
-        self.images = Images::load(&names, |name| store.read(name));
-        self.classes = Classes::load(|name| store.read(name));
-        let budgets: Vec<BudgetRecord> = read(store, BUDGETS).unwrap_or_default();
-        for record in budgets {
-            let spent = SpentToday {
-                bytes: record.spent_bytes,
-                left: Duration::from_secs(record.day_ends_unix_s.saturating_sub(now)),
-            };
-            let tier = self.ladder.by_name(&record.tier).map(|tier| tier.id);
-            if let Some(TierId(level)) = tier
-                && let Some(budget) = self.budgets.get_mut(usize::from(level))
-            {
-                budget.restore(spent, sys::now());
-            }
-        }
-        let held: HeldRecord = read(store, HELD).unwrap_or_default();
-        let since_then = held.boot_id == boot_id();
-        for HeldArea { tier, path, used_bytes } in held.areas {
-            let (path, used_mib) = (path.display(), used_bytes >> 20);
-            if since_then {
-                tracing::info!(tier, %path, used_mib, "held when the last agent wrote it down");
-            } else {
-                tracing::info!(tier, %path, used_mib, "held before the host was started anew, and lost with its VMs");
-            }
-        }
-    }
-
-    /// All that must outlive the agent and is not written yet; of the tapes, what is little, only if it is the `last`
-    /// time.
-    pub(super) fn records(&mut self, last: bool) -> Vec<Record> {
-        let now = unix_seconds();
-        let mut records = self.memory.records(self.machines.values_mut(), now, last);
-        records.extend(self.images.records(now, last));
-        records.extend(self.classes.record(last));
-        let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);
-        let budgets = tiers.map(|(tier, budget)| {
-            let spent = budget.spent_today(sys::now());
-            BudgetRecord {
-                tier: tier.name.clone(),
-                spent_bytes: spent.bytes,
-                day_ends_unix_s: now.saturating_add(spent.left.as_secs()),
-            }
-        });
-        records.extend(self.tenants.records());
-        records.extend(record(BUDGETS, &budgets.collect::<Vec<_>>()));
-        records.extend(record(HELD, &self.held()));
-        records
-    }
-
-    fn held(&self) -> HeldRecord {
-        let on = read_proc_swaps().unwrap_or_default();
-        let areas = self.places.areas.list().into_iter().map(|area| {
-            let used_bytes = on.iter().find(|line| line.path == area.path).map_or(0, |line| line.used_bytes);
-            HeldArea {
-                tier: self.ladder.get(area.tier).map_or_else(String::new, |tier| tier.name.clone()),
-                used_bytes: used_bytes.saturating_sub(area.covered_pages * sys::PAGE_BYTES),
-                path: area.path,
-            }
-        });
-        HeldRecord { boot_id: boot_id(), areas: areas.collect() }
-    }
-}
-
-fn read<T: for<'a> Deserialize<'a>>(store: &Store, name: &str) -> Option<T> {
-    serde_json::from_slice(&store.read(name)?).ok()
-}
-
-fn record(name: &str, content: &impl Serialize) -> Option<Record> {
-    // What is no text cannot be written as JSON: only a path can be that.
-    let bytes =
-        serde_json::to_vec(content).inspect_err(|error| tracing::debug!(name, %error, "not kept")).ok()?;
-    Some((name.to_owned(), Some(bytes)))
 }

@@ -1,91 +1,57 @@
-//! The agent: owns the state, and joins the parts.
+//! The agent: joins the parts.
 //!
-//! One task owns everything; what waits for a disk, may hang or walks page tables is done by others. Around it: the
+//! One task owns the [`Engine`], which decides; what waits for a disk, may hang or walks page tables is done by others. Around it: the
 //! scanner and the sweeper (threads that read `/proc`), the helpers (threads that may be stuck and left behind), the
 //! lanes of `actuate` (threads that move pages), and what answers on the control socket and, if asked for, on a TCP
 //! address. All of them talk to it by channels. One of these threads that panics ends the agent.
 //!
 //! | when | what |
 //! |---|---|
-//! | the first sample in 5 ms, the ring passes its fill threshold, or a tick (1 ms while there are accesses, else 20 ms) | samples are drained, the table is updated, what follows is staged |
+//! | the first sample in 5 ms, the ring passes its fill threshold, or a tick (1 ms while there are accesses, 20 ms while stages wait or DAMON watches, else none) | samples are drained, the table is updated, what follows is staged |
 //! | a lane is done | the table takes over what was read back, the next batch goes out |
 //! | every second | demotions are planned, stages expire, sweeps are due, the status is published |
 //! | a request | it is answered, or queued for the mover |
 
-mod answers;
-mod arrivals;
 mod aside;
-mod asked;
-mod asking;
-mod asking_host;
-mod blocks;
-mod braking;
-mod bystanders;
-mod came_up;
-mod ceiling;
-mod classes;
-mod decisions;
-mod demoting;
 mod descriptors;
 mod error;
-mod explain;
-mod foretell;
-mod freeing;
 mod helpers;
-mod histories;
-mod images;
+pub(crate) mod image_files;
 mod keeper;
-mod kept;
-mod knowledge;
-mod layout_proof;
 mod left_out;
-mod likeness;
 mod lock;
-mod lookup;
 mod lookups;
-mod machine;
+mod page_tables;
 mod panics;
-mod planning;
-mod profiling;
-mod queue;
-mod rates;
-mod reading_ahead;
-mod rearming;
-mod recording;
-mod regions;
-mod report;
-mod savings;
+mod perform;
 mod scans;
-mod seasons;
-mod shared_groups;
-mod staging;
-mod state;
+mod shell;
 mod survey;
-mod sweeping;
-mod tapes;
-mod tenants;
-mod troubles;
-mod waiting;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use procfs::Current as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use aside::Aside;
+use aside::{Aside, write_report};
 pub use error::Error;
 use keeper::Keeper;
 use lock::Lock;
-use state::State;
+use perform::Hands;
+use shell::Shell;
 use survey::Survey;
 
 use crate::actuate::{Lanes, Roots};
 use crate::bpf::{Faults, PROBE_ROADS, Pins, Worker, host_admin, host_mark};
 use crate::config::Config;
+use crate::engine::{Engine, Event};
 use crate::store::Store;
 use crate::sys;
 use crate::telemetry::status::Status;
@@ -96,8 +62,6 @@ use crate::vm::Trust;
 
 /// Where the lock lies: one agent a host, whatever its configuration.
 const RUN_DIR: &str = "/run/tiering";
-/// Samples of one drain; between two, the other channels get their turn.
-const DRAIN_SAMPLES: usize = 16_384;
 const BUSY_TICK: Duration = Duration::from_millis(1);
 const QUIET_TICK: Duration = Duration::from_millis(20);
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -138,7 +102,7 @@ async fn serve(
     options: &RunOptions,
 ) -> Result<(), Error> {
     if let Some(path) = &options.report {
-        report::write(&Status::default(), path)?;
+        write_report(&Status::default(), path)?;
     }
     // First what can fail and leaves nothing behind, then what must be cleaned up.
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
@@ -179,18 +143,30 @@ async fn serve(
     if config.tracking.damon {
         faults.probe_regions();
     }
-    let damon = Worker::start(host_admin(), host_mark(), watching).map_err(Error::Start)?;
+    let damon = Worker::start(host_admin(), host_mark(), watching.clone()).map_err(Error::Start)?;
     let sweeper = watch::Sweeping::start(places.clone(), looked).map_err(Error::Start)?;
 
     let mut filled = faults.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
     let mut read = faults.reads.ring_fd().and_then(sys::wake_on).map_err(Error::Start)?;
-    let mut state = State::new(config, ladder, places, lanes, sweeper, damon, options.dry_run);
-    state.survey = survey;
-    state.demotion = demotion;
-    state.aside = aside;
-    state.begin_with(&store);
+    let ram_bytes = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
+    let mut engine = Engine::new(config, ladder, ram_bytes, options.dry_run, sys::now());
+    engine.begin_with(&store, sys::boot_id(), sys::unix_seconds());
+    let road = faults.road().name();
+    let hands = Hands {
+        faults,
+        lanes,
+        sweeper,
+        damon,
+        watching,
+        aside,
+        demotion,
+        places,
+        processes: BTreeMap::new(),
+        may_reclaim_nodes: Arc::new(AtomicBool::new(false)),
+    };
+    let mut shell = Shell::new(engine, hands, survey);
     let mut keeper = Keeper::start(store).map_err(Error::Start)?;
-    let (status, status_reader) = latest::channel(Arc::new(state.status(&faults)));
+    let (status, status_reader) = latest::channel(shell.status(None));
     let (request_sender, mut requests) = mpsc::channel(16);
     let (stop_api, api_stopped) = tokio::sync::oneshot::channel::<()>();
     let handle = api::Handle { status: status_reader, requests: request_sender };
@@ -199,7 +175,7 @@ async fn serve(
         api_stopped.await.ok();
     }));
 
-    tracing::info!(road = faults.road().name(), dry_run = options.dry_run, "the agent runs");
+    tracing::info!(road, dry_run = options.dry_run, "the agent runs");
     let mut failed = None;
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));
@@ -207,8 +183,13 @@ async fn serve(
     let mut reported = Instant::now();
     let mut busy_until = Instant::now();
     loop {
-        let tick = if Instant::now() < busy_until { BUSY_TICK } else { QUIET_TICK };
         let mut samples = 0;
+        // The kernel side wakes this task with the first sample after 5 ms. What comes in these is taken by ticks.
+        let tick = match () {
+            () if Instant::now() < busy_until => Some(BUSY_TICK),
+            () if shell.engine.waits_for_time() => Some(QUIET_TICK),
+            () => None,
+        };
         tokio::select! {
             biased;
             _ = interrupted.recv() => break,
@@ -218,26 +199,23 @@ async fn serve(
                 failed = Some(Error::from(panic));
                 break;
             }
-            Some(done) = lane_done.recv() => state.on_done(done),
-            Some(changes) = scanned.recv() => state.on_changes(changes, &mut faults),
-            Some(gauges) = gauges.recv() => state.on_gauges(gauges),
-            Some(watching) = regions_watched.recv() => state.on_watching(watching, &mut faults),
+            Some(done) = lane_done.recv() => shell.tell(Event::Done(done)),
+            Some(changes) = scanned.recv() => shell.on_changes(changes),
+            Some(gauges) = gauges.recv() => shell.tell(Event::Gauges(gauges)),
+            Some(watching) = regions_watched.recv() => shell.on_watching(watching),
             Some(looked) = looks.recv() => {
                 // What was accessed before that look comes first.
-                samples = state.drain(&mut faults, DRAIN_SAMPLES);
-                state.on_looked(looked, &mut faults);
+                samples = shell.drain_samples();
+                shell.tell(Event::Looked(looked));
             }
-            Some(found) = looked_up.recv() => state.on_found(found, &mut faults),
-            Some(request) = requests.recv() => state.on_request(request),
+            Some(found) = looked_up.recv() => shell.on_found(found),
+            Some(request) = requests.recv() => shell.tell(Event::Request(request)),
             _ = second.tick() => {
-                state.tend(&mut faults);
-                state.every_second(&mut faults);
-                state.look_at_savings();
-                keeper.every_second(&mut state);
-                state.status_due = true;
+                shell.every_second();
+                keeper.every_second(&mut shell.engine);
                 if reported.elapsed() >= REPORT_EVERY {
                     reported = Instant::now();
-                    state.aside.report(Arc::clone(&status.borrow()), options);
+                    shell.hands.aside.report(Arc::clone(&status.borrow()), options);
                 }
             }
             ready = filled.readable_mut() => {
@@ -250,26 +228,24 @@ async fn serve(
                     ready.clear_ready();
                 }
             }
-            () = sleep(tick) => {}
+            () = after(tick) => {}
         }
-        if std::mem::take(&mut state.status_due) {
-            status.send_replace(Arc::new(state.status(&faults)));
+        if shell.engine.take_status_due() {
+            status.send_replace(shell.status(keeper.kept_unix_s()));
         }
-        samples += state.drain(&mut faults, DRAIN_SAMPLES);
-        state.adapt_sampling(&mut faults, samples);
-        if state.drain_reads(&mut faults) + state.drain_regions(&mut faults) + samples > 0 {
+        if shell.drain() + samples > 0 {
             busy_until = Instant::now() + Duration::from_millis(100);
         }
     }
 
     tracing::info!("stopping");
     // While nobody looks after bound VMs any more, and before what can take long.
-    drop(std::mem::take(&mut state.demotion));
+    drop(std::mem::take(&mut shell.hands.demotion));
     drop(scanner);
-    faults.detach();
-    while state.drain(&mut faults, DRAIN_SAMPLES) > 0 {}
-    let last = Arc::new(state.status(&faults));
-    let reported = state.aside.last_report(Arc::clone(&last), options);
+    shell.hands.faults.detach();
+    while shell.drain_samples() > 0 {}
+    let last = shell.status(keeper.kept_unix_s());
+    let reported = shell.hands.aside.last_report(Arc::clone(&last), options);
     status.send_replace(last);
     stop_api.send(()).ok();
     api.await.ok();
@@ -277,15 +253,22 @@ async fn serve(
         public.abort();
     }
     drop(socket_file);
-    let kept = state.records(true);
+    let kept = shell.engine.records(true);
     // The mover finishes the batch it has begun, and switches off what is empty.
     let end = move || {
         keeper.finish(kept);
-        drop(state);
+        drop(shell);
     };
     tokio::task::spawn_blocking(end).await.ok();
     // Only now: what was learned is worth more than the report.
     failed.map_or(reported, Err)
+}
+
+async fn after(tick: Option<Duration>) {
+    match tick {
+        Some(tick) => sleep(tick).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn at(end: Option<Instant>) {
@@ -328,30 +311,5 @@ struct RemoveOnDrop<'a>(&'a Path);
 impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         std::fs::remove_file(self.0).ok();
-    }
-}
-
-/// Seconds since the agent's start, and the clock they are taken from.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    start: sys::Monotonic,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self { start: sys::now() }
-    }
-
-    fn uptime(self) -> Duration {
-        sys::now().since(self.start)
-    }
-
-    fn seconds(self) -> crate::tiermap::Seconds {
-        self.seconds_at(sys::now())
-    }
-
-    fn seconds_at(self, time: sys::Monotonic) -> crate::tiermap::Seconds {
-        // Wraps, as the table expects.
-        crate::tiermap::Seconds((time.since(self.start).as_secs() & 0xffff) as u16)
     }
 }

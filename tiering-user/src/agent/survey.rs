@@ -3,6 +3,7 @@
 //! In: the ladder. Out: warnings, in the log and in the status; each tier's figures in the status; the load of the
 //! disks ([`Survey::loads`]). Nothing here keeps the agent from starting.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -20,6 +21,7 @@ pub(super) struct Survey {
     loads: DeviceLoads,
     /// Median of a read when the agent started, by level.
     at_rest_ns: Vec<Option<u64>>,
+    swap_tiers: Vec<TierId>,
     /// What each tier is on, by level.
     devices: Vec<Option<String>>,
     warnings: Vec<String>,
@@ -66,6 +68,7 @@ impl Survey {
             speeds: Speeds::new(speeds),
             loads: DeviceLoads::default(),
             at_rest_ns: p50_ns,
+            swap_tiers: ladder.swap_tiers().map(|tier| tier.id).collect(),
             devices: ladder.tiers().iter().map(|tier| facts.device_of(tier)).collect(),
             warnings: findings.iter().map(in_full).collect(),
             probes,
@@ -88,8 +91,12 @@ impl Survey {
         &self.loads
     }
 
-    /// How busy the disk below a tier is, for the brakes.
-    pub(super) fn tier_load(&self, tier: TierId) -> TierLoad {
+    /// How busy the disks below the swap tiers are, for the brakes.
+    pub(super) fn tier_loads(&self) -> BTreeMap<TierId, TierLoad> {
+        self.swap_tiers.iter().map(|tier| (*tier, self.tier_load(*tier))).collect()
+    }
+
+    fn tier_load(&self, tier: TierId) -> TierLoad {
         let load = self.loads.of(tier);
         TierLoad {
             read_latency_ns: load.and_then(|load| load.read_latency_ns),

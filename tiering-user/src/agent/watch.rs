@@ -8,15 +8,13 @@ use std::time::Duration;
 use tiering_common::Frame;
 use tokio::sync::mpsc;
 
-use super::braking::Gauge;
 use super::helpers::{Helpers, Subject};
-use super::layout_proof::frame_at;
 use super::lookups::Lookups;
 use super::scans::Scans;
 use crate::actuate::{Busy, NowAt, Roots, Target};
-use crate::sys::{self, Monotonic};
-use crate::tiermap::{self, PageRun, Places, Sweep};
-use crate::track::VmId;
+use crate::engine::{Compared, Gauge, Look, Looked, Rearmed, Swept};
+use crate::sys::{self, PageState, Pagemap};
+use crate::tiermap::{self, PageRun, Places};
 use crate::vm::{
     Changes, GroupMemory, Hva, ProcessKey, Scanner, Trust, VmError, bindings, keep_own_pressure, ksm_bytes,
     usage,
@@ -86,56 +84,6 @@ fn gauge(roots: &Roots, several: bool, key: ProcessKey) -> Gauge {
     Gauge { key, memory, ksm_bytes, usage, bindings, at }
 }
 
-#[derive(Debug)]
-pub(super) struct Swept {
-    pub vm: VmId,
-    pub began: Monotonic,
-    pub sweep: io::Result<Sweep>,
-}
-
-/// A machine's pages were armed anew.
-#[derive(Debug)]
-pub(super) struct Rearmed {
-    pub vm: VmId,
-    pub began: Monotonic,
-    /// How long it took.
-    pub took: io::Result<Duration>,
-    /// What was written since it was armed before.
-    pub written: io::Result<Vec<PageRun>>,
-}
-
-/// Frames that KVM mapped, each with its address, and the frame that the page tables have there.
-#[derive(Debug)]
-pub(super) struct Compared {
-    pub vm: VmId,
-    pub found: Vec<(Frame, Hva, Option<u64>)>,
-}
-
-/// What the sweeper can do with a machine.
-#[derive(Clone, Debug)]
-pub(super) enum Look {
-    Sweep(PageRun),
-    Rearm,
-    Compare(Vec<(Frame, Hva)>),
-}
-
-impl Look {
-    fn what(&self, vm: &str) -> String {
-        match self {
-            Self::Sweep(_) | Self::Compare(_) => format!("reading the page tables of {vm}"),
-            Self::Rearm => format!("arming the pages of {vm} anew"),
-        }
-    }
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub(super) enum Looked {
-    Swept(Swept),
-    Rearmed(Rearmed),
-    Compared(Compared),
-}
-
 /// Goes through the page tables of the machines it is sent.
 #[derive(Debug)]
 pub(super) struct Sweeping {
@@ -153,7 +101,7 @@ impl Sweeping {
             // again.
             sys::run_ahead();
             for (target, look) in queue {
-                at.begin(look.what(&target.vm.name));
+                at.begin(look.what(&target.info.vm.name));
                 let result = match look {
                     Look::Sweep(part) => Looked::Swept(sweep(&target, part, &places)),
                     Look::Rearm => Looked::Rearmed(rearm(&target)),
@@ -181,18 +129,18 @@ impl Sweeping {
 
 fn sweep(target: &Target, part: PageRun, places: &Places) -> Swept {
     let began = sys::now();
-    let sweep = tiermap::sweep(&target.process, &target.layout, part, places);
+    let sweep = tiermap::sweep(&target.process, &target.info.layout, part, places);
     // Of a process that has ended there is nothing left to read, which is no error.
     let ended = || Err(io::Error::from_raw_os_error(libc::ESRCH));
     let sweep = if target.process.is_alive() { sweep } else { ended() };
-    Swept { vm: target.id, began, sweep }
+    Swept { vm: target.info.id, began, sweep }
 }
 
 fn rearm(target: &Target) -> Rearmed {
-    let written = tiermap::written(&target.process, &target.layout);
+    let written = tiermap::written(&target.process, &target.info.layout);
     let began = sys::now();
     let took = sys::rearm(&target.process).map(|()| sys::now().since(began));
-    Rearmed { vm: target.id, began, took, written }
+    Rearmed { vm: target.info.id, began, took, written }
 }
 
 fn compare(target: &Target, frames: Vec<(Frame, Hva)>) -> Compared {
@@ -200,7 +148,15 @@ fn compare(target: &Target, frames: Vec<(Frame, Hva)>) -> Compared {
     let pagemap = target.process.pagemap().ok();
     let frame_at = |hva| frame_at(pagemap.as_ref()?, hva);
     Compared {
-        vm: target.id,
+        vm: target.info.id,
         found: frames.into_iter().map(|(frame, hva)| (frame, hva, frame_at(hva))).collect(),
+    }
+}
+
+/// The frame that the process has at this address; none where nothing is mapped, or frames may not be seen.
+fn frame_at(pagemap: &Pagemap, hva: Hva) -> Option<u64> {
+    match pagemap.read(hva.0, 1).as_deref() {
+        Ok([PageState::Present { pfn: pfn @ 1.. }]) => Some(*pfn),
+        _ => None,
     }
 }

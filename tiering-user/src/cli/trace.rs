@@ -3,6 +3,7 @@
 //! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is
 //! in it; or what would have become of each machine, as a table.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Write};
@@ -18,12 +19,9 @@ use super::render::size;
 use super::table::Table;
 use crate::config::Config;
 use crate::profile::COMPONENTS;
-use crate::replay::{Outcome, Replay, Settings, Told};
+use crate::replay::{Outcome, Replay, Told, TooLarge};
 use crate::telemetry::client::Client;
 use crate::trace::{Event, Reader, TraceError};
-
-/// Tiers that are replayed where the configuration names none: memory, and one of swap.
-const TIERS: u8 = 2;
 
 /// Records until `duration` is over, a signal comes or the agent ends. A file that is there already is left as it is.
 pub(super) async fn record(
@@ -123,12 +121,13 @@ pub(super) fn replay(
     decisions: Option<&Path>,
     epochs: Option<&Path>,
 ) -> Result<Replayed, Failure> {
-    let tiers = u8::try_from(config.tiers.len()).ok().filter(|tiers| *tiers > 0).unwrap_or(TIERS);
-    let settings = Settings {
-        demote_after: config.policy.demote_after.0,
-        refault_limit_percent: config.policy.refault_limit.0,
-        tiers,
-    };
+    let mut armed = BTreeSet::new();
+    let listed = open(path)?.for_each(|timed| {
+        if let Event::Armed(vm) = timed.event {
+            armed.insert(vm);
+        }
+    });
+    listed.map_err(|error| unreadable(path, &error))?;
     let failed = |to: &Path, error: &dyn fmt::Display| Failure::new(IO, format!("{}: {error}", to.display()));
     let mut lines = match decisions {
         Some(to) => Some((to, BufWriter::new(File::create(to).map_err(|error| failed(to, &error))?))),
@@ -139,35 +138,41 @@ pub(super) fn replay(
         None => None,
     };
     let mut reader = open(path)?;
-    let mut replay = Replay::new(settings);
-    let (mut written, mut listed) = (Ok(()), Ok(()));
+    let mut replay = Replay::new(config, armed);
+    let (mut written, mut listed, mut fits) = (Ok(()), Ok(()), Ok::<(), TooLarge>(()));
     if let Some((_, rows)) = &mut rows {
         listed = rows.write_record(["machine", "second"].into_iter().chain(COMPONENTS));
     }
+    let mut tell = |told: Told<'_>| match told {
+        Told::Decision(decision) => {
+            if let (Some((_, lines)), Ok(())) = (&mut lines, &written) {
+                written = writeln!(lines, "{decision}");
+            }
+        }
+        Told::Epoch { second, machine, profile } => {
+            if let (Some((_, rows)), Ok(()), Some(vector)) = (&mut rows, &listed, profile.vector()) {
+                let components = vector.iter().map(|component| format!("{component:.4}"));
+                let row = [machine.to_owned(), second.to_string()].into_iter().chain(components);
+                listed = rows.write_record(row);
+            }
+        }
+    };
     let read = reader.for_each(|timed| {
-        replay.take(timed, |told| match told {
-            Told::Decision(decision) => {
-                if let (Some((_, lines)), Ok(())) = (&mut lines, &written) {
-                    written = writeln!(lines, "{decision}");
-                }
-            }
-            Told::Epoch { second, machine, profile } => {
-                if let (Some((_, rows)), Ok(()), Some(vector)) = (&mut rows, &listed, profile.vector()) {
-                    let components = vector.iter().map(|component| format!("{component:.4}"));
-                    let row = [machine.to_owned(), second.to_string()].into_iter().chain(components);
-                    listed = rows.write_record(row);
-                }
-            }
-        });
+        if fits.is_ok() {
+            fits = replay.take(timed, &mut tell);
+        }
     });
     read.map_err(|error| unreadable(path, &error))?;
+    fits.map_err(|error| Failure::new(USAGE, format!("{}: {error}", path.display())))?;
+    let lost = replay.lost;
+    let machines = replay.end(&mut tell);
     if let Some((to, lines)) = &mut lines {
         written.and_then(|()| lines.flush()).map_err(|error| failed(to, &error))?;
     }
     if let Some((to, rows)) = &mut rows {
         listed.and_then(|()| Ok(rows.flush()?)).map_err(|error| failed(to, &error))?;
     }
-    Ok(Replayed { lost: replay.lost, torn: reader.is_torn(), machines: replay.outcomes() })
+    Ok(Replayed { lost, torn: reader.is_torn(), machines })
 }
 
 /// One line a machine.
@@ -177,7 +182,7 @@ pub(super) fn table(replayed: &Replayed) -> String {
         ">ACCESSES",
         ">PAGES",
         ">DEMOTED",
-        ">IN TIER 0",
+        ">IN MEMORY",
         ">CAME BACK",
         ">IF LRU",
         ">AT BEST",
@@ -253,7 +258,7 @@ mod tests {
         assert!(lines.lines().count() > 3, "{lines}");
         let epochs = std::fs::read_to_string(&epochs).unwrap();
         assert!(epochs.starts_with("machine,second,accesses,writes,"), "{epochs}");
-        assert!(epochs.contains("\nweb-1,9,") && epochs.contains("\nweb-1,999,"), "{epochs}");
+        assert!(epochs.contains("\nweb-1,10,") && epochs.contains("\nweb-1,1000,"), "{epochs}");
         assert_eq!(epochs.lines().count(), 101, "a head, and one every ten seconds");
         let table = table(&replayed);
         assert!(table.lines().nth(1).unwrap().starts_with("web-1"), "{table}");
@@ -279,7 +284,7 @@ mod tests {
         let hash = |path| XxHash3_64::oneshot(&std::fs::read(path).unwrap());
         assert_eq!(
             (hash(decisions), hash(epochs)),
-            (10_422_263_530_763_041_536, 15_307_925_960_415_870_161),
+            (5_117_901_611_299_534_163, 8_334_013_842_078_771_481),
             "decisions, and profiles"
         );
     }

@@ -129,6 +129,12 @@ impl Rules {
         entry.heat() >= from
     }
 
+    /// Pages in memory that were accessed within this time may be in use: accesses since then may not have shown.
+    pub fn in_use_within(&self, now: Seconds) -> Duration {
+        self.armed_at
+            .map_or(Duration::ZERO, |at| Duration::from_secs(u64::from(now.0.wrapping_sub(at.0)) + 1))
+    }
+
     /// Whether a page in memory may have been accessed since its last access that showed.
     pub fn may_be_in_use(&self, entry: PageEntry, now: Seconds) -> bool {
         self.armed_at.is_some_and(|at| entry.idle(now) <= now.0.wrapping_sub(at.0))
@@ -223,10 +229,15 @@ impl Units {
 
 fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: Seconds) -> Units {
     let mut old = Units::default();
-    pages.for_each(|page, entry| {
-        let kept = keep_huge && pages.block_of(page).huge;
-        if !kept && may_leave(pages, entry, rules, level, now) {
-            old.push(page, 1, entry.idle(now));
+    let least = rules.least_idle_under_pressure(level, 0);
+    pages.for_each_idle_block(TierId(level), least, now, |first, info, entries| {
+        if info.huge && keep_huge {
+            return;
+        }
+        for (page, entry) in (first..).zip(entries) {
+            if may_leave(pages, *entry, rules, level, now) {
+                old.push(page, 1, entry.idle(now));
+            }
         }
     });
     old
@@ -236,7 +247,8 @@ fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: 
 /// has in excess.
 fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u64, now: Seconds) -> Units {
     let (mut singles, mut huge) = (Units::default(), Units::default());
-    pages.for_each_block(|first, info, entries| {
+    let least = rules.least_idle_under_pressure(0, 0);
+    pages.for_each_idle_block(TierId(0), least, now, |first, info, entries| {
         let old = (first..).zip(entries).filter(|(_, entry)| may_leave(pages, **entry, rules, 0, now));
         if info.huge && keep_huge {
             return;

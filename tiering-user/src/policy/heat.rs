@@ -10,10 +10,7 @@
 use std::time::Duration;
 
 use super::Rules;
-use crate::tiermap::VmPages;
-
-/// Heat 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
-const BINS: usize = 6;
+use crate::tiermap::{HEAT_BINS as BINS, VmPages};
 
 /// An epoch, over which accesses are counted: this many times the least idle time, within these bounds.
 const EPOCH_FACTOR: u32 = 2;
@@ -41,13 +38,7 @@ pub struct Bands {
 impl HeatHistogram {
     /// Counts the pages of all memory tiers.
     pub fn of(pages: &VmPages) -> Self {
-        let mut histogram = Self::default();
-        pages.for_each(|_, entry| {
-            if pages.in_memory(entry.place()) {
-                histogram.pages[bin(entry.heat())] += 1;
-            }
-        });
-        histogram
+        Self { pages: pages.heat() }
     }
 
     /// The bands for a machine that may have `room` pages in the first tier.
@@ -72,10 +63,6 @@ impl Bands {
     }
 }
 
-fn bin(heat: u8) -> usize {
-    (heat.checked_ilog2().map_or(0, |log| log + 1) as usize).min(BINS - 1)
-}
-
 fn least_heat(bin: usize) -> u8 {
     if bin == 0 { 0 } else { 1 << (bin - 1) }
 }
@@ -83,6 +70,7 @@ fn least_heat(bin: usize) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiermap::heat_bin as bin;
     use proptest::prelude::*;
 
     #[test]

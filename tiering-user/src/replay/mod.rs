@@ -1,50 +1,63 @@
-//! What the policy would have done to machines whose accesses were recorded.
+//! What the agent would have done to VMs whose accesses were recorded.
 //!
-//! In: the events of a trace, and the rules. Out: decisions and profiles, one after another, and for each machine how
-//! much was read back, beside what would have been with as much memory at each moment if the least recently used had
-//! gone first, and at best. The mapping table, the policy and what is freed when are the agent's own; moves succeed at
-//! once, in the place of a machine's memory. Pure: time is the trace's.
+//! In: the events of a trace, and a configuration. Out: decisions and profiles, one after another, and for each VM how
+//! much was read back, beside what would have been with as much memory at each moment if the least recently used had gone
+//! first, and at best. The decisions are those of the agent's own [`Engine`](crate::engine::Engine), on a
+//! [`SimulatedHost`]. Pure: time is the trace's.
 //!
 //! # Limits
-//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay
-//! and had stayed in memory when this was recorded comes back at its next access that showed, at the latest. Staging is
-//! not replayed, nor what limits the agent: write limits, brakes other than `refault_limit`, control groups, room for
-//! others. Huge pages are not told apart. A machine has one processor, and a read takes 100 us.
+//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay and
+//! had stayed in memory when this was recorded comes back at its next access that showed. The host has memory to spare,
+//! its disks are idle, and no VM has a control group of its own. Huge pages are not told apart. A VM has one processor.
 
 mod cache;
+mod simulated;
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use thiserror::Error;
 
-use crate::policy::{
-    Action, Bands, HeatHistogram, Reason, Refaults, Rules, cooling_epoch, demotions, note_return, promotions,
-};
-use crate::profile::{HORIZONS, Observed, Profile};
-use crate::reclaim::{Budget, Reclaim, Return};
+use crate::config::Config;
+use crate::engine::{Command, Event as Happened, Gauge, Looked, Rearmed};
+use crate::policy::{Action, Reason, Step};
+use crate::profile::Profile;
 use crate::sys::{Monotonic, PAGE_BYTES};
-use crate::tiermap::{Layout, PageEntry, PageIndex, PageRun, Place, Seconds, VmPages, into_runs};
-use crate::tiers::{NodeTiers, TierId};
+use crate::tiermap::{PageIndex, PageRun, Place, into_runs};
+use crate::tiers::TierId;
 use crate::trace::{Event, Machine, Timed};
 use crate::track::VmId;
-use crate::vm::{Backing, Hva, RamRegion};
+use crate::vm::{Accel, GroupMemory, Usage};
 
 pub use cache::{AccessAt, lru, min};
+pub use simulated::{Guest, SimulatedHost, Wait, guest};
 
-/// Pages that may go to each tier, of each machine, in a second: 256 MiB.
-const PAGES_A_SECOND: u64 = 65_536;
-const READ_WAIT: Duration = Duration::from_micros(100);
+/// The largest VM that is replayed, and all VMs at a time: 1 and 2 TiB.
+const PAGES_MOST: u32 = 1 << 28;
+const ALL_PAGES_MOST: u64 = 1 << 29;
+/// While a VM is there, each ten seconds an epoch of its profile ends. After so long it is taken for gone, and what told
+/// of that for lost.
+const GAP_MOST: Duration = Duration::from_mins(10);
+/// What it costs a VM that an access to an armed page shows.
+const SHOWN_ACCESS: Duration = Duration::from_micros(5);
+/// Where the configuration names no tier for what leaves memory.
+const LADDER: &str = r#"
+[[tier]]
+name = "dram"
+nodes = [0]
+[[tier]]
+name = "disk"
+swap = { path = "/disk", size = "16TiB" }
+"#;
 
-/// What is replayed.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub demote_after: Duration,
-    pub refault_limit_percent: f64,
-    /// Tiers of the ladder.
-    pub tiers: u8,
+/// More than is replayed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the VM {name} has {pages} pages: at most {PAGES_MOST} are replayed, of all VMs {ALL_PAGES_MOST}")]
+pub struct TooLarge {
+    name: String,
+    pages: u32,
 }
 
 /// Pages that were sent somewhere.
@@ -54,14 +67,22 @@ pub struct Decision {
     pub second: u64,
     pub machine: String,
     pub run: PageRun,
-    pub to: TierId,
+    pub action: Action,
     pub reason: Reason,
 }
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { second, machine, run: PageRun { first, count }, to: TierId(level), reason } = self;
-        write!(f, "{second} s: {machine}: pages {first} to {} to tier {level}: {reason}", first + count - 1)
+        let Self { second, machine, run: PageRun { first, count }, action, reason } = self;
+        let what = match action {
+            Action::Place { to: TierId(level) } => format!("to tier {level}"),
+            Action::Stage { to: TierId(level) } => format!("staged into tier {level}"),
+            Action::MapStaged => "mapped".to_owned(),
+            Action::DropStage { .. } => "not staged any more".to_owned(),
+            Action::Free => "copies freed".to_owned(),
+            Action::Collapse => "made huge".to_owned(),
+        };
+        write!(f, "{second} s: {machine}: pages {first} to {} {what}: {reason}", first + count - 1)
     }
 }
 
@@ -85,11 +106,13 @@ pub struct Outcome {
     /// Pages that were accessed.
     pub accessed_pages: u64,
     pub demoted_bytes: u64,
-    /// Pages in the first tier, the mean over the seconds.
+    /// Pages read ahead of need.
+    pub staged_pages: u64,
+    /// Pages in memory, copies among them, the mean over the seconds.
     pub mean_bytes: u64,
-    /// Accesses to pages that had been in the first tier, and neither were there any more nor had a copy there.
+    /// Accesses to pages that had been in memory, and neither were there any more nor had a copy there.
     pub came_back: u64,
-    /// Accesses to pages that had gone out and had a copy in memory.
+    /// Accesses to pages that had gone out and had a copy in memory, or were staged.
     pub came_back_without_read: u64,
     /// What was read, with as much memory at each moment, the least recently used going first, and at best.
     pub came_back_lru: u64,
@@ -99,30 +122,57 @@ pub struct Outcome {
     pub gap_closed: Option<f64>,
 }
 
+fn simulated_host(config: &Config, now: Monotonic) -> SimulatedHost {
+    let mut host = SimulatedHost::new(config.clone(), now);
+    host.rearms = false;
+    host.facts.shown_access = Some(SHOWN_ACCESS);
+    host
+}
+
 /// A replay, as far as it has come.
-#[derive(Debug)]
 pub struct Replay {
-    settings: Settings,
+    config: Config,
+    /// Since the first event.
+    host: Option<SimulatedHost>,
+    /// VMs whose pages are armed anew in the trace: only of KVM guests that is done.
+    armed: BTreeSet<VmId>,
     began: Option<Monotonic>,
     second: u64,
-    guests: BTreeMap<VmId, Guest>,
+    tracked: BTreeMap<VmId, Tracked>,
+    /// Have appeared, and nothing happened to them yet.
+    waiting: BTreeMap<VmId, Waiting>,
     over: Vec<Outcome>,
     /// Accesses that were not recorded.
     pub lost: u64,
 }
 
-/// One machine.
+/// A machine of which it is told where its pages were.
 #[derive(Debug)]
-struct Guest {
+struct Waiting {
     machine: Machine,
-    pages: VmPages,
-    profile: Profile,
-    refaults: Refaults,
-    reclaim: Reclaim,
-    armed_at: Option<Seconds>,
-    round_began: bool,
-    cooled_at: u64,
-    returned: u64,
+    runs: Vec<(PageRun, Place)>,
+    /// In these runs.
+    pages: u64,
+}
+
+impl Waiting {
+    fn found(&mut self, run: PageRun, place: Place) {
+        let pages = u64::from(self.machine.pages);
+        // No page is found twice.
+        let fits = u64::from(run.first) + u64::from(run.count) <= pages
+            && self.pages + u64::from(run.count) <= pages;
+        if fits && run.count > 0 {
+            self.pages += u64::from(run.count);
+            self.runs.push((run, place));
+        }
+    }
+}
+
+/// What is counted of one machine.
+#[derive(Debug)]
+struct Tracked {
+    machine: Machine,
+    epochs: u64,
     /// In memory when the recording began, and accesses since.
     first: Vec<PageIndex>,
     /// Were in the first tier at some time. Before that none of it can come back.
@@ -131,229 +181,252 @@ struct Guest {
     came_back: u64,
     came_back_without_read: u64,
     demoted: u64,
-    /// Sum over seconds of pages in the first tier, and how many seconds.
-    in_first: (u64, u64),
+    staged: u64,
+    /// Sum over seconds of pages in memory, and how many seconds.
+    in_memory: (u64, u64),
 }
 
 impl Replay {
-    pub fn new(settings: Settings) -> Self {
-        Self { settings, began: None, second: 0, guests: BTreeMap::new(), over: Vec::new(), lost: 0 }
+    /// Under this configuration. `armed` are the VMs whose pages are armed anew in the trace.
+    pub fn new(config: &Config, armed: BTreeSet<VmId>) -> Self {
+        let mut config = config.clone();
+        if config.tiers.len() < 2 {
+            config.tiers = Config::parse(LADDER, "").map(|ladder| ladder.tiers).unwrap_or_default();
+        }
+        Self {
+            config,
+            host: None,
+            armed,
+            began: None,
+            second: 0,
+            tracked: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            over: Vec::new(),
+            lost: 0,
+        }
     }
 
-    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs
-    /// that end.
-    pub fn take(&mut self, timed: &Timed, mut tell: impl FnMut(Told<'_>)) {
-        let began = *self.began.get_or_insert(timed.time);
-        let second = timed.time.since(began).as_secs();
-        while self.second < second {
-            self.second += 1;
-            // Nothing happens to nobody: traces may have gaps.
-            if self.guests.is_empty() {
-                self.second = second;
-            }
-            for (vm, guest) in &mut self.guests {
-                let time = began.after(Duration::from_secs(self.second));
-                guest.every_second(*vm, (self.second, time), &self.settings, &mut |decision| {
-                    tell(Told::Decision(decision));
-                });
-            }
+    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs that
+    /// end.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn take(&mut self, timed: &Timed, mut tell: impl FnMut(Told<'_>)) -> Result<(), TooLarge> {
+        let tell = &mut tell;
+        // A time of zero stands for none, in places: a trace may begin there.
+        let time = timed.time.after(Duration::from_secs(1));
+        let began = *self.began.get_or_insert(time);
+        let second = time.since(began).as_secs();
+        if second.saturating_sub(self.second) > GAP_MOST.as_secs() {
+            self.all_gone(tell);
         }
-        let now = seconds(self.second);
+        if self.tracked.is_empty() && self.waiting.is_empty() {
+            self.second = second.max(self.second);
+        }
+        while self.second < second {
+            self.begin_all(tell);
+            self.next_second(tell);
+        }
+        let host = self.host.get_or_insert_with(|| simulated_host(&self.config, time));
+        // Events of several threads are not quite in order.
+        host.set_now(time.max(host.now()));
         match &timed.event {
-            Event::Appeared(machine) => self.appeared(machine, timed.time),
-            Event::Gone(vm) => {
-                let gone = self.guests.remove(vm);
-                self.over.extend(gone.map(Guest::outcome));
+            Event::Appeared(machine) => self.appeared(machine, tell)?,
+            Event::Found { vm, run, place } => {
+                if let Some(waiting) = self.waiting.get_mut(vm) {
+                    waiting.found(*run, *place);
+                }
             }
             Event::Lost(accesses) => self.lost += accesses,
-            Event::Accessed { vm, page, write, weight_log2 } => {
-                if let Some(guest) = self.guests.get_mut(vm).filter(|guest| *page < guest.machine.pages) {
-                    guest.profile.access(*page, *write, timed.time, 1 << weight_log2.min(&31));
-                    guest.accessed(
-                        *page,
-                        *write,
-                        1 << weight_log2.min(&31),
-                        &self.settings,
-                        (timed.time, now),
-                    );
-                }
+            Event::Gone(vm) => {
+                self.begin(*vm, tell);
+                self.gone(*vm, tell);
             }
-            Event::Found { vm, run, place } => {
-                if let Some(guest) = self.guests.get_mut(vm)
-                    && run.first.checked_add(run.count).is_some_and(|end| end <= guest.machine.pages)
-                {
-                    guest.found(*run, *place, now);
-                }
+            Event::Accessed { vm, page, write, weight_log2 } => {
+                self.begin(*vm, tell);
+                self.accessed(*vm, *page, (*write, (*weight_log2).min(31)), tell);
             }
             Event::Armed(vm) => {
-                if let Some(guest) = self.guests.get_mut(vm) {
-                    guest.armed_at = Some(now);
-                    guest.round_began = true;
-                }
+                self.begin(*vm, tell);
+                self.armed(*vm, tell);
+            }
+            Event::Epoch { vm, usage } => {
+                self.begin(*vm, tell);
+                self.used(*vm, *usage);
             }
             // What was done then is not what is done now.
             Event::Moved { .. } => {}
-            Event::Epoch { vm, usage } => {
-                if let Some(guest) = self.guests.get_mut(vm) {
-                    let working_sets = guest.pages.used_within(HORIZONS, now);
-                    guest.profile.end_epoch(timed.time, Observed { working_sets, usage: *usage });
-                    let (machine, profile) = (&guest.machine.name, &guest.profile);
-                    tell(Told::Epoch { second: self.second, machine, profile });
-                }
+        }
+        Ok(())
+    }
+
+    fn next_second(&mut self, tell: &mut impl FnMut(Told<'_>)) {
+        let Some(began) = self.began else { return };
+        self.second += 1;
+        let now = began.after(Duration::from_secs(self.second));
+        if let Some(host) = &mut self.host {
+            host.set_now(now.max(host.now()));
+        }
+        self.act(|host, told| host.second(told), tell);
+        self.count(tell);
+    }
+
+    /// The trace is over. Returns all machines, in the order in which they went, then those that were there to the end.
+    pub fn end(mut self, mut tell: impl FnMut(Told<'_>)) -> Vec<Outcome> {
+        self.begin_all(&mut tell);
+        if !self.tracked.is_empty() {
+            self.next_second(&mut tell);
+        }
+        self.over.into_iter().chain(self.tracked.into_values().map(Tracked::outcome)).collect()
+    }
+
+    fn appeared(&mut self, machine: &Machine, tell: &mut impl FnMut(Told<'_>)) -> Result<(), TooLarge> {
+        let vm = machine.vm;
+        // Told of again after blocks were lost.
+        if self.tracked.get(&vm).is_some_and(|tracked| tracked.machine == *machine) {
+            return Ok(());
+        }
+        self.gone(vm, tell);
+        self.waiting.remove(&vm);
+        let there = self.tracked.values().map(|tracked| &tracked.machine);
+        let all = there.chain(self.waiting.values().map(|waiting| &waiting.machine));
+        let pages: u64 = all.chain([machine]).map(|machine| u64::from(machine.pages)).sum();
+        if machine.pages > PAGES_MOST || pages > ALL_PAGES_MOST {
+            return Err(TooLarge { name: machine.name.clone(), pages: machine.pages });
+        }
+        self.waiting.insert(vm, Waiting { machine: machine.clone(), runs: Vec::new(), pages: 0 });
+        Ok(())
+    }
+
+    fn all_gone(&mut self, tell: &mut impl FnMut(Told<'_>)) {
+        self.begin_all(tell);
+        while let Some(vm) = self.tracked.keys().next().copied() {
+            self.gone(vm, tell);
+        }
+    }
+
+    fn begin_all(&mut self, tell: &mut impl FnMut(Told<'_>)) {
+        while let Some(vm) = self.waiting.keys().next().copied() {
+            self.begin(vm, tell);
+        }
+    }
+
+    /// All is told of where the pages of a machine were when its recording began.
+    fn begin(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
+        let Some(Waiting { machine, runs, .. }) = self.waiting.remove(&vm) else { return };
+        let mut guest = guest(vm, &machine.name, machine.pages);
+        if self.armed.contains(&vm) {
+            guest.accel = Accel::Kvm;
+        }
+        self.tracked.insert(vm, Tracked::new(machine));
+        self.act(|host, told| host.start(vm, guest, &runs, told), tell);
+        if let (Some(host), Some(tracked)) = (&self.host, self.tracked.get_mut(&vm)) {
+            tracked.first = host.guest(vm).pages_in(Place::In(TierId(0))).collect();
+            tracked.seen = tracked.first.iter().copied().collect();
+        }
+    }
+
+    /// What the machine accesses shows again from now on.
+    fn armed(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
+        let now = self.host.as_ref().map(SimulatedHost::now);
+        if let Some(began) = now.filter(|_| self.tracked.contains_key(&vm)) {
+            let took = Ok(Duration::from_millis(1));
+            let rearmed = Rearmed { vm, began, took, written: Ok(Vec::new()) };
+            self.act(|host, told| host.tell(Happened::Looked(Looked::Rearmed(rearmed)), told), tell);
+        }
+    }
+
+    fn gone(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
+        if let Some(tracked) = self.tracked.remove(&vm) {
+            self.over.push(tracked.outcome());
+            self.act(|host, told| host.end(vm, told), tell);
+        }
+    }
+
+    fn accessed(&mut self, vm: VmId, page: PageIndex, how: (bool, u8), tell: &mut impl FnMut(Told<'_>)) {
+        if self.tracked.get(&vm).is_none_or(|tracked| page >= tracked.machine.pages) {
+            return;
+        }
+        let Some(host) = &mut self.host else { return };
+        let wait = host.touch(vm, page);
+        let in_memory = host.guest(vm).in_memory();
+        self.act(|host, told| host.show(vm, page, how, told), tell);
+        let Some(tracked) = self.tracked.get_mut(&vm) else { return };
+        let is_new = tracked.seen.insert(page);
+        tracked.came_back += u64::from(!is_new && wait == Wait::Read);
+        tracked.came_back_without_read += u64::from(!is_new && wait == Wait::Copy);
+        let capacity = u32::try_from(in_memory).unwrap_or(u32::MAX);
+        tracked.accesses.push(AccessAt { page, capacity });
+    }
+
+    /// So much its process had used of the host by then.
+    fn used(&mut self, vm: VmId, usage: Option<Usage>) {
+        let Some(host) = &mut self.host else { return };
+        let at = host.now();
+        if let Some(guest) = host.guest_mut(vm) {
+            let (key, memory) = (guest.vm.key, GroupMemory::default());
+            guest.gauge = Some(Gauge { key, memory, ksm_bytes: None, usage, bindings: None, at });
+        }
+    }
+
+    /// Has something happen on the host, and tells what is decided by it.
+    fn act(
+        &mut self,
+        act: impl FnOnce(&mut SimulatedHost, &mut dyn FnMut(&Command)),
+        tell: &mut impl FnMut(Told<'_>),
+    ) {
+        let (second, tracked) = (self.second, &mut self.tracked);
+        let Some(host) = &mut self.host else { return };
+        act(host, &mut |command| {
+            let Command::Step(_, Step { vm, action, pages, reason }) = command else { return };
+            let Some(tracked) = tracked.get_mut(vm) else { return };
+            match action {
+                // From a slower swap tier to a faster one.
+                Action::Place { .. } if *reason == Reason::MayBeTouched => {}
+                Action::Place { to } if *to > TierId(0) => tracked.demoted += pages.len() as u64,
+                Action::Stage { .. } => tracked.staged += pages.len() as u64,
+                _ => {}
+            }
+            for run in into_runs(pages, u32::MAX) {
+                let (machine, action, reason) = (tracked.machine.name.clone(), *action, *reason);
+                tell(Told::Decision(Decision { second, machine, run, action, reason }));
+            }
+        });
+    }
+
+    /// A second is over.
+    fn count(&mut self, tell: &mut impl FnMut(Told<'_>)) {
+        let Some(host) = &self.host else { return };
+        for (vm, tracked) in &mut self.tracked {
+            tracked.in_memory.0 += host.guest(*vm).in_memory();
+            tracked.in_memory.1 += 1;
+            let Some(profile) = host.engine().profile(*vm) else { continue };
+            if profile.epochs() > tracked.epochs {
+                tracked.epochs = profile.epochs();
+                tell(Told::Epoch { second: self.second, machine: &tracked.machine.name, profile });
             }
         }
     }
-
-    /// All machines, in the order in which they went, then those that were there to the end.
-    pub fn outcomes(self) -> Vec<Outcome> {
-        self.over.into_iter().chain(self.guests.into_values().map(Guest::outcome)).collect()
-    }
-
-    fn appeared(&mut self, machine: &Machine, time: Monotonic) {
-        // Told of again after blocks were lost.
-        if self.guests.get(&machine.vm).is_some_and(|guest| guest.machine == *machine) {
-            return;
-        }
-        let replaced = self.guests.insert(machine.vm, Guest::new(machine, self.second, time));
-        self.over.extend(replaced.map(Guest::outcome));
-    }
 }
 
-fn seconds(second: u64) -> Seconds {
-    // Wraps, as the table expects.
-    Seconds((second & 0xffff) as u16)
-}
-
-impl Guest {
-    fn new(machine: &Machine, second: u64, time: Monotonic) -> Self {
-        // Where its RAM lies does not matter.
-        let bytes = u64::from(machine.pages) * PAGE_BYTES;
-        let layout = Layout::new(&[RamRegion { start: Hva(0), bytes, backing: Backing::Anonymous }]);
+impl Tracked {
+    fn new(machine: Machine) -> Self {
         Self {
-            machine: machine.clone(),
-            pages: VmPages::new(layout, NodeTiers(machine.node_tiers)),
-            profile: Profile::new(machine.pages, time),
-            refaults: Refaults::default(),
-            reclaim: Reclaim::default(),
-            armed_at: None,
-            round_began: false,
-            cooled_at: second,
-            returned: 0,
+            machine,
+            epochs: 0,
             first: Vec::new(),
             seen: HashSet::new(),
             accesses: Vec::new(),
             came_back: 0,
             came_back_without_read: 0,
             demoted: 0,
-            in_first: (0, 0),
+            staged: 0,
+            in_memory: (0, 0),
         }
-    }
-
-    fn rules(&self, settings: &Settings, bands: Bands) -> Rules {
-        let (demote_after, priority) = (settings.demote_after, self.machine.priority);
-        let armed_at = self.armed_at;
-        Rules { demote_after, priority, excess_pages: 0, bands, armed_at, keep_huge: false }
-    }
-
-    fn found(&mut self, run: PageRun, place: Place, now: Seconds) {
-        for page in run.pages() {
-            // Told again after blocks were lost, the replay knows better.
-            if self.pages.get(page).place() != Place::Untouched {
-                continue;
-            }
-            self.pages.update(page, |_| PageEntry::found(place, now));
-            if place == Place::In(TierId(0)) {
-                self.first.push(page);
-                self.seen.insert(page);
-            }
-        }
-    }
-
-    fn accessed(
-        &mut self,
-        page: PageIndex,
-        write: bool,
-        weight: u32,
-        settings: &Settings,
-        (time, now): (Monotonic, Seconds),
-    ) {
-        let block = self.pages.block_of(page);
-        let touch = self.pages.touch(page, now, write);
-        let rules = self.rules(settings, Bands::ROOMY);
-        let was_there = touch.before.place() == Place::In(TierId(0));
-        let cost = touch.was_lower.then(|| self.reclaim.waited_for(page, weight, READ_WAIT, time));
-        let read = cost.map_or(!was_there, |cost| cost == Return::Read);
-        let in_use = cost == Some(Return::Copy { soon: true });
-        note_return(&mut self.pages, page, touch, block, &rules, (in_use, now));
-        self.came_back += u64::from(!self.seen.insert(page) && read);
-        self.came_back_without_read += u64::from(touch.was_lower && !read);
-        self.returned += if touch.was_lower && read { weight.into() } else { 0 };
-        let capacity = self.pages.counts().get(Place::In(TierId(0))) + self.reclaim.copies();
-        self.accesses.push(AccessAt { page, capacity: u32::try_from(capacity).unwrap_or(u32::MAX) });
-    }
-
-    fn every_second(
-        &mut self,
-        vm: VmId,
-        (second, time): (u64, Monotonic),
-        settings: &Settings,
-        decided: &mut impl FnMut(Decision),
-    ) {
-        let now = seconds(second);
-        let cool = match self.armed_at {
-            Some(_) => std::mem::take(&mut self.round_began),
-            None => {
-                let epoch = cooling_epoch(&self.rules(settings, Bands::ROOMY));
-                Duration::from_secs(second - self.cooled_at) >= epoch
-            }
-        };
-        if cool {
-            self.cooled_at = second;
-        }
-        self.pages.age(now, cool);
-        let rules = self.rules(settings, HeatHistogram::of(&self.pages).bands(self.machine.pages.into()));
-        let in_memory: u64 =
-            (0..self.machine.node_tiers).map(|level| self.pages.counts().get(Place::In(TierId(level)))).sum();
-        self.refaults.second(std::mem::take(&mut self.returned), in_memory, settings.refault_limit_percent);
-        let many = self.refaults.too_many().is_some();
-        let touched = u64::from(self.machine.pages) - self.pages.counts().get(Place::Untouched);
-        self.reclaim.set_budget(Budget::new(1, touched, settings.refault_limit_percent, READ_WAIT));
-        let sent = self.reclaim.may_send(touched, settings.demote_after, time);
-        let allowance: Vec<u64> = (0..settings.tiers)
-            .map(|level| match level.cmp(&self.machine.node_tiers) {
-                _ if many && level >= self.machine.node_tiers => 0,
-                Ordering::Equal => sent.min(PAGES_A_SECOND),
-                Ordering::Less | Ordering::Greater => PAGES_A_SECOND,
-            })
-            .collect();
-        let mut steps = demotions(vm, &self.pages, &rules, &allowance, now);
-        steps.extend(promotions(vm, &self.pages, &rules, PAGES_A_SECOND, now));
-        for step in steps {
-            let Action::Place { to } = step.action else { continue };
-            for run in into_runs(&step.pages, u32::MAX) {
-                self.pages.place(run, Place::In(to));
-                let machine = self.machine.name.clone();
-                decided(Decision { second, machine, run, to, reason: step.reason });
-            }
-            if to > TierId(0) {
-                self.demoted += step.pages.len() as u64;
-            }
-            if to.0 >= self.machine.node_tiers {
-                self.reclaim.sent(&step.pages, time);
-            }
-            if to == TierId(1) {
-                let window = u16::try_from(rules.window().as_secs()).unwrap_or(u16::MAX);
-                self.pages.sent_down(&step.pages, window, now, now);
-            }
-        }
-        let due = self.reclaim.due(PAGES_A_SECOND, time, |_| true);
-        self.reclaim.freed(&due);
-        self.in_first.0 += self.pages.counts().get(Place::In(TierId(0))) + self.reclaim.copies();
-        self.in_first.1 += 1;
     }
 
     fn outcome(self) -> Outcome {
-        let (sum, seconds) = self.in_first;
+        let (sum, seconds) = self.in_memory;
         let mean = sum.checked_div(seconds).unwrap_or(0);
         let came_back_lru = lru(&self.first, &self.accesses);
         let came_back_best = min(&self.first, &self.accesses);
@@ -367,6 +440,7 @@ impl Guest {
             accesses: self.accesses.len() as u64,
             accessed_pages: accessed.len() as u64,
             demoted_bytes: self.demoted * PAGE_BYTES,
+            staged_pages: self.staged,
             mean_bytes: mean * PAGE_BYTES,
             came_back: self.came_back,
             came_back_without_read: self.came_back_without_read,
@@ -381,8 +455,16 @@ impl Guest {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings =
-        Settings { demote_after: Duration::from_secs(20), refault_limit_percent: 100.0, tiers: 3 };
+    fn config(demote_after: &str, refault_limit: &str) -> Config {
+        let policy =
+            format!("[policy]\ndemote_after = \"{demote_after}\"\nrefault_limit = \"{refault_limit}\"");
+        Config::parse(&format!("{LADDER}{policy}"), "test").unwrap()
+    }
+
+    fn usual() -> Config {
+        config("20s", "100%")
+    }
+
     const VM: VmId = VmId(3);
 
     fn at(ms: u64, event: Event) -> Timed {
@@ -420,22 +502,23 @@ mod tests {
         events
     }
 
-    fn replay(events: &[Timed], settings: Settings) -> (Vec<String>, Vec<Outcome>) {
-        let mut replay = Replay::new(settings);
+    fn replay(events: &[Timed], config: &Config) -> (Vec<String>, Vec<Outcome>) {
+        let mut replay = Replay::new(config, BTreeSet::new());
         let mut decisions = Vec::new();
         events.iter().for_each(|event| {
-            replay.take(event, |told| {
+            let tell = |told: Told<'_>| {
                 if let Told::Decision(decision) = told {
                     decisions.push(decision.to_string());
                 }
-            });
+            };
+            replay.take(event, tell).unwrap();
         });
-        (decisions, replay.outcomes())
+        (decisions, replay.end(|_| ()))
     }
 
     #[test]
     fn what_is_idle_goes_down_and_what_comes_back_is_counted() {
-        let (decisions, outcomes) = replay(&trace(), SETTINGS);
+        let (decisions, outcomes) = replay(&trace(), &usual());
         let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
         assert_eq!((outcome.accesses, outcome.accessed_pages), (100 * 600 + 5000, 1100));
         assert!(outcome.came_back_without_read > 0 && outcome.demoted_bytes > 0, "{outcome:?}");
@@ -449,14 +532,13 @@ mod tests {
 
     #[test]
     fn other_rules_decide_otherwise_and_the_same_ones_the_same() {
-        let (patient, outcomes) =
-            replay(&trace(), Settings { demote_after: Duration::from_secs(300), ..SETTINGS });
+        let (patient, outcomes) = replay(&trace(), &config("300s", "100%"));
         assert!(patient.is_empty() && outcomes[0].came_back == 0, "{patient:?}");
         assert_eq!(outcomes[0].gap_closed, None, "all fits");
-        assert_eq!(replay(&trace(), SETTINGS), replay(&trace(), SETTINGS));
-        let strict = Settings { refault_limit_percent: 0.0, ..SETTINGS };
-        let came_back = |settings| replay(&walk_every(300), settings).1[0].came_back;
-        assert_eq!((came_back(strict), came_back(SETTINGS)), (0, 1000), "what nobody may wait for is kept");
+        assert_eq!(replay(&trace(), &usual()), replay(&trace(), &usual()));
+        let strict = config("20s", "0%");
+        let came_back = |config: &Config| replay(&walk_every(300), config).1[0].came_back;
+        assert_eq!((came_back(&strict), came_back(&usual())), (0, 1000), "what nobody may wait for is kept");
     }
 
     #[test]
@@ -464,7 +546,7 @@ mod tests {
         let run = PageRun { first: 0, count: 100 };
         let mut events = trace();
         events.insert(1, at(0, Event::Found { vm: VM, run, place: Place::In(TierId(1)) }));
-        assert_eq!(replay(&events, SETTINGS).1[0].came_back, replay(&trace(), SETTINGS).1[0].came_back);
+        assert_eq!(replay(&events, &usual()).1[0].came_back, replay(&trace(), &usual()).1[0].came_back);
     }
 
     #[test]
@@ -492,7 +574,7 @@ mod tests {
             at(5, Event::Gone(VM)),
             at(1 << 40, appeared().event),
         ];
-        let (_, outcomes) = replay(&events, SETTINGS);
+        let (_, outcomes) = replay(&events, &usual());
         assert_eq!(outcomes.iter().map(|outcome| outcome.accesses).collect::<Vec<_>>(), [1, 0]);
     }
 }

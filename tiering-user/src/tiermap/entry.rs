@@ -7,6 +7,18 @@ use crate::tiers::TierId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Seconds(pub u16);
 
+impl Seconds {
+    /// How long ago it was; 0 for what is later than `now`.
+    pub fn idle(self, now: Self) -> u16 {
+        if self.is_ahead_of(now) { 0 } else { now.0.wrapping_sub(self.0) }
+    }
+
+    /// Whether it is later than `now`, as far as can be told.
+    pub fn is_ahead_of(self, now: Self) -> bool {
+        now.0.wrapping_sub(self.0) > IDLE_MOST
+    }
+}
+
 /// Idle ages beyond this are all the same, seconds.
 pub const IDLE_CAP: u16 = 50_000;
 /// A difference beyond this is an access later than the time it is compared with.
@@ -123,8 +135,12 @@ impl PageEntry {
 
     /// Seconds since the last access that is known; 0 for one that is later than `now`.
     pub fn idle(self, now: Seconds) -> u16 {
-        let idle = now.0.wrapping_sub((self.0 & LAST_MASK) as u16);
-        if idle > IDLE_MOST { 0 } else { idle }
+        self.last().idle(now)
+    }
+
+    /// When it was accessed last.
+    pub fn last(self) -> Seconds {
+        Seconds((self.0 & LAST_MASK) as u16)
     }
 
     /// The same entry after an access.

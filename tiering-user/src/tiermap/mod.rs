@@ -9,6 +9,7 @@
 //! move is therefore read back, and `tiering map` sweeps first.
 
 mod block;
+mod digest;
 mod dirty;
 mod entry;
 mod layout;
@@ -22,6 +23,7 @@ mod table;
 mod tests;
 
 pub use block::{BlockInfo, Probe};
+pub use digest::{HEAT_BINS, heat_bin};
 pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::block::{BlockInfo, Probe};
+use super::digest::{Digest, HEAT_BINS, heat_bin};
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
 use super::layout::{Layout, PageIndex, PageRun};
@@ -15,18 +16,23 @@ use crate::track::Shown;
 pub const BLOCK_PAGES: u32 = 512;
 /// A block of whose pages 1 / this are in swap has left memory.
 const GONE_DIVISOR: usize = 2;
+/// How often idle ages are kept from wrapping around, seconds.
+const CAP_EVERY: u16 = 1024;
 
 /// A block of which some page is, or was until lately, in memory or in swap.
 #[derive(Clone, Debug)]
 struct Block {
     info: BlockInfo,
+    /// None since an entry was changed.
+    digest: Option<Digest>,
     entries: [PageEntry; BLOCK_PAGES as usize],
 }
 
 impl Block {
     fn new(strict: bool) -> Box<Self> {
         let info = BlockInfo { probe: Probe::new(strict), ..BlockInfo::default() };
-        Box::new(Self { info, entries: [PageEntry::default(); BLOCK_PAGES as usize] })
+        let digest = Some(Digest::default());
+        Box::new(Self { info, digest, entries: [PageEntry::default(); BLOCK_PAGES as usize] })
     }
 
     fn is_untouched(&self) -> bool {
@@ -85,6 +91,12 @@ pub struct VmPages {
     huge_probe: Probe,
     counts: PlaceCounts,
     changed: DirtyBlocks,
+    /// Blocks without a digest.
+    stale: DirtyBlocks,
+    /// When idle ages were last kept from wrapping around.
+    capped_at: Seconds,
+    /// The latest time that was told.
+    now: Seconds,
 }
 
 impl VmPages {
@@ -100,6 +112,9 @@ impl VmPages {
             huge_probe: Probe::new(true),
             counts,
             changed: DirtyBlocks::default(),
+            stale: DirtyBlocks::default(),
+            capped_at: Seconds::default(),
+            now: Seconds::default(),
         }
     }
 
@@ -167,6 +182,9 @@ impl VmPages {
         let entry = &mut block.entries[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
+        if block.digest.take().is_some() {
+            self.stale.mark(page / BLOCK_PAGES);
+        }
         self.changed.mark(page / BLOCK_PAGES);
         if before != entry.place() {
             *self.counts.slot(before) -= 1;
@@ -195,16 +213,10 @@ impl VmPages {
         taken
     }
 
-    /// Lets every block that has pages count as changed.
-    pub fn all_changed(&mut self) {
-        for (block, _) in self.blocks.iter() {
-            self.changed.mark(block);
-        }
-    }
-
     /// Notes an access: what was in swap is in the first tier now (a sweep tells where it came up if not there), what
     /// is in memory stays where it is.
     pub fn touch(&mut self, page: PageIndex, now: Seconds, write: bool) -> Touch {
+        self.now = now;
         let before = self.get(page);
         let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
         self.update(page, |entry| entry.accessed(now, write).with_place(place));
@@ -319,10 +331,11 @@ impl VmPages {
     /// Notes where the pages of `run` were found, without any access. In a lower memory tier heat begins anew: it tells
     /// whether a page was accessed since it came there.
     pub fn place(&mut self, run: PageRun, place: Place) {
-        let lower_memory = self.in_lower_memory(place);
+        let (lower_memory, now) = (self.in_lower_memory(place), self.now);
         for page in run.pages() {
             self.update(page, |entry| match entry.place() == place {
                 true => entry,
+                false if entry.place() == Place::Untouched => PageEntry::found(place, now),
                 false if lower_memory => entry.with_place(place).without_heat(),
                 false => entry.with_place(place),
             });
@@ -374,16 +387,75 @@ impl VmPages {
         unseen
     }
 
-    /// How many pages were accessed within each of these times, by all that is known.
+    /// Pages that were accessed within each of these times.
     pub fn used_within<const N: usize>(&self, times: [Duration; N], now: Seconds) -> [u64; N] {
-        let mut used = [0; N];
-        self.for_each(|_, entry| {
-            let idle = Duration::from_secs(entry.idle(now).into());
-            for (used, time) in used.iter_mut().zip(times) {
-                *used += u64::from(idle < time);
+        times.map(|time| self.count_used(time, false, now))
+    }
+
+    /// Pages in memory that were accessed within this time.
+    pub fn used_in_memory(&self, within: Duration, now: Seconds) -> u64 {
+        self.count_used(within, true, now)
+    }
+
+    fn count_used(&self, within: Duration, in_memory: bool, now: Seconds) -> u64 {
+        // Idle ages are whole seconds.
+        let seconds = within.as_secs() + u64::from(within.subsec_nanos() > 0);
+        let of = |block: &Block| {
+            let counted = |entry: &&PageEntry| {
+                let there =
+                    if in_memory { self.in_memory(entry.place()) } else { entry.place() != Place::Untouched };
+                there && u64::from(entry.idle(now)) < seconds
+            };
+            let known = block.digest.and_then(|digest| digest.used_within(seconds, in_memory, now));
+            known.unwrap_or_else(|| block.entries.iter().filter(counted).count() as u64)
+        };
+        self.blocks.iter().map(|(_, block)| of(block)).sum()
+    }
+
+    /// Pages in memory, by heat.
+    pub fn heat(&self) -> [u64; HEAT_BINS] {
+        let mut sum = [0; HEAT_BINS];
+        for (_, block) in self.blocks.iter() {
+            if let Some(digest) = block.digest {
+                sum.iter_mut().zip(digest.heat()).for_each(|(sum, pages)| *sum += u64::from(pages));
+                continue;
             }
-        });
-        used
+            for entry in block.entries.iter().filter(|entry| self.in_memory(entry.place())) {
+                sum[heat_bin(entry.heat())] += 1;
+            }
+        }
+        sum
+    }
+
+    /// Brings the digests of blocks that have changed up to date. All else is right without that, and slower.
+    pub fn refresh(&mut self, now: Seconds) {
+        let mut later = Vec::new();
+        for number in self.stale.take(usize::MAX) {
+            let Some(block) = self.blocks.get_mut(number) else { continue };
+            block.digest = Digest::of(&block.entries, self.node_tiers, now);
+            if block.digest.is_none() {
+                later.push(number);
+            }
+        }
+        later.into_iter().for_each(|number| self.stale.mark(number));
+    }
+
+    /// Visits the blocks that may have pages in `tier` which were idle for at least so long.
+    pub fn for_each_idle_block(
+        &self,
+        tier: TierId,
+        least_idle: Duration,
+        now: Seconds,
+        mut visit: impl FnMut(PageIndex, BlockInfo, &[PageEntry]),
+    ) {
+        let may_have = |digest: Digest| {
+            digest.has(tier) && Duration::from_secs(digest.longest_idle(now).into()) >= least_idle
+        };
+        for (number, block) in self.blocks.iter().filter(|(_, block)| block.digest.is_none_or(may_have)) {
+            let first = number * BLOCK_PAGES;
+            let pages = (self.layout.pages() - first).min(BLOCK_PAGES) as usize;
+            visit(first, block.info, &block.entries[..pages]);
+        }
     }
 
     /// Calls `visit` for every page that was touched.
@@ -440,19 +512,26 @@ impl VmPages {
         let (new_age, age) = (now.0.wrapping_sub(again.0), now.0.wrapping_sub(began.0));
         let last = Seconds(again.0.wrapping_sub(1));
         let node_tiers = self.node_tiers;
-        for entry in self.blocks.iter_mut().flat_map(|(_, block)| &mut block.entries) {
-            if !matches!(entry.place(), Place::In(tier) if node_tiers.contains(tier)) {
-                continue;
-            }
-            match entry.idle(now) {
-                idle if idle <= new_age => shown.used += 1,
-                idle if idle <= age => {
-                    shown.used += 1;
-                    *entry = entry.used_until(last);
+        for (number, block) in self.blocks.iter_mut() {
+            let mut changed = false;
+            for entry in &mut block.entries {
+                if !matches!(entry.place(), Place::In(tier) if node_tiers.contains(tier)) {
+                    continue;
                 }
-                // That is where the round before this one ended.
-                idle if idle == age + 1 => shown.ended += 1,
-                _ => {}
+                match entry.idle(now) {
+                    idle if idle <= new_age => shown.used += 1,
+                    idle if idle <= age => {
+                        shown.used += 1;
+                        *entry = entry.used_until(last);
+                        changed = true;
+                    }
+                    // That is where the round before this one ended.
+                    idle if idle == age + 1 => shown.ended += 1,
+                    _ => {}
+                }
+            }
+            if changed && block.digest.take().is_some() {
+                self.stale.mark(number);
             }
         }
         shown
@@ -460,12 +539,35 @@ impl VmPages {
 
     /// Lets time pass: keeps idle ages from wrapping around and, if `cool`, halves the heat of every page.
     pub fn age(&mut self, now: Seconds, cool: bool) {
-        self.huge_probe.cap_age(now);
-        for (_, block) in self.blocks.iter_mut() {
-            block.info.probe.cap_age(now);
+        self.now = now;
+        let cap = self.capped_at.idle(now) >= CAP_EVERY;
+        if cap {
+            self.capped_at = now;
+            self.huge_probe.cap_age(now);
+        }
+        if !cap && !cool {
+            return;
+        }
+        for (number, block) in self.blocks.iter_mut() {
+            if cap {
+                block.info.probe.cap_age(now);
+            }
+            let cools = cool && block.digest.is_none_or(|digest| digest.cools());
+            if !cap && !cools {
+                continue;
+            }
+            let mut changed = false;
             for entry in block.entries.iter_mut().filter(|entry| entry.place() != Place::Untouched) {
-                let capped = entry.cap_idle(now);
-                *entry = if cool { capped.cooled() } else { capped };
+                let before = *entry;
+                let capped = if cap { before.cap_idle(now) } else { before };
+                *entry = if cools { capped.cooled() } else { capped };
+                changed |= *entry != before;
+            }
+            if changed {
+                self.changed.mark(number);
+                if block.digest.take().is_some() {
+                    self.stale.mark(number);
+                }
             }
         }
     }

@@ -99,6 +99,11 @@ impl Sampling {
         changed
     }
 
+    /// Whether of some machine not all accesses are looked at.
+    pub fn is_reduced(&self) -> bool {
+        self.machines.values().any(|rate| rate.one_in_log2 > 0)
+    }
+
     /// Of so many accesses of this machine one is sampled.
     pub fn one_in(&self, vm: VmId) -> u32 {
         1 << self.machines.get(&vm).map_or(0, |rate| rate.one_in_log2)

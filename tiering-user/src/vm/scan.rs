@@ -1,9 +1,9 @@
 //! Keeps track of which VMs there are. In: the process list, time and again. Out: what appeared, what changed, what
 //! went.
 //!
-//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Any other one costs
-//!    reading where its `exe` link points. (The verdict on a process that is no VM is not remembered: it can become
-//!    QEMU by `exec` without a new pid or start time.)
+//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Of any other one it is read
+//!    where its `exe` link points, in the first scans and then in one of ten: it can become QEMU by `exec` without a new
+//!    pid or start time.
 //! 2. QEMU by executable and by command line is looked at in full.
 //! 3. A VM that has not mapped its RAM yet is tried again; after a few scans it is reported to be watched only.
 //! 4. A known VM is looked at again when its address space has another size (memory was plugged or unplugged), when it
@@ -43,6 +43,9 @@ pub(super) const AGAIN_SCANS: u32 = 10;
 pub(super) const MAPPERS_SCANS: u32 = 30;
 /// Scans between two looks at any VM: a DIMM may be plugged in the second in which one of its size is unplugged.
 const ANYWAY_SCANS: u32 = 60;
+/// A process that is no VM is looked at in its first scans, in which it may become one, and then in one of so many.
+const YOUNG_SCANS: u32 = 5;
+const OTHERS_SCANS: u32 = 10;
 /// More virtual processors than KVM has for a VM are not believed.
 const MOST_VCPUS: u32 = 4096;
 /// Processes of owners that are not trusted that are told of.
@@ -81,6 +84,8 @@ pub struct Scanner {
     /// Beside it a hash of the arguments, which a process may rewrite.
     commands: HashMap<ProcessKey, (u64, CommandLine)>,
     scans: u32,
+    /// Processes that are no VMs, each with the scan that found that out first.
+    others: HashMap<i32, u32>,
     /// QEMU processes whose RAM is not mapped yet: scans so far.
     settling: HashMap<ProcessKey, u32>,
     /// Pids with trouble, and what was told of it.
@@ -141,6 +146,7 @@ impl Scanner {
             strangers: HashMap::new(),
             commands: HashMap::new(),
             scans: 0,
+            others: HashMap::new(),
             settling: HashMap::new(),
             troubled: HashMap::new(),
             left_alone: HashSet::new(),
@@ -195,6 +201,7 @@ impl Scanner {
         self.strangers.retain(|_, (key, owner)| stays(*key, *owner));
         self.settling.retain(|key, _| pids.contains(&key.pid));
         self.troubled.retain(|pid, _| pids.contains(pid));
+        self.others.retain(|pid, _| pids.contains(pid));
         self.commands.retain(|key, _| pids.contains(&key.pid) && !changes.gone.contains(key));
 
         let mut mappings = None;
@@ -202,11 +209,17 @@ impl Scanner {
         let is_new = |pid: &i32| {
             !(self.known.contains_key(pid)
                 || self.strangers.contains_key(pid)
-                || self.left_alone.contains(pid))
+                || self.left_alone.contains(pid)
+                || self.rests(*pid))
         };
         for pid in pids.into_iter().filter(is_new).collect::<Vec<_>>() {
             self.at.store(pid, Ordering::Relaxed);
-            match self.look(pid, &mut mappings) {
+            let looked = self.look(pid, &mut mappings);
+            match looked {
+                Ok(Look::NoVm) => drop(self.others.entry(pid).or_insert(self.scans)),
+                _ => drop(self.others.remove(&pid)),
+            }
+            match looked {
                 Ok(Look::NoVm) | Err(VmError::Gone { .. }) => drop(self.troubled.remove(&pid)),
                 Ok(Look::Settling(key)) => *self.settling.entry(key).or_default() += 1,
                 Ok(Look::Found(known)) => {
@@ -229,6 +242,14 @@ impl Scanner {
         changes.troubles = self.troubled.values().cloned().collect();
         changes.settling = self.settling.len();
         Ok(changes)
+    }
+
+    /// Whether a process that was no VM need not be looked at in this scan.
+    fn rests(&self, pid: i32) -> bool {
+        self.others.get(&pid).is_some_and(|first| {
+            let turn = self.scans.wrapping_add(pid.cast_unsigned());
+            self.scans.wrapping_sub(*first) >= YOUNG_SCANS && !turn.is_multiple_of(OTHERS_SCANS)
+        })
     }
 
     /// The trouble with a process, if it was not told yet.

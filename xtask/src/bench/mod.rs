@@ -8,6 +8,7 @@ mod part;
 mod prefetch;
 mod profile;
 mod savings;
+mod scale;
 mod tiers;
 mod tracking;
 
@@ -48,6 +49,8 @@ enum Name {
     Profile,
     /// Memory that leaves DRAM by the default configuration, and what it costs guests
     Savings,
+    /// What the agent itself costs on large hosts
+    Scale,
 }
 
 impl Name {
@@ -58,6 +61,7 @@ impl Name {
             Self::Tracking => &tracking::PARTS,
             Self::Profile => &profile::PARTS,
             Self::Savings => &savings::PARTS,
+            Self::Scale => &scale::PARTS,
         }
     }
 
@@ -68,6 +72,7 @@ impl Name {
             Self::Tracking => "tracking",
             Self::Profile => "profile",
             Self::Savings => "savings",
+            Self::Scale => "scale",
         }
     }
 }

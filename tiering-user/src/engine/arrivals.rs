@@ -1,0 +1,97 @@
+//! VMs that come and go.
+//!
+//! In: VMs that are tracked from now on, or not any more. Out: VMs under management; what was learned of one that ends is
+//! kept, and whoever waits for something of it is told.
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use super::command::Command;
+use super::event::Scanned;
+use super::machine::ManagedVm;
+use crate::bpf::Counters;
+use crate::predict::Stages;
+use crate::telemetry::request::ApiError;
+use crate::trace::Event as Traced;
+use crate::track::VmId;
+use crate::vm::Vm;
+
+impl Engine {
+    /// VMs were looked for.
+    pub(super) fn on_scanned(&mut self, scanned: Scanned) {
+        self.not_looked_at = scanned.troubles;
+        self.all_scanned = scanned.all;
+        if let Some(unlisted) = scanned.unlisted {
+            self.bystanders.note_unlisted(unlisted);
+        }
+    }
+
+    /// Takes a VM in.
+    pub(super) fn on_appeared(&mut self, id: VmId, vm: Vm) {
+        let now = self.clock.now;
+        let mut settings = self.config.vm_settings(&vm.name);
+        // A name is chosen by whoever starts the machine: it does not lead out of a namespace.
+        if let (Some(namespace), Some(tenant)) = (&vm.namespace, &settings.tenant) {
+            settings.tenant = Some(format!("{namespace}/{tenant}"));
+        }
+        let taken = self.machines.values().any(|machine| machine.id == vm.id());
+        let public = if taken { format!("{}@{}", vm.id(), vm.key.pid) } else { vm.id() };
+        let tag_key = settings
+            .tenant
+            .as_deref()
+            .map(|tenant| self.tenants.join(tenant, id, vm.images.keys().copied(), now));
+        let mut machine = ManagedVm::new(id, public, vm, settings, self.ladder.node_tiers(), tag_key, now);
+        machine.pages.may_grow_by(self.ceiling.room(self.machines.len() + 1));
+        machine.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
+        if !self.config.prefetch.feedback {
+            machine.stages = Stages::without_feedback();
+        }
+        machine.knowledge = self.memory.recall(&machine.info.vm, machine.pages.layout().pages());
+        if let Some((class, share)) = machine.knowledge.seemed {
+            machine.class.seemed(class, share);
+        }
+        self.memory.recall_past(&mut machine, self.machines.values(), self.facts.unix_s);
+        if machine.layout.is_open() {
+            self.commands.push(Command::WantFrames(machine.info.clone()));
+        }
+        let vm = &machine.info.vm;
+        match machine.unmovable() {
+            None => tracing::info!(vm = vm.name, pid = vm.key.pid, ram_mib = vm.ram_bytes() >> 20, "found"),
+            Some(reason) => {
+                tracing::info!(vm = vm.name, pid = vm.key.pid, reason, "found, will not be moved");
+            }
+        }
+        for part in &vm.left_alone {
+            tracing::info!(vm = vm.name, mib = part.bytes >> 20, reason = %part.why, "a part of it is left alone");
+        }
+        self.admit_images(&machine);
+        self.machines.insert(id, machine);
+        self.ask_labels(id);
+        self.sweep_if_moved(id);
+    }
+
+    pub(super) fn on_gone(&mut self, id: VmId, why: &str, last: Counters) {
+        self.gone = self.gone.plus(last);
+        let Some(mut machine) = self.machines.remove(&id) else { return };
+        self.record_event(self.clock.now, &Traced::Gone(id));
+        machine.came_up.add_to(&mut self.read_bytes);
+        // Of two with one identity the one that is there counts.
+        if !self.machines.values().any(|other| other.is_twin_of(&machine)) {
+            self.memory.keep(&mut machine, self.facts.unix_s);
+        }
+        tracing::info!(vm = machine.info.vm.name, pid = machine.info.vm.key.pid, "{why}");
+        if let Some(tenant) = &machine.settings.tenant {
+            self.tenants.leave(tenant, id);
+        }
+        self.leave_images(id);
+        for other in self.machines.values_mut() {
+            other.forget_leader(id);
+        }
+        let waiting = machine.queue.iter().chain(&machine.in_flight);
+        let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
+        self.fail_pending(id);
+        for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
+            ticket.fail(ApiError::NotFound(format!("the VM {why}")));
+        }
+    }
+}

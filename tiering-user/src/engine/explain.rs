@@ -1,0 +1,264 @@
+//! Why a machine or a page is where it is, and what comes next.
+//!
+//! In: a machine, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
+//! looked at. Where the page asked about is now is added by [`super::page_tables`].
+//!
+//! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's
+//! room ends is not foretold.
+
+use std::time::Duration;
+
+use super::Engine;
+use super::answers::millis;
+use super::asking::ChosenBy;
+use super::decisions::Decision;
+use super::machine::ManagedVm;
+use crate::actuate::Skip;
+use crate::policy::{Action, Rules};
+use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::telemetry::explain::{
+    AccessesSeen, Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo,
+};
+use crate::telemetry::request::{ApiError, Pages};
+use crate::tiermap::{PageEntry, PageIndex, Place, Seconds};
+use crate::tiers::TierId;
+use crate::vm::{Gpa, Hva};
+
+/// Steps of a machine, and of a page, that are told.
+const TOLD: usize = 20;
+
+impl Engine {
+    pub(super) fn explain(&self, vm: &str, at: Option<Address>) -> Result<Explanation, ApiError> {
+        let machine = self.machine(vm)?;
+        let now = self.clock.now;
+        let page = at.map(|at| self.page_info(machine, at, now)).transpose()?;
+        let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
+        let waiting = machine.queue.iter().chain(&machine.in_flight);
+        Ok(Explanation {
+            vm: machine.id.clone(),
+            name: machine.info.vm.name.clone(),
+            movable: blocked.is_none(),
+            reason: blocked.or_else(|| machine.never_to_swap()),
+            limited_by: self.limited_by(machine),
+            gives: machine.gives(),
+            pages_chosen_by: self.pages_chosen_by(machine, now),
+            huge: machine.settings.huge.name().to_owned(),
+            huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
+            can_free: self.can_free(machine.info.id),
+            resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
+            waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
+            decisions: machine
+                .decisions
+                .newest_first()
+                .take(TOLD)
+                .map(|decision| self.decision_info(decision, None, now))
+                .collect(),
+            page,
+            known_before: KnownBefore {
+                blocks: machine.knowledge.blocks_recalled,
+                demoted_bytes: machine.knowledge.before.demoted * PAGE_BYTES,
+                promoted_bytes: machine.knowledge.before.promoted * PAGE_BYTES,
+            },
+            seen_by: AccessesSeen {
+                page_fault: machine.seen_by.faults,
+                kvm_page_fault: machine.seen_by.kvm,
+                rearming: machine.seen_by.armed,
+                soft_dirty: machine.seen_by.written,
+                damon: machine.seen_by.damon,
+                sweeps: machine.seen_by.sweeps,
+            },
+        })
+    }
+
+    /// What holds the agent back from moving more of the machine.
+    fn limited_by(&self, machine: &ManagedVm) -> Option<String> {
+        if self.dry_run {
+            return Some("dry run: plans are made, nothing is moved".to_owned());
+        }
+        machine.braking.limited_by()
+    }
+
+    fn pages_chosen_by(&self, machine: &ManagedVm, now: Monotonic) -> String {
+        let group = machine.braking.gauge.as_ref().and_then(|gauge| gauge.memory.group.as_deref());
+        let lately = |found_none| if found_none { ", nothing cold found lately" } else { "" };
+        match self.chosen_by(machine, now) {
+            ChosenBy::Agent(why) => format!("the agent: {why}"),
+            ChosenBy::Group => {
+                let lately = lately(machine.reclaim.has_found_no_cold());
+                let lower = if self.ladder.node_tiers().0 > 1 { ", to lower memory tiers first" } else { "" };
+                format!("the kernel: memory.reclaim of {}{lower}{lately}", group.unwrap_or_default())
+            }
+            ChosenBy::Host => {
+                let lately = lately(self.host_reclaim.has_found_no_cold());
+                format!("the kernel, of the whole host: reclaim of its memory nodes{lately}")
+            }
+        }
+    }
+
+    fn page_info(&self, machine: &ManagedVm, at: Address, now: Monotonic) -> Result<PageInfo, ApiError> {
+        let address = match at {
+            Address::Hva(hva) => Hva(hva),
+            Address::Gpa(gpa) => machine.hva(Gpa(gpa))?,
+        };
+        machine.check(&Pages::Hva(address.0..address.0.saturating_add(1)))?;
+        let layout = machine.pages.layout();
+        let found = layout.page(address).and_then(|page| Some((page, layout.locate(page)?.0)));
+        let (page, hva) =
+            found.ok_or_else(|| ApiError::BadRequest(format!("{address} is not in the RAM of this VM")))?;
+        let seconds = self.clock.seconds();
+        let entry = machine.pages.get(page);
+        let touched = entry.place() != Place::Untouched;
+        let about = machine.decisions.about(page).take(TOLD);
+        Ok(PageInfo {
+            hva: hva.0,
+            gpa: machine.gpa(hva).map(|gpa| gpa.0),
+            tier: self.place_name(entry.place()),
+            // The lookup fills it in.
+            frame_or_slot: None,
+            idle_ms: touched.then(|| u64::from(entry.idle(seconds)) * 1000),
+            surely_idle_ms: touched.then(|| u64::from(machine.surely_idle(entry, seconds)) * 1000),
+            heat: entry.heat().into(),
+            frequency: entry.frequency().into(),
+            backoff: entry.backoff(),
+            staged: entry.staged(),
+            written: entry.written(),
+            next: self.next_move(machine, page, entry, seconds),
+            decisions: about.map(|(step, place)| self.decision_info(step, Some(place), now)).collect(),
+        })
+    }
+
+    fn next_move(&self, machine: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
+        let stays = |why: String| NextMove { when: why, ..NextMove::default() };
+        let waits = machine.queue.iter().chain(&machine.in_flight).find(|queued| {
+            // Pages of a step are in ascending order.
+            queued.step.pages.binary_search(&page).is_ok()
+        });
+        if let Some(queued) = waits {
+            let to = self.target_name(queued.step.action);
+            let name = to.as_deref().unwrap_or("memory");
+            let when = format!("waits for the mover, to {name}: {}", queued.step.reason);
+            return NextMove { to, in_ms: Some(0), ..stays(when) };
+        }
+        let from = match entry.place() {
+            _ if entry.staged() => {
+                return stays("staged: goes back where it came from unless it is touched in time".to_owned());
+            }
+            Place::Untouched => return stays("it takes no memory: there is nothing to move".to_owned()),
+            Place::OtherSwap => {
+                return stays("in swap, and not in a known tier: comes up when it is touched".to_owned());
+            }
+            Place::In(tier) => tier,
+        };
+        let to = TierId(from.0 + 1);
+        let Some(tier) = self.ladder.get(to) else {
+            return stays("in the last tier: comes up when it is touched, or foretold".to_owned());
+        };
+        if let Some(reason) = machine.refuses(to) {
+            return stays(format!("does not go to {}: {reason}", tier.name));
+        }
+        if self.drained.contains(&to) {
+            return stays(format!("does not go to {}: that tier was drained", tier.name));
+        }
+        let rules = machine.rules(self.config.policy.demote_after.0);
+        if rules.keeps_huge(&machine.pages, to) && machine.pages.block_of(page).huge {
+            return stays(format!("does not go to {}: {}", tier.name, Skip::KeptHuge));
+        }
+        let wait = Wait::of(entry, &rules, from, now);
+        let mut when = wait.in_words(&tier.name);
+        if from == TierId(0)
+            && let Some(held) = rules.held(entry, machine.pages.block_of(page), now)
+        {
+            when = format!("{when}; but not while {held}");
+        }
+        if machine.pages.in_lower_memory(entry.place()) && entry.heat() > 0 {
+            when = format!(
+                "goes to {} when there is room, since it was accessed; else {when}",
+                self.place_name(Place::In(TierId(0)))
+            );
+        }
+        NextMove {
+            when,
+            to: Some(tier.name.clone()),
+            least_idle_ms: Some(millis(wait.least)),
+            in_ms: Some(millis(wait.left)),
+        }
+    }
+
+    fn decision_info(&self, step: &Decision, place: Option<Option<Place>>, now: Monotonic) -> DecisionInfo {
+        let action = match step.action {
+            Action::Place { .. } => "place",
+            Action::Collapse => "collapse",
+            Action::Stage { .. } => "stage",
+            Action::MapStaged => "map_staged",
+            Action::DropStage { .. } => "drop_stage",
+            Action::Free => "free",
+        };
+        DecisionInfo {
+            ago_ms: millis(now.since(step.at)),
+            action: action.to_owned(),
+            to: self.target_name(step.action),
+            reason: step.reason.to_string(),
+            pages: step.pages(),
+            moved_pages: step.moved_pages,
+            huge_split_bytes: step.huge_split_pages * PAGE_BYTES,
+            skipped: step.skipped.iter().map(|(skip, pages)| (skip.to_string(), *pages)).collect(),
+            page_in: place.flatten().map(|place| self.place_name(place)),
+        }
+    }
+
+    fn target_name(&self, action: Action) -> Option<String> {
+        match action {
+            Action::Place { to } | Action::Stage { to } => Some(self.place_name(Place::In(to))),
+            Action::Collapse | Action::MapStaged | Action::DropStage { .. } | Action::Free => None,
+        }
+    }
+}
+
+/// How long a page must be idle before it leaves its tier, and how much of that is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wait {
+    least: Duration,
+    left: Duration,
+}
+
+impl Wait {
+    fn of(entry: PageEntry, rules: &Rules, from: TierId, now: Seconds) -> Self {
+        let least = rules.least_idle(from.0, entry.backoff());
+        Self { least, left: least.saturating_sub(Duration::from_secs(entry.idle(now).into())) }
+    }
+
+    fn in_words(self, tier: &str) -> String {
+        let least = self.least.as_secs_f64();
+        if self.left.is_zero() {
+            return format!("goes to {tier} with the next plan: idle for the {least:.0} s that are needed");
+        }
+        let left = self.left.as_secs_f64();
+        format!("goes to {tier} after {left:.0} s more without an access ({least:.0} s are needed)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Bands;
+
+    #[test]
+    fn a_page_that_came_back_waits_longer() {
+        let rules = Rules {
+            demote_after: Duration::from_secs(10),
+            priority: 50,
+            excess_pages: 0,
+            bands: Bands::ROOMY,
+            armed_at: None,
+            keep_huge: false,
+        };
+        let entry = PageEntry::found(Place::In(TierId(0)), Seconds(0));
+        let wait = |entry, now| Wait::of(entry, &rules, TierId(0), Seconds(now)).in_words("nvme");
+        assert_eq!(wait(entry, 4), "goes to nvme after 6 s more without an access (10 s are needed)");
+        assert_eq!(wait(entry, 10), "goes to nvme with the next plan: idle for the 10 s that are needed");
+        assert_eq!(
+            wait(entry.with_backoff(2), 10),
+            "goes to nvme after 30 s more without an access (40 s are needed)"
+        );
+    }
+}

@@ -1,0 +1,240 @@
+//! What a touch foretells: for the machine itself, and for the others of its tenant.
+//!
+//! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be
+//! staged. *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it
+//! was started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two
+//! machines correspond if they have the same content, else if they have the same guest-physical address; whether it is
+//! known that their contents differ makes two kinds of the latter.
+
+use std::collections::BTreeMap;
+
+use super::Engine;
+use super::machine::ManagedVm;
+use super::tapes::Earlier;
+use crate::config::Prefetch;
+use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
+use crate::sys::Monotonic;
+use crate::tiermap::PageIndex;
+use crate::track::VmId;
+
+/// Touches of one machine that are looked for on tapes, of those that are read in one go.
+const PULLS_A_BATCH: usize = 4;
+
+/// Who is no more than so many touches behind its leader gains nothing by following it: both wait for the same disk.
+const IN_STEP: u64 = 16;
+
+/// A page that was in swap until this touch, or had been staged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Touched {
+    vm: VmId,
+    page: PageIndex,
+    /// What it held, where that is known.
+    tag: Option<Tag>,
+    time: Monotonic,
+    /// Where it stood on its machine's tape.
+    before: Option<Position>,
+}
+
+/// Of the touches of each machine, in their order, the last one and a few before it: on a tape, what comes after the
+/// others comes after these too, and each costs a look at every leader's.
+fn some_of_each(touched: &[Touched]) -> Vec<Touched> {
+    let mut by_machine: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
+    for touched in touched {
+        by_machine.entry(touched.vm).or_default().push(*touched);
+    }
+    let some = by_machine.into_values().flat_map(|touched| {
+        let step = touched.len().div_ceil(PULLS_A_BATCH);
+        let last = touched.len() - 1;
+        let of_it =
+            touched.into_iter().enumerate().filter(move |(number, _)| (last - number).is_multiple_of(step));
+        of_it.map(|(_, touched)| touched)
+    });
+    some.collect()
+}
+
+/// Whether the configuration wants pages staged for this.
+fn uses(rules: Prefetch, origin: Origin) -> bool {
+    match origin.by() {
+        None => rules.own_past,
+        Some(_) if origin.leader().is_none() => rules.own_past,
+        Some(Match::Content) => rules.by_content,
+        Some(Match::Page | Match::Address) => rules.by_address,
+    }
+}
+
+impl Engine {
+    /// `vm` touched `page` at `time`; it had been in swap or was staged.
+    pub(super) fn note_touch(&mut self, vm: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
+        let machine = self.machines.get_mut(&vm)?;
+        let mut tag = None;
+        if let Some(tenant) = self.tenants.of_mut(machine) {
+            tag = tenant.tags.remove(vm, page);
+            tenant.likeness.touch(vm, machine.guest_page(page), tag);
+        }
+        let before = machine.tape.record(page, tag);
+        let tag = tag.filter(|_| self.config.prefetch.by_content);
+        Some(Touched { vm, page, tag, time, before })
+    }
+
+    /// Stages what these touches foretell. All of them are noted by then: what was touched since need not be staged.
+    pub(super) fn foretell(&mut self, touched: &[Touched]) {
+        let Prefetch { push, pull, .. } = self.config.prefetch;
+        if pull {
+            for touched in some_of_each(touched) {
+                self.pull(touched);
+            }
+        }
+        if push {
+            for touched in touched {
+                self.push(*touched);
+            }
+        }
+    }
+
+    fn push(&mut self, touched: Touched) {
+        let rules = self.config.prefetch;
+        let Touched { vm, page, tag, time, .. } = touched;
+        let Some(leader) = self.machines.get(&vm) else { return };
+        let Some(tenant) = self.tenants.of(leader) else { return };
+        let mut foretold = Vec::new();
+        for neighbour in tenant.likeness.followers(vm) {
+            let Some(there) = self.machines.get(neighbour) else { continue };
+            let same_page = leader.same_page_in(there, page);
+            let corresponding = tenant.corresponding(tag, *neighbour, same_page);
+            foretold.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
+        }
+        for (neighbour, page, origin) in foretold.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
+            let Some(machine) = self.machines.get_mut(&neighbour) else { continue };
+            if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
+                continue;
+            }
+            match machine.stages.chance(origin, rules.threshold, time) {
+                Chance::Taken => drop(machine.foretold(page, origin, time)),
+                Chance::Shadowed => machine.shadowed(page, origin, rules.threshold, time),
+                Chance::NoRoom => {}
+            }
+        }
+    }
+
+    fn pull(&mut self, touched: Touched) {
+        let rules = self.config.prefetch;
+        let Some(machine) = self.machines.get(&touched.vm) else { return };
+        if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
+            return;
+        }
+        let mut places = Vec::new();
+        places.extend(touched.before.map(|place| (Origin::OwnPast, place)));
+        let mut by_each =
+            |origin: &dyn Fn(Match) -> Origin, tape: &Tape, same_page: Option<PageIndex>, least| {
+                let same_content = touched.tag.and_then(|tag| tape.find_tag(tag));
+                if let Some(place) = same_content.or_else(|| tape.find(same_page?))
+                    && tape.end().since(place) > least
+                {
+                    places
+                        .extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
+                }
+            };
+        if let Some(Earlier { tape, same_shape }) = &machine.earlier {
+            by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page), 0);
+        }
+        if let Some(tenant) = self.tenants.of(machine) {
+            for leader in tenant.likeness.leaders(touched.vm) {
+                let Some(there) = self.machines.get(leader) else { continue };
+                let same_page = machine.same_page_in(there, touched.page);
+                by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page, IN_STEP);
+            }
+        }
+        for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {
+            self.follow(touched, origin, place, rules.threshold);
+        }
+    }
+
+    /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
+    /// its window says.
+    fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
+        let vm = touched.vm;
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let chance = machine.stages.chance(origin, threshold, touched.time);
+        // What has no room now is offered again at the next touch.
+        if chance == Chance::NoRoom {
+            return;
+        }
+        let window = machine.stages.window(origin);
+        let window = if chance == Chance::Taken { window } else { window.min(SHADOW_PAGES) };
+        let Some(machine) = self.machines.get(&vm) else { return };
+        let Some(tape) = self.tape_of(machine, origin) else { return };
+        let part = machine.ahead.part(origin, tape, place, window);
+        let end = part.end;
+        let next: Vec<_> = tape
+            .part(part)
+            .filter_map(|(at, page, tag)| Some((at, self.corresponding(machine, origin, page, tag)?)))
+            .collect();
+        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let mut next = next.into_iter();
+        if chance == Chance::Shadowed {
+            // What is not touched before the origin is trusted is staged then.
+            next.for_each(|(_, page)| machine.shadowed(page, origin, threshold, touched.time));
+            return;
+        }
+        // What finds no room is offered again.
+        let refused = next.find(|(_, page)| !machine.foretold(*page, origin, touched.time));
+        machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+    }
+
+    fn tape_of<'a>(&'a self, machine: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {
+        match origin {
+            Origin::OwnPast | Origin::Season(_) => Some(&machine.tape),
+            Origin::Earlier(_) => machine.earlier.as_ref().map(|earlier| &earlier.tape),
+            Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
+                self.machines.get(&leader).map(|there| &there.tape)
+            }
+        }
+    }
+
+    /// The page of `machine` that corresponds to this one on the tape that `origin` is about, if it does in the way
+    /// that `origin` says.
+    fn corresponding(
+        &self,
+        machine: &ManagedVm,
+        origin: Origin,
+        page: PageIndex,
+        tag: Option<Tag>,
+    ) -> Option<PageIndex> {
+        let same_page = match origin {
+            Origin::OwnPast | Origin::Season(_) => return Some(page),
+            Origin::Earlier(_) => machine.earlier.as_ref()?.same_shape.then_some(page),
+            Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
+                self.machines.get(&leader)?.same_page_in(machine, page)
+            }
+        };
+        let found = match self.tenants.of(machine) {
+            Some(tenant) => {
+                let tag = tag.filter(|_| self.config.prefetch.by_content);
+                tenant.corresponding(tag, machine.info.id, same_page)
+            }
+            // What has no tenant has no tags.
+            None => same_page.map(|page| (page, Match::Page)),
+        };
+        found.filter(|(_, by)| Some(*by) == origin.by()).map(|(page, _)| page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_touches_the_last_and_a_few_before_it_are_followed() {
+        let touched =
+            |vm: u32, page| Touched { vm: VmId(vm), page, tag: None, time: Monotonic(0), before: None };
+        let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
+        let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
+            let some = some_of_each(touches).into_iter();
+            some.filter(|touched| touched.vm == VmId(vm)).map(|touched| touched.page).collect()
+        };
+        assert_eq!(pages(1, &touches), [24, 49, 74, 99]);
+        assert_eq!(pages(2, &touches), [24, 49, 74, 99]);
+        assert_eq!(pages(1, &touches[..5]), [0, 1, 2]);
+        assert!(some_of_each(&[]).is_empty());
+    }
+}

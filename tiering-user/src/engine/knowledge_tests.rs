@@ -1,0 +1,169 @@
+use super::*;
+use crate::config::Config;
+use crate::store::Store;
+use crate::sys::Monotonic;
+use crate::tiermap::{Layout, PageRun};
+use crate::tiers::NodeTiers;
+use crate::track::VmId;
+use crate::vm::{Hva, testing};
+
+const PAGES: u32 = 2000;
+
+fn vm(pid: i32, uuid: Option<&str>) -> Vm {
+    let key = ProcessKey { pid, start_time_ticks: 5 };
+    let vm = testing::machine(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
+    Vm { uuid: uuid.map(str::to_owned), ..vm }
+}
+
+fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {
+    let record = MachineRecord {
+        saved_unix_s,
+        boot_id: "boot".into(),
+        pid,
+        start_time_ticks: 5,
+        pages: PAGES,
+        demoted_pages: 7,
+        promoted_pages: 3,
+        seemed: None,
+    };
+    let habits = habits(&[(0, encode(Habit { backoff: 2, heat: 4, failures: 3 }))]);
+    records(identity, Some(&record), Some(Some(pack(&habits))))
+}
+
+fn habits(of: &[(u32, u8)]) -> Sparse<u8> {
+    let mut habits = Sparse::default();
+    for (block, byte) in of {
+        habits.get_or_insert_with(*block, || *byte);
+    }
+    habits
+}
+
+fn load(boot_id: &str, written: &[Record], unix_s: u64) -> Memory {
+    let names: Vec<_> = written.iter().map(|(name, _)| name.clone()).collect();
+    let read = |wanted: &str| written.iter().find(|(name, _)| name == wanted)?.1.clone();
+    Memory::load(boot_id.to_owned(), &names, read, unix_s).0
+}
+
+#[test]
+fn the_same_process_gets_back_what_was_known_of_its_blocks() {
+    let mut memory = load("boot", &written(1, 100, "uuid/u"), 200);
+    let mut known = memory.recall(&vm(1, Some("u")), PAGES);
+    assert_eq!((known.before.demoted, known.before.promoted), (7, 3));
+    let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
+    pages.place(PageRun { first: 0, count: 100 }, Place::In(TierId(0)));
+    pages.place(PageRun { first: 100, count: 1000 }, Place::In(TierId(1)));
+    known.recall(&mut pages, Seconds(9));
+    let seen = |page| (pages.get(page).backoff(), pages.get(page).heat());
+    assert_eq!(seen(99), (2, 4));
+    assert_eq!(seen(100), (2, 0), "in a lower tier heat would say that it was accessed there");
+    assert_eq!(seen(512), (0, 0), "nothing was known of the next block");
+    assert_eq!([0, 512].map(|page| pages.block_of(page).probe.failures()), [3, 0]);
+    assert_eq!(pages.get(1500).place(), Place::Untouched);
+    assert_eq!(known.blocks_recalled, 1);
+    assert_eq!(memory.recall(&vm(2, Some("u")), PAGES).before.demoted, 0, "given once");
+}
+
+#[test]
+fn another_process_or_boot_gets_the_totals_only() {
+    let mut other_process = load("boot", &written(1, 100, "name/web-1"), 200);
+    let known = other_process.recall(&vm(2, None), PAGES);
+    assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
+    let mut other_boot = load("later", &written(1, 100, "name/web-1"), 200);
+    let known = other_boot.recall(&vm(1, None), PAGES);
+    assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
+    let mut other_size = load("boot", &written(1, 100, "name/web-1"), 200);
+    assert!(other_size.recall(&vm(1, None), PAGES + 1).recalled.is_none());
+}
+
+#[test]
+fn what_one_agent_writes_down_the_next_one_reads() {
+    let own = 7;
+    let machine = || {
+        let settings = Config::default().vm_settings("web-1");
+        ManagedVm::new(VmId(1), "u".into(), vm(own, Some("u")), settings, NodeTiers(1), None, Monotonic(0))
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = Memory::load("boot".into(), &[], |_| None, 100).0;
+    let mut there = machine();
+    there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() });
+    there.moved.demoted = 11;
+    there.class.seemed(Class::Cache, 0.75);
+    let store = Store::in_folder(folder.path());
+    assert!(store.write(&first.records([&mut there].into_iter(), 100, false)));
+    // Later nothing has changed but the totals.
+    there.moved.demoted = 12;
+    let later = first.records([&mut there].into_iter(), 130, false);
+    assert_eq!(later.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["machine/uuid/u"]);
+    assert!(store.write(&later));
+    drop(store);
+
+    let store = Store::in_folder(folder.path());
+    let mut next = Memory::load("boot".into(), &store.names(""), |name| store.read(name), 140).0;
+    let mut known = next.recall(&vm(own, Some("u")), PAGES);
+    assert_eq!(known.before.demoted, 12);
+    let mut pages = there.pages.clone();
+    pages.place(PageRun { first: 0, count: PAGES }, Place::In(TierId(0)));
+    known.recall(&mut pages, Seconds(1));
+    assert_eq!([511, 512, 1023, 1024].map(|page| pages.get(page).backoff()), [0, 3, 3, 0]);
+
+    // A machine that has gone is known by its totals when it comes again, as another process.
+    next.keep(&mut there, 150);
+    assert!(store.write(&next.records(std::iter::empty(), 150, false)));
+    assert_eq!(store.names(""), ["machine/uuid/u", "version"]);
+    let known = next.recall(&vm(own + 1, Some("u")), PAGES);
+    assert_eq!((known.before.demoted, known.seemed), (12, Some((Class::Cache, 1.0))));
+}
+
+#[test]
+fn what_was_not_seen_for_a_month_is_removed() {
+    let old = written(1, 100, "uuid/old");
+    let mut memory = load("boot", &old, 100 + FORGET_AFTER_S + 1);
+    assert_eq!(memory.recall(&vm(1, Some("old")), PAGES).before.demoted, 0);
+    let due = memory.records(std::iter::empty(), 0, false);
+    assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("habits/uuid/old".to_owned(), None)]);
+    assert!(memory.records(std::iter::empty(), 0, false).is_empty());
+}
+
+#[test]
+fn habits_are_written_when_they_change() {
+    let mut known = Knowledge::default();
+    known.note(3, Habit::default());
+    assert!(!known.changed);
+    known.note(3, Habit { backoff: 1, heat: 200, failures: 2 });
+    assert!(known.changed);
+    assert!(known.habits.iter().eq([(3, &0x9f)]));
+    assert_eq!(decode(0x9f), Habit { backoff: 1, heat: 15, failures: 2 });
+    known.note(3, Habit::default());
+    assert_eq!(known.habits.len(), 0);
+}
+
+#[test]
+fn habits_are_as_long_as_they_are_many_wherever_they_are() {
+    let far = habits(&[(7, 1), (8, 2), (MOST_BLOCKS - 1, 3)]);
+    let packed = pack(&far);
+    assert_eq!(packed.len(), 8 + 2 + 8 + 1);
+    assert!(unpack(&packed).iter().eq(far.iter()));
+    let mut known = Knowledge { recalled: Some(far), ..Knowledge::default() };
+    let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
+    known.recall(&mut pages, Seconds(1));
+    assert_eq!(known.blocks_recalled, 0, "the machine has four blocks");
+}
+
+#[test]
+fn what_is_damaged_is_not_believed() {
+    let packed = pack(&habits(&[(7, 1), (9, 2)]));
+    assert!(unpack(&packed[..packed.len() - 1]).iter().eq([(7, &1)]), "cut off");
+    for first in [MOST_BLOCKS + 1, u32::MAX] {
+        let wrong = [&first.to_le_bytes()[..], &[1, 0, 0, 0, 5]].concat();
+        assert_eq!(unpack(&wrong).len(), 0);
+    }
+    let long = [&0u32.to_le_bytes()[..], &u32::MAX.to_le_bytes(), &[5; 20]].concat();
+    assert_eq!(unpack(&long).len(), 0, "more bytes than there are");
+}
+
+#[test]
+fn what_a_former_agent_wrote_in_another_form_is_removed() {
+    let mut memory = load("boot", &[("blocks/uuid/u".to_owned(), Some(vec![1, 2]))], 200);
+    let due = memory.records(std::iter::empty(), 0, false);
+    assert_eq!(due, [("blocks/uuid/u".to_owned(), None)]);
+}

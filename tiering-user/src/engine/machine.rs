@@ -1,0 +1,468 @@
+//! One virtual machine, as the agent keeps it.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::asked::Asked;
+use super::braking::MachineBrakes;
+use super::came_up::CameUp;
+use super::decisions::Decisions;
+use super::knowledge::Knowledge;
+use super::layout_proof::LayoutProof;
+use super::queue::Queued;
+use super::rearming::SeenBy;
+use super::savings::MachineSavings;
+use super::sweeping::{LastSweep, SweepUnderWay};
+use super::tapes::Earlier;
+use super::waiting::{Haste, Waiting};
+use crate::actuate::{Homes, Outcome, Skip, VmInfo};
+use crate::class::Belief;
+use crate::config::{Huge, Priors, VmSettings};
+use crate::policy::{Action, Bands, Reason, Rules, note_return};
+use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
+use crate::profile::Profile;
+use crate::reclaim::{Recent, Reclaim, Return};
+use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
+use crate::tiers::{NodeTiers, TierId};
+use crate::track::{Access, Rounds, VmId};
+use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
+
+/// Sweeps and looks at control groups are hardly ever older.
+const LATELY: Duration = Duration::from_secs(30);
+
+/// Totals of what the mover did, pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    pub demoted: u64,
+    pub promoted: u64,
+    /// Came back to memory soon after they went down.
+    pub ping_pong: u64,
+    /// Made into huge pages again.
+    pub collapsed: u64,
+    /// In huge pages before a step and not after it, whoever chose them.
+    pub huge_split: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct ManagedVm {
+    pub info: VmInfo,
+    /// As the status shows it: that of the VM, with its process where two have the same.
+    pub id: String,
+    pub settings: VmSettings,
+    /// What kind of work it does, and what that changes.
+    pub class: Belief,
+    pub priors: Priors,
+    /// Which addresses of a KVM guest can be believed.
+    pub layout: LayoutProof,
+    pub pages: VmPages,
+    pub tape: Tape,
+    pub tape_marks: Marks,
+    /// What goes to swap goes in the order of the tape.
+    pub in_tape_order: bool,
+    /// What it touched before it was started anew, if that is known.
+    pub earlier: Option<Earlier>,
+    /// How far it has followed its own tape, that of its earlier self, and those of others.
+    pub ahead: Ahead,
+    pub stages: Stages,
+    /// What is foretold by those that are not sure enough alone.
+    pub votes: Votes,
+    /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written
+    /// once a second.
+    pub bands: Bands,
+    pub room_pages: u64,
+    /// When its last epoch ended.
+    pub cooled_at: Seconds,
+    pub excess_pages: u64,
+    /// The control group that lacks these pages; none where the first tier does.
+    pub excess_of: Option<String>,
+    pub moved: Moved,
+    pub decisions: Decisions,
+    pub came_up: CameUp,
+    pub knowledge: Knowledge,
+    /// Highest number of pages seen in each place; written when the status is made.
+    pub peaks: BTreeMap<Place, u64>,
+    /// Anonymous huge pages of the process, bytes; written by sweeps.
+    pub huge_bytes: u64,
+    /// Accessed within `demote_after`, pages; written once a second.
+    pub working_set_pages: u64,
+    pub profile: Profile,
+    pub queue: VecDeque<Queued>,
+    /// With the mover now.
+    pub in_flight: Option<Queued>,
+    /// When a move last began or ended: a sweep that began before is out of date.
+    pub moved_at: Monotonic,
+    /// Wait for the stager, which is at a stage of this machine.
+    pub to_stage: Waiting,
+    /// The stager is at a step of this haste.
+    pub staging: Option<Haste>,
+    /// Pages whose stage is being dropped: they are not staged anew before that is done.
+    pub dropping: HashSet<PageIndex>,
+    /// All of its touches were seen since then.
+    pub seen_since: Monotonic,
+    /// Until then touches may not have been seen: it is sampled, or the ring was full.
+    pub unseen_until: Monotonic,
+    /// Samples of it that were dropped when that was looked at.
+    pub dropped_samples: u64,
+    /// Why the last look before a move refused it, if it did.
+    pub refused_now: Option<String>,
+    pub braking: MachineBrakes,
+    /// When its mapped pages are armed anew, and since when they are.
+    pub rounds: Rounds,
+    pub armed_at: Option<Seconds>,
+    pub rearm_running: bool,
+    pub seen_by: SeenBy,
+    /// Its page tables were looked at once.
+    pub is_swept: bool,
+    /// Its labels are being read.
+    pub labels_asked: bool,
+    /// Room for RAM (virtio-mem) in which nothing was ever touched; written by sweeps.
+    pub unplugged_bytes: u64,
+    /// Shared guest RAM in huge pages.
+    pub shared_huge_bytes: u64,
+    pub sweep: Option<SweepUnderWay>,
+    pub swept: LastSweep,
+    /// What leaves memory for swap, and is freed.
+    pub reclaim: Reclaim,
+    /// How long a read from the first swap tier takes.
+    pub read_wait: Duration,
+    /// Copies of it are being freed; and when it was last looked what is due.
+    pub freeing: bool,
+    pub freed_at: Option<Monotonic>,
+    /// Of the kernel.
+    pub asked: Asked,
+    /// Pages that left memory for swap in the last seconds, by the kernel at the agent's request, and by the mover.
+    pub reclaimed_lately: Recent<u64>,
+    pub moved_lately: Recent<u64>,
+    pub savings: MachineSavings,
+    /// Planning pauses until then.
+    pub rest_until: Monotonic,
+}
+
+impl ManagedVm {
+    pub(super) fn new(
+        number: VmId,
+        id: String,
+        vm: Vm,
+        settings: VmSettings,
+        node_tiers: NodeTiers,
+        tag_key: Option<Arc<TagKey>>,
+        now: Monotonic,
+    ) -> Self {
+        let layout = Layout::new(&vm.ram);
+        let proof = LayoutProof::new(&vm, now);
+        let unplugged_bytes = vm.on_demand.iter().map(|region| region.bytes).sum();
+        let info = VmInfo {
+            id: number,
+            vm: Arc::new(vm),
+            layout: Arc::new(layout.clone()),
+            tag_key,
+            keep_huge: settings.huge == Huge::Keep,
+            homes: Arc::new(Homes::new(layout.pages())),
+        };
+        Self {
+            info,
+            id,
+            class: Belief::of_operator(settings.class),
+            priors: Priors::NEUTRAL,
+            settings,
+            layout: proof,
+            tape: Tape::new(layout.pages()),
+            tape_marks: Marks::default(),
+            in_tape_order: false,
+            earlier: None,
+            ahead: Ahead::default(),
+            decisions: Decisions::new(layout.pages()),
+            knowledge: Knowledge::default(),
+            profile: Profile::new(layout.pages(), now),
+            pages: VmPages::new(layout, node_tiers),
+            stages: Stages::default(),
+            votes: Votes::default(),
+            bands: Bands::ROOMY,
+            room_pages: 0,
+            cooled_at: Seconds::default(),
+            excess_pages: 0,
+            excess_of: None,
+            moved: Moved::default(),
+            came_up: CameUp::default(),
+            peaks: BTreeMap::new(),
+            huge_bytes: 0,
+            working_set_pages: 0,
+            queue: VecDeque::new(),
+            in_flight: None,
+            moved_at: Monotonic::default(),
+            to_stage: Waiting::default(),
+            staging: None,
+            dropping: HashSet::new(),
+            seen_since: Monotonic::default(),
+            unseen_until: Monotonic::default(),
+            dropped_samples: 0,
+            refused_now: None,
+            braking: MachineBrakes::default(),
+            rounds: Rounds::default(),
+            armed_at: None,
+            rearm_running: false,
+            seen_by: SeenBy::default(),
+            is_swept: false,
+            labels_asked: false,
+            unplugged_bytes,
+            shared_huge_bytes: 0,
+            sweep: None,
+            swept: LastSweep::default(),
+            reclaim: Reclaim::default(),
+            read_wait: Duration::ZERO,
+            freeing: false,
+            freed_at: None,
+            asked: Asked::default(),
+            reclaimed_lately: Recent::new(LATELY),
+            moved_lately: Recent::new(LATELY),
+            savings: MachineSavings::default(),
+            rest_until: Monotonic::default(),
+        }
+    }
+
+    /// 0 to 100: as the operator, else its class has it.
+    pub(super) fn priority(&self) -> u8 {
+        self.settings.priority.unwrap_or(self.priors.priority)
+    }
+
+    /// What the policy goes by for it now.
+    pub(super) fn rules(&self, demote_after: Duration) -> Rules {
+        Rules {
+            demote_after: demote_after.mul_f64(self.priors.idle_age),
+            priority: self.priority(),
+            excess_pages: self.excess_pages,
+            bands: self.bands,
+            armed_at: self.armed_at,
+            keep_huge: self.info.keep_huge,
+        }
+    }
+
+    /// Why none of its pages is moved to the tier `to`, if so.
+    pub(super) fn refuses(&self, to: TierId) -> Option<String> {
+        if !self.settings.managed {
+            return Some("excluded by the configuration (managed = false)".to_owned());
+        }
+        if self.layout.is_wrong() {
+            return Some(
+                "its guest-physical addresses are not where its machine type puts them: it is only watched"
+                    .to_owned(),
+            );
+        }
+        let node_tiers = self.pages.node_tiers();
+        if node_tiers.has_lower(to) && self.info.vm.numa_bound {
+            return Some(Skip::Bound.to_string());
+        }
+        let applies = |refusal: &&Refusal| !node_tiers.contains(to) || refusal.scope() != Scope::NodesOnly;
+        self.info.vm.refusal.as_ref().filter(applies).map(ToString::to_string)
+    }
+
+    /// The pages of this part of a sweep that lie in RAM which is plugged on demand, and are there.
+    pub(super) fn plugged_pages(&self, sweep: &Sweep) -> u64 {
+        let layout = self.pages.layout();
+        let pages = |region: &RamRegion| {
+            let first = layout.page(region.start)?;
+            Some(first..first + u32::try_from(region.bytes / PAGE_BYTES).ok()?)
+        };
+        let inside = |part: Range<u32>| {
+            let of = |run: &PageRun| {
+                (run.first + run.count).min(part.end).saturating_sub(run.first.max(part.start))
+            };
+            sweep.runs.iter().map(|(run, _)| u64::from(of(run))).sum::<u64>()
+        };
+        self.info.vm.on_demand.iter().filter_map(pages).map(inside).sum()
+    }
+
+    /// So many pages of the RAM that is plugged on demand are there.
+    pub(super) fn note_plugged(&mut self, pages: u64) {
+        let room: u64 = self.info.vm.on_demand.iter().map(|region| region.bytes).sum();
+        self.unplugged_bytes = room.saturating_sub(pages * PAGE_BYTES);
+    }
+
+    /// Why nothing of it is moved to any tier below the first one, if so.
+    pub(super) fn unmovable(&self) -> Option<String> {
+        // What is true for one lower tier of a kind is true for all.
+        let has_lower_memory = self.pages.node_tiers().0 > 1;
+        let may_go_there = has_lower_memory && self.refuses(TierId(1)).is_none();
+        self.never_to_swap().filter(|_| !may_go_there)
+    }
+
+    /// Why none of its pages is moved to swap, if so.
+    pub(super) fn never_to_swap(&self) -> Option<String> {
+        self.refuses(TierId(self.pages.node_tiers().0))
+    }
+
+    /// Notes an access. Returns the page, if the guest waited for it or would have but for a stage.
+    pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
+        let page = self.pages.layout().page(access.hva)?;
+        self.profile.access(page, access.write, access.time, access.weight);
+        let block = self.pages.block_of(page);
+        let touch = self.pages.touch(page, now, access.write);
+        if touch.was_lower {
+            self.pages.note_more_returns(page, access.weight.saturating_sub(1), now);
+        }
+        let mapped = self.pages.in_memory(touch.before.place());
+        self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
+        if access.kvm && mapped {
+            self.note_shown(page, touch.before, now);
+        }
+        // Where only some accesses are looked at, each stands for others that were alike.
+        let weight = u64::from(access.weight);
+        if touch.was_lower {
+            self.came_up.note(touch.before.place(), weight);
+        }
+        if let Some(foretold) = self.to_stage.remove(page) {
+            self.stages.withdrawn(foretold.origin, access.time);
+        }
+        let staged = self.stages.touched(page, access.time);
+        let in_memory = |used: &Used| self.pages.node_tiers().contains(used.tier);
+        let ready = staged.filter(in_memory);
+        if let Some(Used { tier, .. }) = ready.filter(|_| touch.was_lower) {
+            self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
+        }
+        let in_time = ready.is_some_and(|used| used.in_time);
+        let cost = (touch.was_lower && !in_time)
+            .then(|| self.reclaim.waited_for(page, access.weight, self.read_wait, access.time));
+        match cost {
+            Some(Return::Read) => self.braking.waited_for(touch.before.place(), weight),
+            Some(Return::Copy { .. }) => {}
+            None if touch.was_lower => self.reclaim.is_back(page),
+            None => {}
+        }
+        let in_use = cost == Some(Return::Copy { soon: true });
+        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, (in_use, now)) {
+            self.moved.ping_pong += weight * u64::from(soon);
+        }
+        let came_up = touch.was_lower || staged.is_some();
+        if came_up {
+            self.stages.came_up(page, ready.is_none(), access.time);
+        }
+        came_up.then_some(page)
+    }
+
+    /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole
+    /// for devices, as much above it.
+    pub(super) fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
+        let (here, there) = (&self.info.vm.guest_ranges, &other.info.vm.guest_ranges);
+        let known = |ranges: &[GuestRange]| ranges.iter().all(|range| range.gpa.is_some());
+        let same_shape = known(here)
+            && here
+                .iter()
+                .map(|range| (range.gpa, range.bytes))
+                .eq(there.iter().map(|range| (range.gpa, range.bytes)));
+        let (hva, _) = self.info.layout.locate(page).filter(|_| same_shape)?;
+        let (from, to) = here.iter().zip(there).find(|(range, _)| range.contains(hva))?;
+        other.info.layout.page(Hva(to.start.0 + (hva.0 - from.start.0)))
+    }
+
+    /// Pages of private memory that are staged and not mapped: the kernel has them in the swap cache.
+    pub(super) fn staged_in_swap_cache(&self) -> u64 {
+        let layout = self.pages.layout();
+        let private = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| !shared);
+        self.stages.up_unmapped().filter(private).count() as u64
+    }
+
+    /// Pages brought up: by a move, or by a stage that was used.
+    pub(super) fn promoted_pages(&self) -> u64 {
+        self.moved.promoted + self.stages.counts().used
+    }
+
+    /// Plans nothing for this many seconds.
+    pub(super) fn rest(&mut self, seconds: u64, now: Monotonic) {
+        self.rest_until = now.after(Duration::from_secs(seconds));
+    }
+
+    /// What left the first tier by the policy is a trial: what comes back within `window` counts against its block.
+    pub(super) fn note_trial(&mut self, outcome: &Outcome, planned: Seconds, window: Duration, now: Seconds) {
+        let down = Action::Place { to: TierId(1) };
+        if outcome.action != down || !matches!(outcome.reason, Reason::Idle(_)) {
+            return;
+        }
+        let there = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(1)));
+        let pages: Vec<PageIndex> = there.flat_map(|(run, _)| run.pages()).collect();
+        // At most ten seconds.
+        let window_s = u16::try_from(window.as_secs()).unwrap_or(u16::MAX);
+        self.pages.sent_down(&pages, window_s, planned, now);
+    }
+
+    /// Takes over what became of a step.
+    pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
+        self.decisions.note(outcome);
+        self.moved.huge_split += outcome.huge_split_pages;
+        for (run, place) in &outcome.found {
+            // What could not be placed is not worth trying again at once.
+            let missed = outcome.reason != Reason::MayBeTouched
+                && matches!(outcome.action, Action::Place { to } if *place != Place::In(to));
+            self.came_up.note_raised(&self.pages, *run, *place);
+            self.pages.place(*run, *place);
+            if missed && *place != Place::Untouched {
+                // Promotion looks for heat: a page that could not be promoted waits for its next access.
+                let lower_memory = self.pages.in_lower_memory(*place);
+                for page in run.pages() {
+                    self.pages.update(page, |entry| {
+                        let entry = entry.postponed(now);
+                        if lower_memory { entry.without_heat() } else { entry }
+                    });
+                }
+            }
+        }
+        match outcome.action {
+            Action::Place { .. } => {
+                let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
+                for page in down.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
+                    if outcome.reason != Reason::MayBeTouched {
+                        self.stages.failed(page);
+                    }
+                    self.pages.update(page, |entry| entry.with_staged(false));
+                }
+                self.note_lift(outcome, now);
+                // Of those only what is used counts, as of all stages.
+                if outcome.reason != Reason::MayBeTouched {
+                    self.moved.promoted += outcome.raised_pages;
+                    self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
+                }
+            }
+            Action::Collapse => {
+                self.moved.collapsed += outcome.moved_pages;
+                // What was not tried is not given up, but for blocks of which the guest has given something back.
+                if outcome.skipped.keys().all(|skip| matches!(skip, Skip::NotCollapsed | Skip::Absent)) {
+                    self.pages.tried_to_collapse(&outcome.asked);
+                }
+            }
+            Action::MapStaged => {
+                let found = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
+                for page in found.flat_map(|(run, _)| run.pages()) {
+                    self.stages.mapped(page, outcome.finished);
+                }
+            }
+            Action::Stage { .. } => {
+                self.staging = None;
+                let staged = outcome.moved_pages > 0;
+                for page in &outcome.left_out {
+                    self.stages.failed(*page);
+                    self.pages.update(*page, |entry| entry.with_staged(false));
+                }
+                for page in &outcome.asked {
+                    if staged {
+                        self.stages.done(*page, outcome.finished);
+                    } else {
+                        self.stages.failed(*page);
+                        self.pages.update(*page, |entry| entry.with_staged(false));
+                    }
+                }
+            }
+            Action::DropStage { .. } | Action::Free => {
+                for page in outcome.asked.iter().chain(&outcome.left_out) {
+                    self.dropping.remove(page);
+                }
+                // A page that was touched between the deadline and the drop is mapped, and accessed now.
+                let mapped = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
+                for page in mapped.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
+                    self.pages.touch(page, now, false);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What became of jobs.
+//!
+//! In: outcomes. Out: the next batches for the lanes; the table holds what was read back, and not what was asked for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Engine;
+use super::command::Command;
+use super::machine::ManagedVm;
+use super::queue::Queued;
+use super::waiting::Haste;
+use crate::actuate::{Done, Outcome, Skip};
+use crate::policy::{Action, Reason};
+use crate::sys::PAGE_BYTES;
+use crate::tiermap::Place;
+use crate::tiers::TierId;
+use crate::track::VmId;
+
+/// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
+const ASTRAY_MOST: u64 = 512;
+/// What others have touched waits so long while anything is staged that is needed sooner.
+const LATER_WAITS: Duration = Duration::from_millis(50);
+
+impl Engine {
+    /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have
+    /// touched step by step while there is nothing of the former. Else a machine that runs would wait for those that
+    /// sleep.
+    pub(super) fn send_stages(&mut self) {
+        if !self.may_stage {
+            return;
+        }
+        let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, self.clock.now);
+        let (commands, budget) = (&mut self.commands, &mut self.read_budget);
+        let mut send = |machine: &mut ManagedVm, haste| {
+            let most = usize::try_from(budget.available(now) / PAGE_BYTES).unwrap_or(usize::MAX);
+            if let Some(step) = machine.next_stage(haste, most, tier0_threshold, now) {
+                budget.spend(step.pages.len() as u64 * PAGE_BYTES);
+                commands.push(Command::Step(machine.info.clone(), step));
+            }
+        };
+        self.machines.values_mut().for_each(|machine| send(machine, Haste::Now));
+        let busy = self.machines.values().any(|machine| machine.staging.is_some());
+        // Who stages for itself all the time must not keep all others waiting.
+        let least = if busy { LATER_WAITS } else { Duration::ZERO };
+        let since = |machine: &ManagedVm| {
+            machine.to_stage.since(Haste::Later).filter(|since| now.since(*since) >= least)
+        };
+        let first = self
+            .machines
+            .values_mut()
+            .filter(|machine| machine.staging.is_none() && machine.braking.may_stage())
+            .filter(|machine| since(machine).is_some());
+        if let Some(machine) = first.min_by_key(|machine| since(machine)) {
+            send(machine, Haste::Later);
+        }
+    }
+
+    /// A lane has finished something.
+    pub(super) fn on_done(&mut self, done: Done, act: &mut dyn FnMut(Command)) {
+        match done {
+            Done::Step(outcome) => {
+                let done = self.take_in_flight(&outcome);
+                // The mover is at its next batch while the outcome of this one is taken in.
+                self.commands.drain(..).for_each(act);
+                self.on_outcome(&outcome, done.as_ref());
+            }
+            Done::Drain(tier, result, elapsed) => self.on_drained(tier, result, elapsed),
+            Done::Reclaim(id, reclaimed) => self.on_reclaimed(id, reclaimed),
+            Done::ReclaimNodes(reclaimed) => self.on_host_reclaimed(reclaimed),
+            Done::Hindered(tiers) => self.on_hindered(tiers),
+        }
+    }
+
+    /// A step is done: where it was the mover's, that gets the next one. Returns the batch that it was.
+    fn take_in_flight(&mut self, outcome: &Outcome) -> Option<Queued> {
+        // Before the next batch goes: one for a tier that failed is not sent.
+        self.note_trouble(outcome);
+        let machine = self.machines.get_mut(&outcome.vm).filter(|_| is_of_mover(outcome))?;
+        machine.moved_at = self.clock.now;
+        let done = machine.in_flight.take();
+        self.send_next(outcome.vm);
+        done
+    }
+
+    /// Takes over what became of a step, and of the batch that it was.
+    fn on_outcome(&mut self, outcome: &Outcome, done: Option<&Queued>) {
+        let now = self.clock.seconds();
+        tracing::debug!(
+            vm = outcome.vm.0, action = ?outcome.action, reason = %outcome.reason, asked = outcome.asked.len(),
+            moved_bytes = outcome.moved_pages * PAGE_BYTES, skipped = ?outcome.skipped, "step done"
+        );
+        if let Action::Place { to } = outcome.action
+            && !self.ladder.node_tiers().contains(to)
+            && let Some(written) = self.written_bytes.get_mut(usize::from(to.0))
+        {
+            *written += outcome.moved_pages * PAGE_BYTES;
+            // A plan was taken out as a whole when it was made; nobody took out what an operator asked for.
+            if let Some(budget) = self.budgets.get_mut(usize::from(to.0)) {
+                let planned = (outcome.asked.len() + outcome.left_out.len()) as u64;
+                match outcome.reason {
+                    Reason::Operator => budget.spend(outcome.moved_pages * PAGE_BYTES),
+                    _ => budget.refund(planned.saturating_sub(outcome.moved_pages) * PAGE_BYTES),
+                }
+            }
+        }
+        self.record_move(outcome);
+        let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
+        let own_reads = machine.note_own_reads(outcome);
+        self.host_reclaim.note_own_read(own_reads, outcome.finished);
+        machine.on_outcome(outcome, now);
+        let window = machine.rules(self.config.policy.demote_after.0).window();
+        if let Some(done) = done {
+            machine.note_trial(outcome, done.planned, window, now);
+        }
+        machine.note_for_brakes(outcome, self.clock.now);
+        machine.note_for_reclaim(outcome, self.clock.now);
+        if !is_of_mover(outcome) {
+            if matches!(outcome.action, Action::Stage { .. })
+                && self.may_map_stages
+                && machine.braking.may_stage()
+                && let Some(step) = machine.next_mapping(outcome, self.clock.now)
+            {
+                self.commands.push(Command::Step(machine.info.clone(), step));
+            }
+            self.tenants.take_tags(machine, outcome);
+            return;
+        }
+        let (mut refused, time) = (None, self.clock.now);
+        for (skip, pages) in &outcome.skipped {
+            match skip {
+                Skip::DryRun => {
+                    tracing::info!(
+                        vm = machine.info.vm.name, action = ?outcome.action, reason = %outcome.reason,
+                        bytes = pages * PAGE_BYTES, "dry run: would move"
+                    );
+                    machine.rest(10, time);
+                }
+                Skip::Refused(reason) => {
+                    refused = Some(reason.clone());
+                    machine.rest(10, time);
+                }
+                Skip::Failed(reason) => {
+                    tracing::warn!(vm = machine.info.vm.name, pages, reason, "not moved");
+                    machine.rest(10, time);
+                }
+                Skip::TierFull | Skip::NoRoom(_) | Skip::NoSwap => machine.rest(10, time),
+                // A few go astray now and then.
+                Skip::ElsewhereInSwap if *pages > ASTRAY_MOST => machine.rest(10, time),
+                Skip::ElsewhereInSwap
+                | Skip::Stayed
+                | Skip::Merged
+                | Skip::Locked
+                | Skip::Shared
+                | Skip::TierFailed(_)
+                | Skip::KeptHuge
+                | Skip::Hugetlb
+                | Skip::MappedElsewhere
+                | Skip::Bound
+                | Skip::Absent
+                | Skip::Zero
+                | Skip::NotCollapsed
+                | Skip::Gone => {}
+            }
+        }
+        if refused != machine.refused_now {
+            match &refused {
+                Some(reason) => tracing::info!(vm = machine.info.vm.name, reason, "not moved for now"),
+                None => tracing::info!(vm = machine.info.vm.name, "moved again"),
+            }
+            machine.refused_now = refused;
+        }
+        if let Some(ticket) = done.and_then(|done| done.ticket) {
+            self.on_ticket(ticket, outcome);
+        }
+        if let Some(machine) = self.machines.get(&outcome.vm) {
+            self.tenants.take_tags(machine, outcome);
+        }
+    }
+
+    /// Whether the tier of a step takes what is sent to it.
+    fn note_trouble(&mut self, outcome: &Outcome) {
+        let Action::Place { to } = outcome.action else { return };
+        let tier = self.place_name(Place::In(to));
+        let failed = outcome.skipped.keys().find_map(|skip| match skip {
+            Skip::TierFailed(reason) => Some(reason),
+            _ => None,
+        });
+        match failed {
+            Some(reason) => {
+                if self.troubles.note(to, reason, self.clock.now) {
+                    tracing::warn!(tier, reason, "the tier takes nothing for a while");
+                }
+                for machine in self.machines.values_mut() {
+                    machine.forget_plans_for(to);
+                }
+            }
+            None if outcome.moved_pages > 0 && self.troubles.clear(to) => {
+                tracing::info!(tier, "the tier works again");
+            }
+            None => {}
+        }
+    }
+
+    /// Areas of others are in the way of these tiers now.
+    fn on_hindered(&mut self, tiers: BTreeMap<TierId, String>) {
+        for (tier, reason) in &tiers {
+            let name = self.place_name(Place::In(*tier));
+            tracing::warn!(tier = name, reason, "the tier takes nothing until that area is gone");
+            for machine in self.machines.values_mut() {
+                machine.forget_plans_for(*tier);
+            }
+        }
+        for tier in self.troubles.hinder(tiers) {
+            tracing::info!(
+                tier = self.place_name(Place::In(tier)),
+                "no other swap area is in the way any more"
+            );
+        }
+        self.status_due = true;
+    }
+
+    /// Hands the machine's next batch to the mover.
+    pub(super) fn send_next(&mut self, id: VmId) {
+        let now = self.clock.seconds();
+        if let Some(machine) = self.machines.get_mut(&id)
+            && let Some(step) = machine.next_batch(now)
+        {
+            machine.moved_at = self.clock.now;
+            self.commands.push(Command::Step(machine.info.clone(), step));
+        }
+    }
+}
+
+fn is_of_mover(outcome: &Outcome) -> bool {
+    matches!(outcome.action, Action::Place { .. } | Action::Collapse)
+}
