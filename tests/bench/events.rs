@@ -15,7 +15,7 @@ use tiering_tests::agent::Agent;
 use tiering_tests::faulter::Faulter;
 use tiering_tests::results::Results;
 use tiering_tests::stop;
-use tiering_user::bpf::{Faults, PROBE_ROADS};
+use tiering_user::bpf::{Faults, PROBE_ATTACH_KINDS};
 use tiering_user::track::VmId;
 use tiering_user::vm::{Scanner, Trust, Vm};
 
@@ -68,7 +68,7 @@ pub fn measure_one(results: &mut Results, quick: bool) -> Result<()> {
     let (mut unseen, mut passed_over, mut sampled) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..if quick { 20 } else { 80 } {
         let alone = pass()?;
-        let mut faults = Faults::attach(&PROBE_ROADS, None)?;
+        let mut faults = Faults::attach(&PROBE_ATTACH_KINDS, None)?;
         let not_watched = pass()?;
         faults.track(VmId(1), &vm)?;
         let watched = pass()?;

@@ -11,7 +11,7 @@ use tiering_common::{
     SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmStats,
 };
 use tiering_tests::skip::{need_root, skip_or_fail};
-use tiering_user::bpf::{Faults, OBJECT, Road};
+use tiering_user::bpf::{AttachKind, Faults, OBJECT};
 use tiering_user::sys::ZeroPages;
 use tiering_user::track::VmId;
 use tiering_user::vm::{Accel, Backing, GuestRange, Hva, ProcessKey, RamRegion, Vm};
@@ -206,13 +206,13 @@ fn this_process(memory: &ZeroPages) -> Vm {
 }
 
 #[test]
-fn every_road_sees_every_real_fault() {
+fn every_attach_kind_sees_every_real_fault() {
     let Some(()) = skip_or_fail(need_root()) else { return };
     const PAGES: usize = 500;
-    for road in [Road::TpBtf, Road::Raw, Road::Classic] {
+    for attach_kind in [AttachKind::TpBtf, AttachKind::Raw, AttachKind::Classic] {
         let mut memory = ZeroPages::map(PAGES).unwrap();
         let vm = this_process(&memory);
-        let mut faults = Faults::attach(&[road], None).unwrap();
+        let mut faults = Faults::attach(&[attach_kind], None).unwrap();
         faults.track(VmId(VM), &vm).unwrap();
         // The first write to each page faults.
         memory.page_out(0, PAGES).unwrap();
@@ -225,17 +225,17 @@ fn every_road_sees_every_real_fault() {
         let mut seen: Vec<_> = samples.iter().map(|sample| sample.hva & !0xfff).collect();
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen, expected, "{road:?}");
-        assert!(samples.iter().all(|sample| sample.flags & SAMPLE_WRITE != 0), "{road:?}");
+        assert_eq!(seen, expected, "{attach_kind:?}");
+        assert!(samples.iter().all(|sample| sample.flags & SAMPLE_WRITE != 0), "{attach_kind:?}");
         let counters = faults.counters(VmId(VM));
-        assert_eq!(counters.produced, faults.consumed() + counters.dropped, "{road:?}");
+        assert_eq!(counters.produced, faults.consumed() + counters.dropped, "{attach_kind:?}");
     }
 }
 
 #[test]
 fn blocks_that_do_not_fit_are_counted_and_those_of_a_machine_go_with_it() {
     let Some(()) = skip_or_fail(need_root()) else { return };
-    let mut faults = Faults::attach(&[Road::Raw], None).unwrap();
+    let mut faults = Faults::attach(&[AttachKind::Raw], None).unwrap();
     let block = |hva| VmBlock { hva, tiers: [500, 12, 0, 0, 0, 0, 0, 0], hot: 7, ..VmBlock::default() };
     let most = u32::try_from(MAX_BLOCKS).unwrap();
     for number in 0..most {

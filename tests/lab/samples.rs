@@ -13,7 +13,7 @@ use tiering_tests::locate::locate;
 use tiering_tests::observe::{At, PAGE, pagemap};
 use tiering_tests::pattern::{Access, Pattern};
 use tiering_tests::results::Results;
-use tiering_user::bpf::{Faults, KvmSource, PROBE_ROADS};
+use tiering_user::bpf::{Faults, KvmSource, PROBE_ATTACH_KINDS};
 use tiering_user::sys::{Advice, Pidfd, Span, advise, rearm};
 use tiering_user::tiermap::{Layout, PageRun, written};
 use tiering_user::track::VmId;
@@ -95,9 +95,9 @@ fn every_sample_is_what_the_seed_says(results: &mut Results) -> Result<()> {
         let builder = kvm_guest(name, Backend::AnonymousSmall).memory_mib(96).pattern(pattern(guest));
         guests.push(ready(builder, results)?);
     }
-    let mut faults = Faults::attach(&PROBE_ROADS, None)?;
-    let KvmSource::Active(road) = faults.kvm() else { anyhow::bail!("{:?}", faults.kvm()) };
-    results.note("faults of KVM guests by", road.name());
+    let mut faults = Faults::attach(&PROBE_ATTACH_KINDS, None)?;
+    let KvmSource::Active(attach_kind) = faults.kvm() else { anyhow::bail!("{:?}", faults.kvm()) };
+    results.note("faults of KVM guests by", attach_kind.name());
     let vms = track(&mut faults, &guests)?;
 
     for ((id, guest), vm) in (1..).zip(&mut guests).zip(&vms) {

@@ -49,7 +49,7 @@ use shell::Shell;
 use survey::Survey;
 
 use crate::actuate::{Lanes, Roots};
-use crate::bpf::{Faults, PROBE_ROADS, Pins, Worker, host_admin, host_mark};
+use crate::bpf::{Faults, PROBE_ATTACH_KINDS, Pins, Worker, host_admin, host_mark};
 use crate::config::Config;
 use crate::engine::{Engine, Event};
 use crate::store::Store;
@@ -115,7 +115,7 @@ async fn serve(
     let mut panicked = panics::watch();
     let listener = socket::listen(&config.agent.socket)?;
     let socket_file = RemoveOnDrop(&config.agent.socket.clone());
-    let mut faults = Faults::attach(&PROBE_ROADS, Some(Pins::create()?))?;
+    let mut faults = Faults::attach(&PROBE_ATTACH_KINDS, Some(Pins::create()?))?;
     // Before a swap tier is covered: what is mapped later, and unlocked, stays so.
     lock_memory();
     let store = Arc::new(match options.dry_run {
@@ -151,7 +151,7 @@ async fn serve(
     let ram_bytes = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
     let mut engine = Engine::new(config, ladder, ram_bytes, options.dry_run, sys::now());
     engine.begin_with(&store, sys::boot_id(), sys::unix_seconds());
-    let road = faults.road().name();
+    let attach_kind = faults.attach_kind().name();
     let hands = Hands {
         faults,
         lanes,
@@ -163,6 +163,7 @@ async fn serve(
         places,
         processes: BTreeMap::new(),
         may_reclaim_nodes: Arc::new(AtomicBool::new(false)),
+        seconds: 0,
     };
     let mut shell = Shell::new(engine, hands, survey);
     let mut keeper = Keeper::start(store).map_err(Error::Start)?;
@@ -175,7 +176,7 @@ async fn serve(
         api_stopped.await.ok();
     }));
 
-    tracing::info!(road, dry_run = options.dry_run, "the agent runs");
+    tracing::info!(attach_kind, dry_run = options.dry_run, "the agent runs");
     let mut failed = None;
     let end = options.duration.map(|duration| Instant::now() + duration);
     let mut second = interval(Duration::from_secs(1));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use procfs::Current as _;
 use procfs::process::Process;
+use procfs::{Current as _, Meminfo};
 use tokio::sync::mpsc;
 
 use super::aside::Aside;
@@ -35,6 +35,9 @@ const MOVING_THREADS: [&str; 6] = [
     "tiering-reader",
 ];
 
+/// How often the CPU time of all threads is read: that takes longer than all the rest.
+const CPU_EVERY_S: u64 = 5;
+
 /// All that acts.
 pub(super) struct Hands {
     pub faults: Faults,
@@ -52,6 +55,8 @@ pub(super) struct Hands {
     pub processes: BTreeMap<VmId, (Arc<Pidfd>, Vm)>,
     /// That orders for memory of the host may be carried out.
     pub may_reclaim_nodes: Arc<AtomicBool>,
+    /// Since the start.
+    pub seconds: u64,
 }
 
 impl Hands {
@@ -178,22 +183,30 @@ impl Hands {
     }
 
     /// What is so on the host now.
-    pub(super) fn facts(&self, survey: &Survey, left_out: Option<(String, String)>) -> Facts {
-        let swap = procfs::Meminfo::current().ok();
+    pub(super) fn facts(
+        &mut self,
+        survey: &Survey,
+        left_out: Option<(String, String)>,
+        reclaims_host: bool,
+    ) -> Facts {
+        let reads_cpu = self.seconds.is_multiple_of(CPU_EVERY_S);
+        self.seconds += 1;
+        let memory = Meminfo::current().ok();
         let nodes = &self.places.nodes;
         let memory_tiers = (0..nodes.tiers().0).map(TierId);
         let files = nodes.reclaim_files(TierId(0));
         let [moved_by_others, _] = self.faults.kernel_moves.totals();
         Facts {
             unix_s: sys::unix_seconds(),
-            memory: NodeMemory::of_host(),
+            memory: memory.as_ref().and_then(NodeMemory::of_host),
             tier_memory: memory_tiers.map(|tier| (tier, nodes.memory(tier))).collect(),
-            swap_cached_bytes: swap.as_ref().map_or(0, |memory| memory.swap_cached),
-            swap_half_full: swap.is_some_and(|memory| memory.swap_free.saturating_mul(2) < memory.swap_total),
+            swap_cached_bytes: memory.as_ref().map_or(0, |memory| memory.swap_cached),
+            swap_half_full: memory
+                .is_some_and(|memory| memory.swap_free.saturating_mul(2) < memory.swap_total),
             swap: self.swap(),
             tier_loads: survey.tier_loads(),
-            refaults_total: refaults_total(),
-            cpu_s: cpu_seconds(),
+            refaults_total: reclaims_host.then(refaults_total).flatten(),
+            cpu_s: reads_cpu.then(cpu_seconds).flatten(),
             own_memory_bytes: sys::own_memory().ok(),
             shown_access: self.faults.rearming().cost(),
             moved_by_others,

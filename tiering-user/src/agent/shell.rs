@@ -13,7 +13,8 @@ use super::descriptors::{HoldError, check_room, take_hold};
 use super::left_out::LeftOut;
 use super::perform::Hands;
 use super::survey::Survey;
-use crate::bpf::{Counters, Delivery, KVM_ROADS, Source, Watching};
+use crate::bpf::{Counters, Delivery, KVM_ATTACH_KINDS, Source, Watching};
+use crate::config::ReclaimBy;
 use crate::engine::{Engine, Event, Readings, Scanned};
 use crate::sys;
 use crate::telemetry::status::{BlockCounts, SourceState, SourceStatus, Status};
@@ -94,7 +95,8 @@ impl Shell {
         self.hands.aside.tend();
         self.try_again();
         let left_out = self.left_out.first().map(|(name, why)| (name.clone(), why));
-        let facts = self.hands.facts(&self.survey, left_out);
+        let reclaims_host = self.engine.config().policy.reclaim == ReclaimBy::Host;
+        let facts = self.hands.facts(&self.survey, left_out, reclaims_host);
         self.tell(Event::Second(facts));
     }
 
@@ -178,7 +180,7 @@ impl Shell {
         self.next_id += 1;
         self.left_out.forget(vm.key);
         if vm.accel == Accel::Kvm {
-            self.hands.faults.attach_kvm(&KVM_ROADS);
+            self.hands.faults.attach_kvm(&KVM_ATTACH_KINDS);
         }
         self.tell(Event::Appeared(id, vm));
     }

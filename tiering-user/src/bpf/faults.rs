@@ -12,14 +12,14 @@ use tiering_common::{
 };
 use zerocopy::FromBytes as _;
 
+use super::attach_kind::{AttachKind, Attachment, chain};
 use super::blocks::BlockMap;
 use super::damon::{self, Regions};
 use super::kernel_moves::KernelMoveSource;
-use super::kvm::{KVM_ROADS, KvmSource};
+use super::kvm::{KVM_ATTACH_KINDS, KvmSource};
 use super::pins::{PinError, Pins};
 use super::reads::{PROGRAM, Reads};
 use super::rearming::Rearming;
-use super::road::{Attachment, Road, chain};
 use super::source::{Delivery, Source};
 use crate::track::VmId;
 use crate::vm::Vm;
@@ -35,7 +35,7 @@ pub enum BpfError {
     #[error("cannot load the eBPF object: {0}")]
     Load(#[from] EbpfError),
     #[error("no way to see page faults works here: {0}")]
-    NoRoad(String),
+    NoAttachKind(String),
     #[error("the eBPF object has no `{0}`")]
     Missing(&'static str),
     #[error("map `{map}`: {source}")]
@@ -82,7 +82,7 @@ impl Counters {
 pub struct Faults {
     /// Keeps the programs attached; `None` once detached.
     ebpf: Option<Ebpf>,
-    road: Road,
+    attach_kind: AttachKind,
     vms: HashMap<MapData, u32, VmEntry>,
     stats: PerCpuHashMap<MapData, u32, VmStats>,
     moves: HashMap<MapData, u32, VmMoves>,
@@ -102,20 +102,20 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Loads the object and attaches the first of `roads` that works. With `pins`, pins programs and maps there.
+    /// Loads the object and attaches the first of `attach_kinds` that works. With `pins`, pins programs and maps there.
     ///
     /// # Errors
     /// Any [`BpfError`]; nothing stays loaded or pinned.
-    pub fn attach(roads: &[Road], pins: Option<Pins>) -> Result<Self, BpfError> {
+    pub fn attach(attach_kinds: &[AttachKind], pins: Option<Pins>) -> Result<Self, BpfError> {
         let own_pid = std::process::id();
         let loaded = EbpfLoader::new().override_global("AGENT", &own_pid, true).load(OBJECT);
         let mut ebpf = loaded.map_err(|error| match permission(&error) {
             true => BpfError::NotPermitted(error.to_string()),
             false => BpfError::Load(error),
         })?;
-        let road = attach_first(&mut ebpf, roads)?;
+        let attach_kind = attach_first(&mut ebpf, attach_kinds)?;
         if let Some(pins) = &pins {
-            pin_programs(&mut ebpf, programs(road).map(|one| one.program), pins)?;
+            pin_programs(&mut ebpf, programs(attach_kind).map(|one| one.program), pins)?;
             pin_maps(&mut ebpf, pins)?;
         }
         let kernel_moves = KernelMoveSource::attach(&mut ebpf)?;
@@ -136,22 +136,22 @@ impl Faults {
             rearming: Rearming::of(&not_tried),
             kvm: not_tried,
             ebpf: Some(ebpf),
-            road,
+            attach_kind,
             consumed: 0,
             pins,
         };
-        faults.attach_kvm(&KVM_ROADS);
+        faults.attach_kvm(&KVM_ATTACH_KINDS);
         Ok(faults)
     }
 
-    /// Attaches to the faults of KVM guests by the first of `roads` that works, if that is not done yet: KVM may have
+    /// Attaches to the faults of KVM guests by the first of `attach_kinds` that works, if that is not done yet: KVM may have
     /// been loaded since.
-    pub fn attach_kvm(&mut self, roads: &[Road]) {
+    pub fn attach_kvm(&mut self, attach_kinds: &[AttachKind]) {
         let Some(ebpf) = &mut self.ebpf else { return };
         if matches!(self.kvm, KvmSource::Active(_)) {
             return;
         }
-        self.kvm = KvmSource::attach(ebpf, roads);
+        self.kvm = KvmSource::attach(ebpf, attach_kinds);
         self.rearming = Rearming::of(&self.kvm);
         if let Some(pins) = &self.pins
             && let Err(error) = pin_programs(ebpf, self.kvm.programs(), pins)
@@ -217,8 +217,8 @@ impl Faults {
     }
 
     /// How the programs are attached.
-    pub fn road(&self) -> Road {
-        self.road
+    pub fn attach_kind(&self) -> AttachKind {
+        self.attach_kind
     }
 
     /// Begins to track `vm` under the number `id`.
@@ -361,7 +361,7 @@ impl Source for Faults {
     }
 
     fn delivery(&self) -> Delivery {
-        Delivery::Active(self.road.name().to_owned())
+        Delivery::Active(self.attach_kind.name().to_owned())
     }
 
     fn lost_without(&self) -> &'static str {
@@ -385,26 +385,26 @@ where
     T::try_from(map).map_err(map_error(name))
 }
 
-/// The program for each of the two events, by road.
-fn programs(road: Road) -> [Attachment; 2] {
-    let [user, kernel] = match road {
-        Road::TpBtf => ["fault_user_btf", "fault_kern_btf"],
-        Road::Raw => ["fault_user_raw", "fault_kern_raw"],
-        Road::Classic => ["fault_user_tp", "fault_kern_tp"],
+/// The program for each of the two events, by attach kind.
+fn programs(attach_kind: AttachKind) -> [Attachment; 2] {
+    let [user, kernel] = match attach_kind {
+        AttachKind::TpBtf => ["fault_user_btf", "fault_kern_btf"],
+        AttachKind::Raw => ["fault_user_raw", "fault_kern_raw"],
+        AttachKind::Classic => ["fault_user_tp", "fault_kern_tp"],
     };
     let of = |program, event| Attachment { program, category: "exceptions", event };
     [of(user, "page_fault_user"), of(kernel, "page_fault_kernel")]
 }
 
-fn attach_first(ebpf: &mut Ebpf, roads: &[Road]) -> Result<Road, BpfError> {
+fn attach_first(ebpf: &mut Ebpf, attach_kinds: &[AttachKind]) -> Result<AttachKind, BpfError> {
     let mut reasons = Vec::new();
-    for road in roads {
-        match road.attach_all(ebpf, &programs(*road)) {
-            Ok(()) => return Ok(*road),
-            Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
+    for attach_kind in attach_kinds {
+        match attach_kind.attach_all(ebpf, &programs(*attach_kind)) {
+            Ok(()) => return Ok(*attach_kind),
+            Err(reason) => reasons.push(format!("{}: {reason}", attach_kind.name())),
         }
     }
-    Err(BpfError::NoRoad(reasons.join("; ")))
+    Err(BpfError::NoAttachKind(reasons.join("; ")))
 }
 
 fn pin_programs(

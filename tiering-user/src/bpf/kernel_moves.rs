@@ -12,8 +12,8 @@ use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
 use tiering_common::KernelMoves;
 
+use super::attach_kind::AttachKind;
 use super::faults::{BpfError, typed};
-use super::road::Road;
 use super::source::{Delivery, Source};
 
 /// Program, and the event that it is for.
@@ -37,7 +37,7 @@ impl KernelMoveSource {
     pub(super) fn attach(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let (mut attached, mut missing) = (Vec::new(), Vec::new());
         for (program, event) in PROGRAMS {
-            match Road::Raw.attach(ebpf, program, "", event) {
+            match AttachKind::Raw.attach(ebpf, program, "", event) {
                 Ok(()) => attached.push(program),
                 Err(reason) => missing.push(format!("{event}: {reason}")),
             }
@@ -72,7 +72,7 @@ impl Source for KernelMoveSource {
 
     fn delivery(&self) -> Delivery {
         match (self.attached.is_empty(), self.missing.is_empty()) {
-            (_, true) => Delivery::Active(Road::Raw.name().to_owned()),
+            (_, true) => Delivery::Active(AttachKind::Raw.name().to_owned()),
             (false, false) => Delivery::Partly(format!("without {}", self.missing.join("; "))),
             (true, false) => Delivery::Unavailable(self.missing.join("; ")),
         }

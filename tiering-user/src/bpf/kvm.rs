@@ -8,13 +8,13 @@ use std::path::Path;
 
 use aya::Ebpf;
 
-use super::road::{Attachment, Road};
+use super::attach_kind::{AttachKind, Attachment};
 use super::source::{Delivery, Source};
 
 /// Whether accesses of KVM guests are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvmSource {
-    Active(Road),
+    Active(AttachKind),
     /// Why not.
     Unavailable(String),
 }
@@ -32,12 +32,12 @@ const EVENTS: [Event; 2] = [
     Event { category: "kvmmmu", name: "kvm_mmu_set_spte", raw: "kvm_spte_raw", classic: "kvm_spte_tp" },
 ];
 
-/// The roads that lead to events of a module: BTF-typed ones do not, in this version of aya.
-pub const KVM_ROADS: [Road; 2] = [Road::Raw, Road::Classic];
+/// The attach kinds that lead to events of a module: BTF-typed ones do not, in this version of aya.
+pub const KVM_ATTACH_KINDS: [AttachKind; 2] = [AttachKind::Raw, AttachKind::Classic];
 
 impl KvmSource {
-    /// Attaches by the first of `roads` that works.
-    pub(super) fn attach(ebpf: &mut Ebpf, roads: &[Road]) -> Self {
+    /// Attaches by the first of `attach_kinds` that works.
+    pub(super) fn attach(ebpf: &mut Ebpf, attach_kinds: &[AttachKind]) -> Self {
         if !Path::new("/sys/module/kvm").exists() {
             return Self::Unavailable("KVM is not loaded".to_owned());
         }
@@ -51,10 +51,10 @@ impl KvmSource {
             );
         }
         let mut reasons = Vec::new();
-        for road in roads {
-            match road.attach_all(ebpf, &EVENTS.map(|event| event.attachment(*road))) {
-                Ok(()) => return Self::Active(*road),
-                Err(reason) => reasons.push(format!("{}: {reason}", road.name())),
+        for attach_kind in attach_kinds {
+            match attach_kind.attach_all(ebpf, &EVENTS.map(|event| event.attachment(*attach_kind))) {
+                Ok(()) => return Self::Active(*attach_kind),
+                Err(reason) => reasons.push(format!("{}: {reason}", attach_kind.name())),
             }
         }
         Self::Unavailable(reasons.join("; "))
@@ -63,7 +63,7 @@ impl KvmSource {
     /// The programs that are attached, by name.
     pub(super) fn programs(&self) -> Vec<&'static str> {
         match self {
-            Self::Active(Road::Classic) => EVENTS.iter().map(|event| event.classic).collect(),
+            Self::Active(AttachKind::Classic) => EVENTS.iter().map(|event| event.classic).collect(),
             Self::Active(_) => EVENTS.iter().map(|event| event.raw).collect(),
             Self::Unavailable(_) => Vec::new(),
         }
@@ -77,7 +77,7 @@ impl Source for KvmSource {
 
     fn delivery(&self) -> Delivery {
         match self {
-            Self::Active(road) => Delivery::Active(road.name().to_owned()),
+            Self::Active(attach_kind) => Delivery::Active(attach_kind.name().to_owned()),
             Self::Unavailable(why) => Delivery::Unavailable(why.clone()),
         }
     }
@@ -94,14 +94,14 @@ pub(super) fn is_on(text: &str) -> bool {
 }
 
 impl Event {
-    fn attachment(&self, road: Road) -> Attachment {
-        Attachment { program: self.program(road), category: self.category, event: self.name }
+    fn attachment(&self, attach_kind: AttachKind) -> Attachment {
+        Attachment { program: self.program(attach_kind), category: self.category, event: self.name }
     }
 
-    fn program(&self, road: Road) -> &'static str {
-        match road {
-            Road::Classic => self.classic,
-            Road::Raw | Road::TpBtf => self.raw,
+    fn program(&self, attach_kind: AttachKind) -> &'static str {
+        match attach_kind {
+            AttachKind::Classic => self.classic,
+            AttachKind::Raw | AttachKind::TpBtf => self.raw,
         }
     }
 }

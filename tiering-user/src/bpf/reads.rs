@@ -14,8 +14,8 @@ use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use tiering_common::{FileRead, ImageEntry, ImageKey, Reading};
 use zerocopy::FromBytes as _;
 
+use super::attach_kind::{self, AttachKind};
 use super::faults::{BpfError, map_error, typed};
-use super::road::{self, Road};
 use super::source::{Delivery, Source};
 
 pub(super) const PROGRAM: &str = "file_read_tp";
@@ -125,8 +125,8 @@ impl Source for Reads {
         match &self.source {
             ReadSource::Idle => Delivery::Idle("no VM has a base image open".to_owned()),
             ReadSource::Active => match self.dropped() {
-                0 => Delivery::Active(Road::Classic.name().to_owned()),
-                lost => Delivery::Active(format!("{}; {lost} reads lost", Road::Classic.name())),
+                0 => Delivery::Active(AttachKind::Classic.name().to_owned()),
+                lost => Delivery::Active(format!("{}; {lost} reads lost", AttachKind::Classic.name())),
             },
             ReadSource::Unavailable(why) => Delivery::Unavailable(why.clone()),
         }
@@ -139,10 +139,10 @@ impl Source for Reads {
 
 /// Returns whether records say how large a folio is.
 fn attach(ebpf: &mut Ebpf) -> Result<bool, String> {
-    let described = road::format(CATEGORY, READ_EVENT)?;
+    let described = attach_kind::format(CATEGORY, READ_EVENT)?;
     if let Some(field) = FIELDS.iter().find(|field| !described.contains(**field)) {
         return Err(format!("{READ_EVENT} has no `{}`", field.replace('\t', " ")));
     }
-    Road::Classic.attach(ebpf, PROGRAM, CATEGORY, READ_EVENT)?;
+    AttachKind::Classic.attach(ebpf, PROGRAM, CATEGORY, READ_EVENT)?;
     Ok(described.contains(ORDER))
 }

@@ -290,7 +290,7 @@ pub fn vm(vm: &VmStatus) -> String {
     table.to_string()
 }
 
-/// What became of what one origin foretold.
+/// What became of what one origin predicted.
 fn outcomes(origin: &PrefetchOrigin) -> String {
     let PrefetchOrigin { issued_pages, used_pages, wasted_pages, late_pages, confidence, .. } = origin;
     let shadow = match (origin.shadow_right_pages, origin.shadow_wrong_pages) {

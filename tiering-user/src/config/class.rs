@@ -65,7 +65,7 @@ pub struct Priors {
     pub idle_age: f64,
     /// Times `policy.floor`.
     pub floor: f64,
-    /// Times the first window of whatever foretells what it touches.
+    /// Times the first window of whatever predicts what it touches.
     pub first_window: f64,
     /// How probably that is right before anything is known of it, 0 to 1.
     pub first_confidence: f64,

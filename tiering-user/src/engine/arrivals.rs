@@ -51,7 +51,7 @@ impl Engine {
             machine.class.seemed(class, share);
         }
         self.memory.recall_past(&mut machine, self.machines.values(), self.facts.unix_s);
-        if machine.layout.is_open() {
+        if machine.gpa_proof.is_open() {
             self.commands.push(Command::WantFrames(machine.info.clone()));
         }
         let vm = &machine.info.vm;

@@ -20,8 +20,8 @@ use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
 use crate::vm::{Binding, GroupMemory, ProcessKey, Usage};
 
-/// Over how many seconds the agent's own CPU time is taken.
-const CPU_WINDOW_S: f64 = 5.0;
+/// Over how many seconds at least the agent's own CPU time is taken.
+const CPU_WINDOW_S: f64 = 4.0;
 /// Less room than this in a control group is none: it comes and goes.
 const ROOM_LEAST_PAGES: u64 = 256;
 /// How long a machine rests whose group was refused swap, seconds.

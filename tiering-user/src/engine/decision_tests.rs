@@ -208,7 +208,7 @@ fn swapped_out(host: &mut Host, vm: VmId) {
 fn what_came_next_last_time_is_staged_and_dropped_where_it_is_not_used() {
     let (mut host, vm) = host(&patient());
     swapped_out(&mut host, vm);
-    assert_eq!(host.walk(vm, strewn()), 1000, "the first time nothing foretells it");
+    assert_eq!(host.walk(vm, strewn()), 1000, "the first time nothing predicts it");
     swapped_out(&mut host, vm);
     host.asked();
     let reads = host.walk(vm, strewn().take(500));

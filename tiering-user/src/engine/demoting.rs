@@ -4,7 +4,8 @@
 //! In, once a second: the VMs, what binds them. Out: whether the setting may be on, and if not, why.
 //!
 //! # Limits
-//! A VM that starts is known within a second or two. Other processes that are bound to nodes are not looked at.
+//! A VM that starts is known within a second or two; where its process became QEMU more than five seconds after it
+//! started, within ten. Other processes that are bound to nodes are not looked at.
 
 use super::Engine;
 use super::command::{Command, Demote};

@@ -4,7 +4,7 @@
 //! looked at. Where the page asked about is now is added by [`super::page_tables`].
 //!
 //! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's
-//! room ends is not foretold.
+//! room ends is not predicted.
 
 use std::time::Duration;
 
@@ -151,7 +151,7 @@ impl Engine {
         };
         let to = TierId(from.0 + 1);
         let Some(tier) = self.ladder.get(to) else {
-            return stays("in the last tier: comes up when it is touched, or foretold".to_owned());
+            return stays("in the last tier: comes up when it is touched, or predicted".to_owned());
         };
         if let Some(reason) = machine.refuses(to) {
             return stays(format!("does not go to {}: {reason}", tier.name));

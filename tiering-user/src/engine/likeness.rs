@@ -193,7 +193,7 @@ impl Likeness {
         self.similarity.learn(leader, follower, few(used), few(ended));
     }
 
-    /// How likely what a leader foretells is to be right, for each that was compared.
+    /// How likely what a leader predicts is to be right, for each that was compared.
     pub(super) fn expectations(&self, follower: VmId) -> impl Iterator<Item = (VmId, f64)> + '_ {
         // That pages correspond speaks for them, and so does, independently of that, how alike the machines are.
         let expected = |score: f64| 1.0 - (1.0 - AT_LEAST) * (1.0 - score);

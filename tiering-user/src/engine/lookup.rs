@@ -18,7 +18,7 @@ use crate::vm::{Gpa, GuestRange, Hva};
 impl ManagedVm {
     /// The parts of its RAM with their addresses in the guest; none where these are not to be believed.
     pub(super) fn guest_ranges(&self) -> &[GuestRange] {
-        if self.layout.is_wrong() { &[] } else { &self.info.vm.guest_ranges }
+        if self.gpa_proof.is_wrong() { &[] } else { &self.info.vm.guest_ranges }
     }
 
     /// Where this address is in the guest.
@@ -51,7 +51,7 @@ impl ManagedVm {
                 (range, "host-virtual", ram.collect::<Vec<_>>())
             }
             Pages::Gpa(range) => {
-                if self.layout.is_wrong() {
+                if self.gpa_proof.is_wrong() {
                     return Err(ApiError::Refused(format!(
                         "guest-physical addresses of {name} are not where its machine type puts them: use --hva"
                     )));

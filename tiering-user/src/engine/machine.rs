@@ -9,14 +9,14 @@ use super::asked::Asked;
 use super::braking::MachineBrakes;
 use super::came_up::CameUp;
 use super::decisions::Decisions;
+use super::gpa_proof::GpaProof;
 use super::knowledge::Knowledge;
-use super::layout_proof::LayoutProof;
 use super::queue::Queued;
 use super::rearming::SeenBy;
 use super::savings::MachineSavings;
 use super::sweeping::{LastSweep, SweepUnderWay};
 use super::tapes::Earlier;
-use super::waiting::{Haste, Waiting};
+use super::waiting::{Urgency, Waiting};
 use crate::actuate::{Homes, Outcome, Skip, VmInfo};
 use crate::class::Belief;
 use crate::config::{Huge, Priors, VmSettings};
@@ -56,7 +56,7 @@ pub(super) struct ManagedVm {
     pub class: Belief,
     pub priors: Priors,
     /// Which addresses of a KVM guest can be believed.
-    pub layout: LayoutProof,
+    pub gpa_proof: GpaProof,
     pub pages: VmPages,
     pub tape: Tape,
     pub tape_marks: Marks,
@@ -67,7 +67,7 @@ pub(super) struct ManagedVm {
     /// How far it has followed its own tape, that of its earlier self, and those of others.
     pub ahead: Ahead,
     pub stages: Stages,
-    /// What is foretold by those that are not sure enough alone.
+    /// What is predicted by those that are not sure enough alone.
     pub votes: Votes,
     /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written
     /// once a second.
@@ -96,8 +96,8 @@ pub(super) struct ManagedVm {
     pub moved_at: Monotonic,
     /// Wait for the stager, which is at a stage of this machine.
     pub to_stage: Waiting,
-    /// The stager is at a step of this haste.
-    pub staging: Option<Haste>,
+    /// The stager is at a step of this urgency.
+    pub staging: Option<Urgency>,
     /// Pages whose stage is being dropped: they are not staged anew before that is done.
     pub dropping: HashSet<PageIndex>,
     /// All of its touches were seen since then.
@@ -152,7 +152,7 @@ impl ManagedVm {
         now: Monotonic,
     ) -> Self {
         let layout = Layout::new(&vm.ram);
-        let proof = LayoutProof::new(&vm, now);
+        let proof = GpaProof::new(&vm, now);
         let unplugged_bytes = vm.on_demand.iter().map(|region| region.bytes).sum();
         let info = VmInfo {
             id: number,
@@ -168,7 +168,7 @@ impl ManagedVm {
             class: Belief::of_operator(settings.class),
             priors: Priors::NEUTRAL,
             settings,
-            layout: proof,
+            gpa_proof: proof,
             tape: Tape::new(layout.pages()),
             tape_marks: Marks::default(),
             in_tape_order: false,
@@ -245,7 +245,7 @@ impl ManagedVm {
         if !self.settings.managed {
             return Some("excluded by the configuration (managed = false)".to_owned());
         }
-        if self.layout.is_wrong() {
+        if self.gpa_proof.is_wrong() {
             return Some(
                 "its guest-physical addresses are not where its machine type puts them: it is only watched"
                     .to_owned(),
@@ -313,8 +313,8 @@ impl ManagedVm {
         if touch.was_lower {
             self.came_up.note(touch.before.place(), weight);
         }
-        if let Some(foretold) = self.to_stage.remove(page) {
-            self.stages.withdrawn(foretold.origin, access.time);
+        if let Some(predicted) = self.to_stage.remove(page) {
+            self.stages.withdrawn(predicted.origin, access.time);
         }
         let staged = self.stages.touched(page, access.time);
         let in_memory = |used: &Used| self.pages.node_tiers().contains(used.tier);

@@ -6,7 +6,7 @@
 //!
 //! | event | what follows | where |
 //! |---|---|---|
-//! | accesses | the table and the tape take them in, what comes next is staged | `machine`, `foretell`, `staging` |
+//! | accesses | the table and the tape take them in, what comes next is staged | `machine`, `predicting`, `staging` |
 //! | a look at page tables | the table takes over what was read | `sweeping`, `rearming` |
 //! | a job is done | the table takes over what was read back, the next batch goes | `outcomes` |
 //! | a VM comes or goes | it is managed, or what was learned of it is kept | `arrivals`, `knowledge` |
@@ -31,19 +31,19 @@ mod demoting;
 mod event;
 mod explain;
 mod facts;
-mod foretell;
 mod freeing;
+mod gpa_proof;
 mod histories;
 mod images;
 mod kept;
 mod knowledge;
-mod layout_proof;
 mod likeness;
 mod looks;
 mod lookup;
 mod machine;
 mod outcomes;
 mod planning;
+mod predicting;
 mod profiling;
 mod queue;
 mod rates;
@@ -60,7 +60,7 @@ mod staging;
 mod sweeping;
 mod tapes;
 mod tenants;
-mod troubles;
+mod tier_health;
 mod waiting;
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ use regions::RegionWatch;
 pub use report::Readings;
 use savings::HostAges;
 use tenants::Tenants;
-use troubles::Troubles;
+use tier_health::TierHealth;
 
 use crate::bpf::{Counters, Watching};
 use crate::config::Config;
@@ -131,7 +131,7 @@ pub struct Engine {
     budgets: Vec<Budget>,
     /// Of what is read ahead of need.
     read_budget: Budget,
-    troubles: Troubles,
+    tier_health: TierHealth,
     /// Tiers that take nothing any more.
     drained: BTreeSet<TierId>,
     drains: Vec<(TierId, Reply<DrainOutcome>)>,
@@ -205,7 +205,7 @@ impl Engine {
             not_looked_at: Vec::new(),
             classes: Classes::load(|_| None, now),
             gone: Counters::default(),
-            troubles: Troubles::default(),
+            tier_health: TierHealth::default(),
             drained: BTreeSet::new(),
             drains: Vec::new(),
             tickets: BTreeMap::new(),
@@ -264,7 +264,7 @@ impl Engine {
     }
 
     /// Whether anything is to be staged now.
-    fn may_foretell(&self) -> bool {
+    fn may_predict(&self) -> bool {
         self.config.prefetch.enabled && self.may_stage && !self.dry_run
     }
 
@@ -303,7 +303,7 @@ impl Engine {
         for access in samples.iter().copied().map(Access::from) {
             let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
             let rules = machine.rules(self.config.policy.demote_after.0);
-            if access.kvm && !machine.layout.trusts(access.hva) {
+            if access.kvm && !machine.gpa_proof.trusts(access.hva) {
                 continue;
             }
             self.record_access(&access);
@@ -311,8 +311,8 @@ impl Engine {
             let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time));
             touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
         }
-        if self.may_foretell() {
-            self.foretell(&touched);
+        if self.may_predict() {
+            self.predict(&touched);
         }
         self.send_stages();
     }

@@ -9,7 +9,7 @@ use super::Engine;
 use super::command::Command;
 use super::machine::ManagedVm;
 use super::queue::Queued;
-use super::waiting::Haste;
+use super::waiting::Urgency;
 use crate::actuate::{Done, Outcome, Skip};
 use crate::policy::{Action, Reason};
 use crate::sys::PAGE_BYTES;
@@ -32,19 +32,19 @@ impl Engine {
         }
         let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, self.clock.now);
         let (commands, budget) = (&mut self.commands, &mut self.read_budget);
-        let mut send = |machine: &mut ManagedVm, haste| {
+        let mut send = |machine: &mut ManagedVm, urgency| {
             let most = usize::try_from(budget.available(now) / PAGE_BYTES).unwrap_or(usize::MAX);
-            if let Some(step) = machine.next_stage(haste, most, tier0_threshold, now) {
+            if let Some(step) = machine.next_stage(urgency, most, tier0_threshold, now) {
                 budget.spend(step.pages.len() as u64 * PAGE_BYTES);
                 commands.push(Command::Step(machine.info.clone(), step));
             }
         };
-        self.machines.values_mut().for_each(|machine| send(machine, Haste::Now));
+        self.machines.values_mut().for_each(|machine| send(machine, Urgency::Now));
         let busy = self.machines.values().any(|machine| machine.staging.is_some());
         // Who stages for itself all the time must not keep all others waiting.
         let least = if busy { LATER_WAITS } else { Duration::ZERO };
         let since = |machine: &ManagedVm| {
-            machine.to_stage.since(Haste::Later).filter(|since| now.since(*since) >= least)
+            machine.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
         };
         let first = self
             .machines
@@ -52,7 +52,7 @@ impl Engine {
             .filter(|machine| machine.staging.is_none() && machine.braking.may_stage())
             .filter(|machine| since(machine).is_some());
         if let Some(machine) = first.min_by_key(|machine| since(machine)) {
-            send(machine, Haste::Later);
+            send(machine, Urgency::Later);
         }
     }
 
@@ -188,14 +188,14 @@ impl Engine {
         });
         match failed {
             Some(reason) => {
-                if self.troubles.note(to, reason, self.clock.now) {
+                if self.tier_health.note(to, reason, self.clock.now) {
                     tracing::warn!(tier, reason, "the tier takes nothing for a while");
                 }
                 for machine in self.machines.values_mut() {
                     machine.forget_plans_for(to);
                 }
             }
-            None if outcome.moved_pages > 0 && self.troubles.clear(to) => {
+            None if outcome.moved_pages > 0 && self.tier_health.clear(to) => {
                 tracing::info!(tier, "the tier works again");
             }
             None => {}
@@ -211,7 +211,7 @@ impl Engine {
                 machine.forget_plans_for(*tier);
             }
         }
-        for tier in self.troubles.hinder(tiers) {
+        for tier in self.tier_health.hinder(tiers) {
             tracing::info!(
                 tier = self.place_name(Place::In(tier)),
                 "no other swap area is in the way any more"

@@ -61,7 +61,7 @@ impl Engine {
         let demote_after = self.config.policy.demote_after.0;
         let ids: Vec<VmId> = self.machines.keys().copied().collect();
         let pace = self.braking.pace;
-        let staging = self.may_foretell();
+        let staging = self.may_predict();
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST) * pace.every_s().into();
         self.look_at_copies();
         for id in ids {
@@ -92,7 +92,7 @@ impl Engine {
             let ended = machine.end_profile_epoch(now, clock);
             if let Some(usage) = ended {
                 if staging {
-                    machine.foretell_season(self.config.prefetch, now);
+                    machine.predict_season(self.config.prefetch, now);
                 }
                 if let Some(recording) = &mut self.recording {
                     recording.push(now, &Event::Epoch { vm: id, usage });
@@ -271,7 +271,7 @@ impl Engine {
                     (room_bytes(self.facts.memory_of(tier.id)) / PAGE_BYTES).min(PLAN_PAGES)
                 }
                 TierKind::Swap { .. } if self.drained.contains(&tier.id) => 0,
-                TierKind::Swap { .. } if self.troubles.keep_away(tier.id, now) => 0,
+                TierKind::Swap { .. } if self.tier_health.keep_away(tier.id, now) => 0,
                 TierKind::Swap { capacity_bytes, .. } => {
                     let free =
                         capacity_bytes.saturating_sub(self.swap_used.get(&tier.id).copied().unwrap_or(0));
@@ -294,8 +294,8 @@ impl Engine {
     fn expire_stages(&mut self, id: VmId) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let now = self.clock.now;
-        for foretold in machine.to_stage.expire(now) {
-            machine.stages.dropped(foretold.origin);
+        for predicted in machine.to_stage.expire(now) {
+            machine.stages.dropped(predicted.origin);
         }
         let Wasted { unmapped, mapped, in_use } = machine.stages.expire(now, machine.seen_since);
         for page in in_use {

@@ -29,7 +29,7 @@ pub(super) struct Queued {
 impl ManagedVm {
     /// Queues a step for the mover, in batches.
     pub(super) fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
-        // Private and shared memory go different roads.
+        // Private and shared memory take different paths.
         let layout = self.pages.layout();
         let shared = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| shared);
         let (mut shared, mut private): (Vec<_>, Vec<_>) = step.pages.iter().copied().partition(shared);

@@ -81,7 +81,7 @@ impl Engine {
                 let entries = machine.entries().unwrap_or(0);
                 machine.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
-                machine.armed_at = machine.layout.is_complete().then_some(again);
+                machine.armed_at = machine.gpa_proof.is_complete().then_some(again);
                 if machine.armed_at.is_some() {
                     self.record_event(rearmed.began, &Event::Armed(rearmed.vm));
                 }
@@ -211,14 +211,14 @@ impl ManagedVm {
         if self.unmovable().is_some() {
             return Some("nothing of it is moved anyway");
         }
-        if self.layout.is_wrong() {
+        if self.gpa_proof.is_wrong() {
             return Some("its RAM is not where its machine type puts it");
         }
         if self.shared_huge_bytes > 0 {
             return Some("it has shared memory in huge pages, of which KVM shows one access each");
         }
-        let given_up = self.rounds.count() >= ROUNDS_TO_PROVE && self.layout.is_open();
-        (given_up || self.layout.has_unknown())
+        let given_up = self.rounds.count() >= ROUNDS_TO_PROVE && self.gpa_proof.is_open();
+        (given_up || self.gpa_proof.has_unknown())
             .then_some("of some of its RAM it is not proved where the guest sees it")
     }
 

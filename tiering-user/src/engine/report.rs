@@ -71,7 +71,7 @@ impl Engine {
             let swap_used = used.get(&tier.id).copied().unwrap_or(0);
             TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
-                trouble: self.troubles.of(tier.id).map(str::to_owned),
+                trouble: self.tier_health.of(tier.id).map(str::to_owned),
                 written_bytes_total: self.written_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
                 read_bytes_total: self.read_bytes.get(usize::from(tier.id.0)).copied().unwrap_or(0),
                 ..tier_status(tier, swap_used, self.facts.memory_of(tier.id))
@@ -109,7 +109,7 @@ impl Engine {
     /// What is known of where the RAM of KVM guests lies, for the source that sees their accesses.
     pub fn proved_layouts(&self) -> String {
         let guests = || self.machines.values().filter(|machine| machine.info.vm.accel == Accel::Kvm);
-        let proved = guests().filter(|machine| machine.layout.is_proved()).count();
+        let proved = guests().filter(|machine| machine.gpa_proof.is_proved()).count();
         format!("layout proved for {proved} of {} guests", guests().count())
     }
 
@@ -267,7 +267,7 @@ fn kind(by: Option<Match>) -> PrefetchMatch {
 
 fn by_match(stages: &Stages) -> Vec<PrefetchByMatch> {
     let status = |by| {
-        let (counts, foreseen) = (stages.counts_by(by), stages.foreseen_by(by));
+        let (counts, foreseen) = (stages.counts_by(by), stages.predicted_by(by));
         PrefetchByMatch {
             by: kind(by),
             issued_pages: counts.issued,

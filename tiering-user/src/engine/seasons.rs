@@ -1,7 +1,7 @@
 //! What a machine whose load comes again will touch soon: what it touched a period ago.
 //!
 //! In: the end of each epoch. Out: stages, of the part of its own tape that was recorded one period before the next few
-//! points of the history that shows the period. What comes after these pages the tape foretells, when they are touched.
+//! points of the history that shows the period. What comes after these pages the tape predicts, when they are touched.
 //!
 //! # Limits
 //! When it was where on its tape is known from the agent's start on, and for 4,096 epochs of work.
@@ -12,13 +12,13 @@ use crate::predict::{Chance, Origin, SHADOW_PAGES};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 
-/// Points of the history that are looked ahead; and after so many what was foretold is wrong if it was not touched.
+/// Points of the history that are looked ahead; and after so many what was predicted is wrong if it was not touched.
 const POINTS_AHEAD: u32 = 3;
 const PATIENCE_POINTS: u32 = 6;
 
 impl ManagedVm {
     /// An epoch of its profile is over.
-    pub(super) fn foretell_season(&mut self, rules: Prefetch, now: Monotonic) {
+    pub(super) fn predict_season(&mut self, rules: Prefetch, now: Monotonic) {
         if !rules.by_season || self.never_to_swap().is_some() || !self.braking.may_stage() {
             return;
         }
@@ -30,7 +30,7 @@ impl ManagedVm {
         let origin = Origin::Season(point * PATIENCE_POINTS);
         match self.stages.chance(origin, rules.threshold, now) {
             // What finds no room is offered again when the next epoch is over.
-            Chance::Taken => drop(pages.into_iter().find(|page| !self.foretold(*page, origin, now))),
+            Chance::Taken => drop(pages.into_iter().find(|page| !self.predicted(*page, origin, now))),
             Chance::Shadowed => pages
                 .into_iter()
                 .take(SHADOW_PAGES as usize)
@@ -71,7 +71,7 @@ mod tests {
             Self { machine, now, epoch: 0 }
         }
 
-        /// One epoch; `touch` what it works on. Returns what was foretold in it.
+        /// One epoch; `touch` what it works on. Returns what was predicted in it.
         fn epoch(&mut self, touch: bool) -> Vec<PageIndex> {
             let Self { machine, now, epoch } = self;
             if touch && *epoch % 8 < 2 {
@@ -86,7 +86,7 @@ mod tests {
             *epoch += 1;
             machine.tape_marks.mark(*now, machine.tape.end());
             machine.profile.end_epoch(*now, Observed::default());
-            machine.foretell_season(Prefetch::default(), *now);
+            machine.predict_season(Prefetch::default(), *now);
             let waiting = |page: &PageIndex| machine.to_stage.contains(*page);
             (0..1000).filter(waiting).collect()
         }
@@ -98,13 +98,13 @@ mod tests {
         let until_known = (0..120).find(|_| !periodic.epoch(true).is_empty()).unwrap();
         assert!(until_known < 60, "{until_known} epochs, of which three periods are {}", 3 * 8);
         // It works in the first two epochs of each eight, and three are looked ahead.
-        assert!(matches!(periodic.epoch % 8, 6 | 7 | 0 | 1), "foretold after epoch {}", periodic.epoch);
-        let mut foretold: Vec<PageIndex> = Vec::new();
+        assert!(matches!(periodic.epoch % 8, 6 | 7 | 0 | 1), "predicted after epoch {}", periodic.epoch);
+        let mut predicted: Vec<PageIndex> = Vec::new();
         for _ in 0..8 {
-            foretold.extend(periodic.epoch(true));
+            predicted.extend(periodic.epoch(true));
         }
-        assert!((0..200).all(|page| foretold.contains(&page)), "{foretold:?}");
-        assert!(foretold.iter().all(|page| *page < 200));
+        assert!((0..200).all(|page| predicted.contains(&page)), "{predicted:?}");
+        assert!(predicted.iter().all(|page| *page < 200));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What is foretold of one machine, and the steps that stage it.
+//! What is predicted of one machine, and the steps that stage it.
 //!
-//! In: pages that origins foretell. Out: steps for the stager, each with pages for one memory tier; and, once a second,
+//! In: pages that origins predict. Out: steps for the stager, each with pages for one memory tier; and, once a second,
 //! a step for the mover with pages that are not likely enough to be touched to take memory for: these go from a slower
 //! swap tier to the first one, where their touch will wait for less.
 //!
@@ -8,7 +8,7 @@
 //! A machine is never on its way to what goes to a faster swap tier: it would be there before.
 
 use super::machine::ManagedVm;
-use super::waiting::{Foretold, Haste};
+use super::waiting::{Predicted, Urgency};
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
 use crate::predict::{Origin, Request};
@@ -27,9 +27,9 @@ const LIFT_PAGES: usize = 8192;
 impl ManagedVm {
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would
     /// have to be and the window has no room.
-    pub(super) fn foretold(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
-        let foretold = Foretold { page, origin, at: now };
-        let waits_for_little = self.to_stage.is_doubtful(page) && foretold.haste() == Haste::Now;
+    pub(super) fn predicted(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
+        let predicted = Predicted { page, origin, at: now };
+        let waits_for_little = self.to_stage.is_doubtful(page) && predicted.urgency() == Urgency::Now;
         if !self.can_be_staged(page) || self.to_stage.contains(page) && !waits_for_little {
             return true;
         }
@@ -38,7 +38,7 @@ impl ManagedVm {
             if let Some(before) = self.to_stage.remove(page) {
                 self.stages.dropped(before.origin);
             }
-            self.to_stage.push(foretold);
+            self.to_stage.push(predicted);
         }
         room
     }
@@ -49,11 +49,11 @@ impl ManagedVm {
             && let Some(confidence) = self.stages.shadowed(page, origin, now)
             && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
         {
-            self.foretold(page, surest, now);
+            self.predicted(page, surest, now);
         }
     }
 
-    /// Forgets what another machine, which has gone, foretells.
+    /// Forgets what another machine, which has gone, predicts.
     pub(super) fn forget_leader(&mut self, leader: VmId) {
         self.to_stage.forget(leader);
         self.stages.forget(leader);
@@ -70,7 +70,7 @@ impl ManagedVm {
     /// The step that stages what waits to be, at most so many pages, unless the stager is still at the one before.
     pub(super) fn next_stage(
         &mut self,
-        haste: Haste,
+        urgency: Urgency,
         most: usize,
         tier0_threshold: f64,
         now: Monotonic,
@@ -78,31 +78,32 @@ impl ManagedVm {
         if most == 0 || self.staging.is_some() || !self.braking.may_stage() {
             return None;
         }
-        let (reason, taken) = self.to_stage.next(haste, most.min(STAGE_PAGES))?;
+        let (reason, taken) = self.to_stage.next(urgency, most.min(STAGE_PAGES))?;
         let mut to = None;
         let mut pages = Vec::with_capacity(taken.len());
-        for foretold in taken {
-            let Foretold { page, origin, at } = foretold;
-            let tier = self.tier_for(&foretold, haste, tier0_threshold);
-            if foretold.is_over(now) {
+        for predicted in taken {
+            let Predicted { page, origin, at } = predicted;
+            let tier = self.tier_for(&predicted, urgency, tier0_threshold);
+            if predicted.is_over(now) {
                 self.stages.dropped(origin);
             } else if !self.pages.in_swap(self.pages.get(page).place()) {
                 // A sweep found it in memory while it waited.
                 self.stages.dropped(origin);
             } else if tier == self.first_swap_tier() {
-                self.to_stage.push_doubtful(foretold);
+                self.to_stage.push_doubtful(predicted);
             } else if *to.get_or_insert(tier) != tier {
                 // A step has one tier: those for the other one wait.
-                self.to_stage.push(foretold);
+                self.to_stage.push(predicted);
             } else {
                 self.pages.update(page, |entry| entry.with_staged(true));
-                self.stages.requested(Request { page, origin, foretold: at, to: tier, in_memory: true }, now);
+                self.stages
+                    .requested(Request { page, origin, predicted: at, to: tier, in_memory: true }, now);
                 pages.push(page);
             }
         }
         let to = to?;
         pages.sort_unstable();
-        self.staging = Some(haste);
+        self.staging = Some(urgency);
         Some(Step { vm: self.info.id, action: Action::Stage { to }, pages, reason })
     }
 
@@ -110,11 +111,11 @@ impl ManagedVm {
     pub(super) fn next_lift(&mut self, most: u64, now: Monotonic) -> Option<Step> {
         let to = self.first_swap_tier();
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(LIFT_PAGES);
-        let (reason, taken) = self.to_stage.next(Haste::Doubtful, most)?;
+        let (reason, taken) = self.to_stage.next(Urgency::Doubtful, most)?;
         let mut pages = Vec::with_capacity(taken.len());
-        for Foretold { page, origin, at } in taken {
+        for Predicted { page, origin, at } in taken {
             if self.is_below(page, to) {
-                self.stages.requested(Request { page, origin, foretold: at, to, in_memory: false }, now);
+                self.stages.requested(Request { page, origin, predicted: at, to, in_memory: false }, now);
                 pages.push(page);
             } else {
                 self.stages.dropped(origin);
@@ -150,14 +151,14 @@ impl ManagedVm {
     }
 
     /// Where a page should be brought up to: what is sure enough into the first tier.
-    fn tier_for(&self, foretold: &Foretold, haste: Haste, tier0_threshold: f64) -> TierId {
+    fn tier_for(&self, predicted: &Predicted, urgency: Urgency, tier0_threshold: f64) -> TierId {
         let lower_memory = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
         let swap = self.first_swap_tier();
-        if self.stages.confidence(foretold.origin) >= tier0_threshold {
+        if self.stages.confidence(predicted.origin) >= tier0_threshold {
             TierId(0)
         } else if lower_memory {
             TierId(1)
-        } else if haste == Haste::Later && self.is_below(foretold.page, swap) {
+        } else if urgency == Urgency::Later && self.is_below(predicted.page, swap) {
             swap
         } else {
             TierId(0)
@@ -165,7 +166,7 @@ impl ManagedVm {
     }
 
     /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be
-    /// seen, none: what is missing on the tapes cannot be foretold next time.
+    /// seen, none: what is missing on the tapes cannot be predicted next time.
     pub(super) fn next_mapping(&mut self, staged: &Outcome, now: Monotonic) -> Option<Step> {
         if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped(now) {
             return None;
@@ -182,7 +183,7 @@ impl ManagedVm {
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
     fn sees_mapped(&self, now: Monotonic) -> bool {
-        self.info.vm.accel == Accel::Kvm && self.layout.is_proved() && now >= self.unseen_until
+        self.info.vm.accel == Accel::Kvm && self.gpa_proof.is_proved() && now >= self.unseen_until
     }
 }
 
@@ -217,13 +218,13 @@ mod tests {
         Monotonic(seconds * 1_000_000_000)
     }
 
-    /// Pages 0 to 4 are in QLC, 5 to 9 in `NVMe`; another machine foretells them all, and is not sure enough.
-    fn foretold() -> ManagedVm {
+    /// Pages 0 to 4 are in QLC, 5 to 9 in `NVMe`; another machine predicts them all, and is not sure enough.
+    fn predicted() -> ManagedVm {
         let mut machine = machine();
         place(&mut machine, 0..5, QLC);
         place(&mut machine, 5..10, NVME);
         for page in 0..10 {
-            assert!(machine.foretold(page, PUSHED, at(1)));
+            assert!(machine.predicted(page, PUSHED, at(1)));
         }
         machine
     }
@@ -239,8 +240,8 @@ mod tests {
 
     #[test]
     fn what_is_doubtful_goes_from_a_slow_swap_tier_to_a_faster_one_and_what_is_there_into_memory() {
-        let mut machine = foretold();
-        let step = machine.next_stage(Haste::Later, 100, 0.99, at(1)).unwrap();
+        let mut machine = predicted();
+        let step = machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
         assert_eq!(step.action, Action::Stage { to: TierId(0) });
         assert_eq!(step.pages, (5..10).collect::<Vec<_>>());
         let step = machine.next_lift(100, at(1)).unwrap();
@@ -259,30 +260,30 @@ mod tests {
 
     #[test]
     fn what_is_sure_goes_into_memory_from_any_tier() {
-        let mut machine = foretold();
-        let step = machine.next_stage(Haste::Later, 100, 0.5, at(1)).unwrap();
+        let mut machine = predicted();
+        let step = machine.next_stage(Urgency::Later, 100, 0.5, at(1)).unwrap();
         assert_eq!(step.pages, (0..10).collect::<Vec<_>>());
         assert_eq!(machine.next_lift(100, at(1)), None);
     }
 
     #[test]
     fn what_waits_for_little_is_staged_at_once_where_the_machine_itself_is_on_its_way_there() {
-        let mut machine = foretold();
-        machine.next_stage(Haste::Later, 100, 0.99, at(1)).unwrap();
+        let mut machine = predicted();
+        machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
         machine.staging = None;
-        assert!(machine.foretold(3, Origin::OwnPast, at(1)));
-        assert!(machine.foretold(4, PUSHED, at(1)), "for no other reason");
-        let step = machine.next_stage(Haste::Now, 100, 0.5, at(1)).unwrap();
+        assert!(machine.predicted(3, Origin::OwnPast, at(1)));
+        assert!(machine.predicted(4, PUSHED, at(1)), "for no other reason");
+        let step = machine.next_stage(Urgency::Now, 100, 0.5, at(1)).unwrap();
         assert_eq!((step.action, step.pages), (Action::Stage { to: TierId(0) }, vec![3]));
         machine.staging = None;
         let step = machine.next_lift(100, at(1)).unwrap();
         assert_eq!(step.pages, [0, 1, 2, 4]);
         // What is on its way to the faster tier is not staged beside that.
-        assert!(machine.foretold(0, Origin::OwnPast, at(1)));
-        assert_eq!(machine.next_stage(Haste::Now, 100, 0.5, at(1)), None);
+        assert!(machine.predicted(0, Origin::OwnPast, at(1)));
+        assert_eq!(machine.next_stage(Urgency::Now, 100, 0.5, at(1)), None);
         carried_out(&mut machine, step, NVME);
-        assert!(machine.foretold(0, Origin::OwnPast, at(3)));
-        let step = machine.next_stage(Haste::Now, 100, 0.5, at(3)).unwrap();
+        assert!(machine.predicted(0, Origin::OwnPast, at(3)));
+        let step = machine.next_stage(Urgency::Now, 100, 0.5, at(3)).unwrap();
         assert_eq!(step.pages, [0]);
         let StageCounts { issued, lifted, .. } = machine.stages.counts();
         assert_eq!((issued, lifted), (10, 3), "each page once");
@@ -290,8 +291,8 @@ mod tests {
 
     #[test]
     fn what_was_touched_or_did_not_get_there_is_no_stage() {
-        let mut machine = foretold();
-        machine.next_stage(Haste::Later, 100, 0.99, at(1)).unwrap();
+        let mut machine = predicted();
+        machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
         // Page 0 came up while it waited.
         place(&mut machine, 0..1, TierId(0));
         let step = machine.next_lift(100, at(1)).unwrap();

@@ -148,36 +148,36 @@ impl Engine {
 
     /// VMs of which frames that KVM maps are wanted now: more would tell where their RAM lies.
     pub fn wants_frames(&self) -> Vec<VmId> {
-        let wants = |machine: &&ManagedVm| machine.layout.is_open() && !machine.layout.is_asked();
+        let wants = |machine: &&ManagedVm| machine.gpa_proof.is_open() && !machine.gpa_proof.is_asked();
         self.machines.values().filter(wants).map(|machine| machine.info.id).collect()
     }
 
     /// Has what KVM has mapped lately compared with the page tables.
     pub(super) fn on_frames(&mut self, id: VmId, frames: &[Frame]) {
         let now = self.clock.now;
-        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.layout.is_open()) else {
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.gpa_proof.is_open()) else {
             return;
         };
-        if !frames.is_empty() && !machine.layout.is_asked() {
-            let frames = machine.layout.ask(frames, now);
+        if !frames.is_empty() && !machine.gpa_proof.is_asked() {
+            let frames = machine.gpa_proof.ask(frames, now);
             self.commands.push(Command::Look(machine.info.clone(), Look::Compare(frames)));
         }
     }
 
     fn on_compared(&mut self, compared: &Compared) {
         let now = self.clock.now;
-        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.layout.is_open())
+        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.gpa_proof.is_open())
         else {
             return;
         };
         let moved_at = if machine.in_flight.is_some() { now } else { machine.moved_at };
-        machine.layout.answer(&compared.found, moved_at);
-        if machine.layout.is_open() {
+        machine.gpa_proof.answer(&compared.found, moved_at);
+        if machine.gpa_proof.is_open() {
             return;
         }
         self.commands.push(Command::EnoughFrames(machine.info.id));
         let vm = machine.info.vm.name.as_str();
-        match machine.layout.is_wrong() {
+        match machine.gpa_proof.is_wrong() {
             false => tracing::info!(vm, "guest-physical addresses proved"),
             true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
         }

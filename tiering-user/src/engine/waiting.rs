@@ -1,7 +1,7 @@
 //! Pages of one machine that wait to be staged.
 //!
 //! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the
-//! first ones first; reasons of one [`Haste`] take turns.
+//! first ones first; reasons of one [`Urgency`] take turns.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -14,7 +14,7 @@ use crate::track::VmId;
 
 /// A page that is to be staged: because of this, which happened then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Foretold {
+pub(super) struct Predicted {
     pub page: PageIndex,
     pub origin: Origin,
     pub at: Monotonic,
@@ -22,7 +22,7 @@ pub(super) struct Foretold {
 
 /// How soon pages are likely to be needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Haste {
+pub(super) enum Urgency {
     /// The machine itself is on its way there.
     Now,
     /// Another one was there.
@@ -31,19 +31,19 @@ pub(super) enum Haste {
     Doubtful,
 }
 
-impl Foretold {
+impl Predicted {
     /// Whether it should have been touched by now.
     pub(super) fn is_over(&self, now: Monotonic) -> bool {
         now.since(self.at) >= self.origin.patience()
     }
 
     /// How soon it is likely to be needed.
-    pub(super) fn haste(&self) -> Haste {
-        Haste::of(reason(self.origin))
+    pub(super) fn urgency(&self) -> Urgency {
+        Urgency::of(reason(self.origin))
     }
 }
 
-impl Haste {
+impl Urgency {
     pub(super) fn of(reason: Reason) -> Self {
         match reason {
             Reason::FollowedLastTime | Reason::FollowedElsewhere => Self::Now,
@@ -55,18 +55,18 @@ impl Haste {
 
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    pages: HashMap<PageIndex, (Reason, Foretold)>,
+    pages: HashMap<PageIndex, (Reason, Predicted)>,
     /// What does not stand in `pages` for this reason any more is passed over; it is never the first one.
     queues: BTreeMap<Reason, VecDeque<PageIndex>>,
     last: Option<Reason>,
 }
 
 impl Waiting {
-    /// When the first page of this haste was foretold, of those that still wait.
-    pub(super) fn since(&self, haste: Haste) -> Option<Monotonic> {
-        let queues = self.queues.iter().filter(|(reason, _)| Haste::of(**reason) == haste);
+    /// When the first page of this urgency was predicted, of those that still wait.
+    pub(super) fn since(&self, urgency: Urgency) -> Option<Monotonic> {
+        let queues = self.queues.iter().filter(|(reason, _)| Urgency::of(**reason) == urgency);
         let first = queues.filter_map(|(_, queue)| self.pages.get(queue.front()?));
-        first.map(|(_, foretold)| foretold.at).min()
+        first.map(|(_, predicted)| predicted.at).min()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -82,26 +82,26 @@ impl Waiting {
         self.pages.get(&page).is_some_and(|(reason, _)| *reason == Reason::MayBeTouched)
     }
 
-    /// A page waits for the first reason that it is foretold for.
-    pub(super) fn push(&mut self, foretold: Foretold) {
-        self.push_for(reason(foretold.origin), foretold);
+    /// A page waits for the first reason that it is predicted for.
+    pub(super) fn push(&mut self, predicted: Predicted) {
+        self.push_for(reason(predicted.origin), predicted);
     }
 
     /// A page that is not likely enough to be touched to take memory for.
-    pub(super) fn push_doubtful(&mut self, foretold: Foretold) {
-        self.push_for(Reason::MayBeTouched, foretold);
+    pub(super) fn push_doubtful(&mut self, predicted: Predicted) {
+        self.push_for(Reason::MayBeTouched, predicted);
     }
 
-    fn push_for(&mut self, reason: Reason, foretold: Foretold) {
-        if let Entry::Vacant(place) = self.pages.entry(foretold.page) {
-            place.insert((reason, foretold));
-            self.queues.entry(reason).or_default().push_back(foretold.page);
+    fn push_for(&mut self, reason: Reason, predicted: Predicted) {
+        if let Entry::Vacant(place) = self.pages.entry(predicted.page) {
+            place.insert((reason, predicted));
+            self.queues.entry(reason).or_default().push_back(predicted.page);
         }
     }
 
-    /// Pages that were foretold too long ago wait no more.
-    pub(super) fn expire(&mut self, now: Monotonic) -> Vec<Foretold> {
-        let old = |(_, foretold): &(Reason, Foretold)| foretold.is_over(now);
+    /// Pages that were predicted too long ago wait no more.
+    pub(super) fn expire(&mut self, now: Monotonic) -> Vec<Predicted> {
+        let old = |(_, predicted): &(Reason, Predicted)| predicted.is_over(now);
         let expired: Vec<_> = self.pages.extract_if(|_, waiting| old(waiting)).map(|(_, (_, f))| f).collect();
         if !expired.is_empty() {
             self.clean();
@@ -110,10 +110,10 @@ impl Waiting {
     }
 
     /// A page need not be staged any more. Returns it if it waited.
-    pub(super) fn remove(&mut self, page: PageIndex) -> Option<Foretold> {
-        let (reason, foretold) = self.pages.remove(&page)?;
+    pub(super) fn remove(&mut self, page: PageIndex) -> Option<Predicted> {
+        let (reason, predicted) = self.pages.remove(&page)?;
         self.trim(reason);
-        Some(foretold)
+        Some(predicted)
     }
 
     /// The first page of this reason waits again, or none is left: what is touched while it waits must not pile up.
@@ -125,10 +125,10 @@ impl Waiting {
         }
     }
 
-    /// The first pages of this haste, of the reason whose turn it is, at most so many.
-    pub(super) fn next(&mut self, haste: Haste, most: usize) -> Option<(Reason, Vec<Foretold>)> {
+    /// The first pages of this urgency, of the reason whose turn it is, at most so many.
+    pub(super) fn next(&mut self, urgency: Urgency, most: usize) -> Option<(Reason, Vec<Predicted>)> {
         self.queues.retain(|_, queue| !queue.is_empty());
-        let mut of_it = self.queues.keys().filter(|reason| Haste::of(**reason) == haste);
+        let mut of_it = self.queues.keys().filter(|reason| Urgency::of(**reason) == urgency);
         let first = *of_it.clone().next()?;
         let reason = of_it.find(|reason| Some(**reason) > self.last).map_or(first, |reason| *reason);
         self.last = Some(reason);
@@ -138,7 +138,7 @@ impl Waiting {
             && let Some(page) = queue.pop_front()
         {
             if self.pages.get(&page).is_some_and(|(of, _)| *of == reason) {
-                taken.extend(self.pages.remove(&page).map(|(_, foretold)| foretold));
+                taken.extend(self.pages.remove(&page).map(|(_, predicted)| predicted));
             }
         }
         self.trim(reason);
@@ -147,7 +147,7 @@ impl Waiting {
 
     /// Nothing is staged any more because of this machine.
     pub(super) fn forget(&mut self, leader: VmId) {
-        self.pages.retain(|_, (_, foretold)| foretold.origin.leader() != Some(leader));
+        self.pages.retain(|_, (_, predicted)| predicted.origin.leader() != Some(leader));
         self.clean();
     }
 
@@ -175,67 +175,67 @@ fn reason(origin: Origin) -> Reason {
 mod tests {
     use super::*;
 
-    fn foretold(page: PageIndex, origin: Origin) -> Foretold {
-        Foretold { page, origin, at: Monotonic(0) }
+    fn predicted(page: PageIndex, origin: Origin) -> Predicted {
+        Predicted { page, origin, at: Monotonic(0) }
     }
 
-    fn pages(step: Option<(Reason, Vec<Foretold>)>) -> Vec<PageIndex> {
-        step.into_iter().flat_map(|(_, taken)| taken).map(|foretold| foretold.page).collect()
+    fn pages(step: Option<(Reason, Vec<Predicted>)>) -> Vec<PageIndex> {
+        step.into_iter().flat_map(|(_, taken)| taken).map(|predicted| predicted.page).collect()
     }
 
     #[test]
     fn what_is_needed_first_goes_first_and_reasons_take_turns() {
         let other = Origin::Touched(VmId(2), Match::Content);
         let mut waiting = Waiting::default();
-        [9, 3, 7, 5].iter().for_each(|page| waiting.push(foretold(*page, Origin::OwnPast)));
-        [4, 3, 8].iter().for_each(|page| waiting.push(foretold(*page, other)));
+        [9, 3, 7, 5].iter().for_each(|page| waiting.push(predicted(*page, Origin::OwnPast)));
+        [4, 3, 8].iter().for_each(|page| waiting.push(predicted(*page, other)));
         assert!(waiting.contains(7));
-        waiting.push(foretold(6, Origin::Followed(VmId(2), Match::Content)));
-        assert_eq!(pages(waiting.next(Haste::Now, 2)), [9, 3]);
-        assert_eq!(pages(waiting.next(Haste::Now, 2)), [6]);
-        assert_eq!(pages(waiting.next(Haste::Now, 2)), [7, 5]);
-        assert_eq!((waiting.next(Haste::Now, 2), waiting.since(Haste::Now)), (None, None));
-        assert_eq!(waiting.since(Haste::Later), Some(Monotonic(0)));
-        assert_eq!(pages(waiting.next(Haste::Later, 2)), [4, 8], "3 waits once");
-        assert_eq!(waiting.since(Haste::Later), None);
+        waiting.push(predicted(6, Origin::Followed(VmId(2), Match::Content)));
+        assert_eq!(pages(waiting.next(Urgency::Now, 2)), [9, 3]);
+        assert_eq!(pages(waiting.next(Urgency::Now, 2)), [6]);
+        assert_eq!(pages(waiting.next(Urgency::Now, 2)), [7, 5]);
+        assert_eq!((waiting.next(Urgency::Now, 2), waiting.since(Urgency::Now)), (None, None));
+        assert_eq!(waiting.since(Urgency::Later), Some(Monotonic(0)));
+        assert_eq!(pages(waiting.next(Urgency::Later, 2)), [4, 8], "3 waits once");
+        assert_eq!(waiting.since(Urgency::Later), None);
     }
 
     #[test]
     fn what_was_touched_does_not_wait_and_may_be_foretold_anew_for_another_reason() {
         let mut waiting = Waiting::default();
-        waiting.push(foretold(1, Origin::Touched(VmId(2), Match::Content)));
-        assert_eq!(waiting.remove(1).map(|foretold| foretold.page), Some(1));
+        waiting.push(predicted(1, Origin::Touched(VmId(2), Match::Content)));
+        assert_eq!(waiting.remove(1).map(|predicted| predicted.page), Some(1));
         assert_eq!(waiting.remove(1), None);
-        waiting.push(foretold(1, Origin::OwnPast));
-        assert!(pages(waiting.next(Haste::Later, 9)).is_empty());
-        assert_eq!(pages(waiting.next(Haste::Now, 9)), [1]);
+        waiting.push(predicted(1, Origin::OwnPast));
+        assert!(pages(waiting.next(Urgency::Later, 9)).is_empty());
+        assert_eq!(pages(waiting.next(Urgency::Now, 9)), [1]);
     }
 
     #[test]
     fn what_is_touched_while_it_waits_does_not_pile_up() {
         let mut waiting = Waiting::default();
         for page in 0..1000 {
-            waiting.push(foretold(page, Origin::OwnPast));
+            waiting.push(predicted(page, Origin::OwnPast));
             waiting.remove(page);
         }
         assert!(waiting.queues.values().all(VecDeque::is_empty));
-        waiting.push(foretold(1, Origin::OwnPast));
-        assert_eq!(waiting.since(Haste::Now), Some(Monotonic(0)));
+        waiting.push(predicted(1, Origin::OwnPast));
+        assert_eq!(waiting.since(Urgency::Now), Some(Monotonic(0)));
     }
 
     #[test]
     fn what_waits_too_long_waits_no_more() {
         let mut waiting = Waiting::default();
-        let at = |page, seconds: u64| Foretold {
+        let at = |page, seconds: u64| Predicted {
             at: Monotonic(seconds * 1_000_000_000),
-            ..foretold(page, Origin::OwnPast)
+            ..predicted(page, Origin::OwnPast)
         };
-        [at(1, 1), at(2, 5), at(3, 1)].into_iter().for_each(|foretold| waiting.push(foretold));
+        [at(1, 1), at(2, 5), at(3, 1)].into_iter().for_each(|predicted| waiting.push(predicted));
         let mut expired = waiting.expire(Monotonic(11_000_000_000));
-        expired.sort_by_key(|foretold| foretold.page);
+        expired.sort_by_key(|predicted| predicted.page);
         assert_eq!(expired, [at(1, 1), at(3, 1)]);
-        assert_eq!(pages(waiting.next(Haste::Now, 9)), [2]);
-        assert_eq!(waiting.since(Haste::Now), None);
+        assert_eq!(pages(waiting.next(Urgency::Now, 9)), [2]);
+        assert_eq!(waiting.since(Urgency::Now), None);
     }
 
     #[test]
@@ -243,9 +243,9 @@ mod tests {
         let (gone, there) =
             (Origin::Touched(VmId(1), Match::Content), Origin::Touched(VmId(2), Match::Content));
         let mut waiting = Waiting::default();
-        waiting.push(foretold(1, gone));
-        waiting.push(foretold(2, there));
+        waiting.push(predicted(1, gone));
+        waiting.push(predicted(2, there));
         waiting.forget(VmId(1));
-        assert_eq!(pages(waiting.next(Haste::Later, 9)), [2]);
+        assert_eq!(pages(waiting.next(Urgency::Later, 9)), [2]);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Check;
-use crate::bpf::{Delivery, Faults, PROBE_ROADS, Source};
+use crate::bpf::{Delivery, Faults, PROBE_ATTACH_KINDS, Source};
 use crate::sys::{PageState, Pagemap, ZeroPages};
 
 /// Oldest kernel that the agent is meant for.
@@ -85,9 +85,15 @@ fn bpffs() -> Check {
 
 fn page_faults() -> Check {
     const NAME: &str = "source page_fault";
-    let tried: Vec<_> = PROBE_ROADS.map(|road| (road, Faults::attach(&[road], None))).into_iter().collect();
-    let works: Vec<_> =
-        tried.iter().filter(|(_, result)| result.is_ok()).map(|(road, _)| road.name()).collect();
+    let tried: Vec<_> = PROBE_ATTACH_KINDS
+        .map(|attach_kind| (attach_kind, Faults::attach(&[attach_kind], None)))
+        .into_iter()
+        .collect();
+    let works: Vec<_> = tried
+        .iter()
+        .filter(|(_, result)| result.is_ok())
+        .map(|(attach_kind, _)| attach_kind.name())
+        .collect();
     match (works.first(), tried.first()) {
         (Some(first), _) => Check::ok(NAME, format!("{first} (works here: {})", works.join(", "))),
         (None, Some((_, Err(error)))) => {
@@ -100,7 +106,7 @@ fn page_faults() -> Check {
 /// All sources but page faults.
 fn other_sources() -> Vec<Check> {
     // Without page faults there is nothing to try the others with; that is told already.
-    let Ok(mut faults) = Faults::attach(&PROBE_ROADS, None) else { return Vec::new() };
+    let Ok(mut faults) = Faults::attach(&PROBE_ATTACH_KINDS, None) else { return Vec::new() };
     faults.probe_reads();
     faults.probe_regions();
     let check = |source: &&dyn Source| {

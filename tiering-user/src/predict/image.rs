@@ -90,7 +90,7 @@ pub struct ImageTape {
     held: HashMap<Extent, Monotonic>,
     held_order: VecDeque<(Monotonic, Extent)>,
     /// Extents that came next so far.
-    foretold: u64,
+    predicted: u64,
     /// Up to where it is written down.
     pub kept: Position,
 }
@@ -111,7 +111,7 @@ impl ImageTape {
             followed: BTreeMap::new(),
             held: HashMap::new(),
             held_order: VecDeque::new(),
-            foretold: 0,
+            predicted: 0,
             kept,
         }
     }
@@ -159,8 +159,8 @@ impl ImageTape {
         self.followed.insert(vm, (place, end));
         let mut ahead = Vec::new();
         for extent in next {
-            self.foretold += 1;
-            if self.foretold.is_multiple_of(HELD_BACK) {
+            self.predicted += 1;
+            if self.predicted.is_multiple_of(HELD_BACK) {
                 self.hold(extent, usize::MAX, now);
             } else {
                 // It may have been compared until now.

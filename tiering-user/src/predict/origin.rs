@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::track::VmId;
 
-/// What is not touched so soon after it was foretold was foretold wrongly, as a rule.
+/// What is not touched so soon after it was predicted was predicted wrongly, as a rule.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a page is thought to be touched soon.
@@ -51,7 +51,7 @@ impl Origin {
         }
     }
 
-    /// How soon what it foretells is touched, if it is right.
+    /// How soon what it predicts is touched, if it is right.
     pub fn patience(self) -> Duration {
         if let Self::Season(patience) = self { patience } else { PATIENCE }
     }
@@ -65,7 +65,7 @@ impl Origin {
     /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is also how
     /// far ahead is staged: as far as a machine gets while that is read. What another one touches may be touched here
     /// seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
-    /// comes after that is foretold by the tape.
+    /// comes after that is predicted by the tape.
     pub(super) fn window_bounds(self) -> (u32, u32) {
         let first = match self.by() {
             None if self.is_for_later() => 512,

@@ -1,6 +1,6 @@
 //! What is known of one origin: how sure it is, and how far it may go.
 //!
-//! In: how its stages ended, and whether what it foretold in the shadow was right. Out: its confidence, the mean of a
+//! In: how its stages ended, and whether what it predicted in the shadow was right. Out: its confidence, the mean of a
 //! Beta distribution; its window; whether it is trusted.
 //!
 //! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a machine so much
@@ -47,7 +47,7 @@ const PAUSE_MOST: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub counts: StageCounts,
-    /// What it foretold in the shadow.
+    /// What it predicted in the shadow.
     pub foreseen: Foreseen,
     /// Pages used and ended that were told of.
     told: (u64, u64),
@@ -138,7 +138,7 @@ impl Record {
         self.open + self.waiting < self.window && now >= self.paused_until
     }
 
-    /// Whether what it foretells is staged: it is known, or expected, to be right with at least this probability.
+    /// Whether what it predicts is staged: it is known, or expected, to be right with at least this probability.
     pub(super) fn is_trusted(&self, threshold: f64) -> bool {
         !self.learns || (self.has_proof() || self.is_expected()) && self.confidence() >= threshold
     }
@@ -216,7 +216,7 @@ impl Record {
         self.end(true);
     }
 
-    /// The machine, which missed so many pages by now, touched one that this foretold.
+    /// The machine, which missed so many pages by now, touched one that this predicted.
     pub(super) fn was_right(&mut self, misses: u64) {
         self.misses_at_use = misses;
     }
@@ -225,7 +225,7 @@ impl Record {
         self.end(false);
     }
 
-    /// A page that it foretold in the shadow was touched, or was not.
+    /// A page that it predicted in the shadow was touched, or was not.
     pub(super) fn foresaw(&mut self, right: bool, misses: u64) {
         if right {
             self.was_right(misses);

@@ -1,12 +1,12 @@
-//! What is foretold by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the
+//! What is predicted by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the
 //! machine touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it
 //! was wrong.
 //!
-//! In: pages that are in swap and that an origin foretells; touches. Out: for each of these pages whether the origin
+//! In: pages that are in swap and that an origin predicts; touches. Out: for each of these pages whether the origin
 //! was right.
 //!
 //! # Limits
-//! What is staged for another origin is not noted: who foretells the same as one that is trusted stays unknown.
+//! What is staged for another origin is not noted: who predicts the same as one that is trusted stays unknown.
 
 use super::Origin;
 use crate::sys::Monotonic;
@@ -20,7 +20,7 @@ pub const SHADOW_PAGES: u32 = 64;
 /// What comes next on a tape is touched before so many other pages, or was not right.
 const TOUCHES: u64 = 2 * SHADOW_PAGES as u64;
 
-/// What became of pages that an origin foretold.
+/// What became of pages that an origin predicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Foreseen {
     pub right: u64,
@@ -52,7 +52,7 @@ pub(super) struct Shadows {
 }
 
 impl Shadows {
-    /// `origin` foretells `page`.
+    /// `origin` predicts `page`.
     pub(super) fn note(&mut self, origin: Origin, page: PageIndex, now: Monotonic) {
         let noted = self.noted.entry(origin).or_default();
         let by = self.by_page.entry(page).or_default();
@@ -64,12 +64,12 @@ impl Shadows {
         }
     }
 
-    /// Whether more of what this origin foretells can be noted.
+    /// Whether more of what this origin predicts can be noted.
     pub(super) fn has_room(&self, origin: Origin) -> bool {
         self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
-    /// The machine touched `page`. Returns the origins that had foretold it, each with whether it was right: what comes
+    /// The machine touched `page`. Returns the origins that had predicted it, each with whether it was right: what comes
     /// too late was not.
     pub(super) fn touched(&mut self, page: PageIndex, now: Monotonic) -> Vec<(Origin, bool)> {
         self.touches += 1;
@@ -84,7 +84,7 @@ impl Shadows {
         by.into_iter().filter_map(outcome).collect()
     }
 
-    /// Forgets what a machine that has gone foretold.
+    /// Forgets what a machine that has gone predicted.
     pub(super) fn forget(&mut self, leader: VmId) {
         self.noted.retain(|origin, _| origin.leader() != Some(leader));
         self.by_page.retain(|_, by| {
@@ -93,7 +93,7 @@ impl Shadows {
         });
     }
 
-    /// How many of the pages that this origin foretold were wrong, as is known since the last call.
+    /// How many of the pages that this origin predicted were wrong, as is known since the last call.
     pub(super) fn expire(&mut self, origin: Origin, now: Monotonic) -> u64 {
         let Some(noted) = self.noted.get_mut(&origin) else { return 0 };
         let touches = self.touches;

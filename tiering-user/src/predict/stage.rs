@@ -12,8 +12,8 @@ use crate::tiers::TierId;
 pub struct Request {
     pub page: PageIndex,
     pub origin: Origin,
-    /// When what foretold it happened.
-    pub foretold: Monotonic,
+    /// When what predicted it happened.
+    pub predicted: Monotonic,
     /// Into this tier.
     pub to: TierId,
     /// Which is memory, not a faster swap tier.

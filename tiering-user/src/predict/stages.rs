@@ -3,7 +3,7 @@
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or its
 //! deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a
 //! confidence of its own, and a window, which is how many of its stages may be open. What an origin that is not trusted
-//! foretells is only noted ([`Shadows`]); and all that are trusted without a proof have [`UNPROVEN_MOST`] together.
+//! predicts is only noted ([`Shadows`]); and all that are trusted without a proof have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
 //! One confidence an origin, not one a page. Whether a page that is not touched is wasted shows at its deadline only.
@@ -70,14 +70,14 @@ impl Stages {
         sum(self.records.values().map(|record| record.counts).chain(self.gone.values().copied()))
     }
 
-    /// Of the machine's own past, or of what was foretold by others by this kind of match.
+    /// Of the machine's own past, or of what was predicted by others by this kind of match.
     pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))
     }
 
-    /// What became of what was foretold in the shadow by this kind of match.
-    pub fn foreseen_by(&self, by: Option<Match>) -> Foreseen {
+    /// What became of what was predicted in the shadow by this kind of match.
+    pub fn predicted_by(&self, by: Option<Match>) -> Foreseen {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         let all = records.map(|(_, record)| record.foreseen).chain(self.gone_foreseen.get(&by).copied());
         all.fold(Foreseen::default(), |mut sum, foreseen| {
@@ -86,13 +86,13 @@ impl Stages {
         })
     }
 
-    /// Of all that another machine foretold.
+    /// Of all that another machine predicted.
     pub fn counts_of(&self, leader: VmId) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.leader() == Some(leader));
         sum(records.map(|(_, record)| record.counts))
     }
 
-    /// How what other machines foretold ended since the last call: the machine, pages used, and pages that ended.
+    /// How what other machines predicted ended since the last call: the machine, pages used, and pages that ended.
     pub fn take_ends(&mut self) -> Vec<(VmId, u64, u64)> {
         let mut ends: BTreeMap<VmId, (u64, u64)> = BTreeMap::new();
         for (origin, record) in &mut self.records {
@@ -127,7 +127,7 @@ impl Stages {
         &self.calibration
     }
 
-    /// Before anything is known of what another machine foretells, it is thought right with this probability.
+    /// Before anything is known of what another machine predicts, it is thought right with this probability.
     pub fn expect(&mut self, leader: VmId, probability: f64) {
         self.expected.insert(leader, probability);
         let of_it = self.records.iter_mut().filter(|(origin, _)| origin.leader() == Some(leader));
@@ -158,7 +158,7 @@ impl Stages {
         }
     }
 
-    /// `origin`, which is not trusted, foretells `page`, which is in swap. Returns how sure it is, if that is known.
+    /// `origin`, which is not trusted, predicts `page`, which is in swap. Returns how sure it is, if that is known.
     pub fn shadowed(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> Option<f64> {
         self.shadows.note(origin, page, now);
         let record = self.record(origin);
@@ -251,7 +251,7 @@ impl Stages {
             stage.done = Some(now);
             let Request { origin, in_memory, .. } = stage.request;
             match origin {
-                Origin::Touched(..) if in_memory => self.delays.note(now.since(stage.request.foretold)),
+                Origin::Touched(..) if in_memory => self.delays.note(now.since(stage.request.predicted)),
                 _ => {}
             }
             self.tally(origin).lifted += u64::from(!in_memory);
@@ -292,9 +292,9 @@ impl Stages {
     /// `page`, which is up, was mapped too.
     pub fn mapped(&mut self, page: PageIndex, now: Monotonic) {
         if let Some(stage) = self.open.get(&page) {
-            let Request { origin, foretold, .. } = stage.request;
+            let Request { origin, predicted, .. } = stage.request;
             if let Origin::Touched(..) = origin {
-                self.mapping_delays.note(now.since(foretold));
+                self.mapping_delays.note(now.since(predicted));
             }
             self.tally(origin).mapped += 1;
         }

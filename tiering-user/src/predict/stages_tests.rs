@@ -12,7 +12,7 @@ fn worth_it(stages: &mut Stages, origin: Origin, threshold: f64, now: Monotonic)
 }
 
 fn request(page: PageIndex, origin: Origin) -> Request {
-    Request { page, origin, foretold: at(0), to: TierId(0), in_memory: true }
+    Request { page, origin, predicted: at(0), to: TierId(0), in_memory: true }
 }
 
 fn at(seconds: u64) -> Monotonic {
@@ -86,7 +86,7 @@ fn where_touches_may_not_have_been_seen_nothing_is_wasted_and_what_is_mapped_may
 fn for_what_others_touch_the_delay_is_measured() {
     let mut stages = Stages::default();
     for (page, origin) in [(1, Touched(VmId(1), Match::Content)), (2, OwnPast)] {
-        stages.requested(Request { foretold: at(3), ..request(page, origin) }, at(4));
+        stages.requested(Request { predicted: at(3), ..request(page, origin) }, at(4));
         stages.done(page, at(5 + u64::from(page) * 10));
         stages.mapped(page, at(6 + u64::from(page) * 10));
     }
@@ -194,10 +194,10 @@ fn what_foretells_nothing_has_nothing_staged_and_what_is_not_right_any_more_is_g
     assert_eq!(stages.counts(), StageCounts::default());
     let (_, told) = stages.origins().next().unwrap();
     assert!(told.foreseen.wrong > 1000 && told.confidence < 0.1, "{told:?}");
-    let before = stages.foreseen_by(Some(Match::Content));
+    let before = stages.predicted_by(Some(Match::Content));
     stages.forget(VmId(1));
-    assert_eq!(stages.foreseen_by(Some(Match::Content)), before, "what it foretold still counts");
-    assert_eq!(stages.foreseen_by(None), Foreseen::default());
+    assert_eq!(stages.predicted_by(Some(Match::Content)), before, "what it predicted still counts");
+    assert_eq!(stages.predicted_by(None), Foreseen::default());
 
     let mut stages = Stages::default();
     prove(&mut stages, stranger);

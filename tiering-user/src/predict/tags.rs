@@ -69,7 +69,7 @@ impl fmt::Debug for TagKey {
 
 /// Tagged pages of one tenant: 4 GiB of them.
 const MOST_PAGES: usize = 1 << 20;
-/// Pages of one content that are remembered: content that is everywhere foretells nothing.
+/// Pages of one content that are remembered: content that is everywhere predicts nothing.
 const MOST_COPIES: usize = 64;
 
 /// What a tagged page takes, about: an entry by page, one by content, and a list that is a piece of the heap of its

@@ -1,10 +1,10 @@
 //! Leaders of which none is sure enough alone, and that agree.
 //!
-//! In: pages that doubtful origins foretell. Out: a page when the chance that at least one of them is right is large
+//! In: pages that doubtful origins predict. Out: a page when the chance that at least one of them is right is large
 //! enough, if they are independent; with the origin that is most sure.
 //!
 //! # Limits
-//! They are not independent: machines that are alike are wrong alike. What was foretold more than [`COUNTS_FOR`] ago
+//! They are not independent: machines that are alike are wrong alike. What was predicted more than [`COUNTS_FOR`] ago
 //! does not count.
 
 use std::collections::{HashMap, VecDeque};
@@ -21,7 +21,7 @@ const MOST_PAGES: usize = 4096;
 /// Who is right less often does not vote.
 const LEAST: f64 = 0.1;
 
-/// What was foretold for one machine.
+/// What was predicted for one machine.
 #[derive(Clone, Debug, Default)]
 pub struct Votes {
     votes: HashMap<PageIndex, Vote>,
@@ -37,7 +37,7 @@ struct Vote {
 }
 
 impl Votes {
-    /// `origin`, which is right with this probability, foretells `page`. If with all others that do the chance reaches
+    /// `origin`, which is right with this probability, predicts `page`. If with all others that do the chance reaches
     /// `threshold`, returns the most sure of them.
     pub fn cast(
         &mut self,
@@ -71,7 +71,7 @@ impl Votes {
         vote.by.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(origin, _)| origin)
     }
 
-    /// What a machine that has gone foretold counts no more.
+    /// What a machine that has gone predicted counts no more.
     pub fn forget(&mut self, leader: VmId) {
         for vote in self.votes.values_mut() {
             vote.by.retain(|(origin, _)| origin.leader() != Some(leader));

@@ -262,7 +262,7 @@ impl Profile {
         self.season
     }
 
-    /// The same if it foretells best: so that something comes again, and not by chance.
+    /// The same if it predicts best: so that something comes again, and not by chance.
     pub fn comes_again(&self) -> Option<Season> {
         self.season.filter(|_| self.comes_again)
     }

@@ -19,7 +19,7 @@ const PERIODS_LEAST: usize = 3;
 /// A correlation this near to the highest one is as good, so that a multiple is not taken for the period.
 const NEARLY: f64 = 0.9;
 
-/// What is foretold so far ahead without a period is foretold by the finest points of which that is no more than so
+/// What is predicted so far ahead without a period is predicted by the finest points of which that is no more than so
 /// many.
 const POINTS_AHEAD: u32 = 30;
 
@@ -158,7 +158,7 @@ impl Series {
         })
     }
 
-    /// Whether that season foretells the rate better than anything else does: where half a period from now it is as a
+    /// Whether that season predicts the rate better than anything else does: where half a period from now it is as a
     /// period before, not as it is now.
     pub fn comes_again(&self, season: Season) -> bool {
         let rates: Vec<f64> = self.points(season.level).map(|point| point.rate.into()).collect();

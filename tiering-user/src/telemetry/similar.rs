@@ -9,7 +9,7 @@ pub struct Similar {
     pub pairs: Vec<SimilarPair>,
 }
 
-/// A VM, and another one whose accesses may foretell its own.
+/// A VM, and another one whose accesses may predict its own.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SimilarPair {

@@ -311,7 +311,7 @@ pub struct PrefetchCounts {
     pub delay_ns: Option<Latency>,
     /// The same until it was mapped, where it was.
     pub mapping_delay_ns: Option<Latency>,
-    /// Issued pages by what foretold them.
+    /// Issued pages by what predicted them.
     pub from: PrefetchOrigins,
     /// What became of it by kind of match, of VMs that have gone too.
     pub by_match: Vec<PrefetchByMatch>,
@@ -362,7 +362,7 @@ pub struct PrefetchByMatch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefetchOrigin {
-    /// The VM whose accesses foretell; its own id where that is its own past or its earlier self.
+    /// The VM whose accesses predict; its own id where that is its own past or its earlier self.
     pub leader: String,
     pub way: PrefetchWay,
     /// How pages of the two correspond.
@@ -372,7 +372,7 @@ pub struct PrefetchOrigin {
     pub used_pages: u64,
     pub wasted_pages: u64,
     pub late_pages: u64,
-    /// Of what it foretold while it was not trusted, and nothing was staged for it: what was touched, and what was not.
+    /// Of what it predicted while it was not trusted, and nothing was staged for it: what was touched, and what was not.
     pub shadow_right_pages: u64,
     pub shadow_wrong_pages: u64,
     /// Probability, 0 to 1, that a page that is staged now will be used.
@@ -381,7 +381,7 @@ pub struct PrefetchOrigin {
     pub window_pages: u32,
 }
 
-/// What about the leader foretells.
+/// What about the leader predicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefetchWay {

@@ -13,7 +13,7 @@ fn vm(id: &str, namespace: Option<&str>, name: &str, pid: u32, tenant: &str) -> 
     }
 }
 
-fn foretold(expected: f64, lower: f64, upper: f64, error: Option<f64>) -> ForecastStatus {
+fn predicted(expected: f64, lower: f64, upper: f64, error: Option<f64>) -> ForecastStatus {
     ForecastStatus { expected, lower, upper, method: "naive".to_owned(), error }
 }
 
@@ -51,8 +51,8 @@ fn the_json_has_the_documented_fields() {
                 reuse_ms: Some(ReuseTimes { p50: 1, p90: 2, p99: 3 }),
                 ahead: vec![AheadStatus {
                     after_ms: 60_000,
-                    accesses_per_s: foretold(1.0, 0.5, 2.0, None),
-                    used_bytes: foretold(4096.0, 0.0, 8192.0, Some(1.0)),
+                    accesses_per_s: predicted(1.0, 0.5, 2.0, None),
+                    used_bytes: predicted(4096.0, 0.0, 8192.0, Some(1.0)),
                 }],
                 hour: vec![1.0],
                 ..ProfileStatus::default()

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use procfs::Meminfo;
 use thiserror::Error;
 
 use super::{Ladder, NodeTiers, TierId, TierKind};
@@ -73,9 +74,7 @@ impl Anonymous {
 
 impl NodeMemory {
     /// That of the whole host; none where the kernel does not tell.
-    pub fn of_host() -> Option<Self> {
-        use procfs::Current as _;
-        let memory = procfs::Meminfo::current().ok()?;
+    pub fn of_host(memory: &Meminfo) -> Option<Self> {
         let anonymous = Anonymous {
             listed: memory.active_anon? + memory.inactive_anon?,
             mapped: memory.anon_pages?,
@@ -324,6 +323,8 @@ pub(super) fn memory_of(sys_root: &Path, node: u32) -> Option<NodeMemory> {
 
 #[cfg(test)]
 mod tests {
+    use procfs::Current as _;
+
     use super::*;
     use crate::config::Config;
 
@@ -403,7 +404,7 @@ mod tests {
 
     #[test]
     fn the_hosts_memory_is_told() {
-        let host = NodeMemory::of_host().unwrap();
+        let host = NodeMemory::of_host(&Meminfo::current().unwrap()).unwrap();
         assert!(
             host.free <= host.available && host.available <= host.total && host.copies <= host.total,
             "{host:?}"

@@ -19,8 +19,8 @@ use zerocopy::FromBytes as _;
 pub use admin::{Admin, Availability, Setup, Watched};
 pub use worker::{Watching, Worker};
 
+use super::attach_kind::{self, AttachKind};
 use super::faults::{BpfError, map_error, typed};
-use super::road::{self, Road};
 use super::source::{Delivery, Source};
 
 pub(super) const PROGRAM: &str = "damon_region";
@@ -128,11 +128,11 @@ impl Source for Regions {
 }
 
 fn attach(ebpf: &mut Ebpf) -> Result<(), String> {
-    let described = road::format(CATEGORY, EVENT)?;
+    let described = attach_kind::format(CATEGORY, EVENT)?;
     if let Some(field) = FIELDS.iter().find(|field| !described.contains(**field)) {
         return Err(format!("{EVENT} has no `{}`", field.replace('\t', " ")));
     }
-    Road::Classic.attach(ebpf, PROGRAM, CATEGORY, EVENT)
+    AttachKind::Classic.attach(ebpf, PROGRAM, CATEGORY, EVENT)
 }
 
 /// Where the host's DAMON is set up.

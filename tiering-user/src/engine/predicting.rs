@@ -1,4 +1,4 @@
-//! What a touch foretells: for the machine itself, and for the others of its tenant.
+//! What a touch predicts: for the machine itself, and for the others of its tenant.
 //!
 //! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be
 //! staged. *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it
@@ -76,8 +76,8 @@ impl Engine {
         Some(Touched { vm, page, tag, time, before })
     }
 
-    /// Stages what these touches foretell. All of them are noted by then: what was touched since need not be staged.
-    pub(super) fn foretell(&mut self, touched: &[Touched]) {
+    /// Stages what these touches predict. All of them are noted by then: what was touched since need not be staged.
+    pub(super) fn predict(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, .. } = self.config.prefetch;
         if pull {
             for touched in some_of_each(touched) {
@@ -96,20 +96,20 @@ impl Engine {
         let Touched { vm, page, tag, time, .. } = touched;
         let Some(leader) = self.machines.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
-        let mut foretold = Vec::new();
+        let mut predicted = Vec::new();
         for neighbour in tenant.likeness.followers(vm) {
             let Some(there) = self.machines.get(neighbour) else { continue };
             let same_page = leader.same_page_in(there, page);
             let corresponding = tenant.corresponding(tag, *neighbour, same_page);
-            foretold.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
+            predicted.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
         }
-        for (neighbour, page, origin) in foretold.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
+        for (neighbour, page, origin) in predicted.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
             let Some(machine) = self.machines.get_mut(&neighbour) else { continue };
             if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
                 continue;
             }
             match machine.stages.chance(origin, rules.threshold, time) {
-                Chance::Taken => drop(machine.foretold(page, origin, time)),
+                Chance::Taken => drop(machine.predicted(page, origin, time)),
                 Chance::Shadowed => machine.shadowed(page, origin, rules.threshold, time),
                 Chance::NoRoom => {}
             }
@@ -177,7 +177,7 @@ impl Engine {
             return;
         }
         // What finds no room is offered again.
-        let refused = next.find(|(_, page)| !machine.foretold(*page, origin, touched.time));
+        let refused = next.find(|(_, page)| !machine.predicted(*page, origin, touched.time));
         machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 

@@ -19,21 +19,21 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
 /// The tiers in trouble.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
-    failed: BTreeMap<TierId, Trouble>,
+pub(super) struct TierHealth {
+    failed: BTreeMap<TierId, Failure>,
     /// By areas of others; as last told.
     hindered: BTreeMap<TierId, String>,
 }
 
 #[derive(Debug)]
-struct Trouble {
+struct Failure {
     text: String,
     pause: Duration,
     /// When the tier may be tried again.
     until: Monotonic,
 }
 
-impl Troubles {
+impl TierHealth {
     /// The tier has failed, or failed again. Returns whether that is news.
     pub(super) fn note(&mut self, tier: TierId, text: &str, now: Monotonic) -> bool {
         let known = self.failed.get(&tier);
@@ -44,7 +44,7 @@ impl Troubles {
             Some(trouble) => (trouble.pause * 2).min(LONGEST_PAUSE),
         };
         let news = known.is_none_or(|trouble| trouble.text != text);
-        self.failed.insert(tier, Trouble { text: text.to_owned(), pause, until: now.after(pause) });
+        self.failed.insert(tier, Failure { text: text.to_owned(), pause, until: now.after(pause) });
         news
     }
 
@@ -86,48 +86,48 @@ mod tests {
 
     #[test]
     fn a_tier_that_fails_is_left_alone_for_longer_and_longer_and_the_others_are_not() {
-        let mut troubles = Troubles::default();
-        assert!(troubles.note(QLC, "no space", at(100)));
-        assert!(troubles.keep_away(QLC, at(109)));
-        assert!(!troubles.keep_away(QLC, at(110)), "it is tried again");
-        assert!(!troubles.keep_away(TierId(1), at(100)));
-        assert!(!troubles.note(QLC, "no space", at(110)), "the same again is no news");
-        assert!(troubles.keep_away(QLC, at(129)));
+        let mut health = TierHealth::default();
+        assert!(health.note(QLC, "no space", at(100)));
+        assert!(health.keep_away(QLC, at(109)));
+        assert!(!health.keep_away(QLC, at(110)), "it is tried again");
+        assert!(!health.keep_away(TierId(1), at(100)));
+        assert!(!health.note(QLC, "no space", at(110)), "the same again is no news");
+        assert!(health.keep_away(QLC, at(129)));
         for _ in 0..20 {
-            troubles.note(QLC, "no space", at(100_000));
+            health.note(QLC, "no space", at(100_000));
         }
-        assert!(!troubles.keep_away(QLC, at(100_041)), "what was under way does not count again");
+        assert!(!health.keep_away(QLC, at(100_041)), "what was under way does not count again");
         let mut now = 200_000;
         for _ in 0..20 {
-            troubles.note(QLC, "no space", at(now));
+            health.note(QLC, "no space", at(now));
             now += 601;
         }
-        assert!(!troubles.keep_away(QLC, at(now)), "never longer than ten minutes");
-        assert_eq!(troubles.of(QLC), Some("no space"));
+        assert!(!health.keep_away(QLC, at(now)), "never longer than ten minutes");
+        assert_eq!(health.of(QLC), Some("no space"));
     }
 
     #[test]
     fn a_move_that_arrives_ends_it() {
-        let mut troubles = Troubles::default();
-        troubles.note(QLC, "no space", at(1));
-        assert!(troubles.clear(QLC));
-        assert!(!troubles.keep_away(QLC, at(2)));
-        assert_eq!(troubles.of(QLC), None);
-        assert!(!troubles.clear(QLC));
+        let mut health = TierHealth::default();
+        health.note(QLC, "no space", at(1));
+        assert!(health.clear(QLC));
+        assert!(!health.keep_away(QLC, at(2)));
+        assert_eq!(health.of(QLC), None);
+        assert!(!health.clear(QLC));
     }
 
     #[test]
     fn a_tier_that_is_hindered_takes_nothing_until_it_is_not_any_more() {
-        let mut troubles = Troubles::default();
+        let mut health = TierHealth::default();
         let zram = || BTreeMap::from([(QLC, "/dev/zram0 has priority 32767".to_owned())]);
-        assert_eq!(troubles.hinder(zram()), []);
-        troubles.note(QLC, "an operator tried it", at(1));
-        assert!(troubles.keep_away(QLC, at(1_000_000)));
-        assert_eq!(troubles.of(QLC), Some("/dev/zram0 has priority 32767"));
-        assert!(!troubles.keep_away(TierId(1), at(1)));
-        assert_eq!(troubles.hinder(zram()), []);
-        assert_eq!(troubles.hinder(BTreeMap::new()), [QLC]);
-        assert!(!troubles.keep_away(QLC, at(1)));
-        assert_eq!(troubles.of(QLC), None);
+        assert_eq!(health.hinder(zram()), []);
+        health.note(QLC, "an operator tried it", at(1));
+        assert!(health.keep_away(QLC, at(1_000_000)));
+        assert_eq!(health.of(QLC), Some("/dev/zram0 has priority 32767"));
+        assert!(!health.keep_away(TierId(1), at(1)));
+        assert_eq!(health.hinder(zram()), []);
+        assert_eq!(health.hinder(BTreeMap::new()), [QLC]);
+        assert!(!health.keep_away(QLC, at(1)));
+        assert_eq!(health.of(QLC), None);
     }
 }

@@ -14,7 +14,7 @@ const FRAME_BITS: u64 = (1 << 35) - 1;
 
 /// What is known about one machine.
 #[derive(Debug)]
-pub(super) struct LayoutProof {
+pub(super) struct GpaProof {
     ranges: Vec<(GuestRange, Proof)>,
     /// There is RAM of which nothing says where the guest sees it.
     has_unknown: bool,
@@ -24,7 +24,7 @@ pub(super) struct LayoutProof {
     asked: Option<Monotonic>,
 }
 
-impl LayoutProof {
+impl GpaProof {
     /// Nothing is proved yet; of an emulated machine nothing has to be.
     pub(super) fn new(vm: &Vm, now: Monotonic) -> Self {
         let by_kvm = |range: &&GuestRange| vm.accel == Accel::Kvm && range.gpa.is_some();
@@ -117,7 +117,7 @@ mod tests {
         Vm { accel, ..vm }
     }
 
-    impl LayoutProof {
+    impl GpaProof {
         fn compare(&mut self, frames: &[Frame], frame_at: impl Fn(Hva) -> Option<u64>, moved_at: Monotonic) {
             let asked = self.ask(frames, NOW).into_iter();
             let found: Vec<_> = asked.map(|(frame, hva)| (frame, hva, frame_at(hva))).collect();
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn frames_at_their_place_prove_a_layout_and_others_disprove_it() {
         let vm = machine(Some(Gpa(0)), Accel::Kvm);
-        let mut proof = LayoutProof::new(&vm, NOW);
+        let mut proof = GpaProof::new(&vm, NOW);
         assert!(proof.is_open() && !proof.trusts(START));
         proof.compare(&frames(|n| n), process, NOW);
         assert!(proof.is_open(), "pages moved while they were looked at tell nothing");
@@ -149,7 +149,7 @@ mod tests {
         assert!(!proof.is_open() && !proof.is_wrong() && proof.is_proved() && proof.trusts(START));
         assert!(!proof.trusts(Hva(START.0 + PAGES * PAGE_BYTES)), "not of this range");
 
-        let mut wrong = LayoutProof::new(&vm, NOW);
+        let mut wrong = GpaProof::new(&vm, NOW);
         wrong.compare(&frames(|n| n ^ 1), process, LONG_AGO);
         assert!(wrong.is_wrong() && !wrong.is_open() && !wrong.trusts(START));
     }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn an_emulated_machine_and_one_of_unknown_layout_have_nothing_to_prove() {
         for (gpa, accel) in [(Some(Gpa(0)), Accel::Tcg), (None, Accel::Kvm)] {
-            let proof = LayoutProof::new(&machine(gpa, accel), NOW);
+            let proof = GpaProof::new(&machine(gpa, accel), NOW);
             assert!(!proof.is_open() && !proof.is_wrong() && !proof.trusts(START));
         }
     }

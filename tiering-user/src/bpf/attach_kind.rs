@@ -11,7 +11,7 @@ use nix::sys::statfs::{TRACEFS_MAGIC, statfs};
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Road {
+pub enum AttachKind {
     /// BTF-typed tracepoint.
     TpBtf,
     /// Raw tracepoint: needs no BTF.
@@ -20,10 +20,10 @@ pub enum Road {
     Classic,
 }
 
-/// The roads in order of preference.
-pub const PROBE_ROADS: [Road; 3] = [Road::TpBtf, Road::Raw, Road::Classic];
+/// The attach kinds in order of preference.
+pub const PROBE_ATTACH_KINDS: [AttachKind; 3] = [AttachKind::TpBtf, AttachKind::Raw, AttachKind::Classic];
 
-impl Road {
+impl AttachKind {
     /// As `status` and `doctor` name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -81,8 +81,8 @@ pub(super) struct Attachment {
     pub event: &'static str,
 }
 
-impl Road {
-    /// Attaches all of these programs or none: half a road would count everything twice beside the next one.
+impl AttachKind {
+    /// Attaches all of these programs or none: half a attach kind would count everything twice beside the next one.
     pub(super) fn attach_all(self, ebpf: &mut Ebpf, set: &[Attachment]) -> Result<(), String> {
         let attached = set.iter().try_for_each(|one| self.attach(ebpf, one.program, one.category, one.event));
         if attached.is_err() {
@@ -174,10 +174,10 @@ mod tests {
         let there = Attachment { program: "fault_user_raw", category: "", event: "page_fault_user" };
         let missing = Attachment { program: "fault_kern_raw", category: "", event: "no_such_event" };
         let is_loaded = |ebpf: &Ebpf| ebpf.program(there.program).unwrap().fd().is_ok();
-        Road::Raw.attach_all(&mut ebpf, &[there, missing]).unwrap_err();
+        AttachKind::Raw.attach_all(&mut ebpf, &[there, missing]).unwrap_err();
         assert!(!is_loaded(&ebpf));
         // Nothing is in the way of another try.
-        Road::Raw.attach_all(&mut ebpf, &[there]).unwrap();
+        AttachKind::Raw.attach_all(&mut ebpf, &[there]).unwrap();
         assert!(is_loaded(&ebpf));
     }
 
