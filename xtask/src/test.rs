@@ -1,13 +1,23 @@
-//! `cargo xtask test`: format, lints, then all tests.
+//! `cargo xtask test`: format, lints, spelling, links of the code's documentation, dependencies, then all tests.
 //!
 //! In: the sources, a filter. Out: the first thing that fails, and the tables of the lab's scenarios. Tests that the
 //! machine cannot run are skipped with a reason, unless `CI=true`: then nothing may be skipped.
 
 use crate::{build, command, setup};
 use anyhow::Result;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use tiering_tests::kernel;
+use tiering_tests::paths::workspace_root;
 use tiering_tests::results::Results;
+
+/// Licences and advisories of dependencies, where cargo-deny is installed: to build it takes longer than all tests.
+fn dependencies() -> Result<()> {
+    if command::ask(command::cargo().args(["deny", "--version"])).is_none() {
+        println!("cargo-deny is not installed: licences and advisories of dependencies are not checked");
+        return Ok(());
+    }
+    command::run(command::cargo().args(["deny", "check"]))
+}
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -32,6 +42,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let built = build::build(false)?;
     command::run(command::cargo().args(["fmt", "--all", "--check"]))?;
     command::run(command::cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+    // What it passes over is in .codespellrc.
+    command::run(Command::new("codespell").current_dir(workspace_root()))?;
+    let mut doc = command::cargo();
+    doc.args(["doc", "--package", "tiering-user", "--no-deps", "--document-private-items"]);
+    command::run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    dependencies()?;
 
     let mut nextest = command::cargo();
     nextest.args(["nextest", "run"]);

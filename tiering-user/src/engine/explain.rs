@@ -1,7 +1,7 @@
 //! Why a machine or a page is where it is, and what comes next.
 //!
 //! In: a machine, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
-//! looked at. Where the page asked about is now is added by [`super::page_tables`].
+//! looked at. Where the page asked about is now is added by `agent::page_tables`.
 //!
 //! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's
 //! room ends is not predicted.

@@ -7,7 +7,7 @@
 //!    after it had gone. Longest idle first (LRU within the tier), by trial ([`demotions`]), and nothing that is warm
 //!    ([`HeatHistogram`]).
 //! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`])
-//!    give what they have in excess after a quarter of that time ([`relief`]).
+//!    give what they have in excess after a quarter of that time ([`relief()`]).
 //! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that
 //!    has room.
 //! 4. A block that was a huge page and is back in the first tier becomes one again ([`collapses`]).

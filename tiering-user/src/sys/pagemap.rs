@@ -265,7 +265,7 @@ pub fn frames_are_shown() -> bool {
 /// Whether this kernel remembers which pages were written (`CONFIG_MEM_SOFT_DIRTY`).
 ///
 /// # Errors
-/// `ENOMEM`, and as [`Pagemap::open`].
+/// `ENOMEM`, and what opening the file of a process gives.
 pub fn keeps_soft_dirty() -> io::Result<bool> {
     let mut page = ZeroPages::map(1)?;
     page.write_touch(0);

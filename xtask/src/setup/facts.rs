@@ -51,6 +51,7 @@ pub struct Facts {
     pub busybox: bool,
     pub numactl: bool,
     pub nextest: bool,
+    pub codespell: bool,
     pub mmdebstrap: bool,
     pub mkfs: bool,
     /// The disk of today's guest programs.
@@ -88,6 +89,7 @@ impl Facts {
             virtiofsd: lab::virtiofsd().is_ok(),
             busybox: lab::busybox().is_ok(),
             numactl: find("numactl").is_some(),
+            codespell: find("codespell").is_some(),
             mmdebstrap: find(MMDEBSTRAP).is_some(),
             mkfs: find(MKFS).is_some(),
             programs: image::find().is_ok(),

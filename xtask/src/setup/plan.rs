@@ -120,6 +120,10 @@ fn test(facts: &Facts, steps: &mut Vec<Step>) {
         let action = run(&["cargo", "install", "cargo-nextest", "--locked"], &[]);
         steps.push(Step::new("cargo-nextest", "for `cargo xtask test`", action));
     }
+    if !facts.codespell {
+        let action = package_of(facts, "codespell");
+        steps.push(Step::new("codespell", "for `cargo xtask test`", action));
+    }
 }
 
 fn lab(facts: &Facts, line: Option<&'static str>, steps: &mut Vec<Step>) {
@@ -255,6 +259,7 @@ mod tests {
             virtiofsd: true,
             busybox: true,
             numactl: true,
+            codespell: true,
             nextest: true,
             mmdebstrap: true,
             mkfs: true,
