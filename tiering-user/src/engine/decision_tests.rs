@@ -34,9 +34,10 @@ fn goes_down(host: &mut Host, seconds: u64) -> bool {
     host.asked().iter().any(|words| words.contains("Place"))
 }
 
-/// Why nothing goes, as `tiering explain` tells.
-fn limited_by(host: &Host, vm: VmId) -> String {
-    host.engine().explain(&host.guest(vm).vm.id(), None).unwrap().limited_by.unwrap_or_default()
+/// Why little or nothing goes, as `tiering explain` tells.
+fn why(host: &Host, vm: VmId) -> String {
+    let told = host.engine().explain(&host.guest(vm).vm.id(), None).unwrap();
+    told.reason.or(told.limited_by).unwrap_or_default()
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn brakes_refusals_and_want_of_room_keep_pages_where_they_are_and_are_told() {
         },
         Case {
             what: "the tier's disk is slow",
-            says: "reads of the last second",
+            says: "a read from the tier takes 1000000 us",
             goes: 1..=u64::from(PAGES) * 3 / 4,
             change: |host, _| {
                 let load = TierLoad {
@@ -114,7 +115,7 @@ fn brakes_refusals_and_want_of_room_keep_pages_where_they_are_and_are_told() {
         },
         Case {
             what: "the lane refuses",
-            says: "",
+            says: "it is migrating",
             goes: 0..=0,
             change: |host, _| host.refuses = Some(Skip::Refused("it is migrating".to_owned())),
         },
@@ -126,7 +127,7 @@ fn brakes_refusals_and_want_of_room_keep_pages_where_they_are_and_are_told() {
         host.idle(18);
         let gone = u64::from(PAGES) - host.in_tier(vm, 0);
         assert!(goes.contains(&gone), "{what}: {gone} pages went");
-        assert!(limited_by(&host, vm).contains(says), "{what}: {}", limited_by(&host, vm));
+        assert!(why(&host, vm).contains(says), "{what}: {}", why(&host, vm));
     }
 }
 

@@ -20,7 +20,7 @@ const UNTOUCHED_MOST: usize = 256;
 pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: Seconds) -> Option<Step> {
     let mut chosen = Vec::new();
     // It takes memory, which there is too little of now.
-    if rules.excess_pages > 0 {
+    if rules.excess_pages > 0 || !pages.had_huge() {
         return None;
     }
     pages.for_each_block(|first, info, entries| {

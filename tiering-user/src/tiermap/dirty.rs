@@ -18,6 +18,10 @@ impl DirtyBlocks {
         *self.words.get_or_insert_with(block / 64, || 0) |= 1 << (block % 64);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
     /// Takes out at most `most` blocks, and goes on there the next time.
     pub(super) fn take(&mut self, most: usize) -> Vec<u32> {
         let mut taken = Vec::new();

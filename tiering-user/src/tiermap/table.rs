@@ -91,12 +91,38 @@ pub struct VmPages {
     huge_probe: Probe,
     counts: PlaceCounts,
     changed: DirtyBlocks,
-    /// Blocks without a digest.
-    stale: DirtyBlocks,
+    fresh: Freshness,
+    /// Some block is, or was, a huge page.
+    had_huge: bool,
     /// When idle ages were last kept from wrapping around.
     capped_at: Seconds,
     /// The latest time that was told.
     now: Seconds,
+}
+
+/// Which blocks have a digest, and what these say together.
+#[derive(Clone, Debug, Default)]
+struct Freshness {
+    /// Blocks without one.
+    stale: DirtyBlocks,
+    /// Of them, those that cannot have one now.
+    later: Vec<u32>,
+    /// Pages in memory of all others, by heat.
+    heat: [u64; HEAT_BINS],
+}
+
+impl Freshness {
+    /// A page of the block was changed.
+    fn outdate(&mut self, number: u32, digest: &mut Option<Digest>) {
+        if let Some(before) = digest.take() {
+            self.heat.iter_mut().zip(before.heat()).for_each(|(sum, pages)| *sum -= u64::from(pages));
+            self.stale.mark(number);
+        }
+    }
+
+    fn add(&mut self, digest: &Digest) {
+        self.heat.iter_mut().zip(digest.heat()).for_each(|(sum, pages)| *sum += u64::from(pages));
+    }
 }
 
 impl VmPages {
@@ -112,7 +138,8 @@ impl VmPages {
             huge_probe: Probe::new(true),
             counts,
             changed: DirtyBlocks::default(),
-            stale: DirtyBlocks::default(),
+            fresh: Freshness::default(),
+            had_huge: false,
             capped_at: Seconds::default(),
             now: Seconds::default(),
         }
@@ -182,9 +209,7 @@ impl VmPages {
         let entry = &mut block.entries[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
-        if block.digest.take().is_some() {
-            self.stale.mark(page / BLOCK_PAGES);
-        }
+        self.fresh.outdate(page / BLOCK_PAGES, &mut block.digest);
         self.changed.mark(page / BLOCK_PAGES);
         if before != entry.place() {
             *self.counts.slot(before) -= 1;
@@ -291,6 +316,7 @@ impl VmPages {
             let info = &mut block.info;
             info.huge = huge.binary_search(&first).is_ok();
             info.was_huge |= info.huge;
+            self.had_huge |= info.huge;
             if info.given_up {
                 let gone = block.entries.iter().filter(|entry| in_swap(entry.place())).count();
                 info.given_up = !info.huge && gone * GONE_DIVISOR < block.entries.len();
@@ -314,8 +340,16 @@ impl VmPages {
         huge.map(|(_, block)| block.entries.iter().filter(in_memory).count() as u64).sum()
     }
 
+    /// Whether some block is, or was, a huge page.
+    pub fn had_huge(&self) -> bool {
+        self.had_huge
+    }
+
     /// Blocks that were huge pages and are not now.
     pub fn split_blocks(&self) -> u64 {
+        if !self.had_huge {
+            return 0;
+        }
         self.blocks.iter().filter(|(_, block)| block.info.was_huge && !block.info.huge).count() as u64
     }
 
@@ -414,30 +448,28 @@ impl VmPages {
 
     /// Pages in memory, by heat.
     pub fn heat(&self) -> [u64; HEAT_BINS] {
-        let mut sum = [0; HEAT_BINS];
-        for (_, block) in self.blocks.iter() {
-            if let Some(digest) = block.digest {
-                sum.iter_mut().zip(digest.heat()).for_each(|(sum, pages)| *sum += u64::from(pages));
-                continue;
-            }
-            for entry in block.entries.iter().filter(|entry| self.in_memory(entry.place())) {
-                sum[heat_bin(entry.heat())] += 1;
-            }
+        if self.fresh.stale.is_empty() {
+            return self.fresh.heat;
         }
-        sum
+        let mut heat = [0; HEAT_BINS];
+        self.for_each(|_, entry| {
+            heat[heat_bin(entry.heat())] += u64::from(self.in_memory(entry.place()));
+        });
+        heat
     }
 
     /// Brings the digests of blocks that have changed up to date. All else is right without that, and slower.
     pub fn refresh(&mut self, now: Seconds) {
-        let mut later = Vec::new();
-        for number in self.stale.take(usize::MAX) {
+        for number in self.fresh.stale.take(usize::MAX) {
             let Some(block) = self.blocks.get_mut(number) else { continue };
             block.digest = Digest::of(&block.entries, self.node_tiers, now);
-            if block.digest.is_none() {
-                later.push(number);
+            match &block.digest {
+                Some(digest) => self.fresh.add(digest),
+                None => self.fresh.later.push(number),
             }
         }
-        later.into_iter().for_each(|number| self.stale.mark(number));
+        let Freshness { stale, later, .. } = &mut self.fresh;
+        later.drain(..).for_each(|number| stale.mark(number));
     }
 
     /// Visits the blocks that may have pages in `tier` which were idle for at least so long.
@@ -530,8 +562,8 @@ impl VmPages {
                     _ => {}
                 }
             }
-            if changed && block.digest.take().is_some() {
-                self.stale.mark(number);
+            if changed {
+                self.fresh.outdate(number, &mut block.digest);
             }
         }
         shown
@@ -565,9 +597,7 @@ impl VmPages {
             }
             if changed {
                 self.changed.mark(number);
-                if block.digest.take().is_some() {
-                    self.stale.mark(number);
-                }
+                self.fresh.outdate(number, &mut block.digest);
             }
         }
     }
