@@ -387,7 +387,7 @@ impl VmPages {
             let between = PageRun { first: next, count: run.first.saturating_sub(next) };
             // Most of what was not found was not known either.
             for part in between.by_block() {
-                if self.blocks.get(part.first / BLOCK_PAGES).is_none() {
+                if self.is_all(part, Place::Untouched) {
                     continue;
                 }
                 for page in part.pages() {
@@ -399,7 +399,9 @@ impl VmPages {
                 }
             }
             next = run.first + run.count;
-            for page in run.pages() {
+            // Most of what was found is where it was.
+            let moved: Vec<_> = run.by_block().filter(|part| !self.is_all(*part, place)).collect();
+            for page in moved.into_iter().flat_map(PageRun::pages) {
                 let before = self.get(page);
                 let (was, one) = (before.place(), PageRun { first: page, count: 1 });
                 match (was, place) {
@@ -419,6 +421,14 @@ impl VmPages {
             }
         }
         unseen
+    }
+
+    /// Whether all pages of a run, which is a part of one block, are in this place.
+    fn is_all(&self, part: PageRun, place: Place) -> bool {
+        let Some(block) = self.blocks.get(part.first / BLOCK_PAGES) else { return place == Place::Untouched };
+        let first = (part.first % BLOCK_PAGES) as usize;
+        let entries = block.entries.get(first..first + part.count as usize).unwrap_or_default();
+        entries.len() == part.count as usize && entries.iter().all(|entry| entry.place() == place)
     }
 
     /// Pages that were accessed within each of these times.
