@@ -22,6 +22,8 @@ use crate::track::VmId;
 const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 /// How much longer a page must be idle for each tier it is further down.
 const LEVEL_FACTOR: u32 = 4;
+/// How often a page can have come back soon, and never.
+const BACKOFFS: usize = 4;
 /// How much sooner pages go while the first tier has too little free.
 const PRESSURE_DIVISOR: u32 = 4;
 /// Pages of a block that are tried first, and the share of a machine's huge blocks: one in this many.
@@ -184,12 +186,40 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
     steps
 }
 
-/// Whether the page may leave the tier at `level`.
-pub(super) fn is_old(pages: &VmPages, entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
-    let least = rules.least_idle_under_pressure(level, entry.backoff());
-    Duration::from_secs(entry.idle(now).into()) >= least
-        && !(level == 0 && rules.is_warm(entry))
-        && !(pages.in_memory(entry.place()) && rules.may_be_in_use(entry, now))
+/// Which pages may leave the tier at a level.
+pub(super) struct Old<'a> {
+    rules: &'a Rules,
+    level: u8,
+    /// Least idle time by how often a page came back, in whole seconds: a look at each page must cost little.
+    least_s: [u64; BACKOFFS],
+}
+
+impl<'a> Old<'a> {
+    pub(super) fn at(level: u8, rules: &'a Rules) -> Self {
+        let least_s = std::array::from_fn(|backoff| {
+            let backoff = u32::try_from(backoff).unwrap_or(u32::MAX);
+            let least = rules.least_idle_under_pressure(level, backoff);
+            least.as_secs() + u64::from(least.subsec_nanos() > 0)
+        });
+        Self { rules, level, least_s }
+    }
+
+    /// No page that was idle for less is old.
+    fn least(&self) -> Duration {
+        Duration::from_secs(self.least_s[0])
+    }
+
+    pub(super) fn has(&self, pages: &VmPages, entry: PageEntry, now: Seconds) -> bool {
+        let least_s = self.least_s.get(entry.backoff() as usize);
+        least_s.is_some_and(|least_s| u64::from(entry.idle(now)) >= *least_s)
+            && !(self.level == 0 && self.rules.is_warm(entry))
+            && !(pages.in_memory(entry.place()) && self.rules.may_be_in_use(entry, now))
+    }
+
+    /// The same of a page wherever it is: it must be in the tier, and not be staged.
+    fn may_leave(&self, pages: &VmPages, entry: PageEntry, now: Seconds) -> bool {
+        entry.place() == Place::In(TierId(self.level)) && !entry.staged() && self.has(pages, entry, now)
+    }
 }
 
 /// What goes together: a page, or the pages of a huge block. Longest idle first.
@@ -229,13 +259,13 @@ impl Units {
 
 fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: Seconds) -> Units {
     let mut old = Units::default();
-    let least = rules.least_idle_under_pressure(level, 0);
-    pages.for_each_idle_block(TierId(level), least, now, |first, info, entries| {
+    let is_old = Old::at(level, rules);
+    pages.for_each_idle_block(TierId(level), is_old.least(), now, |first, info, entries| {
         if info.huge && keep_huge {
             return;
         }
         for (page, entry) in (first..).zip(entries) {
-            if may_leave(pages, *entry, rules, level, now) {
+            if is_old.may_leave(pages, *entry, now) {
                 old.push(page, 1, entry.idle(now));
             }
         }
@@ -247,9 +277,9 @@ fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: 
 /// has in excess.
 fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u64, now: Seconds) -> Units {
     let (mut singles, mut huge) = (Units::default(), Units::default());
-    let least = rules.least_idle_under_pressure(0, 0);
-    pages.for_each_idle_block(TierId(0), least, now, |first, info, entries| {
-        let old = (first..).zip(entries).filter(|(_, entry)| may_leave(pages, **entry, rules, 0, now));
+    let is_old = Old::at(0, rules);
+    pages.for_each_idle_block(TierId(0), is_old.least(), now, |first, info, entries| {
+        let old = (first..).zip(entries).filter(|(_, entry)| is_old.may_leave(pages, **entry, now));
         if info.huge && keep_huge {
             return;
         }
@@ -278,10 +308,6 @@ fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u
     let due = sum(&mut singles.0.iter().filter(|unit| !early(unit)));
     singles.keep_longest_idle(allowed.min(due.max(rules.excess_pages)));
     singles
-}
-
-fn may_leave(pages: &VmPages, entry: PageEntry, rules: &Rules, level: u8, now: Seconds) -> bool {
-    entry.place() == Place::In(TierId(level)) && !entry.staged() && is_old(pages, entry, rules, level, now)
 }
 
 #[cfg(test)]

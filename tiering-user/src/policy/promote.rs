@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::demote::{Rules, is_old};
+use super::demote::{Old, Rules};
 use super::{Action, Reason, Step};
 use crate::tiermap::{Place, Seconds, VmPages};
 use crate::tiers::TierId;
@@ -16,9 +16,11 @@ pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: S
         return None;
     }
     let mut used = Vec::new();
+    let is_old: Vec<Old<'_>> = (0..pages.node_tiers().0).map(|level| Old::at(level, rules)).collect();
     pages.for_each(|page, entry| {
         // What is old enough to go further down does not come up at the same time.
-        let old = matches!(entry.place(), Place::In(tier) if is_old(pages, entry, rules, tier.0, now));
+        let old = matches!(entry.place(), Place::In(tier)
+            if is_old.get(usize::from(tier.0)).is_some_and(|old| old.has(pages, entry, now)));
         let deserved = rules.bands.deserves_promotion(entry.heat(), entry.momentum());
         if pages.in_lower_memory(entry.place()) && deserved && !old {
             used.push((entry.idle(now), Reverse(entry.heat()), page));
