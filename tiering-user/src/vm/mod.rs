@@ -39,6 +39,7 @@ pub mod libvirt;
 mod mappers;
 mod medium;
 mod options;
+mod others;
 mod page_ages;
 mod parts;
 mod process;
@@ -207,6 +208,23 @@ impl Vm {
             Some(uuid) => uuid.clone(),
             None => format!("{}@{}-{}", self.name, self.key.pid, self.key.start_time_ticks),
         }
+    }
+}
+
+impl Vm {
+    /// Whether it is refused for a reason that may be over some time.
+    fn may_pass(&self) -> bool {
+        let scope = self.refusal.as_ref().map(Refusal::scope);
+        matches!(scope, Some(Scope::ForNow | Scope::WatchOnly))
+    }
+
+    /// Whether it must be taken in anew. What begins and ends while a VM runs is looked at before each batch.
+    fn differs_from(&self, before: &Vm) -> bool {
+        let lasting = |vm: &Vm| {
+            let parts = (vm.ram.clone(), vm.on_demand.clone(), vm.guest_ranges.clone());
+            (parts, vm.left_alone.clone(), vm.fixed_refusal.clone())
+        };
+        lasting(self) != lasting(before) || before.may_pass() && self.refusal != before.refusal
     }
 }
 

@@ -1,7 +1,8 @@
 //! Keeps track of which VMs there are. In: the process list, time and again. Out: what appeared, what changed, what
 //! went.
 //!
-//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Of any other one it is read
+//! 1. A known process costs two reads a scan: its `stat`, and the size of its address space. Of any other one it is
+//!    read
 //!    where its `exe` link points, in the first scans and then in one of ten: it can become QEMU by `exec` without a new
 //!    pid or start time.
 //! 2. QEMU by executable and by command line is looked at in full.
@@ -25,6 +26,7 @@ use super::cmdline::{CommandLine, Role};
 use super::images::images;
 use super::mappers::{SharedMappings, mapped_twice};
 use super::medium::Media;
+use super::others::Others;
 use super::parts;
 use super::process::{Proc, VmError, pids};
 use super::ram::{self, Layout};
@@ -33,7 +35,7 @@ use super::readconfig;
 use super::refusal::{gravest, judge};
 use super::runtime::Runtime;
 use super::trust::{Owner, Trust};
-use super::{Accel, Backing, ProcessKey, RamRegion, Refusal, Scope, Vm, cgroup};
+use super::{Accel, Backing, ProcessKey, RamRegion, Refusal, Vm, cgroup};
 
 /// Scans after which a layout that still does not add up is taken as it is. QEMU maps RAM in its first second.
 pub(super) const SETTLE_SCANS: u32 = 5;
@@ -43,9 +45,6 @@ pub(super) const AGAIN_SCANS: u32 = 10;
 pub(super) const MAPPERS_SCANS: u32 = 30;
 /// Scans between two looks at any VM: a DIMM may be plugged in the second in which one of its size is unplugged.
 const ANYWAY_SCANS: u32 = 60;
-/// A process that is no VM is looked at in its first scans, in which it may become one, and then in one of so many.
-const YOUNG_SCANS: u32 = 5;
-const OTHERS_SCANS: u32 = 10;
 /// More virtual processors than KVM has for a VM are not believed.
 const MOST_VCPUS: u32 = 4096;
 /// Processes of owners that are not trusted that are told of.
@@ -84,8 +83,7 @@ pub struct Scanner {
     /// Beside it a hash of the arguments, which a process may rewrite.
     commands: HashMap<ProcessKey, (u64, CommandLine)>,
     scans: u32,
-    /// Processes that are no VMs, each with the scan that found that out first.
-    others: HashMap<i32, u32>,
+    others: Others,
     /// QEMU processes whose RAM is not mapped yet: scans so far.
     settling: HashMap<ProcessKey, u32>,
     /// Pids with trouble, and what was told of it.
@@ -118,23 +116,6 @@ enum Look {
     Unlisted,
 }
 
-impl Vm {
-    /// Whether it is refused for a reason that may be over some time.
-    fn may_pass(&self) -> bool {
-        let scope = self.refusal.as_ref().map(Refusal::scope);
-        matches!(scope, Some(Scope::ForNow | Scope::WatchOnly))
-    }
-
-    /// Whether it must be taken in anew. What begins and ends while a VM runs is looked at before each batch.
-    fn differs_from(&self, before: &Vm) -> bool {
-        let lasting = |vm: &Vm| {
-            let parts = (vm.ram.clone(), vm.on_demand.clone(), vm.guest_ranges.clone());
-            (parts, vm.left_alone.clone(), vm.fixed_refusal.clone())
-        };
-        lasting(self) != lasting(before) || before.may_pass() && self.refusal != before.refusal
-    }
-}
-
 impl Scanner {
     /// `proc_root` is `/proc`, `cgroup_root` where cgroup v2 is mounted (`/sys/fs/cgroup`).
     pub fn new(proc_root: impl Into<PathBuf>, cgroup_root: impl Into<PathBuf>, trust: Trust) -> Scanner {
@@ -146,7 +127,7 @@ impl Scanner {
             strangers: HashMap::new(),
             commands: HashMap::new(),
             scans: 0,
-            others: HashMap::new(),
+            others: Others::default(),
             settling: HashMap::new(),
             troubled: HashMap::new(),
             left_alone: HashSet::new(),
@@ -201,7 +182,7 @@ impl Scanner {
         self.strangers.retain(|_, (key, owner)| stays(*key, *owner));
         self.settling.retain(|key, _| pids.contains(&key.pid));
         self.troubled.retain(|pid, _| pids.contains(pid));
-        self.others.retain(|pid, _| pids.contains(pid));
+        self.others.retain(&pids);
         self.commands.retain(|key, _| pids.contains(&key.pid) && !changes.gone.contains(key));
 
         let mut mappings = None;
@@ -210,15 +191,14 @@ impl Scanner {
             !(self.known.contains_key(pid)
                 || self.strangers.contains_key(pid)
                 || self.left_alone.contains(pid)
-                || self.rests(*pid))
+                || self.others.rests(*pid, self.scans))
         };
         for pid in pids.into_iter().filter(is_new).collect::<Vec<_>>() {
             self.at.store(pid, Ordering::Relaxed);
             let looked = self.look(pid, &mut mappings);
-            match looked {
-                Ok(Look::NoVm) => drop(self.others.entry(pid).or_insert(self.scans)),
-                _ => drop(self.others.remove(&pid)),
-            }
+            // Of a thread of the kernel nothing is found.
+            let is_none = matches!(looked, Ok(Look::NoVm) | Err(VmError::Gone { .. }));
+            self.others.note(pid, is_none, self.scans);
             match looked {
                 Ok(Look::NoVm) | Err(VmError::Gone { .. }) => drop(self.troubled.remove(&pid)),
                 Ok(Look::Settling(key)) => *self.settling.entry(key).or_default() += 1,
@@ -242,14 +222,6 @@ impl Scanner {
         changes.troubles = self.troubled.values().cloned().collect();
         changes.settling = self.settling.len();
         Ok(changes)
-    }
-
-    /// Whether a process that was no VM need not be looked at in this scan.
-    fn rests(&self, pid: i32) -> bool {
-        self.others.get(&pid).is_some_and(|first| {
-            let turn = self.scans.wrapping_add(pid.cast_unsigned());
-            self.scans.wrapping_sub(*first) >= YOUNG_SCANS && !turn.is_multiple_of(OTHERS_SCANS)
-        })
     }
 
     /// The trouble with a process, if it was not told yet.
