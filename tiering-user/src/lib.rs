@@ -7,7 +7,8 @@
 //! `agent` → `cli`
 //!
 //! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy`, `reclaim`,
-//! `replay` and `engine` are pure: time is an argument, and nothing is touched. Unsafe code lives in `sys` alone.
+//! `replay` and `engine` are pure: time is an argument, and nothing is touched (but that `engine` reads what the last
+//! agent wrote down, and that CPU time can be measured in `replay`). Unsafe code lives in `sys` alone.
 
 pub mod actuate;
 pub mod agent;

@@ -1,10 +1,10 @@
 //! Writes what must outlive the agent, every half minute and at the end.
 //!
-//! In: records, as the [`Engine`] has them. Out: the same in the [`Store`], written by a thread of its own, since a disk
-//! can take its time.
+//! In: records, as the [`Engine`] has them. Out: the same in the [`Store`], written by a thread of its own, since a
+//! disk can take its time.
 //!
-//! Limits: an agent that is killed loses what it learned in the last half minute. Swap files are not written here: their
-//! kernel numbers are, by those who make them, before they are used.
+//! Limits: an agent that is killed loses what it learned in the last half minute. Swap files are not written here:
+//! their kernel numbers are, by those who make them, before they are used.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,7 +1,8 @@
 //! Carries commands out: hands jobs to the threads that do them, and writes to the kernel side.
 //!
-//! In: commands. Out: jobs for the lanes, the sweeper, the helpers and DAMON's worker; entries of BPF maps. What becomes
-//! of them arrives on the channels of those who do them. A command about a VM that is not tracked any more is dropped.
+//! In: commands. Out: jobs for the lanes, the sweeper, the helpers and DAMON's worker; entries of BPF maps. What
+//! becomes of them arrives on the channels of those who do them. A command about a VM that is not tracked any more is
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Tells the [`Engine`] what happens, and has done what it decides.
 //!
-//! In: what the channels and the kernel side bring. Out: events, each with its time, and the commands that they lead to.
-//! VMs are tracked here before they are told of: their processes are held by pidfd, and by nobody else.
+//! In: what the channels and the kernel side bring. Out: events, each with its time, and the commands that they lead
+//! to. VMs are tracked here before they are told of: their processes are held by pidfd, and by nobody else.
 
 use std::sync::Arc;
 use std::time::Duration;

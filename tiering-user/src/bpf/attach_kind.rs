@@ -82,7 +82,7 @@ pub(super) struct Attachment {
 }
 
 impl AttachKind {
-    /// Attaches all of these programs or none: half a attach kind would count everything twice beside the next one.
+    /// Attaches all of these programs or none: half of an attach kind would count everything twice beside the next one.
     pub(super) fn attach_all(self, ebpf: &mut Ebpf, set: &[Attachment]) -> Result<(), String> {
         let attached = set.iter().try_for_each(|one| self.attach(ebpf, one.program, one.category, one.event));
         if attached.is_err() {

@@ -1,7 +1,7 @@
 //! VMs that come and go.
 //!
-//! In: VMs that are tracked from now on, or not any more. Out: VMs under management; what was learned of one that ends is
-//! kept, and whoever waits for something of it is told.
+//! In: VMs that are tracked from now on, or not any more. Out: VMs under management; what was learned of one that ends
+//! is kept, and whoever waits for something of it is told.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! What the agent's decisions ask for, as data.
 //!
-//! Deciding returns commands in the order in which they were decided, and `agent::perform` carries them out in that
+//! The engine tells commands in the order in which it decides them, and `agent::perform` carries them out in that
 //! order. Tests read them instead.
 
 use std::collections::BTreeSet;

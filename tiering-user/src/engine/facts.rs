@@ -24,7 +24,8 @@ pub struct Facts {
     pub swap: SwapFacts,
     /// How busy the disks below the swap tiers are.
     pub tier_loads: BTreeMap<TierId, TierLoad>,
-    /// Anonymous and shared pages of the host that were read from swap so far; told where the kernel reclaims of the host.
+    /// Anonymous and shared pages of the host that were read from swap so far; told where the kernel reclaims of the
+    /// host.
     pub refaults_total: Option<u64>,
     /// CPU time of the agent's threads so far, without those that move pages; not told every second.
     pub cpu_s: Option<f64>,

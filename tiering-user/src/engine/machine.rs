@@ -86,8 +86,9 @@ pub(super) struct ManagedVm {
     pub peaks: BTreeMap<Place, u64>,
     /// Anonymous huge pages of the process, bytes; written by sweeps.
     pub huge_bytes: u64,
-    /// Accessed within `demote_after`, pages; written once a second.
+    /// Accessed within `demote_after`, pages, and when that was counted.
     pub working_set_pages: u64,
+    pub working_set_at: Option<Monotonic>,
     pub profile: Profile,
     pub queue: VecDeque<Queued>,
     /// With the mover now.
@@ -190,6 +191,7 @@ impl ManagedVm {
             peaks: BTreeMap::new(),
             huge_bytes: 0,
             working_set_pages: 0,
+            working_set_at: None,
             queue: VecDeque::new(),
             in_flight: None,
             moved_at: Monotonic::default(),

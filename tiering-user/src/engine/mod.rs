@@ -1,8 +1,8 @@
 //! What the agent decides.
 //!
-//! In: [`Event`]s, each with its time, and [`Facts`] about the host once a second. Out: [`Command`]s, and what is told of it
-//! all (`report`, `explain`, `records`). Nothing here acts, waits, or reads a clock or a file: `agent` tells what happens
-//! and has done what is decided, and a test does the same.
+//! In: [`Event`]s, each with its time, and [`Facts`] about the host once a second. Out: [`Command`]s, and what is told
+//! of it all (`report`, `explain`, `records`). Nothing here acts, waits, or reads a clock or a file: `agent` tells what
+//! happens and has done what is decided, and a test does the same.
 //!
 //! | event | what follows | where |
 //! |---|---|---|
@@ -254,8 +254,8 @@ impl Engine {
         std::mem::take(&mut self.status_due)
     }
 
-    /// Whether something waits that no event tells of: a stage for its turn, a VM that all accesses of are looked at again,
-    /// what DAMON finds.
+    /// Whether something waits that no event tells of: a stage for its turn, a VM that all accesses of are looked at
+    /// again, what DAMON finds.
     pub fn waits_for_time(&self) -> bool {
         let stages = self.machines.values().any(|machine| !machine.to_stage.is_empty());
         stages

@@ -28,7 +28,7 @@ const PLAN_PAGES: u64 = 65_536;
 const SWEEP_LEAST: Duration = Duration::from_secs(2);
 const SWEEP_MOST: Duration = Duration::from_secs(30);
 /// How often the working set of a VM is counted.
-const WORKING_SET_EVERY_S: u32 = 4;
+const WORKING_SET_EVERY: Duration = Duration::from_secs(4);
 /// After the kernel has moved so many pages by itself they are looked for sooner.
 const MOVED_BY_KERNEL: u64 = 64;
 /// How far ahead room is made for loads that come again.
@@ -86,13 +86,14 @@ impl Engine {
             if cool {
                 machine.cooled_at = clock;
             }
+            let now = self.clock.now;
             machine.pages.age(clock, cool);
             machine.pages.refresh(clock);
-            if u32::from(clock.0).wrapping_add(id.0).is_multiple_of(WORKING_SET_EVERY_S) {
+            if machine.working_set_at.is_none_or(|at| now.since(at) >= WORKING_SET_EVERY) {
+                machine.working_set_at = Some(now);
                 let within = rules.in_use_within(clock).max(demote_after);
                 machine.working_set_pages = machine.pages.used_in_memory(within, clock);
             }
-            let now = self.clock.now;
             let ended = machine.end_profile_epoch(now, clock);
             if let Some(usage) = ended {
                 if staging {

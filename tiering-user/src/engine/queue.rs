@@ -1,4 +1,5 @@
-//! Steps of a VM that wait for the mover, and how much memory leaves the first tier by them and by orders to the kernel.
+//! Steps of a VM that wait for the mover, and how much memory leaves the first tier by them and by orders to the
+//! kernel.
 //!
 //! In: steps, as the policy planned them or an operator asked for them. Out: one batch after the other, without the
 //! pages that were accessed since they were planned.

@@ -2,7 +2,8 @@
 //!
 //! In: the state as the last agent wrote it down. Out: what is not written yet.
 //!
-//! Limits: swap files are not written down here: their kernel numbers are, by those who make them, before they are used.
+//! Limits: swap files are not written down here: their kernel numbers are, by those who make them, before they are
+//! used.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 //! In, once a second: what the scanner found of the VMs' groups. Out: how much each VM has beyond its share.
 //!
 //! # Limits
-//! Only on ladders with one memory tier: what goes to a lower memory tier stays charged to the group. A VM that was moved
-//! into the group with memory that is charged elsewhere is asked for it all the same, down to its floor.
+//! Only on ladders with one memory tier: what goes to a lower memory tier stays charged to the group. A VM that was
+//! moved into the group with memory that is charged elsewhere is asked for it all the same, down to its floor.
 
 use super::Engine;
 use super::machine::ManagedVm;

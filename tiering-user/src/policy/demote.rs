@@ -6,15 +6,14 @@
 //! whole, and the trial is one of a few blocks of the machine. Of a machine whose pages are armed anew in rounds what
 //! showed in the round under way is not tried at all, however long ago that was: it may be in use since.
 
-use std::cmp::Reverse;
 use std::fmt;
 use std::time::Duration;
 
 use super::heat::Bands;
+use super::longest_idle::{Enough, Unit, Units};
+use super::old::Old;
 use super::{Action, Reason, Step, priority_scale};
-use crate::tiermap::{
-    BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, PageIndex, Place, Probe, Seconds, VmPages,
-};
+use crate::tiermap::{BLOCK_PAGES, BlockInfo, IDLE_CAP, PageEntry, Probe, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
@@ -22,8 +21,6 @@ use crate::track::VmId;
 const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 /// How much longer a page must be idle for each tier it is further down.
 const LEVEL_FACTOR: u32 = 4;
-/// How often a page can have come back soon, and never.
-const BACKOFFS: usize = 4;
 /// How much sooner pages go while the first tier has too little free.
 const PRESSURE_DIVISOR: u32 = 4;
 /// Pages of a block that are tried first, and the share of a machine's huge blocks: one in this many.
@@ -120,13 +117,13 @@ impl Rules {
     }
 
     /// The same where the tier at `level` is short of room and the machine has more of it than its share.
-    fn least_idle_under_pressure(&self, level: u8, backoff: u32) -> Duration {
+    pub(super) fn least_idle_under_pressure(&self, level: u8, backoff: u32) -> Duration {
         let least = self.least_idle(level, backoff);
         if self.excess_pages > 0 && level == 0 { least / PRESSURE_DIVISOR } else { least }
     }
 
     /// Whether a page is too warm to leave the first tier.
-    fn is_warm(&self, entry: PageEntry) -> bool {
+    pub(super) fn is_warm(&self, entry: PageEntry) -> bool {
         let from = if self.excess_pages > 0 { self.bands.hot_from } else { self.bands.warm_from };
         entry.heat() >= from
     }
@@ -169,7 +166,7 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
         let mut old = if from == 0 {
             old_in_first_tier(pages, rules, keep_huge, *allowed, now)
         } else {
-            old_in_tier(pages, rules, keep_huge, from, now)
+            old_in_tier(pages, rules, keep_huge, (from, *allowed), now)
         };
         old.keep_longest_idle(*allowed);
         let Some(youngest) = old.0.iter().map(|unit| unit.idle.0).min() else { continue };
@@ -186,90 +183,30 @@ pub fn demotions(vm: VmId, pages: &VmPages, rules: &Rules, allowance: &[u64], no
     steps
 }
 
-/// Which pages may leave the tier at a level.
-pub(super) struct Old<'a> {
-    rules: &'a Rules,
-    level: u8,
-    /// Least idle time by how often a page came back, in whole seconds: a look at each page must cost little.
-    least_s: [u64; BACKOFFS],
-}
-
-impl<'a> Old<'a> {
-    pub(super) fn at(level: u8, rules: &'a Rules) -> Self {
-        let least_s = std::array::from_fn(|backoff| {
-            let backoff = u32::try_from(backoff).unwrap_or(u32::MAX);
-            let least = rules.least_idle_under_pressure(level, backoff);
-            least.as_secs() + u64::from(least.subsec_nanos() > 0)
-        });
-        Self { rules, level, least_s }
-    }
-
-    /// No page that was idle for less is old.
-    fn least(&self) -> Duration {
-        Duration::from_secs(self.least_s[0])
-    }
-
-    pub(super) fn has(&self, pages: &VmPages, entry: PageEntry, now: Seconds) -> bool {
-        let least_s = self.least_s.get(entry.backoff() as usize);
-        least_s.is_some_and(|least_s| u64::from(entry.idle(now)) >= *least_s)
-            && !(self.level == 0 && self.rules.is_warm(entry))
-            && !(pages.in_memory(entry.place()) && self.rules.may_be_in_use(entry, now))
-    }
-
-    /// The same of a page wherever it is: it must be in the tier, and not be staged.
-    fn may_leave(&self, pages: &VmPages, entry: PageEntry, now: Seconds) -> bool {
-        entry.place() == Place::In(TierId(self.level)) && !entry.staged() && self.has(pages, entry, now)
-    }
-}
-
-/// What goes together: a page, or the pages of a huge block. Longest idle first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Unit {
-    idle: Reverse<u16>,
-    first: PageIndex,
-    pages: u32,
-}
-
-#[derive(Debug, Default)]
-struct Units(Vec<Unit>);
-
-impl Units {
-    fn push(&mut self, first: PageIndex, pages: u32, idle: u16) {
-        self.0.push(Unit { idle: Reverse(idle), first, pages });
-    }
-
-    /// Keeps at most `most` pages.
-    fn keep_longest_idle(&mut self, most: u64) {
-        let units = usize::try_from(most).unwrap_or(usize::MAX);
-        if self.0.len() > units {
-            self.0.select_nth_unstable(units);
-            self.0.truncate(units);
-        }
-        if self.0.iter().map(|unit| u64::from(unit.pages)).sum::<u64>() > most {
-            self.0.sort_unstable();
-            let mut left = most;
-            self.0.retain(|unit| {
-                let fits = u64::from(unit.pages) <= left;
-                left -= if fits { unit.pages.into() } else { 0 };
-                fits
-            });
-        }
-    }
-}
-
-fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: Seconds) -> Units {
-    let mut old = Units::default();
+fn old_in_tier(
+    pages: &VmPages,
+    rules: &Rules,
+    keep_huge: bool,
+    (level, allowed): (u8, u64),
+    now: Seconds,
+) -> Units {
+    let (mut old, mut enough) = (Units::default(), Enough::of(allowed));
     let is_old = Old::at(level, rules);
-    pages.for_each_idle_block(TierId(level), is_old.least(), now, |first, info, entries| {
+    for (longest, number) in pages.idle_blocks(TierId(level), is_old.least(), now) {
+        if enough.is_met(longest) {
+            break;
+        }
+        let Some((first, info, entries)) = pages.block_at(number) else { continue };
         if info.huge && keep_huge {
-            return;
+            continue;
         }
         for (page, entry) in (first..).zip(entries) {
             if is_old.may_leave(pages, *entry, now) {
                 old.push(page, 1, entry.idle(now));
+                enough.found(entry.idle(now));
             }
         }
-    });
+    }
     old
 }
 
@@ -277,17 +214,19 @@ fn old_in_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, level: u8, now: 
 /// has in excess.
 fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u64, now: Seconds) -> Units {
     let (mut singles, mut huge) = (Units::default(), Units::default());
-    let is_old = Old::at(0, rules);
-    pages.for_each_idle_block(TierId(0), is_old.least(), now, |first, info, entries| {
-        let old = (first..).zip(entries).filter(|(_, entry)| is_old.may_leave(pages, **entry, now));
-        if info.huge && keep_huge {
-            return;
+    let (is_old, mut enough) = (Old::at(0, rules), Enough::of(allowed));
+    for (longest, number) in pages.idle_blocks(TierId(0), is_old.least(), now) {
+        let Some((first, info, entries)) = pages.block_at(number) else { continue };
+        // Of huge pages it counts how many there are.
+        if !info.huge && enough.is_met(longest) || info.huge && keep_huge {
+            continue;
         }
+        let old = (first..).zip(entries).filter(|(_, entry)| is_old.may_leave(pages, **entry, now));
         if info.huge {
             let youngest = old.clone().map(|(_, entry)| entry.idle(now)).min();
             let whole = old.count() == BLOCK_PAGES as usize && rules.trial(info.probe, 1, now) > 0;
             youngest.filter(|_| whole).into_iter().for_each(|idle| huge.push(first, BLOCK_PAGES, idle));
-            return;
+            continue;
         }
         let most = rules.trial(info.probe, FIRST_PAGES, now) as usize;
         let count = if most == 0 { 0 } else { old.clone().count() };
@@ -295,8 +234,9 @@ fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u
         let step = count.div_ceil(most.max(1)).max(1);
         for (page, entry) in old.take(count).step_by(step) {
             singles.push(page, 1, entry.idle(now));
+            enough.found(entry.idle(now));
         }
-    });
+    }
     let first = u32::try_from(huge.0.len()).unwrap_or(u32::MAX).div_ceil(FIRST_HUGE_SHARE);
     let blocks = rules.trial(pages.huge_probe(), first, now);
     huge.keep_longest_idle(u64::from(blocks) * u64::from(BLOCK_PAGES));
@@ -313,7 +253,7 @@ fn old_in_first_tier(pages: &VmPages, rules: &Rules, keep_huge: bool, allowed: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiermap::{Layout, PageRun};
+    use crate::tiermap::{Layout, PageIndex, PageRun, Place};
     use crate::tiers::NodeTiers;
     use crate::vm::{Backing, Hva, RamRegion};
 

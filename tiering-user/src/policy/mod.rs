@@ -26,6 +26,8 @@ mod collapse;
 mod demote;
 mod free;
 mod heat;
+mod longest_idle;
+mod old;
 mod promote;
 mod quota;
 mod refaults;

@@ -1,5 +1,5 @@
-//! A block of 2 MiB in the few numbers that decisions go by every second, so that blocks in which nothing happens are not
-//! gone through page by page.
+//! A block of 2 MiB in the few numbers that decisions go by every second, so that blocks in which nothing happens are
+//! not gone through page by page.
 //!
 //! In: the entries of its pages. Out: in which tiers they are, when they were accessed, how warm they are. Pure.
 
@@ -190,9 +190,14 @@ mod tests {
                 let (mut idle, mut visited) = (0, 0);
                 let is_idle = |entry: PageEntry| entry.place() == Place::In(tier) && entry.idle(now) >= least;
                 pages.for_each(|_, entry| idle += u64::from(is_idle(entry)));
-                pages.for_each_idle_block(tier, Duration::from_secs(least.into()), now, |_, _, entries| {
+                let mut before = u16::MAX;
+                for (longest, number) in pages.idle_blocks(tier, Duration::from_secs(least.into()), now) {
+                    let (_, _, entries) = pages.block_at(number).unwrap();
                     visited += entries.iter().filter(|entry| is_idle(**entry)).count() as u64;
-                });
+                    prop_assert!(longest <= before);
+                    prop_assert!(entries.iter().filter(|entry| is_idle(**entry)).all(|e| e.idle(now) <= longest));
+                    before = longest;
+                }
                 prop_assert_eq!(visited, idle, "no idle page is passed over");
             }
         }

@@ -24,7 +24,8 @@ pub const IDLE_CAP: u16 = 50_000;
 /// A difference beyond this is an access later than the time it is compared with.
 const IDLE_MOST: u16 = 60_000;
 /// Most that coming back can multiply the idle age a page must reach: 2 to this power.
-pub(super) const BACKOFF_MAX: u32 = 3;
+/// Most often that it counts that a page came back soon.
+pub const BACKOFF_MAX: u32 = 3;
 
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,10 +8,12 @@
 //! Between a change in the kernel and the access, outcome or sweep that tells of it, the table is behind. Every
 //! move is therefore read back, and `tiering map` sweeps first.
 
+mod apply;
 mod block;
 mod digest;
 mod dirty;
 mod entry;
+mod freshness;
 mod layout;
 mod places;
 mod shared_file;
@@ -24,7 +26,7 @@ mod tests;
 
 pub use block::{BlockInfo, Probe};
 pub use digest::{HEAT_BINS, heat_bin};
-pub use entry::{IDLE_CAP, PageEntry, Place, Seconds};
+pub use entry::{BACKOFF_MAX, IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;
 pub use shared_file::SharedFile;

@@ -1,14 +1,12 @@
 //! The table of one virtual machine.
 
-use std::time::Duration;
-
 use super::block::{BlockInfo, Probe};
-use super::digest::{Digest, HEAT_BINS, heat_bin};
+use super::digest::Digest;
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
+use super::freshness::Freshness;
 use super::layout::{Layout, PageIndex, PageRun};
 use super::sparse::Sparse;
-use super::sweep::Sweep;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::Shown;
 
@@ -21,11 +19,11 @@ const CAP_EVERY: u16 = 1024;
 
 /// A block of which some page is, or was until lately, in memory or in swap.
 #[derive(Clone, Debug)]
-struct Block {
-    info: BlockInfo,
+pub(super) struct Block {
+    pub(super) info: BlockInfo,
     /// None since an entry was changed.
-    digest: Option<Digest>,
-    entries: [PageEntry; BLOCK_PAGES as usize],
+    pub(super) digest: Option<Digest>,
+    pub(super) entries: [PageEntry; BLOCK_PAGES as usize],
 }
 
 impl Block {
@@ -80,9 +78,9 @@ pub struct Touch {
 /// Every page of one virtual machine.
 #[derive(Clone, Debug)]
 pub struct VmPages {
-    layout: Layout,
-    node_tiers: NodeTiers,
-    blocks: Sparse<Box<Block>>,
+    pub(super) layout: Layout,
+    pub(super) node_tiers: NodeTiers,
+    pub(super) blocks: Sparse<Box<Block>>,
     /// No more blocks than these are taken in.
     most_blocks: usize,
     /// Pages that were not taken in since then.
@@ -91,38 +89,13 @@ pub struct VmPages {
     huge_probe: Probe,
     counts: PlaceCounts,
     changed: DirtyBlocks,
-    fresh: Freshness,
+    pub(super) fresh: Freshness,
     /// Some block is, or was, a huge page.
     had_huge: bool,
     /// When idle ages were last kept from wrapping around.
     capped_at: Seconds,
     /// The latest time that was told.
     now: Seconds,
-}
-
-/// Which blocks have a digest, and what these say together.
-#[derive(Clone, Debug, Default)]
-struct Freshness {
-    /// Blocks without one.
-    stale: DirtyBlocks,
-    /// Of them, those that cannot have one now.
-    later: Vec<u32>,
-    /// Pages in memory of all others, by heat.
-    heat: [u64; HEAT_BINS],
-}
-
-impl Freshness {
-    /// A page of the block was changed.
-    fn outdate(&mut self, number: u32, digest: &mut Option<Digest>) {
-        if let Some(before) = digest.take() {
-            self.heat.iter_mut().zip(before.heat()).for_each(|(sum, pages)| *sum -= u64::from(pages));
-            self.stale.mark(number);
-        }
-    }
-
-    fn add(&mut self, digest: &Digest) {
-        self.heat.iter_mut().zip(digest.heat()).for_each(|(sum, pages)| *sum += u64::from(pages));
-    }
 }
 
 impl VmPages {
@@ -373,130 +346,6 @@ impl VmPages {
                 false if lower_memory => entry.with_place(place).without_heat(),
                 false => entry.with_place(place),
             });
-        }
-    }
-
-    /// Takes over what a sweep of a part found that began at `began`; an access since then knows better, but not on
-    /// which node. Returns how many pages had come back to memory unseen, which counts as an access.
-    pub fn apply(&mut self, sweep: &Sweep, began: Seconds, now: Seconds) -> u64 {
-        let age = now.0.wrapping_sub(began.0);
-        let mut unseen = 0;
-        let mut next = sweep.part.first;
-        let end = PageRun { first: sweep.part.first + sweep.part.count, count: 0 };
-        for (run, place) in sweep.runs.iter().copied().chain([(end, Place::Untouched)]) {
-            let between = PageRun { first: next, count: run.first.saturating_sub(next) };
-            // Most of what was not found was not known either.
-            for part in between.by_block() {
-                if self.is_all(part, Place::Untouched) {
-                    continue;
-                }
-                for page in part.pages() {
-                    let entry = self.get(page);
-                    let accessed_since = entry.heat() > 0 && entry.idle(now) <= age;
-                    if entry.place() != Place::Untouched && !accessed_since {
-                        self.update(page, |_| PageEntry::default());
-                    }
-                }
-            }
-            next = run.first + run.count;
-            // Most of what was found is where it was.
-            let moved: Vec<_> = run.by_block().filter(|part| !self.is_all(*part, place)).collect();
-            for page in moved.into_iter().flat_map(PageRun::pages) {
-                let before = self.get(page);
-                let (was, one) = (before.place(), PageRun { first: page, count: 1 });
-                match (was, place) {
-                    (Place::Untouched, _) => self.update(page, |_| PageEntry::found(place, now)),
-                    // For shared memory a sweep can only tell "in swap"; in which tier, the table knows better.
-                    (Place::In(_), Place::OtherSwap) if self.in_swap(was) => {}
-                    (was, is) if was == is => {}
-                    (was, is) if self.in_memory(was) && self.in_memory(is) => self.place(one, is),
-                    (was, _) if self.in_memory(was) && before.heat() > 0 && before.idle(now) <= age => {}
-                    (_, is) if self.in_memory(is) => {
-                        unseen += 1;
-                        self.touch(page, now, false);
-                        self.update(page, |entry| entry.with_place(is));
-                    }
-                    (_, is) => self.place(one, is),
-                }
-            }
-        }
-        unseen
-    }
-
-    /// Whether all pages of a run, which is a part of one block, are in this place.
-    fn is_all(&self, part: PageRun, place: Place) -> bool {
-        let Some(block) = self.blocks.get(part.first / BLOCK_PAGES) else { return place == Place::Untouched };
-        let first = (part.first % BLOCK_PAGES) as usize;
-        let entries = block.entries.get(first..first + part.count as usize).unwrap_or_default();
-        entries.len() == part.count as usize && entries.iter().all(|entry| entry.place() == place)
-    }
-
-    /// Pages that were accessed within each of these times.
-    pub fn used_within<const N: usize>(&self, times: [Duration; N], now: Seconds) -> [u64; N] {
-        times.map(|time| self.count_used(time, false, now))
-    }
-
-    /// Pages in memory that were accessed within this time.
-    pub fn used_in_memory(&self, within: Duration, now: Seconds) -> u64 {
-        self.count_used(within, true, now)
-    }
-
-    fn count_used(&self, within: Duration, in_memory: bool, now: Seconds) -> u64 {
-        // Idle ages are whole seconds.
-        let seconds = within.as_secs() + u64::from(within.subsec_nanos() > 0);
-        let of = |block: &Block| {
-            let counted = |entry: &&PageEntry| {
-                let there =
-                    if in_memory { self.in_memory(entry.place()) } else { entry.place() != Place::Untouched };
-                there && u64::from(entry.idle(now)) < seconds
-            };
-            let known = block.digest.and_then(|digest| digest.used_within(seconds, in_memory, now));
-            known.unwrap_or_else(|| block.entries.iter().filter(counted).count() as u64)
-        };
-        self.blocks.iter().map(|(_, block)| of(block)).sum()
-    }
-
-    /// Pages in memory, by heat.
-    pub fn heat(&self) -> [u64; HEAT_BINS] {
-        if self.fresh.stale.is_empty() {
-            return self.fresh.heat;
-        }
-        let mut heat = [0; HEAT_BINS];
-        self.for_each(|_, entry| {
-            heat[heat_bin(entry.heat())] += u64::from(self.in_memory(entry.place()));
-        });
-        heat
-    }
-
-    /// Brings the digests of blocks that have changed up to date. All else is right without that, and slower.
-    pub fn refresh(&mut self, now: Seconds) {
-        for number in self.fresh.stale.take(usize::MAX) {
-            let Some(block) = self.blocks.get_mut(number) else { continue };
-            block.digest = Digest::of(&block.entries, self.node_tiers, now);
-            match &block.digest {
-                Some(digest) => self.fresh.add(digest),
-                None => self.fresh.later.push(number),
-            }
-        }
-        let Freshness { stale, later, .. } = &mut self.fresh;
-        later.drain(..).for_each(|number| stale.mark(number));
-    }
-
-    /// Visits the blocks that may have pages in `tier` which were idle for at least so long.
-    pub fn for_each_idle_block(
-        &self,
-        tier: TierId,
-        least_idle: Duration,
-        now: Seconds,
-        mut visit: impl FnMut(PageIndex, BlockInfo, &[PageEntry]),
-    ) {
-        let may_have = |digest: Digest| {
-            digest.has(tier) && Duration::from_secs(digest.longest_idle(now).into()) >= least_idle
-        };
-        for (number, block) in self.blocks.iter().filter(|(_, block)| block.digest.is_none_or(may_have)) {
-            let first = number * BLOCK_PAGES;
-            let pages = (self.layout.pages() - first).min(BLOCK_PAGES) as usize;
-            visit(first, block.info, &block.entries[..pages]);
         }
     }
 
