@@ -1,14 +1,15 @@
 //! What the agent would have done to VMs whose accesses were recorded.
 //!
 //! In: the events of a trace, and a configuration. Out: decisions and profiles, one after another, and for each VM how
-//! much was read back, beside what would have been with as much memory at each moment if the least recently used had gone
-//! first, and at best. The decisions are those of the agent's own [`Engine`](crate::engine::Engine), on a
+//! much was read back, beside what would have been with as much memory at each moment if the least recently used had
+//! gone first, and at best. The decisions are those of the agent's own [`Engine`](crate::engine::Engine), on a
 //! [`SimulatedHost`]. Pure: time is the trace's.
 //!
 //! # Limits
-//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay and
-//! had stayed in memory when this was recorded comes back at its next access that showed. The host has memory to spare,
-//! its disks are idle, and no VM has a control group of its own. Huge pages are not told apart. A VM has one processor.
+//! A recorded access is one that showed: of a page that stays mapped one a round. A page that goes down in the replay
+//! and had stayed in memory when this was recorded comes back at its next access that showed. The host has memory to
+//! spare, its disks are idle, and no VM has a control group of its own. Huge pages are not told apart. A VM has one
+//! processor.
 
 mod cache;
 mod simulated;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Backing, Config};
 use crate::engine::{Command, Event as Happened, Gauge, Looked, Rearmed};
 use crate::policy::{Action, Reason, Step};
 use crate::profile::Profile;
@@ -37,8 +38,9 @@ pub use simulated::{Guest, SimulatedHost, Wait, guest};
 /// The largest VM that is replayed, and all VMs at a time: 1 and 2 TiB.
 const PAGES_MOST: u32 = 1 << 28;
 const ALL_PAGES_MOST: u64 = 1 << 29;
-/// While a VM is there, each ten seconds an epoch of its profile ends. After so long it is taken for gone, and what told
-/// of that for lost.
+const VMS_MOST: usize = 4096;
+/// While a VM is there, each ten seconds an epoch of its profile ends. After so long it is taken for gone, and what
+/// told of that for lost.
 const GAP_MOST: Duration = Duration::from_mins(10);
 /// What it costs a VM that an access to an armed page shows.
 const SHOWN_ACCESS: Duration = Duration::from_micros(5);
@@ -54,10 +56,13 @@ swap = { path = "/disk", size = "16TiB" }
 
 /// More than is replayed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the VM {name} has {pages} pages: at most {PAGES_MOST} are replayed, of all VMs {ALL_PAGES_MOST}")]
-pub struct TooLarge {
-    name: String,
-    pages: u32,
+pub enum TooLarge {
+    #[error(
+        "the VM {0} has {1} pages: at most {PAGES_MOST} are replayed, of all VMs at a time {ALL_PAGES_MOST}"
+    )]
+    Pages(String, u32),
+    #[error("there are more than {VMS_MOST} VMs at a time")]
+    Vms,
 }
 
 /// Pages that were sent somewhere.
@@ -172,10 +177,12 @@ impl Waiting {
 #[derive(Debug)]
 struct Tracked {
     machine: Machine,
+    /// When something was told of it last.
+    told: u64,
     epochs: u64,
-    /// In memory when the recording began, and accesses since.
+    /// In memory when its recording began, and accesses since.
     first: Vec<PageIndex>,
-    /// Were in the first tier at some time. Before that none of it can come back.
+    /// Were in memory at some time. Before that none of it can come back.
     seen: HashSet<PageIndex>,
     accesses: Vec<AccessAt>,
     came_back: u64,
@@ -190,8 +197,9 @@ impl Replay {
     /// Under this configuration. `armed` are the VMs whose pages are armed anew in the trace.
     pub fn new(config: &Config, armed: BTreeSet<VmId>) -> Self {
         let mut config = config.clone();
-        if config.tiers.len() < 2 {
-            config.tiers = Config::parse(LADDER, "").map(|ladder| ladder.tiers).unwrap_or_default();
+        if config.tiers.iter().all(|tier| matches!(tier.backing, Backing::Nodes(_))) {
+            let ladder = Config::parse(LADDER, "").map(|ladder| ladder.tiers).unwrap_or_default();
+            config.tiers.extend(ladder.into_iter().skip(usize::from(!config.tiers.is_empty())));
         }
         Self {
             config,
@@ -206,8 +214,8 @@ impl Replay {
         }
     }
 
-    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs that
-    /// end.
+    /// Takes in an event, after all that is due until then; `tell` is told what is decided meanwhile, and of epochs
+    /// that end.
     ///
     /// # Errors
     /// [`TooLarge`].
@@ -218,14 +226,17 @@ impl Replay {
         let began = *self.began.get_or_insert(time);
         let second = time.since(began).as_secs();
         if second.saturating_sub(self.second) > GAP_MOST.as_secs() {
-            self.all_gone(tell);
+            self.silent_gone(second, tell);
         }
-        if self.tracked.is_empty() && self.waiting.is_empty() {
+        if self.tracked.is_empty() {
             self.second = second.max(self.second);
         }
         while self.second < second {
             self.begin_all(tell);
             self.next_second(tell);
+        }
+        if let Some(tracked) = timed.event.vm().and_then(|vm| self.tracked.get_mut(&vm)) {
+            tracked.told = second;
         }
         let host = self.host.get_or_insert_with(|| simulated_host(&self.config, time));
         // Events of several threads are not quite in order.
@@ -269,6 +280,7 @@ impl Replay {
         }
         self.act(|host, told| host.second(told), tell);
         self.count(tell);
+        self.silent_gone(self.second, tell);
     }
 
     /// The trace is over. Returns all machines, in the order in which they went, then those that were there to the end.
@@ -292,17 +304,21 @@ impl Replay {
         let all = there.chain(self.waiting.values().map(|waiting| &waiting.machine));
         let pages: u64 = all.chain([machine]).map(|machine| u64::from(machine.pages)).sum();
         if machine.pages > PAGES_MOST || pages > ALL_PAGES_MOST {
-            return Err(TooLarge { name: machine.name.clone(), pages: machine.pages });
+            return Err(TooLarge::Pages(machine.name.clone(), machine.pages));
+        }
+        if self.tracked.len() + self.waiting.len() >= VMS_MOST {
+            return Err(TooLarge::Vms);
         }
         self.waiting.insert(vm, Waiting { machine: machine.clone(), runs: Vec::new(), pages: 0 });
         Ok(())
     }
 
-    fn all_gone(&mut self, tell: &mut impl FnMut(Told<'_>)) {
-        self.begin_all(tell);
-        while let Some(vm) = self.tracked.keys().next().copied() {
-            self.gone(vm, tell);
-        }
+    /// VMs of which nothing was told for long are gone.
+    fn silent_gone(&mut self, second: u64, tell: &mut impl FnMut(Told<'_>)) {
+        let is_silent = |tracked: &Tracked| second.saturating_sub(tracked.told) > GAP_MOST.as_secs();
+        let silent: Vec<VmId> =
+            self.tracked.iter().filter(|(_, tracked)| is_silent(tracked)).map(|(vm, _)| *vm).collect();
+        silent.into_iter().for_each(|vm| self.gone(vm, tell));
     }
 
     fn begin_all(&mut self, tell: &mut impl FnMut(Told<'_>)) {
@@ -318,10 +334,14 @@ impl Replay {
         if self.armed.contains(&vm) {
             guest.accel = Accel::Kvm;
         }
-        self.tracked.insert(vm, Tracked::new(machine));
+        let recorded = machine.node_tiers;
+        self.tracked.insert(vm, Tracked::new(machine, self.second));
+        let Some(host) = &self.host else { return };
+        let runs: Vec<_> =
+            runs.into_iter().map(|(run, place)| (run, host.place_of(place, recorded))).collect();
         self.act(|host, told| host.start(vm, guest, &runs, told), tell);
         if let (Some(host), Some(tracked)) = (&self.host, self.tracked.get_mut(&vm)) {
-            tracked.first = host.guest(vm).pages_in(Place::In(TierId(0))).collect();
+            tracked.first = host.mapped_pages(vm);
             tracked.seen = tracked.first.iter().copied().collect();
         }
     }
@@ -410,9 +430,10 @@ impl Replay {
 }
 
 impl Tracked {
-    fn new(machine: Machine) -> Self {
+    fn new(machine: Machine, second: u64) -> Self {
         Self {
             machine,
+            told: second,
             epochs: 0,
             first: Vec::new(),
             seen: HashSet::new(),
@@ -452,129 +473,4 @@ impl Tracked {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(demote_after: &str, refault_limit: &str) -> Config {
-        let policy =
-            format!("[policy]\ndemote_after = \"{demote_after}\"\nrefault_limit = \"{refault_limit}\"");
-        Config::parse(&format!("{LADDER}{policy}"), "test").unwrap()
-    }
-
-    fn usual() -> Config {
-        config("20s", "100%")
-    }
-
-    const VM: VmId = VmId(3);
-
-    fn at(ms: u64, event: Event) -> Timed {
-        Timed { time: Monotonic(1_000_000_000_000 + ms * 1_000_000), event }
-    }
-
-    fn appeared() -> Timed {
-        at(
-            0,
-            Event::Appeared(Machine {
-                vm: VM,
-                name: "web-1".into(),
-                pages: 2048,
-                priority: 50,
-                node_tiers: 1,
-            }),
-        )
-    }
-
-    /// A hundred pages that are accessed every second, and a walk through a thousand others once in two minutes, for
-    /// ten.
-    fn trace() -> Vec<Timed> {
-        walk_every(120)
-    }
-
-    fn walk_every(seconds: u64) -> Vec<Timed> {
-        let mut events = vec![appeared()];
-        let access = |page| Event::Accessed { vm: VM, page, write: false, weight_log2: 0 };
-        for second in 0..600 {
-            events.extend((0..100).map(|page| at(second * 1000 + u64::from(page), access(page))));
-            if second % seconds == 5 {
-                events.extend((1000..2000).map(|page| at(second * 1000 + 100, access(page))));
-            }
-        }
-        events
-    }
-
-    fn replay(events: &[Timed], config: &Config) -> (Vec<String>, Vec<Outcome>) {
-        let mut replay = Replay::new(config, BTreeSet::new());
-        let mut decisions = Vec::new();
-        events.iter().for_each(|event| {
-            let tell = |told: Told<'_>| {
-                if let Told::Decision(decision) = told {
-                    decisions.push(decision.to_string());
-                }
-            };
-            replay.take(event, tell).unwrap();
-        });
-        (decisions, replay.end(|_| ()))
-    }
-
-    #[test]
-    fn what_is_idle_goes_down_and_what_comes_back_is_counted() {
-        let (decisions, outcomes) = replay(&trace(), &usual());
-        let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
-        assert_eq!((outcome.accesses, outcome.accessed_pages), (100 * 600 + 5000, 1100));
-        assert!(outcome.came_back_without_read > 0 && outcome.demoted_bytes > 0, "{outcome:?}");
-        assert!(outcome.came_back * 10 < outcome.came_back_without_read, "{outcome:?}");
-        assert!(outcome.came_back_best <= outcome.came_back_lru);
-        let hot = decisions.iter().filter(|decision| decision.contains("pages 0 to "));
-        assert_eq!(hot.count(), 0, "what is in use stays");
-        // The walk began at second 5; its heat is gone with the second epoch of 40 s.
-        assert!(decisions[0].ends_with("to tier 1: idle for 75 s or more"), "{}", decisions[0]);
-    }
-
-    #[test]
-    fn other_rules_decide_otherwise_and_the_same_ones_the_same() {
-        let (patient, outcomes) = replay(&trace(), &config("300s", "100%"));
-        assert!(patient.is_empty() && outcomes[0].came_back == 0, "{patient:?}");
-        assert_eq!(outcomes[0].gap_closed, None, "all fits");
-        assert_eq!(replay(&trace(), &usual()), replay(&trace(), &usual()));
-        let strict = config("20s", "0%");
-        let came_back = |config: &Config| replay(&walk_every(300), config).1[0].came_back;
-        assert_eq!((came_back(&strict), came_back(&usual())), (0, 1000), "what nobody may wait for is kept");
-    }
-
-    #[test]
-    fn what_was_down_from_the_beginning_has_not_come_back() {
-        let run = PageRun { first: 0, count: 100 };
-        let mut events = trace();
-        events.insert(1, at(0, Event::Found { vm: VM, run, place: Place::In(TierId(1)) }));
-        assert_eq!(replay(&events, &usual()).1[0].came_back, replay(&trace(), &usual()).1[0].came_back);
-    }
-
-    #[test]
-    fn events_that_make_no_sense_do_no_harm() {
-        let events = [
-            at(0, Event::Accessed { vm: VM, page: 1, write: false, weight_log2: 0 }),
-            appeared(),
-            at(1, Event::Accessed { vm: VM, page: 2048, write: true, weight_log2: 31 }),
-            at(
-                1,
-                Event::Found {
-                    vm: VM,
-                    run: PageRun { first: 2000, count: 100 },
-                    place: Place::In(TierId(0)),
-                },
-            ),
-            at(
-                1,
-                Event::Found { vm: VM, run: PageRun { first: 5, count: u32::MAX }, place: Place::Untouched },
-            ),
-            at(2, Event::Accessed { vm: VM, page: 2047, write: true, weight_log2: 31 }),
-            at(3, Event::Lost(7)),
-            appeared(),
-            at(4, Event::Gone(VM)),
-            at(5, Event::Gone(VM)),
-            at(1 << 40, appeared().event),
-        ];
-        let (_, outcomes) = replay(&events, &usual());
-        assert_eq!(outcomes.iter().map(|outcome| outcome.accesses).collect::<Vec<_>>(), [1, 0]);
-    }
-}
+mod tests;

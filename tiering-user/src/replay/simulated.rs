@@ -1,8 +1,8 @@
 //! A host that does at once what an [`Engine`] asks for.
 //!
-//! In: VMs, what they touch, the seconds that pass. Out: where their pages are, what a touch waits for, and each command,
-//! for whoever wants to know. Pages go where the steps put them, a stage is read at once, a sweep finds what is so, the
-//! kernel reclaims what it is asked for.
+//! In: VMs, what they touch, the seconds that pass. Out: where their pages are, what a touch waits for, and each
+//! command, for whoever wants to know. Pages go where the steps put them, a stage is read at once, a sweep finds what
+//! is so, the kernel reclaims what it is asked for.
 //!
 //! # Limits
 //! Moves take no time and never fail, but where a test wants that. The kernel reclaims the pages with the highest
@@ -47,6 +47,8 @@ pub struct SimulatedHost {
     engine: Engine,
     now: Monotonic,
     node_tiers: NodeTiers,
+    /// Level of the last tier.
+    last: u8,
     guests: BTreeMap<VmId, Guest>,
     /// What the engine is told in the next second.
     pub facts: Facts,
@@ -65,8 +67,9 @@ pub struct SimulatedHost {
 pub struct Guest {
     pub vm: Vm,
     places: Vec<Place>,
-    /// Pages in memory tiers.
+    /// Pages in memory tiers, and in each tier.
     mapped: u64,
+    in_tier: BTreeMap<TierId, u64>,
     /// Pages in swap that are in memory too.
     copies: HashSet<PageIndex>,
     /// Pages that were mapped ahead of need and not touched since, with where they were.
@@ -105,16 +108,17 @@ impl Guest {
         self.mapped + self.copies.len() as u64
     }
 
-    /// Pages in this place.
-    pub fn pages_in(&self, place: Place) -> impl Iterator<Item = PageIndex> {
-        (0..).zip(&self.places).filter(move |(_, there)| **there == place).map(|(page, _)| page)
-    }
-
     /// A page is there from now on. Returns where it was; none where there is no such page.
     fn put(&mut self, page: PageIndex, to: Place, node_tiers: NodeTiers) -> Option<Place> {
         let before = std::mem::replace(self.places.get_mut(page as usize)?, to);
         let mapped = |place| u64::from(matches!(place, Place::In(tier) if node_tiers.contains(tier)));
         self.mapped = self.mapped + mapped(to) - mapped(before);
+        if let Place::In(tier) = before {
+            self.in_tier.entry(tier).and_modify(|pages| *pages -= 1);
+        }
+        if let Place::In(tier) = to {
+            *self.in_tier.entry(tier).or_default() += 1;
+        }
         Some(before)
     }
 }
@@ -123,6 +127,7 @@ impl SimulatedHost {
     pub fn new(config: Config, now: Monotonic) -> Self {
         let ladder = Ladder::new(&config);
         let node_tiers = ladder.node_tiers();
+        let last = ladder.tiers().last().map_or(0, |tier| tier.id.0);
         let memory = NodeMemory { total: PLENTY, free: PLENTY, available: PLENTY, copies: 0 };
         let mut facts = Facts { memory: Some(memory), ..Facts::default() };
         facts.tier_memory = (0..node_tiers.0).map(|level| (TierId(level), memory)).collect();
@@ -132,6 +137,7 @@ impl SimulatedHost {
             engine: Engine::new(config, ladder, PLENTY, false, now),
             now,
             node_tiers,
+            last,
             guests: BTreeMap::new(),
             facts,
             refuses: None,
@@ -183,6 +189,7 @@ impl SimulatedHost {
             vm: vm.clone(),
             places,
             mapped: 0,
+            in_tier: BTreeMap::new(),
             copies: HashSet::new(),
             ahead: HashMap::new(),
             gauge: None,
@@ -219,6 +226,16 @@ impl SimulatedHost {
             self.tell(Event::Gauges(gauges), told);
         }
         let mut facts = self.facts.clone();
+        for line in &mut facts.swap.lines {
+            let area = facts.swap.areas.iter().find(|area| area.path == line.path);
+            line.used_bytes = area.map_or(0, |area| self.used_bytes(area.tier));
+        }
+        let (used, size) = facts
+            .swap
+            .lines
+            .iter()
+            .fold((0, 0), |(used, size), line| (used + line.used_bytes, size + line.size_bytes));
+        facts.swap_half_full |= used * 2 > size;
         let copies: usize = self.guests.values().map(|guest| guest.copies.len()).sum();
         facts.memory = facts.memory.map(|memory| NodeMemory { copies: copies as u64 * PAGE_BYTES, ..memory });
         self.tell(Event::Second(facts), told);
@@ -263,6 +280,30 @@ impl SimulatedHost {
         places.into_iter().flatten().filter(|there| **there == place).count() as u64
     }
 
+    /// Where pages are here that were in this place on a host with so many memory tiers.
+    pub fn place_of(&self, place: Place, node_tiers: u8) -> Place {
+        let Place::In(TierId(level)) = place else { return place };
+        let (here, last) = (self.node_tiers.0, self.last);
+        Place::In(TierId(match level.checked_sub(node_tiers) {
+            Some(swap) => here.saturating_add(swap).min(last),
+            None => level.min(here.saturating_sub(1)),
+        }))
+    }
+
+    /// Pages of the VM that are in memory tiers.
+    pub fn mapped_pages(&self, vm: VmId) -> Vec<PageIndex> {
+        let guest = self.guests.get(&vm);
+        let is_mapped = |place: Place| matches!(place, Place::In(tier) if self.node_tiers.contains(tier));
+        let pages = guest.into_iter().flat_map(|guest| (0..).zip(&guest.places));
+        pages.filter(|(_, place)| is_mapped(**place)).map(|(page, _)| page).collect()
+    }
+
+    /// Bytes of all VMs in this tier.
+    fn used_bytes(&self, tier: TierId) -> u64 {
+        let of = |guest: &Guest| guest.in_tier.get(&tier).copied().unwrap_or(0);
+        self.guests.values().map(of).sum::<u64>() * PAGE_BYTES
+    }
+
     /// These pages of the VM are there from now on; the engine finds out by its next sweep.
     pub fn put(&mut self, vm: VmId, run: PageRun, place: Place) {
         let Some(guest) = self.guests.get_mut(&vm) else { return };
@@ -282,7 +323,9 @@ impl SimulatedHost {
                 }
             }
             // What waits to be staged goes on.
-            commands = self.handle(Event::Samples(&[]));
+            if self.engine.waits_for_time() {
+                commands = self.handle(Event::Samples(&[]));
+            }
             if commands.is_empty() {
                 return;
             }
@@ -332,6 +375,10 @@ impl SimulatedHost {
     }
 
     fn carry_out(&mut self, step: Step) -> Option<Outcome> {
+        let used = match step.action {
+            Action::Place { to } => self.used_bytes(to),
+            _ => 0,
+        };
         let guest = self.guests.get_mut(&step.vm)?;
         let mut asked = step.pages;
         asked.sort_unstable();
@@ -340,6 +387,13 @@ impl SimulatedHost {
         let count = outcome.asked.len() as u64;
         if let Some(skip) = &self.refuses {
             outcome.skipped.insert(skip.clone(), count);
+            return Some(outcome);
+        }
+        if let Action::Place { to } = step.action
+            && let Some(area) = self.facts.swap.areas.iter().find(|area| area.tier == to)
+            && used + count * PAGE_BYTES > area.bytes
+        {
+            outcome.skipped.insert(Skip::TierFull, count);
             return Some(outcome);
         }
         outcome.moved_pages = count;
