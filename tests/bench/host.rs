@@ -169,6 +169,12 @@ pub fn major_faults(pid: u32) -> Result<u64> {
     Ok(Process::new(i32::try_from(pid)?)?.stat()?.majflt)
 }
 
+/// CPU time of all threads of a process so far.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = Process::new(i32::try_from(pid)?)?.stat()?;
+    Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+}
+
 /// Waits until next to nothing is being written: what was measured before does not slow down what comes.
 pub fn disk_at_rest() -> Result<()> {
     wait_for("the disk to be at rest", || Ok(meminfo("Writeback")? < WRITEBACK_BYTES))

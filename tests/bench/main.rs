@@ -14,6 +14,7 @@ mod files;
 mod forecast;
 mod group;
 mod host;
+mod idle;
 mod mix;
 mod placement;
 mod prefetch;
@@ -68,6 +69,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "wake" => savings::wake::measure(results, quick),
         "storm" => storm::measure(results, quick),
         "hosts" => scale::measure(results, quick),
+        "idle" => idle::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
         "clones" => clones::measure(results, quick),
@@ -83,7 +85,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "evaluate" => classes::evaluate(results),
         "recordings" => recordings::measure(results, quick),
         _ => bail!(
-            "there is no part `{part}`: throughput, placement, ages, redis, programs, wake, hosts, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
+            "there is no part `{part}`: throughput, placement, ages, redis, programs, wake, hosts, idle, pair, clones, restart, storm, mix, ablation, similar, files, fault, events, cost, forecast, replay, quotas, train, evaluate, recordings"
         ),
     }
 }

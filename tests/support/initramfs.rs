@@ -17,7 +17,7 @@ pub struct File<'a> {
     pub write: &'a dyn Fn(&mut dyn Write) -> io::Result<()>,
 }
 
-/// An archive with these files, as [`write`] makes it.
+/// An archive with these files, as [`write()`] makes it.
 ///
 /// # Panics
 /// Where a file is 4 GiB or more, which the format cannot hold.

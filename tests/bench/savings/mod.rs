@@ -3,9 +3,9 @@
 //! One emulated guest at work, or some at once, as fast as they can: without an agent; with an agent in its default
 //! configuration; with one that may have memory of the whole host reclaimed, where the kernel can do that (Linux 6.17
 //! and later); by the kernel's LRU, asked by hand: 25 MiB of each guest's control group every 10 s for two minutes.
-//! After each the guests' memory is brought back, and at the end they work once more without an agent: what they do then
-//! says how steady the host is. Throughput is that of the last minute of each, waits (major faults of
-//! QEMU) are those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
+//! After each the guests' memory is brought back, and at the end they work once more without an agent: what they do
+//! then says how steady the host is. Throughput is that of the last minute of each, waits (major faults of QEMU) are
+//! those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
 
 mod plain_swap;
 mod rows;
@@ -13,10 +13,9 @@ mod stretch;
 mod vm;
 pub mod wake;
 
-use crate::host::{Host, known_name};
+use crate::host::{Host, cpu_seconds, known_name};
 use anyhow::{Result, ensure};
 use plain_swap::PlainSwap;
-use procfs::process::Process;
 use rows::{by_minute, show};
 use std::path::Path;
 use std::time::Duration;
@@ -173,10 +172,4 @@ impl Bench<'_> {
         show(self.results, who, &self.vms, stretches, &self.none, self.work.never_mib());
         free_of_all_mib(stretches).last().map_or(0, |(_, last)| *last)
     }
-}
-
-/// Of all threads of a process so far.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = Process::new(i32::try_from(pid)?)?.stat()?;
-    Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }

@@ -1,7 +1,7 @@
 //! What to do about what is missing. Pure: facts in, steps out, in the order in which they must be done.
 //!
 //! eBPF needs a compiler with a `core` for BPF, and bpf-linker with an LLVM that is not older than the compiler's. Two
-//! attach kinds lead there, and a machine that has one keeps it: a rustup nightly with rust-src, or Debian's rustc-web with
+//! ways lead there, and a machine that has one keeps it: a rustup nightly with rust-src, or Debian's rustc-web with
 //! its prebuilt `core`, linked into rustup. A nightly without rust-src is neither.
 
 use super::Purpose;
