@@ -11,10 +11,15 @@ pub(super) struct DirtyBlocks {
     words: Sparse<u64>,
     /// Word at which the next look begins.
     next: u32,
+    /// What was marked last and not taken since: pages change one after the other.
+    last: Option<u32>,
 }
 
 impl DirtyBlocks {
     pub(super) fn mark(&mut self, block: u32) {
+        if self.last.replace(block) == Some(block) {
+            return;
+        }
         *self.words.get_or_insert_with(block / 64, || 0) |= 1 << (block % 64);
     }
 
@@ -24,6 +29,7 @@ impl DirtyBlocks {
 
     /// Takes out at most `most` blocks, and goes on there the next time.
     pub(super) fn take(&mut self, most: usize) -> Vec<u32> {
+        self.last = None;
         let mut taken = Vec::new();
         let indexes: Vec<u32> = self.words.iter().map(|(index, _)| index).collect();
         let (before, behind) = indexes.split_at(indexes.partition_point(|index| *index < self.next));
@@ -51,7 +57,9 @@ mod tests {
     fn every_changed_block_is_taken_once_and_in_turn() {
         let mut dirty = DirtyBlocks::default();
         [3, 64, 65, 199].into_iter().for_each(|block| dirty.mark(block));
+        dirty.mark(199);
         assert_eq!(dirty.take(2), [3, 64]);
+        dirty.mark(3);
         dirty.mark(3);
         assert_eq!(dirty.take(2), [65, 199], "what changes all the time does not keep others waiting");
         assert_eq!(dirty.take(9), [3]);

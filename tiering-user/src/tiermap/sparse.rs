@@ -7,10 +7,10 @@
 //! # Limits
 //! The highest level grows up to the highest number: 8 bytes for each 4096.
 
-const WIDTH: u32 = 64;
+const WIDTH: usize = 64;
 
-type Leaf<T> = [Option<T>; WIDTH as usize];
-type Branch<T> = [Option<Box<Leaf<T>>>; WIDTH as usize];
+type Leaf<T> = [Option<T>; WIDTH];
+type Branch<T> = [Option<Box<Leaf<T>>>; WIDTH];
 
 /// A map from numbers to values that keeps neighbours together.
 #[derive(Clone, Debug)]
@@ -27,12 +27,13 @@ impl<T> Default for Sparse<T> {
 
 /// Which entry of each level leads to `number`.
 fn path(number: u32) -> [usize; 3] {
-    [number / WIDTH / WIDTH, number / WIDTH % WIDTH, number % WIDTH].map(|step| step as usize)
+    let number = number as usize;
+    [number / WIDTH / WIDTH, number / WIDTH % WIDTH, number % WIDTH]
 }
 
 fn number(path: [usize; 3]) -> u32 {
     // Every path comes from a number.
-    path.iter().fold(0, |number, step| number * WIDTH + *step as u32)
+    path.iter().fold(0, |number, step| number * WIDTH as u32 + *step as u32)
 }
 
 impl<T> Sparse<T> {
