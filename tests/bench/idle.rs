@@ -25,6 +25,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
     let agent = host.agent_by_default()?;
     let percent = cpu_percent(&agent, SETTLE / 4, length)?;
     agent.interrupt()?;
+    results.headline(format!("no VM {percent:.2} %"));
     results.figure(
         "no VM: CPU, % of a core",
         format!("{percent:.2}"),
@@ -38,6 +39,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
         known(&agent, &guest)?;
         let percent = cpu_percent(&agent, SETTLE, length)?;
         let of_each = percent / f64::from(gib);
+        results.headline(format!("{gib} GiB {percent:.2} %"));
         results.note(&format!("a guest of {gib} GiB: CPU, % of a core"), format!("{percent:.2}"));
         results.figure(
             &format!("a guest of {gib} GiB: the same for each GiB, %"),

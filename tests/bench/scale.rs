@@ -64,6 +64,7 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
             && let Some(before) = before.replace(percent)
         {
             let growth = percent / before;
+            results.headline(format!("{name} {percent:.0} %"));
             results.figure(
                 &format!("{name}: times as much as half of them"),
                 format!("{growth:.2}"),
