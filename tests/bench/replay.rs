@@ -57,7 +57,7 @@ fn replay(trace: &[u8]) -> Result<Outcome> {
     let mut fits = Ok(());
     reader.for_each(|event| fits = fits.clone().and_then(|()| replay.take(event, |_| ())))?;
     fits?;
-    replay.end(|_| ()).pop().context("no machine in the trace")
+    replay.end(|_| ()).pop().context("no VM in the trace")
 }
 
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {

@@ -1,6 +1,5 @@
 //! The eBPF programs themselves: fed with invented faults, and attached to real ones.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 
 use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues, RingBuf};
@@ -14,7 +13,7 @@ use tiering_tests::skip::{need_root, skip_or_fail};
 use tiering_user::bpf::{AttachKind, Faults, OBJECT};
 use tiering_user::sys::ZeroPages;
 use tiering_user::track::VmId;
-use tiering_user::vm::{Accel, Backing, GuestRange, Hva, ProcessKey, RamRegion, Vm};
+use tiering_user::vm::{GuestRange, Hva, ProcessKey, Vm};
 use zerocopy::FromBytes as _;
 
 const VM: u32 = 42;
@@ -182,27 +181,9 @@ fn a_full_ring_drops_and_counts_what_it_drops() {
 
 /// This process as a machine whose RAM is `memory`.
 fn this_process(memory: &ZeroPages) -> Vm {
-    let pid = std::process::id().cast_signed();
+    let key = ProcessKey { pid: std::process::id().cast_signed(), start_time_ticks: 0 };
     let (start, bytes) = (Hva(memory.start() as u64), memory.len() as u64 * 4096);
-    Vm {
-        on_demand: Vec::new(),
-        left_alone: Vec::new(),
-        key: ProcessKey { pid, start_time_ticks: 0 },
-        name: "self".into(),
-        uuid: None,
-        namespace: None,
-        accel: Accel::Tcg,
-        vcpus: 1,
-        ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
-        guest_ranges: vec![GuestRange { start, bytes, gpa: None }],
-        refusal: None,
-        fixed_refusal: None,
-        incoming: false,
-        cgroup: None,
-        numa_bound: false,
-        free_page_reporting: false,
-        images: BTreeMap::new(),
-    }
+    Vm { guest_ranges: vec![GuestRange { start, bytes, gpa: None }], ..Vm::plain(key, "self", start, bytes) }
 }
 
 #[test]

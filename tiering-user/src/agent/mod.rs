@@ -1,9 +1,9 @@
 //! The agent: joins the parts.
 //!
-//! One task owns the [`Engine`], which decides; what waits for a disk, may hang or walks page tables is done by others. Around it: the
-//! scanner and the sweeper (threads that read `/proc`), the helpers (threads that may be stuck and left behind), the
-//! lanes of `actuate` (threads that move pages), and what answers on the control socket and, if asked for, on a TCP
-//! address. All of them talk to it by channels. One of these threads that panics ends the agent.
+//! One task owns the [`Engine`], which decides; what waits for a disk, may hang or walks page tables is done by others.
+//! Around it: the scanner and the sweeper (threads that read `/proc`), the helpers (threads that may be stuck and left
+//! behind), the lanes of `actuate` (threads that move pages), and what answers on the control socket and, if asked for,
+//! on a TCP address. All of them talk to it by channels. One of these threads that panics ends the agent.
 //!
 //! | when | what |
 //! |---|---|

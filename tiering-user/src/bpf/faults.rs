@@ -144,8 +144,8 @@ impl Faults {
         Ok(faults)
     }
 
-    /// Attaches to the faults of KVM guests by the first of `attach_kinds` that works, if that is not done yet: KVM may have
-    /// been loaded since.
+    /// Attaches to the faults of KVM guests by the first of `attach_kinds` that works, if that is not done yet: KVM may
+    /// have been loaded since.
     pub fn attach_kvm(&mut self, attach_kinds: &[AttachKind]) {
         let Some(ebpf) = &mut self.ebpf else { return };
         if matches!(self.kvm, KvmSource::Active(_)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Engine;
 use super::command::Command;
 use super::lookup::is_meant;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
 use crate::sys::{Monotonic, PAGE_BYTES};

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::Engine;
 use super::command::Command;
 use super::event::Scanned;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::bpf::Counters;
 use crate::predict::Stages;
 use crate::telemetry::request::ApiError;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::{NoReclaim, Outcome, Reclaimed};
 use crate::config::ReclaimBy;
 use crate::policy::Action;

@@ -17,7 +17,7 @@ use super::Engine;
 use super::asked::Asked;
 use super::asking::ChosenBy;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::{NoReclaim, Reclaimed};
 use crate::config::ReclaimBy;
 use crate::reclaim::{Budget, Reclaim};

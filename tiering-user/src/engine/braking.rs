@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::asking::ChosenBy;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::{Outcome, Skip};
 use crate::policy::{
     Action, Governor, Limited, Load, MOST, Pace, Rate, Refaults, Room, StallSource, Stalls, TierLoad,

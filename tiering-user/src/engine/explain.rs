@@ -12,7 +12,7 @@ use super::Engine;
 use super::answers::millis;
 use super::asking::ChosenBy;
 use super::decisions::Decision;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::Skip;
 use crate::policy::{Action, Rules};
 use crate::sys::{Monotonic, PAGE_BYTES};

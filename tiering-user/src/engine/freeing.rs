@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step, TierLoad};
 use crate::reclaim::Budget;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::profile::{EPOCH, Series};
 use crate::store::Record;
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ceiling::{Remembered, What};
 use super::histories::Histories;
-use super::machine::{ManagedVm, Moved};
+use super::managed_vm::{ManagedVm, Moved};
 use super::tapes::Tapes;
 use super::tenants::Tenants;
 use crate::config::Class;

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use tiering_common::PC_GAP;
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::request::{ApiError, Pages};
 use crate::tiermap::PageIndex;

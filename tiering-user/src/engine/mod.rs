@@ -6,7 +6,7 @@
 //!
 //! | event | what follows | where |
 //! |---|---|---|
-//! | accesses | the table and the tape take them in, what comes next is staged | `machine`, `predicting`, `staging` |
+//! | accesses | the table and the tape take them in, what comes next is staged | `managed_vm`, `predicting`, `staging` |
 //! | a look at page tables | the table takes over what was read | `sweeping`, `rearming` |
 //! | a job is done | the table takes over what was read back, the next batch goes | `outcomes` |
 //! | a VM comes or goes | it is managed, or what was learned of it is kept | `arrivals`, `knowledge` |
@@ -40,7 +40,7 @@ mod knowledge;
 mod likeness;
 mod looks;
 mod lookup;
-mod machine;
+mod managed_vm;
 mod outcomes;
 mod planning;
 mod predicting;
@@ -87,7 +87,7 @@ use images::Images;
 pub use images::{Ahead, ImageFacts, Opened};
 use knowledge::Memory;
 pub use looks::{Compared, Look, Looked, Rearmed, Swept};
-use machine::ManagedVm;
+use managed_vm::ManagedVm;
 use recording::Recording;
 use regions::RegionWatch;
 pub use report::Readings;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use super::queue::Queued;
 use super::waiting::Urgency;
 use crate::actuate::{Done, Outcome, Skip};

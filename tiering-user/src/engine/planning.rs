@@ -8,7 +8,7 @@ use super::Engine;
 use super::asking::ChosenBy;
 use super::command::Command;
 use super::facts::Facts;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::room_bytes;
 use crate::config::Percent;
 use crate::policy::{

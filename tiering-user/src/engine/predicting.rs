@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::Engine;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use super::tapes::Earlier;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};

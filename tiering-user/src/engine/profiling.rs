@@ -1,6 +1,6 @@
 //! The profiles of machines: kept up to date, and told.
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::policy::Waits;
 use crate::profile::{Forecast, HORIZONS, Observed, Usage};
 use crate::sys::{Monotonic, PAGE_BYTES};

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::policy::{Action, Reason, Step};
 use crate::sys::PAGE_BYTES;
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Place, Seconds};

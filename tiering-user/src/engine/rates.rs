@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::bpf::Counters;
 use crate::predict::PATIENCE;
 use crate::sys::Monotonic;

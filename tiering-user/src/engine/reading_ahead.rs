@@ -9,7 +9,7 @@ use super::Engine;
 use super::command::Command;
 use super::images::Opened;
 use super::knowledge::identity;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::track::VmId;
 use crate::vm::FileId;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Engine;
 use super::command::Command;
 use super::looks::{Look, Rearmed};
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::status::RearmStatus;
 use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, PageRun, Place, Seconds};

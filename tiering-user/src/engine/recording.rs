@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Engine;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::Outcome;
 use crate::policy::Action;
 use crate::sys::Monotonic;

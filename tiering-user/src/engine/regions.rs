@@ -56,7 +56,7 @@ impl Engine {
     pub(super) fn watch_regions(&mut self) {
         let now = self.clock.now;
         let wanted: Vec<VmId> = if self.config.tracking.damon {
-            let needs = |machine: &&super::machine::ManagedVm| {
+            let needs = |machine: &&super::managed_vm::ManagedVm| {
                 machine.unmovable().is_none() && self.why_not_rearmed(machine).is_some()
             };
             self.machines.values().filter(needs).map(|machine| machine.info.id).collect()

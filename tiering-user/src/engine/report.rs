@@ -9,7 +9,7 @@ use tiering_common::{EXTENT_PAGES, KernelMoves};
 use super::Engine;
 use super::facts::SwapFacts;
 use super::images::Image;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::bpf::Counters;
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::{Monotonic, PAGE_BYTES};

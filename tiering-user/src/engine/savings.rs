@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Engine;
 use super::asking::ChosenBy;
 use super::command::Command;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::reclaim::savings::{
     self, Chooser, Estimate, Facts, FreeHistory, REUSABLE_AFTER, STALE, Source, Tried,
 };

@@ -6,7 +6,7 @@
 //! # Limits
 //! When it was where on its tape is known from the agent's start on, and for 4,096 epochs of work.
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Origin, SHADOW_PAGES};
 use crate::sys::Monotonic;

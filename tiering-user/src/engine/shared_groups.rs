@@ -7,7 +7,7 @@
 //! moved into the group with memory that is charged elsewhere is asked for it all the same, down to its floor.
 
 use super::Engine;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::policy::{GroupReading, Holding, SharedGroup, relief};
 use crate::sys::PAGE_BYTES;
 

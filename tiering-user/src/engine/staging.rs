@@ -7,7 +7,7 @@
 //! # Limits
 //! A machine is never on its way to what goes to a faster swap tier: it would be there before.
 
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use super::waiting::{Predicted, Urgency};
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};

@@ -13,7 +13,7 @@ use tiering_common::Frame;
 use super::Engine;
 use super::command::Command;
 use super::looks::{Compared, Look, Looked, Swept};
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::sys::Monotonic;
 use crate::tiermap::{PageIndex, Sweep, part};
 use crate::track::VmId;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ceiling::{Remembered, What};
 use super::kept::Kept;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::predict::{MOST_TOUCHES, TagKey, Tape, decode, encode};
 use crate::store::Record;
 use crate::vm::ProcessKey;

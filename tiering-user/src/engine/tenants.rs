@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::ceiling::{Remembered, What};
 use super::likeness::Likeness;
-use super::machine::ManagedVm;
+use super::managed_vm::ManagedVm;
 use crate::actuate::Outcome;
 use crate::predict::{Match, Tag, TagKey, Tags};
 use crate::similarity::Weights;

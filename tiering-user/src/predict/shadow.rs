@@ -69,8 +69,8 @@ impl Shadows {
         self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
-    /// The machine touched `page`. Returns the origins that had predicted it, each with whether it was right: what comes
-    /// too late was not.
+    /// The machine touched `page`. Returns the origins that had predicted it, each with whether it was right: what
+    /// comes too late was not.
     pub(super) fn touched(&mut self, page: PageIndex, now: Monotonic) -> Vec<(Origin, bool)> {
         self.touches += 1;
         let touches = self.touches;

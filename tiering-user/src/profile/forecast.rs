@@ -272,8 +272,8 @@ mod tests {
         }
     }
 
-    /// Of what is predicted at each of the later points: the mean error by that of the naive method, and the share above
-    /// and below the bounds.
+    /// Of what is predicted at each of the later points: the mean error by that of the naive method, and the share
+    /// above and below the bounds.
     fn rolling(values: &[f64], period: Option<f64>, steps: usize) -> (f64, f64, f64) {
         let (mut error, mut naive, mut above, mut below, mut count) = (0.0, 0.0, 0u32, 0u32, 0u32);
         for at in values.len() / 3..values.len() - steps {

@@ -22,7 +22,7 @@ use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{PageIndex, PageRun, Place, Sweep};
 use crate::tiers::{Area, Ladder, NodeMemory, NodeTiers, SwapLine, TierId, TierKind};
 use crate::track::VmId;
-use crate::vm::{Accel, Backing, Gpa, GuestRange, Hva, ProcessKey, RamRegion, Vm};
+use crate::vm::{Accel, Hva, ProcessKey, Vm};
 
 /// Where the RAM of each VM begins in its process.
 const START: Hva = Hva(0x10_0000_0000);
@@ -80,26 +80,8 @@ pub struct Guest {
 
 /// An emulated VM of so many pages.
 pub fn guest(id: VmId, name: &str, pages: u32) -> Vm {
-    let bytes = u64::from(pages) * PAGE_BYTES;
-    Vm {
-        key: ProcessKey { pid: i32::try_from(id.0).unwrap_or(i32::MAX), start_time_ticks: 1 },
-        name: name.to_owned(),
-        uuid: None,
-        namespace: None,
-        accel: Accel::Tcg,
-        vcpus: 1,
-        ram: vec![RamRegion { start: START, bytes, backing: Backing::Anonymous }],
-        on_demand: Vec::new(),
-        left_alone: Vec::new(),
-        guest_ranges: vec![GuestRange { start: START, bytes, gpa: Some(Gpa(0)) }],
-        refusal: None,
-        fixed_refusal: None,
-        incoming: false,
-        cgroup: None,
-        numa_bound: false,
-        free_page_reporting: false,
-        images: BTreeMap::new(),
-    }
+    let key = ProcessKey { pid: i32::try_from(id.0).unwrap_or(i32::MAX), start_time_ticks: 1 };
+    Vm::plain(key, name, START, u64::from(pages) * PAGE_BYTES)
 }
 
 impl Guest {

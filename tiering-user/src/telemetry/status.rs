@@ -372,7 +372,8 @@ pub struct PrefetchOrigin {
     pub used_pages: u64,
     pub wasted_pages: u64,
     pub late_pages: u64,
-    /// Of what it predicted while it was not trusted, and nothing was staged for it: what was touched, and what was not.
+    /// Of what it predicted while it was not trusted, and nothing was staged for it: what was touched, and what was
+    /// not.
     pub shadow_right_pages: u64,
     pub shadow_wrong_pages: u64,
     /// Probability, 0 to 1, that a page that is staged now will be used.

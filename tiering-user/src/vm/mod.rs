@@ -190,6 +190,29 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// An emulated one with one virtual processor, whose anonymous RAM is one range from guest-physical address 0.
+    pub fn plain(key: ProcessKey, name: &str, start: Hva, bytes: u64) -> Self {
+        Self {
+            key,
+            name: name.to_owned(),
+            uuid: None,
+            namespace: None,
+            accel: Accel::Tcg,
+            vcpus: 1,
+            ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
+            on_demand: Vec::new(),
+            left_alone: Vec::new(),
+            guest_ranges: vec![GuestRange { start, bytes, gpa: Some(Gpa(0)) }],
+            refusal: None,
+            fixed_refusal: None,
+            incoming: false,
+            cgroup: None,
+            numa_bound: false,
+            free_page_reporting: false,
+            images: BTreeMap::new(),
+        }
+    }
+
     /// Sum of the RAM regions.
     #[must_use]
     pub fn ram_bytes(&self) -> u64 {
@@ -209,9 +232,7 @@ impl Vm {
             None => format!("{}@{}-{}", self.name, self.key.pid, self.key.start_time_ticks),
         }
     }
-}
 
-impl Vm {
     /// Whether it is refused for a reason that may be over some time.
     fn may_pass(&self) -> bool {
         let scope = self.refusal.as_ref().map(Refusal::scope);

@@ -1,5 +1,5 @@
-//! Processes that are no VMs, and when they are looked at again: one can become QEMU by `exec` without a new pid or start
-//! time.
+//! Processes that are no VMs, and when they are looked at again: one can become QEMU by `exec` without a new pid or
+//! start time.
 //!
 //! In: what a look at a process has found. Out: whether it need not be looked at in this scan. Pure.
 

@@ -2,36 +2,17 @@
 //! about; out, the files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a
 //! [`machine`] as it would be found.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::{Accel, Backing, Gpa, GuestRange, Hva, ProcessKey, RamRegion, Scanner, Trust, Vm};
+use super::{Hva, ProcessKey, Scanner, Trust, Vm};
 
 pub(super) const MIB: u64 = 1 << 20;
 
 /// The emulated machine `web-1` with one range of RAM, at guest-physical address 0.
 pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
-    Vm {
-        key,
-        name: "web-1".into(),
-        uuid: None,
-        namespace: None,
-        accel: Accel::Tcg,
-        vcpus: 1,
-        ram: vec![RamRegion { start, bytes, backing: Backing::Anonymous }],
-        on_demand: Vec::new(),
-        left_alone: Vec::new(),
-        guest_ranges: vec![GuestRange { start, bytes, gpa: Some(Gpa(0)) }],
-        refusal: None,
-        fixed_refusal: None,
-        incoming: false,
-        cgroup: None,
-        numa_bound: false,
-        free_page_reporting: false,
-        images: BTreeMap::new(),
-    }
+    Vm::plain(key, "web-1", start, bytes)
 }
 
 /// A host with processes.
