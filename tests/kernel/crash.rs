@@ -72,7 +72,7 @@ fn explain(agent: &Agent, args: &[&str]) -> Value {
 fn came_back(agent: &Agent, guest: &Guest, step: usize) -> bool {
     let when = |hva: u64| explain(agent, &["--hva", &format!("{hva:#x}")])["page"]["next"]["when"].clone();
     let mut pages = guest.ram().unwrap().step_by(step);
-    pages.any(|hva| when(hva).as_str().unwrap().contains("on trial and came back"))
+    pages.any(|hva| when(hva).as_str().unwrap().contains("its block is in use"))
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn what_was_learned_of_a_guest_outlives_an_agent_that_is_killed() {
     let mut since = saved();
     let mut some = false;
     let written = wait_for("pages that came back to be written down", || {
-        // It shows only for a while: what has just come back is warm, and a trial is made again soon.
+        // It shows only for a while: what has just come back is warm, and evidence fades.
         some |= came_back(&agent, &guest, 2 << 20);
         let last = std::mem::replace(&mut since, saved());
         (some && since > last).then_some(())

@@ -325,7 +325,7 @@ fn the_policy_sends_only_small_pages_of_a_vm_that_keeps_its_huge_ones() {
     let agent = Agent::start(&config_that_keeps(&host, "1s"), &[]).unwrap();
     let gone = wait_for("its small pages to go", || (swapped_pages(&kept) * 10 >= small * 9).then_some(()));
     assert!(gone.is_some(), "{} of {small}: {}", swapped_pages(&kept), vm(&agent, "tt-keep"));
-    // Long enough for trials of what is left.
+    // Long enough to find out whether what is left is in use.
     std::thread::sleep(std::time::Duration::from_secs(10));
     assert_eq!(huge_bytes(&kept), before, "{}", vm(&agent, "tt-keep"));
     assert_eq!(vm(&agent, "tt-keep")["huge_kept_bytes"], before);

@@ -64,7 +64,7 @@ fn what_is_used_stays(results: &mut Results) -> Result<()> {
         std::thread::sleep(Duration::from_secs(3));
         hot_least = hot_least.min(in_dram(&agent, &page_at)?.0);
     }
-    // Trials alone would have eight of each of their blocks out at a time.
+    // Evidence alone would have eight of each of their blocks out at a time.
     let wanted = HOT_PAGES - 4;
     results.check(
         "pages in use that were in memory all the time",

@@ -170,7 +170,7 @@ impl StillHost {
 #[test]
 fn what_a_shortage_lacks_goes_down_once_although_its_copies_stay_in_the_swap_cache() {
     const MISSING: u64 = 64 * MIB;
-    /// Trials grow after a quarter, half and three quarters of it; after all of it pages go in any case.
+    /// A first part goes after a quarter of it, and the rest after half; after all of it pages go in any case.
     const DEMOTE_AFTER: &str = "40s";
     const WATCHED: Duration = Duration::from_secs(37);
     let Some(()) = skip_or_fail(no_swap_is_on()) else { return };

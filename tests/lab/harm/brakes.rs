@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 const FILE: &str = "/run/tiers/nvme/read-again-and-again";
 /// What its group has for that.
 const ROOM: u64 = 12 * MIB;
-/// More than a trial.
+/// More than what goes first.
 const FAR_DOWN: u64 = 4 * MIB;
 
 /// One memory node: pages go from there to swap.

@@ -112,7 +112,7 @@ impl Engine {
             return;
         }
         let touched = machine.touched_pages();
-        let step = machine.reclaim.may_reclaim(touched, demote_after, machine.read_wait, now);
+        let step = machine.reclaim.may_reclaim(touched, machine.read_wait, now);
         let pages = room.min(step.max(relief));
         if pages > 0 {
             self.order(id, pages * PAGE_BYTES, Vec::new());

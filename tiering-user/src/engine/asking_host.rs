@@ -95,7 +95,7 @@ impl Engine {
         let demote_after = self.config.policy.demote_after.0;
 
         let host = &mut self.host_reclaim;
-        host.reclaim.set_budget(budget);
+        host.reclaim.set_limits(budget, demote_after);
         // What the agent reads meanwhile is known when that is done.
         if !reading || now.since(host.counted_at) >= COUNT_LATEST {
             host.counted_at = now;
@@ -107,7 +107,7 @@ impl Engine {
         if !known || !idle || staged || freeing {
             return;
         }
-        let ask = room.min(host.reclaim.may_reclaim(pages, demote_after, read_wait, now));
+        let ask = room.min(host.reclaim.may_reclaim(pages, read_wait, now));
         if ask == 0 {
             return;
         }

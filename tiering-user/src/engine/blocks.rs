@@ -7,6 +7,7 @@ use tiering_common::VmBlock;
 
 use super::Engine;
 use super::command::Command;
+use crate::policy::Verdict;
 use crate::tiermap::{BLOCK_PAGES, BlockSummary, Layout};
 
 /// Blocks looked at in one second, of all machines together: 4 GiB of guest RAM.
@@ -15,12 +16,14 @@ const BLOCKS_A_SECOND: usize = 2048;
 impl Engine {
     /// Shows the blocks that changed.
     pub(super) fn show_blocks(&mut self) {
+        let now = self.clock.now;
         let each = BLOCKS_A_SECOND / self.machines.len().max(1);
         for (id, machine) in &mut self.machines {
             for block in machine.pages.take_changed(each.max(1)) {
                 let summary = machine.pages.summary(block);
                 let shown = (!summary.is_empty()).then(|| wire(block, &summary, machine.pages.layout()));
-                machine.knowledge.note(block, summary.habit);
+                let in_use = machine.reclaim.verdict(block, now) == Verdict::InUse;
+                machine.knowledge.note(block, summary.habit, in_use);
                 self.commands.push(Command::ShowBlock(*id, block, shown));
             }
         }

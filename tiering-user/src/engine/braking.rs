@@ -276,7 +276,7 @@ impl Engine {
             .map(|text| (text, "waits for what went out".to_owned()));
         let strongest = strongest.or(rests).or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
         machine.braking.say(&machine.info.vm.name, strongest);
-        self.set_budget(id);
+        self.set_limits(id);
         self.free_copies(id, now);
     }
 

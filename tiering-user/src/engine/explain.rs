@@ -20,7 +20,7 @@ use crate::telemetry::explain::{
     AccessesSeen, Address, DecisionInfo, Explanation, KnownBefore, NextMove, PageInfo,
 };
 use crate::telemetry::request::{ApiError, Pages};
-use crate::tiermap::{PageEntry, PageIndex, Place, Seconds};
+use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, Place, Seconds};
 use crate::tiers::TierId;
 use crate::vm::{Gpa, Hva};
 
@@ -165,8 +165,10 @@ impl Engine {
         }
         let wait = Wait::of(entry, &rules, from, now);
         let mut when = wait.in_words(&tier.name);
+        let to_swap = !machine.pages.node_tiers().contains(to);
+        let verdict = to_swap.then(|| machine.reclaim.verdict(page / BLOCK_PAGES, self.clock.now));
         if from == TierId(0)
-            && let Some(held) = rules.held(entry, machine.pages.block_of(page), now)
+            && let Some(held) = rules.held(entry, verdict, now)
         {
             when = format!("{when}; but not while {held}");
         }

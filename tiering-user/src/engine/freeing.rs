@@ -57,14 +57,15 @@ impl Engine {
         }
     }
 
-    /// What a machine may wait for in a minute.
-    pub(super) fn set_budget(&mut self, id: VmId) {
+    /// What a machine may wait for in a minute, and how long its pages must be idle.
+    pub(super) fn set_limits(&mut self, id: VmId) {
         let limit = self.config.policy.refault_limit.0;
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let touched = machine.touched_pages();
         let load = self.braking.tier_loads.get(&TierId(machine.pages.node_tiers().0));
         machine.read_wait = load.map_or(READ_WAIT, read_wait);
-        machine.reclaim.set_budget(Budget::new(machine.info.vm.vcpus, touched, limit, machine.read_wait));
+        let budget = Budget::new(machine.info.vm.vcpus, touched, limit, machine.read_wait);
+        machine.reclaim.set_limits(budget, self.config.policy.demote_after.0);
     }
 
     /// Has copies freed that are due.
@@ -92,7 +93,9 @@ impl Engine {
         // What a sweep found in memory came back unseen.
         let (away, back): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|page| machine.pages.in_swap(machine.pages.get(*page).place()));
-        back.into_iter().for_each(|page| machine.reclaim.is_back(page));
+        for page in back {
+            machine.reclaim.is_back(page);
+        }
         // What was staged meanwhile is to stay until it is used, or dropped.
         let away: Vec<_> = away.into_iter().filter(|page| !machine.pages.get(*page).staged()).collect();
         if away.is_empty() {
@@ -121,9 +124,9 @@ impl Engine {
 
 impl ManagedVm {
     /// Of so many pages that may go to the first swap tier, how many go now. What others lack goes at once.
-    pub(super) fn may_send(&mut self, allowed: u64, demote_after: Duration, now: Monotonic) -> u64 {
+    pub(super) fn may_send(&mut self, allowed: u64, now: Monotonic) -> u64 {
         let touched = self.touched_pages();
-        let step = self.reclaim.may_send(touched, demote_after, now);
+        let step = self.reclaim.may_send(touched, now);
         allowed.min(step.max(self.excess_pages))
     }
 
@@ -173,7 +176,9 @@ impl ManagedVm {
                 self.moved_lately.add(left, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
-                back.into_iter().for_each(|page| self.reclaim.is_back(page));
+                for page in back {
+                    self.reclaim.is_back(page);
+                }
             }
             Action::Free | Action::DropStage { .. } => {
                 if outcome.action == Action::Free {
@@ -181,7 +186,9 @@ impl ManagedVm {
                     self.moved_at = now;
                 }
                 self.reclaim.freed(&away);
-                back.into_iter().for_each(|page| self.reclaim.is_back(page));
+                for page in back {
+                    self.reclaim.is_back(page);
+                }
             }
             Action::Collapse | Action::Stage { .. } => {}
         }

@@ -21,7 +21,9 @@ use super::tapes::Tapes;
 use super::tenants::Tenants;
 use crate::config::Class;
 use crate::predict::Position;
+use crate::reclaim::Reclaim;
 use crate::store::Record;
+use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, Sparse, VmPages};
 use crate::tiers::TierId;
 use crate::vm::{ProcessKey, Vm};
@@ -33,9 +35,12 @@ const FORMER_BLOCKS: &str = "blocks/";
 /// What was not seen for so long is forgotten, and what is beyond this number.
 const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
 const MOST_MACHINES: usize = 1024;
-/// Most that a byte can say of heat, and of back-off and failed trials.
+/// Most that a byte can say of heat and of back-off; and whether the block was in use, in two bits as they were once
+/// written.
 const HEAT_MOST: u8 = 15;
-const COUNT_MOST: u8 = 3;
+const BACKOFF_MOST: u8 = 3;
+const IN_USE: u8 = 0b0100_0000;
+const IN_USE_BITS: u8 = 0b1100_0000;
 /// No machine has more: 16 TiB.
 const MOST_BLOCKS: u32 = 1 << 23;
 
@@ -77,9 +82,9 @@ pub(super) struct Knowledge {
 }
 
 impl Knowledge {
-    /// Notes how the pages of a block behave now.
-    pub(super) fn note(&mut self, block: u32, habit: Habit) {
-        let byte = Some(encode(habit)).filter(|byte| *byte != 0);
+    /// Notes how the pages of a block behave now, and whether what went out says that it is in use.
+    pub(super) fn note(&mut self, block: u32, habit: Habit, in_use: bool) {
+        let byte = Some(encode(habit, in_use)).filter(|byte| *byte != 0);
         self.changed |= self.habits.get(block).copied() != byte;
         match byte {
             Some(byte) => *self.habits.get_or_insert_with(block, || byte) = byte,
@@ -88,13 +93,20 @@ impl Knowledge {
     }
 
     /// Gives the pages, which were found just now, what was known of their blocks.
-    pub(super) fn recall(&mut self, pages: &mut VmPages, now: Seconds) {
+    pub(super) fn recall(
+        &mut self,
+        pages: &mut VmPages,
+        reclaim: &mut Reclaim,
+        (time, now): (Monotonic, Seconds),
+    ) {
         let blocks = pages.layout().pages().div_ceil(BLOCK_PAGES);
         let recalled = self.recalled.take().unwrap_or_default();
         for (block, byte) in recalled.iter().take_while(|(block, _)| *block < blocks) {
-            let habit = decode(*byte);
+            let (habit, in_use) = decode(*byte);
             self.blocks_recalled += 1;
-            pages.recall_trials(block, habit.failures, now);
+            if in_use {
+                reclaim.was_in_use(block, time);
+            }
             for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
                 let entry = pages.get(page);
                 if entry.place() == Place::Untouched {
@@ -110,12 +122,12 @@ impl Knowledge {
     }
 }
 
-fn encode(habit: Habit) -> u8 {
-    habit.failures.min(COUNT_MOST) << 6 | habit.backoff.min(COUNT_MOST) << 4 | habit.heat.min(HEAT_MOST)
+fn encode(habit: Habit, in_use: bool) -> u8 {
+    (if in_use { IN_USE } else { 0 }) | habit.backoff.min(BACKOFF_MOST) << 4 | habit.heat.min(HEAT_MOST)
 }
 
-fn decode(byte: u8) -> Habit {
-    Habit { failures: byte >> 6, backoff: byte >> 4 & COUNT_MOST, heat: byte & HEAT_MOST }
+fn decode(byte: u8) -> (Habit, bool) {
+    (Habit { backoff: byte >> 4 & BACKOFF_MOST, heat: byte & HEAT_MOST }, byte & IN_USE_BITS != 0)
 }
 
 /// Habits as they are written down: the first block of each run of them (4 bytes, little-endian), how many there are (4

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
+use crate::policy::Verdict;
 use crate::store::Store;
-use crate::sys::Monotonic;
 use crate::tiermap::{Layout, PageRun};
 use crate::tiers::NodeTiers;
 use crate::track::VmId;
@@ -26,7 +26,7 @@ fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {
         promoted_pages: 3,
         seemed: None,
     };
-    let habits = habits(&[(0, encode(Habit { backoff: 2, heat: 4, failures: 3 }))]);
+    let habits = habits(&[(0, encode(Habit { backoff: 2, heat: 4 }, true))]);
     records(identity, Some(&record), Some(Some(pack(&habits))))
 }
 
@@ -52,12 +52,15 @@ fn the_same_process_gets_back_what_was_known_of_its_blocks() {
     let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
     pages.place(PageRun { first: 0, count: 100 }, Place::In(TierId(0)));
     pages.place(PageRun { first: 100, count: 1000 }, Place::In(TierId(1)));
-    known.recall(&mut pages, Seconds(9));
+    let mut reclaim = Reclaim::default();
+    reclaim.set_limits(None, std::time::Duration::from_mins(2));
+    let now = Monotonic(9_000_000_000);
+    known.recall(&mut pages, &mut reclaim, (now, Seconds(9)));
     let seen = |page| (pages.get(page).backoff(), pages.get(page).heat());
     assert_eq!(seen(99), (2, 4));
     assert_eq!(seen(100), (2, 0), "in a lower tier heat would say that it was accessed there");
     assert_eq!(seen(512), (0, 0), "nothing was known of the next block");
-    assert_eq!([0, 512].map(|page| pages.block_of(page).probe.failures()), [3, 0]);
+    assert_eq!([0, 1].map(|block| reclaim.verdict(block, now)), [Verdict::InUse, Verdict::Unknown]);
     assert_eq!(pages.get(1500).place(), Place::Untouched);
     assert_eq!(known.blocks_recalled, 1);
     assert_eq!(memory.recall(&vm(2, Some("u")), PAGES).before.demoted, 0, "given once");
@@ -85,7 +88,7 @@ fn what_one_agent_writes_down_the_next_one_reads() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = Memory::load("boot".into(), &[], |_| None, 100).0;
     let mut there = machine();
-    there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() });
+    there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() }, false);
     there.moved.demoted = 11;
     there.class.seemed(Class::Cache, 0.75);
     let store = Store::in_folder(folder.path());
@@ -103,7 +106,7 @@ fn what_one_agent_writes_down_the_next_one_reads() {
     assert_eq!(known.before.demoted, 12);
     let mut pages = there.pages.clone();
     pages.place(PageRun { first: 0, count: PAGES }, Place::In(TierId(0)));
-    known.recall(&mut pages, Seconds(1));
+    known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
     assert_eq!([511, 512, 1023, 1024].map(|page| pages.get(page).backoff()), [0, 3, 3, 0]);
 
     // A machine that has gone is known by its totals when it comes again, as another process.
@@ -127,13 +130,14 @@ fn what_was_not_seen_for_a_month_is_removed() {
 #[test]
 fn habits_are_written_when_they_change() {
     let mut known = Knowledge::default();
-    known.note(3, Habit::default());
+    known.note(3, Habit::default(), false);
     assert!(!known.changed);
-    known.note(3, Habit { backoff: 1, heat: 200, failures: 2 });
+    known.note(3, Habit { backoff: 1, heat: 200 }, true);
     assert!(known.changed);
-    assert!(known.habits.iter().eq([(3, &0x9f)]));
-    assert_eq!(decode(0x9f), Habit { backoff: 1, heat: 15, failures: 2 });
-    known.note(3, Habit::default());
+    assert!(known.habits.iter().eq([(3, &0x5f)]));
+    assert_eq!(decode(0x5f), (Habit { backoff: 1, heat: 15 }, true));
+    assert!(decode(0x9f).1, "as an earlier agent wrote it");
+    known.note(3, Habit::default(), false);
     assert_eq!(known.habits.len(), 0);
 }
 
@@ -145,7 +149,7 @@ fn habits_are_as_long_as_they_are_many_wherever_they_are() {
     assert!(unpack(&packed).iter().eq(far.iter()));
     let mut known = Knowledge { recalled: Some(far), ..Knowledge::default() };
     let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
-    known.recall(&mut pages, Seconds(1));
+    known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
     assert_eq!(known.blocks_recalled, 0, "the machine has four blocks");
 }
 

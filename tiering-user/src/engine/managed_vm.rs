@@ -23,7 +23,7 @@ use crate::config::{Huge, Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, note_return};
 use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
 use crate::profile::Profile;
-use crate::reclaim::{Recent, Reclaim, Return};
+use crate::reclaim::{Recent, Reclaim};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
 use crate::tiers::{NodeTiers, TierId};
@@ -300,11 +300,7 @@ impl ManagedVm {
     pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
         self.profile.access(page, access.write, access.time, access.weight);
-        let block = self.pages.block_of(page);
         let touch = self.pages.touch(page, now, access.write);
-        if touch.was_lower {
-            self.pages.note_more_returns(page, access.weight.saturating_sub(1), now);
-        }
         let mapped = self.pages.in_memory(touch.before.place());
         self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
         if access.kvm && mapped {
@@ -325,16 +321,15 @@ impl ManagedVm {
             self.pages.update(page, |entry| entry.with_place(Place::In(tier)));
         }
         let in_time = ready.is_some_and(|used| used.in_time);
-        let cost = (touch.was_lower && !in_time)
-            .then(|| self.reclaim.waited_for(page, access.weight, self.read_wait, access.time));
-        match cost {
-            Some(Return::Read) => self.braking.waited_for(touch.before.place(), weight),
-            Some(Return::Copy { .. }) => {}
-            None if touch.was_lower => self.reclaim.is_back(page),
-            None => {}
+        let back = touch.was_lower.then(|| match in_time {
+            true => self.reclaim.is_back(page),
+            false => self.reclaim.waited_for(page, access.weight, self.read_wait, access.time),
+        });
+        if back.is_some_and(|back| back.read && !in_time) {
+            self.braking.waited_for(touch.before.place(), weight);
         }
-        let in_use = cost == Some(Return::Copy { soon: true });
-        if let Some(soon) = note_return(&mut self.pages, page, touch, block, rules, (in_use, now)) {
+        let soon = back.and_then(|back| back.soon);
+        if let Some(soon) = note_return(&mut self.pages, page, touch, soon, rules, now) {
             self.moved.ping_pong += weight * u64::from(soon);
         }
         let came_up = touch.was_lower || staged.is_some();
@@ -374,19 +369,6 @@ impl ManagedVm {
     /// Plans nothing for this many seconds.
     pub(super) fn rest(&mut self, seconds: u64, now: Monotonic) {
         self.rest_until = now.after(Duration::from_secs(seconds));
-    }
-
-    /// What left the first tier by the policy is a trial: what comes back within `window` counts against its block.
-    pub(super) fn note_trial(&mut self, outcome: &Outcome, planned: Seconds, window: Duration, now: Seconds) {
-        let down = Action::Place { to: TierId(1) };
-        if outcome.action != down || !matches!(outcome.reason, Reason::Idle(_)) {
-            return;
-        }
-        let there = outcome.found.iter().filter(|(_, place)| *place == Place::In(TierId(1)));
-        let pages: Vec<PageIndex> = there.flat_map(|(run, _)| run.pages()).collect();
-        // At most ten seconds.
-        let window_s = u16::try_from(window.as_secs()).unwrap_or(u16::MAX);
-        self.pages.sent_down(&pages, window_s, planned, now);
     }
 
     /// Takes over what became of a step.

@@ -109,10 +109,6 @@ impl Engine {
         let own_reads = machine.note_own_reads(outcome);
         self.host_reclaim.note_own_read(own_reads, outcome.finished);
         machine.on_outcome(outcome, now);
-        let window = machine.rules(self.config.policy.demote_after.0).window();
-        if let Some(done) = done {
-            machine.note_trial(outcome, done.planned, window, now);
-        }
         machine.note_for_brakes(outcome, self.clock.now);
         machine.note_for_reclaim(outcome, self.clock.now);
         if !is_of_mover(outcome) {

@@ -197,7 +197,7 @@ impl Engine {
             && *allowed > 0
         {
             match chosen_by {
-                ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, rules.demote_after, now),
+                ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, now),
                 ChosenBy::Group => {
                     ask = *allowed;
                     *allowed = 0;
@@ -212,7 +212,8 @@ impl Engine {
             }
         }
         let Some(machine) = self.machines.get(&id) else { return };
-        let mut down = demotions(id, &machine.pages, &rules, &allowance, clock);
+        let verdict = |block| machine.reclaim.verdict(block, now);
+        let mut down = demotions(id, &machine.pages, &rules, (&allowance, &verdict), clock);
         down.retain(|step| self.is_worth_opening(machine, &rules, step, now));
         steps.extend(down);
         let promotable = if machine.info.vm.numa_bound { 0 } else { promotable };

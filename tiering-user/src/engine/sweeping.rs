@@ -194,7 +194,7 @@ impl Engine {
         if ended.fresh {
             machine.swept.held = Some(ended.began);
             machine.is_swept = true;
-            machine.knowledge.recall(&mut machine.pages, now);
+            machine.knowledge.recall(&mut machine.pages, &mut machine.reclaim, (self.clock.now, now));
         }
         self.answer_swept(id, ended.began, ended.fresh);
     }

@@ -26,7 +26,7 @@ pub fn collapses(vm: VmId, pages: &VmPages, rules: &Rules, allowed: usize, now: 
     pages.for_each_block(|first, info, entries| {
         let whole = entries.len() == BLOCK_PAGES as usize;
         let wanted = whole && info.was_huge && !info.huge && !info.given_up;
-        if !wanted || info.probe.is_open(now) || chosen.len() == allowed {
+        if !wanted || chosen.len() == allowed {
             return;
         }
         let count = |place| entries.iter().filter(|entry| entry.place() == place).count();

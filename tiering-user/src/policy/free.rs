@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-/// Seconds that are looked ahead: a demotion by trial takes several.
+/// Seconds that are looked ahead: it takes as long until more of a block may go.
 const AHEAD: usize = 10;
 
 /// Watches how fast the first tier fills; asked once a second.

@@ -4,8 +4,8 @@
 //!
 //! 1. A page that was idle for long enough goes one tier down. How long is `demote_after`, times 4 for each tier
 //!    it has gone down already, scaled by the machine's priority, and doubled for each time the page came back soon
-//!    after it had gone. Longest idle first (LRU within the tier), by trial ([`demotions`]), and nothing that is warm
-//!    ([`HeatHistogram`]).
+//!    after it had gone. Longest idle first (LRU within the tier), of a block as what went of it before says ([`Verdict`]),
+//!    and nothing that is warm ([`HeatHistogram`]).
 //! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`])
 //!    give what they have in excess after a quarter of that time ([`relief()`]).
 //! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that
@@ -18,12 +18,13 @@
 //!
 //! # Limits
 //! A page that stays mapped shows no accesses to this policy, but for machines whose pages are armed anew in rounds: of
-//! each block a few are demoted to find out, and what comes back soon is left alone for longer and longer. In a lower
+//! each block a few go to swap to find out, and what comes back soon is left alone for longer and longer. In a lower
 //! memory tier no page comes back by itself: there the third rule needs a source that sees accesses to mapped pages.
 
 mod brakes;
 mod collapse;
 mod demote;
+mod evidence;
 mod free;
 mod heat;
 mod longest_idle;
@@ -43,6 +44,7 @@ use std::time::Duration;
 pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP, TierLoad};
 pub use collapse::collapses;
 pub use demote::{Held, Rules, demotions};
+pub use evidence::{Evidence, Verdict};
 pub use free::FreeSpace;
 pub use heat::{Bands, HeatHistogram, cooling_epoch};
 pub use promote::promotions;

@@ -11,7 +11,8 @@
 //! already comes back also while nothing more goes: only that is bounded which follows. Who sent a page down is not
 //! told apart.
 
-/// A debt of this many pages is nothing yet, however little memory the machine has: every demotion starts by trial.
+/// A debt of this many pages is nothing yet, however little memory the machine has: what is idle is found out by paging
+/// some of it out.
 const ALWAYS_ALLOWED: f64 = 256.0;
 /// A debt of so many minutes is not exceeded: a machine whose work has changed is tried again after that.
 const MOST_MINUTES: f64 = 30.0;
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_machine_may_have_its_trials_and_a_limit_of_100_percent_is_none() {
+    fn a_small_machine_may_wait_for_some_pages_and_a_limit_of_100_percent_is_none() {
         let mut refaults = Refaults::default();
         refaults.second(256, 5000, 0.2);
         assert_eq!(refaults.too_many(), None);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Rules, cooling_epoch};
-use crate::tiermap::{BlockInfo, PageEntry, PageIndex, Place, Seconds, Touch, VmPages};
+use crate::tiermap::{PageEntry, PageIndex, Place, Seconds, Touch, VmPages};
 use crate::tiers::TierId;
 
 /// A page that comes back within half of the least idle time, and this, of the moment it had become old enough to go
@@ -17,13 +17,10 @@ fn soon_after(rules: &Rules) -> Duration {
     (rules.demote_after / 2).min(SOON_MOST)
 }
 
-/// Whether a page that has just come back went down a short while ago: `before` is its entry before that access,
-/// `block` what was known of its block.
-fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Seconds) -> bool {
+/// Whether a page that has just come back had become old enough to go a short while ago: `before` is its entry before
+/// that access.
+fn came_back_soon(before: PageEntry, rules: &Rules, now: Seconds) -> bool {
     let Place::In(TierId(level @ 1..)) = before.place() else { return false };
-    if level == 1 && block.probe.is_known() {
-        return Duration::from_secs(block.probe.age(now).into()) <= soon_after(rules);
-    }
     // It was warm until heat had cooled twice, which in rounds it does sooner.
     let warm = if level == 1 && rules.armed_at.is_none() { 2 * cooling_epoch(rules) } else { Duration::ZERO };
     let left_at = rules.least_idle(level - 1, before.backoff()).max(warm);
@@ -31,23 +28,23 @@ fn came_back_soon(before: PageEntry, block: BlockInfo, rules: &Rules, now: Secon
 }
 
 /// Notes in the table that an access brought a page back from where it had to be waited for, or that it is in use again
-/// where nobody waits: then the first access since it came there says so. `block` is what was known of its block before
-/// the access. Of some it is known otherwise that they were in use all along (`in_use`). Returns whether it came back
-/// soon; none where it had not been away.
+/// where nobody waits: then the first access since it came there says so. Whether it came back soon is known of some
+/// (`soon`), since it is known when they went; of others it follows from how long they were idle. Returns whether it
+/// did; none where it had not been away.
 pub fn note_return(
     pages: &mut VmPages,
     page: PageIndex,
     touch: Touch,
-    block: BlockInfo,
+    soon: Option<bool>,
     rules: &Rules,
-    (in_use, now): (bool, Seconds),
+    now: Seconds,
 ) -> Option<bool> {
     let Touch { before, was_lower } = touch;
     let in_use_again = pages.in_lower_memory(before.place()) && before.heat() == 0;
     if !was_lower && !in_use_again {
         return None;
     }
-    let soon = in_use || came_back_soon(before, block, rules, now);
+    let soon = soon.unwrap_or_else(|| came_back_soon(before, rules, now));
     let backoff = if soon { before.backoff() + 1 } else { 0 };
     pages.update(page, |entry| entry.with_backoff(backoff));
     Some(soon)
@@ -67,12 +64,9 @@ mod tests {
     #[test]
     fn coming_back_soon_raises_the_back_off_and_late_clears_it() {
         let entry = PageEntry::found(NVME, Seconds(0));
-        let soon = |entry, now| came_back_soon(entry, BlockInfo::default(), &RULES, Seconds(now));
+        let soon = |entry, now| came_back_soon(entry, &RULES, Seconds(now));
         let armed = Rules { armed_at: Some(Seconds(0)), ..RULES };
-        assert!(
-            !came_back_soon(entry, BlockInfo::default(), &armed, Seconds(16)),
-            "in rounds it cools sooner"
-        );
+        assert!(!came_back_soon(entry, &armed, Seconds(16)), "in rounds it cools sooner");
         // Warm for 40 s, and 5 s more are soon.
         assert!(soon(entry, 45) && !soon(entry, 46));
         assert!(soon(entry.with_backoff(3), 85) && !soon(entry.with_backoff(3), 86));
@@ -82,8 +76,7 @@ mod tests {
         let mut return_at = |second| {
             pages.place(PageRun { first: 0, count: 1 }, NVME);
             let touch = pages.touch(0, Seconds(second), false);
-            let soon =
-                note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, (false, Seconds(second)));
+            let soon = note_return(&mut pages, 0, touch, None, &RULES, Seconds(second));
             (soon, pages.get(0).backoff())
         };
         assert_eq!(return_at(15), (Some(true), 1));
@@ -91,21 +84,12 @@ mod tests {
         assert_eq!(return_at(1000), (Some(false), 0));
         pages.place(PageRun { first: 0, count: 1 }, NVME);
         let touch = pages.touch(0, Seconds(2000), false);
-        let soon = note_return(&mut pages, 0, touch, BlockInfo::default(), &RULES, (true, Seconds(2000)));
-        assert_eq!((soon, pages.get(0).backoff()), (Some(true), 1), "its copy was still there");
+        let soon = note_return(&mut pages, 0, touch, Some(true), &RULES, Seconds(2000));
+        assert_eq!((soon, pages.get(0).backoff()), (Some(true), 1), "it is known when it went");
         let here = pages.touch(0, Seconds(2001), false);
-        assert_eq!(
-            note_return(&mut pages, 0, here, BlockInfo::default(), &RULES, (true, Seconds(2001))),
-            None
-        );
-        // It was old for long before it went.
-        let mut block = BlockInfo::default();
-        block.probe.begin(8, 2, Seconds(500), Seconds(500));
-        assert!(came_back_soon(entry, block, &RULES, Seconds(505)));
-        assert!(!came_back_soon(entry, block, &RULES, Seconds(506)));
+        assert_eq!(note_return(&mut pages, 0, here, None, &RULES, Seconds(2001)), None);
         let slow = Rules { demote_after: Duration::from_secs(3600), ..RULES };
-        let unknown = BlockInfo::default();
-        assert!(came_back_soon(entry, unknown, &slow, Seconds(3600 + 60)));
-        assert!(!came_back_soon(entry, unknown, &slow, Seconds(3600 + 61)), "a minute at most");
+        assert!(came_back_soon(entry, &slow, Seconds(3600 + 60)));
+        assert!(!came_back_soon(entry, &slow, Seconds(3600 + 61)), "a minute at most");
     }
 }

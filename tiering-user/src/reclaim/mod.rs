@@ -36,6 +36,7 @@ use self::lru::Lru;
 use self::pacer::Pacer;
 use self::probation::Probation;
 use self::savings::Tried;
+use crate::policy::Verdict;
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 
@@ -91,33 +92,42 @@ pub struct Reclaim {
     lru: Lru,
     probation: Probation,
     budget: Option<Budget>,
+    /// How long a page must be idle.
+    demote_after: Duration,
 }
 
 impl Reclaim {
-    /// What the VM may wait for from now on; none: whatever it is.
-    pub fn set_budget(&mut self, budget: Option<Budget>) {
-        self.budget = budget;
+    /// What the VM may wait for from now on (none: whatever it is), and how long a page must be idle.
+    pub fn set_limits(&mut self, budget: Option<Budget>, demote_after: Duration) {
+        (self.budget, self.demote_after) = (budget, demote_after);
+        self.probation.set_demote_after(demote_after);
     }
 
-    /// How many of the VM's `pages` may go out now, where a page must be idle for `demote_after`.
-    pub fn may_send(&mut self, pages: u64, demote_after: Duration, now: Monotonic) -> u64 {
-        let every = (demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST);
+    /// How many of the VM's `pages` may go out now.
+    pub fn may_send(&mut self, pages: u64, now: Monotonic) -> u64 {
         let wait = self.budget.map_or(Duration::MAX, |budget| budget.wait);
-        self.pacer.step(pages, wait, every, now)
+        self.pacer.step(pages, wait, self.every(), now)
+    }
+
+    /// How many pages of a block may.
+    pub fn verdict(&self, block: u32, now: Monotonic) -> Verdict {
+        self.probation.verdict(block, now)
+    }
+
+    /// An earlier agent saw this block in use.
+    pub fn was_in_use(&mut self, block: u32, now: Monotonic) {
+        self.probation.was_in_use(block, now);
     }
 
     /// How many of the VM's `pages` the kernel may be asked for now, which chooses them. A read takes `read_wait`.
-    pub fn may_reclaim(
-        &mut self,
-        pages: u64,
-        demote_after: Duration,
-        read_wait: Duration,
-        now: Monotonic,
-    ) -> u64 {
-        let every = (demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST);
+    pub fn may_reclaim(&mut self, pages: u64, read_wait: Duration, now: Monotonic) -> u64 {
         let wait =
             self.budget.map_or(Duration::MAX, |budget| budget.wait.min(read_wait.mul_f64(budget.reads)));
-        self.lru.step(pages, wait, every, now)
+        self.lru.step(pages, wait, self.every(), now)
+    }
+
+    fn every(&self) -> Duration {
+        (self.demote_after / EVERY_DIVISOR).clamp(EVERY_LEAST, EVERY_MOST)
     }
 
     /// The VM waited for so many pages to be read, each for `read_wait`, whoever chose them.
@@ -155,18 +165,15 @@ impl Reclaim {
         read_wait: Duration,
         now: Monotonic,
     ) -> Return {
-        let cost = self.probation.returned(page, weight);
-        let wait = match cost {
-            Return::Copy { .. } => COPY_WAIT,
-            Return::Read => read_wait,
-        };
+        let back = self.probation.returned(page, weight);
+        let wait = if back.read { read_wait } else { COPY_WAIT };
         self.pacer.waited(wait * weight, now);
-        cost
+        back
     }
 
     /// A page is in memory, and nobody waited for it.
-    pub fn is_back(&mut self, page: PageIndex) {
-        self.probation.returned(page, 0);
+    pub fn is_back(&mut self, page: PageIndex) -> Return {
+        self.probation.returned(page, 0)
     }
 
     /// Time has passed: what came back is counted.

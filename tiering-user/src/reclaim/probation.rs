@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::savings::Tried;
+use crate::policy::{Evidence, Verdict};
 use crate::sys::Monotonic;
 use crate::tiermap::{BLOCK_PAGES, PageIndex};
 
@@ -66,13 +67,13 @@ const AHEAD: f64 = 10.0;
 /// Counts of a minute.
 const COUNTS: usize = 6;
 
-/// What a page that comes back costs.
+/// A page came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Return {
-    /// A fault without a read: its copy was in memory. Whether the page had gone out a short while ago.
-    Copy { soon: bool },
-    /// A read.
-    Read,
+pub struct Return {
+    /// Whether it had to be read; else its copy was in memory.
+    pub read: bool,
+    /// Whether it had gone out a short while ago; none where that is not known.
+    pub soon: Option<bool>,
 }
 
 /// The pages of one VM that are away.
@@ -83,6 +84,8 @@ pub struct Probation {
     rates: [Rate; CLASSES],
     /// By how long they had been calm: blocks that woke.
     wakes: [Rate; CALM.len() + 1],
+    /// How long a page must be idle before it goes out.
+    demote_after: Duration,
     counted_at: Option<Monotonic>,
     copies: u64,
     /// Reads since the last count, and of the counts of the last minute.
@@ -100,6 +103,8 @@ struct Block {
     tried: Bits,
     /// When pages went out last.
     sent_at: Monotonic,
+    /// How many of those that went lately came back soon.
+    evidence: Evidence,
     /// Came back since the last count, by class.
     returns: [u32; CLASSES],
     /// By class.
@@ -169,6 +174,7 @@ impl Block {
             copies: Bits::default(),
             tried: Bits::default(),
             sent_at: now,
+            evidence: Evidence::default(),
             returns: [0; CLASSES],
             rates: Default::default(),
             calm_since: now,
@@ -196,16 +202,34 @@ impl Block {
 }
 
 impl Probation {
-    /// These pages went out.
+    /// How long a page must be idle before it goes out.
+    pub fn set_demote_after(&mut self, demote_after: Duration) {
+        self.demote_after = demote_after;
+    }
+
+    /// How many pages of a block may go out.
+    pub fn verdict(&self, block: u32, now: Monotonic) -> Verdict {
+        let evidence = self.blocks.get(&block).map_or_else(Evidence::default, |block| block.evidence);
+        evidence.verdict(self.demote_after, now)
+    }
+
+    /// An earlier agent saw this block in use.
+    pub fn was_in_use(&mut self, block: u32, now: Monotonic) {
+        self.blocks.entry(block).or_insert_with(|| Block::new(now)).evidence = Evidence::in_use(now);
+    }
+
+    /// These ascending pages went out.
     pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
-        for page in pages {
-            let block = self.blocks.entry(page / BLOCK_PAGES).or_insert_with(|| Block::new(now));
+        for pages in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
+            let block = self.blocks.entry(pages[0] / BLOCK_PAGES).or_insert_with(|| Block::new(now));
             block.sent_at = now;
-            let page = page % BLOCK_PAGES;
-            block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
-            block.away[0].set(page, true);
-            block.tried.set(page, true);
-            self.copies += u64::from(!block.copies.set(page, true));
+            block.evidence.sent(u32::try_from(pages.len()).unwrap_or(BLOCK_PAGES), self.demote_after, now);
+            for page in pages.iter().map(|page| page % BLOCK_PAGES) {
+                block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
+                block.away[0].set(page, true);
+                block.tried.set(page, true);
+                self.copies += u64::from(!block.copies.set(page, true));
+            }
         }
     }
 
@@ -213,20 +237,23 @@ impl Probation {
     pub fn returned(&mut self, page: PageIndex, weight: u32) -> Return {
         let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) else {
             self.reads += u64::from(weight);
-            return Return::Read;
+            return Return { read: true, soon: None };
         };
         let page = page % BLOCK_PAGES;
         let class = (0..CLASSES).find(|class| block.away[*class].set(page, false));
         if let Some(class) = class {
             block.returns[class] += weight;
+            if class < SETTLED {
+                block.evidence.came_back(weight);
+            }
         }
-        if block.copies.set(page, false) {
-            self.copies -= 1;
-            Return::Copy { soon: class.is_some_and(|class| class < LATE) }
-        } else {
+        let read = !block.copies.set(page, false);
+        if read {
             self.reads += u64::from(weight);
-            Return::Read
+        } else {
+            self.copies -= 1;
         }
+        Return { read, soon: class.map(|class| class < LATE) }
     }
 
     /// The copies of these pages are gone.
@@ -374,6 +401,8 @@ impl Probation {
             if woke {
                 self.wakes[calm].events += 1.0;
                 block.calm_since = now;
+                // Times have changed.
+                block.evidence = Evidence::default();
             }
             let of_block = block.rates.iter_mut().zip(&mut self.rates);
             for (class, (rate, of_vm)) in of_block.enumerate() {
@@ -393,7 +422,12 @@ impl Probation {
                 }
             }
         }
-        self.blocks.retain(|_, block| !block.is_back() || block.rates.iter().any(|rate| rate.events > 0.1));
+        let demote_after = self.demote_after;
+        let says_something = |block: &Block| {
+            block.evidence.verdict(demote_after, now) == Verdict::InUse
+                || block.rates.iter().any(|rate| rate.events > 0.1)
+        };
+        self.blocks.retain(|_, block| !block.is_back() || says_something(block));
     }
 }
 

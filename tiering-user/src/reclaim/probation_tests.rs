@@ -1,6 +1,7 @@
 use super::*;
 
 const MAY: Option<f64> = Some(260.0);
+const NOT_KNOWN: Return = Return { read: true, soon: None };
 
 fn at(second: u64) -> Monotonic {
     Monotonic(second * 1_000_000_000)
@@ -34,7 +35,7 @@ fn copies_of_what_stays_away_are_freed_after_half_a_minute_at_least_and_a_minute
         assert_eq!(probation.due(MAY, 511, at(due_at.unwrap()), |_| true).len(), 0, "a block as a whole");
         probation.freed(&due);
         assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(500), |_| true).len()), (0, 0));
-        assert_eq!(probation.returned(due[0], 1), Return::Read);
+        assert_eq!(probation.returned(due[0], 1), Return { read: true, soon: Some(true) });
     }
 }
 
@@ -42,12 +43,12 @@ fn copies_of_what_stays_away_are_freed_after_half_a_minute_at_least_and_a_minute
 fn what_comes_back_has_no_copy_any_more_and_is_not_freed() {
     let mut probation = Probation::default();
     probation.sent(&block(0), at(0));
-    assert_eq!(probation.returned(7, 1), Return::Copy { soon: true });
-    assert_eq!(probation.returned(7, 1), Return::Read, "it was there already");
+    assert_eq!(probation.returned(7, 1), Return { read: false, soon: Some(true) });
+    assert_eq!(probation.returned(7, 1), NOT_KNOWN, "it was there already");
     wait(&mut probation, 0..70, |_| None);
     let due = probation.due(MAY, 10_000, at(70), |_| true);
     assert!(due.len() == 511 && !due.contains(&7));
-    assert_eq!(probation.returned(9999, 1), Return::Read, "of which nothing is known");
+    assert_eq!(probation.returned(9999, 1), NOT_KNOWN, "of which nothing is known");
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn what_comes_back_after_long_was_not_in_use() {
     let mut probation = Probation::default();
     probation.sent(&block(0), at(0));
     wait(&mut probation, 0..1300, |_| None);
-    assert_eq!(probation.returned(0, 1), Return::Copy { soon: false });
+    assert_eq!(probation.returned(0, 1), Return { read: false, soon: Some(false) });
 }
 
 #[test]
@@ -133,7 +134,7 @@ fn where_the_kernel_needed_the_memory_nothing_is_left_to_free() {
     probation.sent(&block(0), at(0));
     probation.all_freed();
     assert_eq!((probation.copies(), probation.due(MAY, 10_000, at(60), |_| true).len()), (0, 0));
-    assert_eq!(probation.returned(0, 1), Return::Read);
+    assert!(probation.returned(0, 1).read);
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn reaches_into(slot: u64, time: Duration, now: Monotonic) -> bool {
     Monotonic((slot + 1) * SLOT.as_nanos() as u64).after(time) > now
 }
 
-/// What came of the pages of a VM that went out on trial.
+/// What came of the pages of a VM that went out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tried {
     /// By zone: blocks, and the sum of the shares that stayed.
@@ -255,7 +255,7 @@ pub fn estimate(facts: &Facts) -> Result<Estimate, String> {
             "pages were tried in {zones} of {all_zones} zones of 64 MiB so far, half are needed, which takes minutes; \
              and {no_ages}"
         )),
-        Chooser::Agent => Ok(by_trial(facts)),
+        Chooser::Agent => Ok(by_tried(facts)),
     }
 }
 
@@ -274,7 +274,7 @@ fn by_ages(facts: &Facts, idle: &Idle) -> Estimate {
     }
 }
 
-fn by_trial(facts: &Facts) -> Estimate {
+fn by_tried(facts: &Facts) -> Estimate {
     let tried = &facts.tried;
     let (share, cases) = tried.share();
     let (lower, upper) = wilson(share, cases);

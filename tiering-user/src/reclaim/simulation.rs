@@ -6,7 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::savings::{Chooser, Facts, estimate};
-use super::{Budget, COPY_WAIT, Reclaim, Return};
+use super::{Budget, COPY_WAIT, Reclaim};
 use crate::policy::{Action, Bands, Rules, demotions, note_return};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{Layout, PageEntry, PageIndex, Place, Seconds, VmPages};
@@ -40,6 +40,8 @@ struct Simulated {
     /// Returns of each second: without a read, and with one.
     copies: Vec<u64>,
     reads: Vec<u64>,
+    /// Pages that went out in each second.
+    sent: Vec<u64>,
     freed: Vec<bool>,
     /// MiB, after each minute.
     free_by_minute: Vec<usize>,
@@ -58,7 +60,7 @@ impl Simulated {
             pages.update(page, |_| PageEntry::found(Place::In(TierId(0)), Seconds(0)));
         }
         let mut reclaim = Reclaim::default();
-        reclaim.set_budget(Some(Budget { wait: BUDGET, reads: READS }));
+        reclaim.set_limits(Some(Budget { wait: BUDGET, reads: READS }), rules().demote_after);
         let mut random = Rng::with_seed(seed);
         let mut at: Vec<PageIndex> = (0..PAGES).collect();
         if strewn {
@@ -76,6 +78,7 @@ impl Simulated {
             second: 0,
             copies: Vec::new(),
             reads: Vec::new(),
+            sent: Vec::new(),
             freed: vec![false; PAGES as usize],
             free_by_minute: Vec::new(),
         }
@@ -107,12 +110,15 @@ impl Simulated {
     fn tell(&self, guest: &str) {
         let free = |minutes: usize| self.free_by_minute.get(minutes - 1);
         println!(
-            "{guest}: free {:?} MiB after 5 min, {:?} after 10, {:?} after 30; {} reads in 10 min, {} in the worst minute",
+            "{guest}: free {:?} MiB after 5 min, {:?} after 10, {:?} after 30; {} reads in 10 min, {} in the worst minute; {} MiB sent in 10 min, {} in all; {} copies in all",
             free(5),
             free(10),
             free(30),
             self.reads_in(0..10),
-            self.worst_minute()
+            self.worst_minute(),
+            self.sent.iter().take(600).sum::<u64>() / 256,
+            self.sent.iter().sum::<u64>() / 256,
+            self.copies.iter().sum::<u64>(),
         );
     }
 
@@ -127,15 +133,14 @@ impl Simulated {
             if self.pages.get(page).place() != SWAP {
                 continue;
             }
-            let block = self.pages.block_of(page);
             let touch = self.pages.touch(page, clock, false);
-            let cost = self.reclaim.waited_for(page, 1, READ_WAIT, time);
-            match cost {
-                Return::Copy { .. } => copies += 1,
-                Return::Read => reads += 1,
+            let back = self.reclaim.waited_for(page, 1, READ_WAIT, time);
+            if back.read {
+                reads += 1;
+            } else {
+                copies += 1;
             }
-            let had_copy = cost == Return::Copy { soon: true };
-            note_return(&mut self.pages, page, touch, block, &rules(), (had_copy, clock));
+            note_return(&mut self.pages, page, touch, back.soon, &rules(), clock);
             self.freed[page as usize] = false;
         }
         self.reclaim.read_back(reads, READ_WAIT, time);
@@ -147,20 +152,22 @@ impl Simulated {
         let (time, clock) = now(self.second);
         let rules = rules();
         if !self.touched.is_empty() {
-            let pages = self.reclaim.may_reclaim(PAGES.into(), rules.demote_after, READ_WAIT, time);
+            let pages = self.reclaim.may_reclaim(PAGES.into(), READ_WAIT, time);
             return self.reclaim_oldest(pages);
         }
         self.pages.age(clock, self.second.is_multiple_of(240));
-        let may = self.reclaim.may_send(u64::from(PAGES), rules.demote_after, time);
-        for step in demotions(VmId(1), &self.pages, &rules, &[0, may], clock) {
+        let mut sent = 0;
+        let may = self.reclaim.may_send(u64::from(PAGES), time);
+        let verdict = |block| self.reclaim.verdict(block, time);
+        for step in demotions(VmId(1), &self.pages, &rules, (&[0, may], &verdict), clock) {
             assert_eq!(step.action, Action::Place { to: TierId(1) });
+            sent += step.pages.len() as u64;
             for page in &step.pages {
                 self.pages.update(*page, |entry| entry.with_place(SWAP));
             }
-            let window = u16::try_from(rules.window().as_secs()).unwrap();
-            self.pages.sent_down(&step.pages, window, clock, clock);
             self.reclaim.sent(&step.pages, time);
         }
+        self.sent.push(sent);
         let due = self.reclaim.due(65_536, time, |_| true);
         self.reclaim.freed(&due);
         due.iter().for_each(|page| self.freed[*page as usize] = true);

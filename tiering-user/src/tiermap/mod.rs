@@ -24,7 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use block::{BlockInfo, Probe};
+pub use block::BlockInfo;
 pub use digest::{HEAT_BINS, heat_bin};
 pub use entry::{BACKOFF_MAX, IDLE_CAP, PageEntry, Place, Seconds};
 pub use layout::{Layout, PageIndex, PageRun, into_runs};

@@ -1,7 +1,6 @@
 //! A block of 2 MiB in a few numbers: what `tier_map` shows, and what is worth remembering of it.
 //!
-//! In: the entries of its pages, and what came of the last trial. Out: how many are where, their back-off and heat.
-//! Pure.
+//! In: the entries of its pages. Out: how many are where, their back-off and heat. Pure.
 
 use super::entry::{PageEntry, Place};
 use super::table::{BLOCK_PAGES, VmPages};
@@ -20,12 +19,11 @@ pub struct BlockSummary {
     pub habit: Habit,
 }
 
-/// How a block behaves: back-off and heat of its touched pages in the mean, and how many of its trials failed in a row.
+/// How a block behaves: back-off and heat of its touched pages in the mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Habit {
     pub backoff: u8,
     pub heat: u8,
-    pub failures: u8,
 }
 
 impl BlockSummary {
@@ -48,7 +46,7 @@ impl BlockSummary {
         }
         let touched = u32::try_from(entries.len()).unwrap_or(0) - u32::from(summary.untouched);
         let mean = |sum: u32| u8::try_from((sum + touched / 2) / touched.max(1)).unwrap_or(u8::MAX);
-        summary.habit = Habit { backoff: mean(backoffs), heat: mean(heats), failures: 0 };
+        summary.habit = Habit { backoff: mean(backoffs), heat: mean(heats) };
         summary
     }
 
@@ -64,11 +62,7 @@ impl VmPages {
         let first = block.saturating_mul(BLOCK_PAGES).min(self.layout().pages());
         let pages = (self.layout().pages() - first).min(BLOCK_PAGES);
         match self.block(block) {
-            Some(entries) => {
-                let mut summary = BlockSummary::of(&entries[..pages as usize]);
-                summary.habit.failures = self.block_of(first).probe.failures();
-                summary
-            }
+            Some(entries) => BlockSummary::of(&entries[..pages as usize]),
             None => BlockSummary {
                 untouched: u16::try_from(pages).unwrap_or(u16::MAX),
                 ..BlockSummary::default()
@@ -115,27 +109,5 @@ mod tests {
 
         pages.update(3, |_| PageEntry::default());
         assert_eq!(pages.take_changed(9), [0, 1]);
-    }
-
-    #[test]
-    fn a_trial_that_failed_is_part_of_a_blocks_habit() {
-        let region = RamRegion { start: Hva(0x10_0000), bytes: 512 * 4096, backing: Backing::Anonymous };
-        let mut pages = VmPages::new(Layout::new(&[region]), NodeTiers(1));
-        pages.place(PageRun { first: 0, count: 512 }, Place::In(TierId(0)));
-        pages.sent_down(&[4, 5], 5, Seconds(10), Seconds(10));
-        pages.place(PageRun { first: 4, count: 2 }, Place::In(TierId(1)));
-        assert_eq!(pages.summary(0).habit.failures, 0, "nothing came back");
-        pages.touch(4, Seconds(12), false);
-        pages.touch(5, Seconds(12), false);
-        let failed = Habit { failures: 1, ..Habit::default() };
-        assert_eq!(pages.summary(0).habit, failed, "two of 512 went, and came back soon");
-        pages.sent_down(&[9, 10], 5, Seconds(40), Seconds(40));
-        assert_eq!(pages.summary(0).habit, failed, "the next trial is open");
-        pages.touch(9, Seconds(41), false);
-        assert_eq!(pages.summary(0).habit.failures, 1, "it was not even paged out");
-        pages.place(PageRun { first: 9, count: 2 }, Place::In(TierId(1)));
-        pages.touch(9, Seconds(42), false);
-        pages.touch(10, Seconds(42), false);
-        assert_eq!(pages.summary(0).habit.failures, 2);
     }
 }

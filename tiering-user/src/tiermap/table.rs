@@ -1,6 +1,6 @@
 //! The table of one virtual machine.
 
-use super::block::{BlockInfo, Probe};
+use super::block::BlockInfo;
 use super::digest::Digest;
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
@@ -27,10 +27,13 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn new(strict: bool) -> Box<Self> {
-        let info = BlockInfo { probe: Probe::new(strict), ..BlockInfo::default() };
+    fn new() -> Box<Self> {
         let digest = Some(Digest::default());
-        Box::new(Self { info, digest, entries: [PageEntry::default(); BLOCK_PAGES as usize] })
+        Box::new(Self {
+            info: BlockInfo::default(),
+            digest,
+            entries: [PageEntry::default(); BLOCK_PAGES as usize],
+        })
     }
 
     fn is_untouched(&self) -> bool {
@@ -85,8 +88,6 @@ pub struct VmPages {
     most_blocks: usize,
     /// Pages that were not taken in since then.
     left_out_pages: u64,
-    /// What came of the huge blocks that were sent down as a whole.
-    huge_probe: Probe,
     counts: PlaceCounts,
     changed: DirtyBlocks,
     pub(super) fresh: Freshness,
@@ -108,7 +109,6 @@ impl VmPages {
             blocks: Sparse::default(),
             most_blocks: usize::MAX,
             left_out_pages: 0,
-            huge_probe: Probe::new(true),
             counts,
             changed: DirtyBlocks::default(),
             fresh: Freshness::default(),
@@ -177,8 +177,7 @@ impl VmPages {
         }
         // Out of memory altogether a page shows at its first access, and that costs little: below the first of several
         // memory tiers it is otherwise.
-        let strict = self.node_tiers.0 > 1;
-        let block = self.blocks.get_or_insert_with(page / BLOCK_PAGES, || Block::new(strict));
+        let block = self.blocks.get_or_insert_with(page / BLOCK_PAGES, Block::new);
         let entry = &mut block.entries[(page % BLOCK_PAGES) as usize];
         let before = entry.place();
         *entry = change(*entry);
@@ -219,55 +218,7 @@ impl VmPages {
         let place = if self.in_memory(before.place()) { before.place() } else { Place::In(TierId(0)) };
         self.update(page, |entry| entry.accessed(now, write).with_place(place));
         let was_lower = self.in_swap(before.place());
-        let first_use = self.in_lower_memory(before.place()) && before.heat() == 0;
-        if (was_lower || first_use)
-            && let Some(block) = self.blocks.get_mut(page / BLOCK_PAGES)
-        {
-            block.info.probe.note_return(now);
-            if std::mem::take(&mut block.info.out) {
-                self.huge_probe.note_return(now);
-            }
-        }
         Touch { before, was_lower }
-    }
-
-    /// The last touch of this page, which had come back, stands for so many more.
-    pub fn note_more_returns(&mut self, page: PageIndex, more: u32, now: Seconds) {
-        if let Some(info) = self.info_mut(page) {
-            (0..more.min(BLOCK_PAGES)).for_each(|_| info.probe.note_return(now));
-        }
-    }
-
-    /// Notes that these ascending pages were sent down, as was `planned` then: what comes back within `window` seconds
-    /// counts against it.
-    pub fn sent_down(&mut self, pages: &[PageIndex], window: u16, planned: Seconds, now: Seconds) {
-        let mut huge_blocks = 0;
-        for chunk in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
-            let Some(info) = self.info_mut(chunk[0]) else { continue };
-            let mut units = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-            if info.huge {
-                info.out = true;
-                info.given_up = false;
-                huge_blocks += 1;
-                units = 1;
-            }
-            info.probe.begin(units, window, planned, now);
-        }
-        if huge_blocks > 0 {
-            self.huge_probe.begin(huge_blocks, window, planned, now);
-        }
-    }
-
-    /// Begins a block with so many failed trials in a row, which an earlier agent saw.
-    pub fn recall_trials(&mut self, block: u32, failures: u8, now: Seconds) {
-        if let Some(block) = self.blocks.get_mut(block) {
-            block.info.probe = Probe::recalled(failures, self.node_tiers.0 > 1, now);
-        }
-    }
-
-    /// What came of the huge blocks that were sent down last.
-    pub fn huge_probe(&self) -> Probe {
-        self.huge_probe
     }
 
     /// What is known of the block that holds `page`.
@@ -434,15 +385,11 @@ impl VmPages {
         let cap = self.capped_at.idle(now) >= CAP_EVERY;
         if cap {
             self.capped_at = now;
-            self.huge_probe.cap_age(now);
         }
         if !cap && !cool {
             return;
         }
         for (number, block) in self.blocks.iter_mut() {
-            if cap {
-                block.info.probe.cap_age(now);
-            }
             let cools = cool && block.digest.is_none_or(|digest| digest.cools());
             if !cap && !cools {
                 continue;
