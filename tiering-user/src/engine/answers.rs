@@ -312,7 +312,7 @@ impl Engine {
                 let id = tier.id;
                 self.drained.insert(id);
                 for machine in self.machines.values_mut() {
-                    machine.queue.retain(|queued| queued.ticket.is_some());
+                    machine.moves.queue.retain(|queued| queued.ticket.is_some());
                 }
                 self.drains.push((id, reply));
                 let vms = self.machines.values().map(|machine| machine.info.clone()).collect();

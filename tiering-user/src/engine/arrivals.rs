@@ -42,9 +42,9 @@ impl Engine {
             .map(|tenant| self.tenants.join(tenant, id, vm.images.keys().copied(), now));
         let mut machine = ManagedVm::new(id, public, vm, settings, self.ladder.node_tiers(), tag_key, now);
         machine.pages.may_grow_by(self.ceiling.room(self.machines.len() + 1));
-        machine.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
+        machine.prefetch.in_tape_order = self.config.prefetch.enabled && self.config.prefetch.in_tape_order;
         if !self.config.prefetch.feedback {
-            machine.stages = Stages::without_feedback();
+            machine.prefetch.stages = Stages::without_feedback();
         }
         machine.knowledge = self.memory.recall(&machine.info.vm, machine.pages.layout().pages());
         if let Some((class, share)) = machine.knowledge.seemed {
@@ -87,7 +87,7 @@ impl Engine {
         for other in self.machines.values_mut() {
             other.forget_leader(id);
         }
-        let waiting = machine.queue.iter().chain(&machine.in_flight);
+        let waiting = machine.moves.queue.iter().chain(&machine.moves.in_flight);
         let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
         self.fail_pending(id);
         for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {

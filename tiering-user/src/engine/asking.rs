@@ -101,10 +101,10 @@ impl Engine {
         let first = TierId(machine.pages.node_tiers().0);
         let room = self.room_bytes(first).saturating_sub(under_way).min(allowed * PAGE_BYTES) / PAGE_BYTES;
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let relief = machine.excess_pages;
+        let relief = machine.share.excess_pages;
         // Nobody knows before how old its pages are.
         let known = machine.asked.known_for(now) >= demote_after;
-        let staged = machine.stages.up_unmapped().next().is_some();
+        let staged = machine.prefetch.stages.up_unmapped().next().is_some();
         let idle = machine.asked.under_way().is_none() && !machine.freeing;
         let calm = known && machine.asked.rests(now).is_none();
         // What others lack does not wait.
@@ -147,7 +147,7 @@ impl Engine {
         let mut copies = machine.asked.end();
         let reclaimed = machine.asked.note(reclaimed, "its control group", now);
         let Reclaimed { memory_bytes, file_bytes, copies_bytes, huge_bytes, .. } = reclaimed;
-        machine.moved.huge_split += huge_bytes / PAGE_BYTES;
+        machine.moves.totals.huge_split += huge_bytes / PAGE_BYTES;
         copies.truncate(usize::try_from(copies_bytes / PAGE_BYTES).unwrap_or(usize::MAX));
         machine.reclaim.freed(&copies);
         machine.freeing = false;
@@ -162,7 +162,7 @@ impl Engine {
         machine.asked.reclaimed_at = Some(now);
         machine.reclaimed_lately.add(memory_bytes / PAGE_BYTES, now);
         machine.braking.stalls.demoted(now);
-        machine.moved.demoted += pages;
+        machine.moves.totals.demoted += pages;
         let to = machine.pages.node_tiers().0;
         if let Some(budget) = self.budgets.get_mut(usize::from(to)) {
             budget.spend(memory_bytes);
@@ -184,7 +184,7 @@ impl ManagedVm {
     /// So many pages of its group were read back so far.
     pub(super) fn note_refaults(&mut self, total: Option<u64>, now: Monotonic) {
         // What the agent reads meanwhile is known when that is done.
-        if self.in_flight.is_none() && self.staging.is_none() {
+        if self.moves.in_flight.is_none() && self.prefetch.staging.is_none() {
             let reads = self.asked.refaults(total, now);
             self.reclaim.read_back(reads, self.read_wait, now);
         }

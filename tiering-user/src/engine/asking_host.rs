@@ -87,9 +87,10 @@ impl Engine {
         let budgets =
             vms.iter().map(|vm| Budget::new(vm.info.vm.vcpus, vm.touched_pages(), limit, vm.read_wait));
         let budget: Option<Budget> = budgets.sum();
-        let staged = self.machines.values().any(|vm| vm.stages.up_unmapped().next().is_some());
+        let staged = self.machines.values().any(|vm| vm.prefetch.stages.up_unmapped().next().is_some());
         let freeing = self.machines.values().any(|vm| vm.freeing);
-        let reading = self.machines.values().any(|vm| vm.in_flight.is_some() || vm.staging.is_some());
+        let reading =
+            self.machines.values().any(|vm| vm.moves.in_flight.is_some() || vm.prefetch.staging.is_some());
         let to_swap = self.allowance().get(usize::from(first.0)).copied().unwrap_or(0);
         let room = (self.room_bytes(first) / PAGE_BYTES).min(to_swap).min(by_brakes.unwrap_or(0));
         let demote_after = self.config.policy.demote_after.0;

@@ -59,7 +59,7 @@ pub(super) struct HostBrakes {
 
 /// The brakes of one machine.
 #[derive(Debug, Default)]
-pub(super) struct MachineBrakes {
+pub(super) struct VmBrakes {
     /// By level.
     governors: Vec<Governor>,
     rates: Vec<Rate>,
@@ -79,7 +79,7 @@ pub(super) struct MachineBrakes {
     logged: Option<String>,
 }
 
-impl MachineBrakes {
+impl VmBrakes {
     fn take_gauge(&mut self, gauge: Gauge) {
         let room = Room::from_swap(&gauge.memory);
         self.full = room.pages < ROOM_LEAST_PAGES;
@@ -263,7 +263,7 @@ impl Engine {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let counts = machine.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
-        let relief_pages = machine.excess_pages;
+        let relief_pages = machine.share.excess_pages;
         let refaults = machine.braking.count_refaults(in_memory, refault_limit, &self.braking);
         machine.braking.look_at_stalls(now);
         let stall = machine.braking.stalls.above(psi_limit);
@@ -326,7 +326,7 @@ mod tests {
     const QLC: TierId = TierId(2);
 
     /// A machine whose groups leave so much; `Headroom::Unlimited` where None.
-    fn braking(swap_left_mib: Option<u64>, charge_left_mib: Option<u64>) -> MachineBrakes {
+    fn braking(swap_left_mib: Option<u64>, charge_left_mib: Option<u64>) -> VmBrakes {
         let headroom = |left: Option<u64>| match left {
             Some(mib) => {
                 Headroom::Left { left_bytes: mib << 20, limit_bytes: 64 << 20, group: "/vm".to_owned() }
@@ -338,7 +338,7 @@ mod tests {
             charge: headroom(charge_left_mib),
             ..GroupMemory::default()
         };
-        let mut braking = MachineBrakes::default();
+        let mut braking = VmBrakes::default();
         braking.take_gauge(Gauge {
             key: ProcessKey { pid: 7, start_time_ticks: 1 },
             memory,
@@ -350,7 +350,7 @@ mod tests {
         braking
     }
 
-    fn why(braking: &MachineBrakes) -> Option<String> {
+    fn why(braking: &VmBrakes) -> Option<String> {
         braking.strongest(&HostBrakes::default(), 5.0, Monotonic(0)).map(|(text, _)| text)
     }
 
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn too_many_pages_that_come_back_stop_the_swap_tiers_but_for_what_makes_room() {
-        let mut braking = MachineBrakes::default();
+        let mut braking = VmBrakes::default();
         braking.waited_for(Place::In(NVME), 1600);
         let refaults = braking.count_refaults(10_000, 1.0, &HostBrakes::default());
         let load = Load { refaults, ..Load::default() };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     /// Twenty seconds, in each of which it waits for so many pages that take 1 ms each.
-    fn wait(braking: &mut MachineBrakes, from_s: u64, pages: u64) -> Option<Stall> {
+    fn wait(braking: &mut VmBrakes, from_s: u64, pages: u64) -> Option<Stall> {
         let load = TierLoad { reads: 1000, read_latency_ns: Some(1_000_000), ..TierLoad::default() };
         let host = HostBrakes { tier_loads: BTreeMap::from([(NVME, load)]), ..HostBrakes::default() };
         for second in from_s..from_s + 20 {
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_nothing_is_known_of_is_not_held_back() {
-        let braking = MachineBrakes::default();
+        let braking = VmBrakes::default();
         assert_eq!((braking.allowed(NVME, NODES), braking.may_stage()), (MOST, true));
         assert_eq!((why(&braking), braking.swap_cached_bytes()), (None, None));
     }

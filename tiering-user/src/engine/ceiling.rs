@@ -239,9 +239,9 @@ impl Engine {
 
     fn remembered(&self) -> Vec<Remembered> {
         let tapes = self.machines.iter().map(|(id, machine)| {
-            let earlier = machine.earlier.as_ref().map_or(0, |earlier| earlier.tape.bytes());
-            let used = machine.tape_marks.last().map_or(0, |at| at.0);
-            Remembered { what: What::Tape(*id), used, bytes: machine.tape.bytes() + earlier }
+            let earlier = machine.prefetch.earlier.as_ref().map_or(0, |earlier| earlier.tape.bytes());
+            let used = machine.prefetch.marks.last().map_or(0, |at| at.0);
+            Remembered { what: What::Tape(*id), used, bytes: machine.prefetch.tape.bytes() + earlier }
         });
         let mut all: Vec<Remembered> = tapes.filter(|it| it.bytes > 0).collect();
         all.extend(self.memory.remembered());
@@ -266,11 +266,11 @@ impl Engine {
                     other.forget_leader(*id);
                 }
                 if let Some(machine) = self.machines.get_mut(id) {
-                    machine.tape = Tape::new(machine.pages.layout().pages());
-                    machine.tape_marks = Marks::default();
-                    machine.earlier = None;
-                    machine.ahead = Ahead::default();
-                    machine.knowledge.tape_kept = machine.tape.end();
+                    machine.prefetch.tape = Tape::new(machine.pages.layout().pages());
+                    machine.prefetch.marks = Marks::default();
+                    machine.prefetch.earlier = None;
+                    machine.prefetch.ahead = Ahead::default();
+                    machine.knowledge.tape_kept = machine.prefetch.tape.end();
                 }
             }
         }

@@ -162,7 +162,7 @@ impl ManagedVm {
     pub(super) fn take_priors(&mut self, config: &Config) {
         let class = self.class.to_act_on(config.policy.act_on_guesses);
         self.priors = config.classes.of(class);
-        self.stages.priors = self.priors;
+        self.prefetch.stages.priors = self.priors;
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
         work(&mut stranger, &mut classes, &config, 12);
         let (class, _, source) = stranger.class.class().unwrap();
         assert_eq!((class, source), (Class::Batch, Source::Profile));
-        assert_eq!((stranger.priority(), stranger.stages.priors.first_window), (40, 2.0));
+        assert_eq!((stranger.priority(), stranger.prefetch.stages.priors.first_window), (40, 2.0));
 
         // The next agent knows it at once.
         assert_eq!(classes.record(false, Monotonic(0)), None, "it is too soon");

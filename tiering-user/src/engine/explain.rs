@@ -32,8 +32,8 @@ impl Engine {
         let machine = self.machine(vm)?;
         let now = self.clock.now;
         let page = at.map(|at| self.page_info(machine, at, now)).transpose()?;
-        let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
-        let waiting = machine.queue.iter().chain(&machine.in_flight);
+        let blocked = machine.unmovable().or_else(|| machine.moves.refused_now.clone());
+        let waiting = machine.moves.queue.iter().chain(&machine.moves.in_flight);
         Ok(Explanation {
             vm: machine.id.clone(),
             name: machine.info.vm.name.clone(),
@@ -45,9 +45,10 @@ impl Engine {
             huge: machine.settings.huge.name().to_owned(),
             huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
             can_free: self.can_free(machine.info.id),
-            resting_ms: (machine.rest_until > now).then(|| millis(machine.rest_until.since(now))),
+            resting_ms: (machine.moves.rest_until > now).then(|| millis(machine.moves.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: machine
+                .moves
                 .decisions
                 .newest_first()
                 .take(TOLD)
@@ -60,12 +61,12 @@ impl Engine {
                 promoted_bytes: machine.knowledge.before.promoted * PAGE_BYTES,
             },
             seen_by: AccessesSeen {
-                page_fault: machine.seen_by.faults,
-                kvm_page_fault: machine.seen_by.kvm,
-                rearming: machine.seen_by.armed,
-                soft_dirty: machine.seen_by.written,
-                damon: machine.seen_by.damon,
-                sweeps: machine.seen_by.sweeps,
+                page_fault: machine.watch.seen_by.faults,
+                kvm_page_fault: machine.watch.seen_by.kvm,
+                rearming: machine.watch.seen_by.armed,
+                soft_dirty: machine.watch.seen_by.written,
+                damon: machine.watch.seen_by.damon,
+                sweeps: machine.watch.seen_by.sweeps,
             },
         })
     }
@@ -108,7 +109,7 @@ impl Engine {
         let seconds = self.clock.seconds();
         let entry = machine.pages.get(page);
         let touched = entry.place() != Place::Untouched;
-        let about = machine.decisions.about(page).take(TOLD);
+        let about = machine.moves.decisions.about(page).take(TOLD);
         Ok(PageInfo {
             hva: hva.0,
             gpa: machine.gpa(hva).map(|gpa| gpa.0),
@@ -129,7 +130,7 @@ impl Engine {
 
     fn next_move(&self, machine: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
         let stays = |why: String| NextMove { when: why, ..NextMove::default() };
-        let waits = machine.queue.iter().chain(&machine.in_flight).find(|queued| {
+        let waits = machine.moves.queue.iter().chain(&machine.moves.in_flight).find(|queued| {
             // Pages of a step are in ascending order.
             queued.step.pages.binary_search(&page).is_ok()
         });

@@ -105,7 +105,7 @@ impl Engine {
         let (step, bytes) = if !private.is_empty() {
             let bytes = private.len() as u64 * PAGE_BYTES;
             // They are not staged before that is done.
-            machine.dropping.extend(&private);
+            machine.prefetch.dropping.extend(&private);
             let step = Step { vm: id, action: Action::Free, pages: private, reason: Reason::StayedAway };
             (step, bytes)
         } else if by_group {
@@ -127,7 +127,7 @@ impl ManagedVm {
     pub(super) fn may_send(&mut self, allowed: u64, now: Monotonic) -> u64 {
         let touched = self.touched_pages();
         let step = self.reclaim.may_send(touched, now);
-        allowed.min(step.max(self.excess_pages))
+        allowed.min(step.max(self.share.excess_pages))
     }
 
     /// Pages that exist.
@@ -154,7 +154,7 @@ impl ManagedVm {
     /// would split huge pages on its way.
     fn may_free_by_group(&self) -> bool {
         let copies = self.braking.swap_cached_bytes().unwrap_or(0);
-        copies > 0 && !self.info.keep_huge && self.stages.up_unmapped().next().is_none()
+        copies > 0 && !self.info.keep_huge && self.prefetch.stages.up_unmapped().next().is_none()
     }
 
     /// Whether more than half of the swap is used that one of its control groups may use.
@@ -173,7 +173,7 @@ impl ManagedVm {
             Action::Place { to } if !self.pages.node_tiers().contains(to) => {
                 self.reclaim.sent(&away, outcome.finished);
                 let left = outcome.moved_pages.saturating_sub(outcome.raised_pages);
-                self.moved_lately.add(left, outcome.finished);
+                self.moves.lately.add(left, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
                 for page in back {
@@ -183,7 +183,7 @@ impl ManagedVm {
             Action::Free | Action::DropStage { .. } => {
                 if outcome.action == Action::Free {
                     self.freeing = false;
-                    self.moved_at = now;
+                    self.moves.moved_at = now;
                 }
                 self.reclaim.freed(&away);
                 for page in back {

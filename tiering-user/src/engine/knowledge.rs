@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ceiling::{Remembered, What};
 use super::histories::Histories;
-use super::managed_vm::{ManagedVm, Moved};
+use super::managed_vm::ManagedVm;
+use super::queue::Moved;
 use super::tapes::Tapes;
 use super::tenants::Tenants;
 use crate::config::Class;
@@ -47,7 +48,7 @@ const MOST_BLOCKS: u32 = 1 << 23;
 /// A machine, as it is written down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct MachineRecord {
+pub(super) struct VmRecord {
     saved_unix_s: u64,
     /// The process, and the boot in which it is that.
     boot_id: String,
@@ -167,7 +168,7 @@ fn unpack(packed: &[u8]) -> Sparse<u8> {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     boot_id: String,
-    known: BTreeMap<String, (MachineRecord, Vec<u8>)>,
+    known: BTreeMap<String, (VmRecord, Vec<u8>)>,
     /// What must be written down beside the machines that are there.
     due: Vec<Record>,
     tapes: Tapes,
@@ -189,7 +190,7 @@ impl Memory {
         );
         let mut found = Vec::new();
         for name in names.iter().filter(|name| name.starts_with(MACHINES)) {
-            let record = read(name).and_then(|bytes| serde_json::from_slice::<MachineRecord>(&bytes).ok());
+            let record = read(name).and_then(|bytes| serde_json::from_slice::<VmRecord>(&bytes).ok());
             found.push((name[MACHINES.len()..].to_owned(), record.unwrap_or_default()));
         }
         found.sort_by_key(|(_, record)| std::cmp::Reverse(record.saved_unix_s));
@@ -266,7 +267,7 @@ impl Memory {
         let machines = self.known.iter().map(|(identity, (record, habits))| Remembered {
             what: What::MachineOnRecord(identity.clone()),
             used: record.saved_unix_s,
-            bytes: (size_of::<MachineRecord>() + habits.len()) as u64 + self.histories.bytes(identity),
+            bytes: (size_of::<VmRecord>() + habits.len()) as u64 + self.histories.bytes(identity),
         });
         machines.chain(self.tapes.remembered())
     }
@@ -310,16 +311,16 @@ impl Memory {
         due
     }
 
-    fn record(&self, machine: &ManagedVm, unix_s: u64) -> MachineRecord {
+    fn record(&self, machine: &ManagedVm, unix_s: u64) -> VmRecord {
         let ProcessKey { pid, start_time_ticks } = machine.info.vm.key;
         let before = machine.knowledge.before;
-        MachineRecord {
+        VmRecord {
             saved_unix_s: unix_s,
             boot_id: self.boot_id.clone(),
             pid,
             start_time_ticks,
             pages: machine.pages.layout().pages(),
-            demoted_pages: before.demoted + machine.moved.demoted,
+            demoted_pages: before.demoted + machine.moves.totals.demoted,
             promoted_pages: before.promoted + machine.promoted_pages(),
             seemed: machine.class.seems(),
         }
@@ -344,7 +345,7 @@ pub(super) fn identity(vm: &Vm) -> String {
 }
 
 /// The records of one machine: written, removed if `None`; the blocks left as they are if there are none at all.
-fn records(identity: &str, record: Option<&MachineRecord>, blocks: Option<Option<Vec<u8>>>) -> Vec<Record> {
+fn records(identity: &str, record: Option<&VmRecord>, blocks: Option<Option<Vec<u8>>>) -> Vec<Record> {
     // Plain numbers and text always become JSON.
     let header = record.and_then(|record| serde_json::to_vec(record).ok());
     let blocks = blocks.map(|blocks| (format!("{BLOCKS}{identity}"), blocks));

@@ -16,7 +16,7 @@ fn vm(pid: i32, uuid: Option<&str>) -> Vm {
 }
 
 fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {
-    let record = MachineRecord {
+    let record = VmRecord {
         saved_unix_s,
         boot_id: "boot".into(),
         pid,
@@ -89,12 +89,12 @@ fn what_one_agent_writes_down_the_next_one_reads() {
     let mut first = Memory::load("boot".into(), &[], |_| None, 100).0;
     let mut there = machine();
     there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() }, false);
-    there.moved.demoted = 11;
+    there.moves.totals.demoted = 11;
     there.class.seemed(Class::Cache, 0.75);
     let store = Store::in_folder(folder.path());
     assert!(store.write(&first.records([&mut there].into_iter(), 100, false)));
     // Later nothing has changed but the totals.
-    there.moved.demoted = 12;
+    there.moves.totals.demoted = 12;
     let later = first.records([&mut there].into_iter(), 130, false);
     assert_eq!(later.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["machine/uuid/u"]);
     assert!(store.write(&later));

@@ -217,7 +217,7 @@ impl Engine {
                 if let Some(behaviour) = machine.profile.vector().filter(|_| machine.profile.is_at_work()) {
                     tenant.likeness.behaves(vm, behaviour);
                 }
-                for (leader, used, ended) in machine.stages.take_ends() {
+                for (leader, used, ended) in machine.prefetch.stages.take_ends() {
                     if self.config.prefetch.feedback {
                         tenant.likeness.learn(leader, vm, used, ended);
                     }
@@ -227,7 +227,7 @@ impl Engine {
             for vm in &tenant.members {
                 if let Some(machine) = self.machines.get_mut(vm) {
                     for (leader, probability) in tenant.likeness.expectations(*vm) {
-                        machine.stages.expect(leader, probability);
+                        machine.prefetch.stages.expect(leader, probability);
                     }
                 }
             }
@@ -248,7 +248,7 @@ impl Engine {
                 else {
                     continue;
                 };
-                let counts = one.stages.counts_of(neighbour.vm);
+                let counts = one.prefetch.stages.counts_of(neighbour.vm);
                 let Parts { content, placed, files, behaviour, lagged } = neighbour.parts;
                 pairs.push(SimilarPair {
                     follower: one.id.clone(),

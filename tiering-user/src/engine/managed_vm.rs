@@ -1,49 +1,46 @@
 //! One virtual machine, as the agent keeps it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::asked::Asked;
-use super::braking::MachineBrakes;
+use super::braking::VmBrakes;
 use super::came_up::CameUp;
-use super::decisions::Decisions;
 use super::gpa_proof::GpaProof;
 use super::knowledge::Knowledge;
-use super::queue::Queued;
-use super::rearming::SeenBy;
-use super::savings::MachineSavings;
-use super::sweeping::{LastSweep, SweepUnderWay};
-use super::tapes::Earlier;
-use super::waiting::{Urgency, Waiting};
+use super::prefetch::Prefetch;
+use super::queue::Moves;
+use super::rearming::Watch;
+use super::savings::VmSavings;
+use super::sweeping::Sweeps;
 use crate::actuate::{Homes, Outcome, Skip, VmInfo};
 use crate::class::Belief;
 use crate::config::{Huge, Priors, VmSettings};
 use crate::policy::{Action, Bands, Reason, Rules, note_return};
-use crate::predict::{Ahead, Marks, Stages, TagKey, Tape, Used, Votes};
+use crate::predict::{TagKey, Used};
 use crate::profile::Profile;
 use crate::reclaim::{Recent, Reclaim};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{Layout, PageIndex, PageRun, Place, Seconds, Sweep, VmPages};
 use crate::tiers::{NodeTiers, TierId};
-use crate::track::{Access, Rounds, VmId};
+use crate::track::{Access, VmId};
 use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
 
 /// Sweeps and looks at control groups are hardly ever older.
-const LATELY: Duration = Duration::from_secs(30);
+pub(super) const LATELY: Duration = Duration::from_secs(30);
 
-/// Totals of what the mover did, pages.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved {
-    pub demoted: u64,
-    pub promoted: u64,
-    /// Came back to memory soon after they went down.
-    pub ping_pong: u64,
-    /// Made into huge pages again.
-    pub collapsed: u64,
-    /// In huge pages before a step and not after it, whoever chose them.
-    pub huge_split: u64,
+/// What a VM may have of the first tier; written once a second.
+#[derive(Debug)]
+pub(super) struct Share {
+    /// What is hot and warm.
+    pub bands: Bands,
+    /// How much it may have, and how much more than that it has.
+    pub room_pages: u64,
+    pub excess_pages: u64,
+    /// The control group that lacks these pages; none where the first tier does.
+    pub excess_of: Option<String>,
 }
 
 #[derive(Debug)]
@@ -55,76 +52,19 @@ pub(super) struct ManagedVm {
     /// What kind of work it does, and what that changes.
     pub class: Belief,
     pub priors: Priors,
+    /// Its labels are being read.
+    pub labels_asked: bool,
     /// Which addresses of a KVM guest can be believed.
     pub gpa_proof: GpaProof,
     pub pages: VmPages,
-    pub tape: Tape,
-    pub tape_marks: Marks,
-    /// What goes to swap goes in the order of the tape.
-    pub in_tape_order: bool,
-    /// What it touched before it was started anew, if that is known.
-    pub earlier: Option<Earlier>,
-    /// How far it has followed its own tape, that of its earlier self, and those of others.
-    pub ahead: Ahead,
-    pub stages: Stages,
-    /// What is predicted by those that are not sure enough alone.
-    pub votes: Votes,
-    /// What is hot and warm, how much it may have of the first tier, and how much more than its share it has; written
-    /// once a second.
-    pub bands: Bands,
-    pub room_pages: u64,
-    /// When its last epoch ended.
-    pub cooled_at: Seconds,
-    pub excess_pages: u64,
-    /// The control group that lacks these pages; none where the first tier does.
-    pub excess_of: Option<String>,
-    pub moved: Moved,
-    pub decisions: Decisions,
-    pub came_up: CameUp,
-    pub knowledge: Knowledge,
-    /// Highest number of pages seen in each place; written when the status is made.
-    pub peaks: BTreeMap<Place, u64>,
-    /// Anonymous huge pages of the process, bytes; written by sweeps.
-    pub huge_bytes: u64,
-    /// Accessed within `demote_after`, pages, and when that was counted.
-    pub working_set_pages: u64,
-    pub working_set_at: Option<Monotonic>,
+    pub sweeps: Sweeps,
+    pub watch: Watch,
     pub profile: Profile,
-    pub queue: VecDeque<Queued>,
-    /// With the mover now.
-    pub in_flight: Option<Queued>,
-    /// When a move last began or ended: a sweep that began before is out of date.
-    pub moved_at: Monotonic,
-    /// Wait for the stager, which is at a stage of this machine.
-    pub to_stage: Waiting,
-    /// The stager is at a step of this urgency.
-    pub staging: Option<Urgency>,
-    /// Pages whose stage is being dropped: they are not staged anew before that is done.
-    pub dropping: HashSet<PageIndex>,
-    /// All of its touches were seen since then.
-    pub seen_since: Monotonic,
-    /// Until then touches may not have been seen: it is sampled, or the ring was full.
-    pub unseen_until: Monotonic,
-    /// Samples of it that were dropped when that was looked at.
-    pub dropped_samples: u64,
-    /// Why the last look before a move refused it, if it did.
-    pub refused_now: Option<String>,
-    pub braking: MachineBrakes,
-    /// When its mapped pages are armed anew, and since when they are.
-    pub rounds: Rounds,
-    pub armed_at: Option<Seconds>,
-    pub rearm_running: bool,
-    pub seen_by: SeenBy,
-    /// Its page tables were looked at once.
-    pub is_swept: bool,
-    /// Its labels are being read.
-    pub labels_asked: bool,
-    /// Room for RAM (virtio-mem) in which nothing was ever touched; written by sweeps.
-    pub unplugged_bytes: u64,
-    /// Shared guest RAM in huge pages.
-    pub shared_huge_bytes: u64,
-    pub sweep: Option<SweepUnderWay>,
-    pub swept: LastSweep,
+    pub knowledge: Knowledge,
+    pub prefetch: Prefetch,
+    pub share: Share,
+    pub braking: VmBrakes,
+    pub moves: Moves,
     /// What leaves memory for swap, and is freed.
     pub reclaim: Reclaim,
     /// How long a read from the first swap tier takes.
@@ -134,12 +74,17 @@ pub(super) struct ManagedVm {
     pub freed_at: Option<Monotonic>,
     /// Of the kernel.
     pub asked: Asked,
-    /// Pages that left memory for swap in the last seconds, by the kernel at the agent's request, and by the mover.
+    /// Pages that left memory for swap in the last seconds by the kernel at the agent's request.
     pub reclaimed_lately: Recent<u64>,
-    pub moved_lately: Recent<u64>,
-    pub savings: MachineSavings,
-    /// Planning pauses until then.
-    pub rest_until: Monotonic,
+    pub savings: VmSavings,
+    pub came_up: CameUp,
+    /// When its last epoch of heat ended.
+    pub cooled_at: Seconds,
+    /// Accessed within `demote_after`, pages, and when that was counted.
+    pub working_set_pages: u64,
+    pub working_set_at: Option<Monotonic>,
+    /// Highest number of pages seen in each place; written when the status is made.
+    pub peaks: BTreeMap<Place, u64>,
 }
 
 impl ManagedVm {
@@ -163,65 +108,36 @@ impl ManagedVm {
             keep_huge: settings.huge == Huge::Keep,
             homes: Arc::new(Homes::new(layout.pages())),
         };
+        let pages = layout.pages();
         Self {
             info,
             id,
             class: Belief::of_operator(settings.class),
             priors: Priors::NEUTRAL,
             settings,
-            gpa_proof: proof,
-            tape: Tape::new(layout.pages()),
-            tape_marks: Marks::default(),
-            in_tape_order: false,
-            earlier: None,
-            ahead: Ahead::default(),
-            decisions: Decisions::new(layout.pages()),
-            knowledge: Knowledge::default(),
-            profile: Profile::new(layout.pages(), now),
-            pages: VmPages::new(layout, node_tiers),
-            stages: Stages::default(),
-            votes: Votes::default(),
-            bands: Bands::ROOMY,
-            room_pages: 0,
-            cooled_at: Seconds::default(),
-            excess_pages: 0,
-            excess_of: None,
-            moved: Moved::default(),
-            came_up: CameUp::default(),
-            peaks: BTreeMap::new(),
-            huge_bytes: 0,
-            working_set_pages: 0,
-            working_set_at: None,
-            queue: VecDeque::new(),
-            in_flight: None,
-            moved_at: Monotonic::default(),
-            to_stage: Waiting::default(),
-            staging: None,
-            dropping: HashSet::new(),
-            seen_since: Monotonic::default(),
-            unseen_until: Monotonic::default(),
-            dropped_samples: 0,
-            refused_now: None,
-            braking: MachineBrakes::default(),
-            rounds: Rounds::default(),
-            armed_at: None,
-            rearm_running: false,
-            seen_by: SeenBy::default(),
-            is_swept: false,
             labels_asked: false,
-            unplugged_bytes,
-            shared_huge_bytes: 0,
-            sweep: None,
-            swept: LastSweep::default(),
+            gpa_proof: proof,
+            pages: VmPages::new(layout, node_tiers),
+            sweeps: Sweeps { unplugged_bytes, ..Sweeps::default() },
+            watch: Watch::default(),
+            profile: Profile::new(pages, now),
+            knowledge: Knowledge::default(),
+            prefetch: Prefetch::new(pages),
+            share: Share { bands: Bands::ROOMY, room_pages: 0, excess_pages: 0, excess_of: None },
+            braking: VmBrakes::default(),
+            moves: Moves::new(pages),
             reclaim: Reclaim::default(),
             read_wait: Duration::ZERO,
             freeing: false,
             freed_at: None,
             asked: Asked::default(),
             reclaimed_lately: Recent::new(LATELY),
-            moved_lately: Recent::new(LATELY),
-            savings: MachineSavings::default(),
-            rest_until: Monotonic::default(),
+            savings: VmSavings::default(),
+            came_up: CameUp::default(),
+            cooled_at: Seconds::default(),
+            working_set_pages: 0,
+            working_set_at: None,
+            peaks: BTreeMap::new(),
         }
     }
 
@@ -235,9 +151,9 @@ impl ManagedVm {
         Rules {
             demote_after: demote_after.mul_f64(self.priors.idle_age),
             priority: self.priority(),
-            excess_pages: self.excess_pages,
-            bands: self.bands,
-            armed_at: self.armed_at,
+            excess_pages: self.share.excess_pages,
+            bands: self.share.bands,
+            armed_at: self.watch.armed_at,
             keep_huge: self.info.keep_huge,
         }
     }
@@ -280,7 +196,7 @@ impl ManagedVm {
     /// So many pages of the RAM that is plugged on demand are there.
     pub(super) fn note_plugged(&mut self, pages: u64) {
         let room: u64 = self.info.vm.on_demand.iter().map(|region| region.bytes).sum();
-        self.unplugged_bytes = room.saturating_sub(pages * PAGE_BYTES);
+        self.sweeps.unplugged_bytes = room.saturating_sub(pages * PAGE_BYTES);
     }
 
     /// Why nothing of it is moved to any tier below the first one, if so.
@@ -302,7 +218,7 @@ impl ManagedVm {
         self.profile.access(page, access.write, access.time, access.weight);
         let touch = self.pages.touch(page, now, access.write);
         let mapped = self.pages.in_memory(touch.before.place());
-        self.seen_by.note(access.kvm, mapped && self.armed_at.is_some(), access.weight);
+        self.watch.seen_by.note(access.kvm, mapped && self.watch.armed_at.is_some(), access.weight);
         if access.kvm && mapped {
             self.note_shown(page, touch.before, now);
         }
@@ -311,10 +227,10 @@ impl ManagedVm {
         if touch.was_lower {
             self.came_up.note(touch.before.place(), weight);
         }
-        if let Some(predicted) = self.to_stage.remove(page) {
-            self.stages.withdrawn(predicted.origin, access.time);
+        if let Some(predicted) = self.prefetch.to_stage.remove(page) {
+            self.prefetch.stages.withdrawn(predicted.origin, access.time);
         }
-        let staged = self.stages.touched(page, access.time);
+        let staged = self.prefetch.stages.touched(page, access.time);
         let in_memory = |used: &Used| self.pages.node_tiers().contains(used.tier);
         let ready = staged.filter(in_memory);
         if let Some(Used { tier, .. }) = ready.filter(|_| touch.was_lower) {
@@ -330,11 +246,11 @@ impl ManagedVm {
         }
         let soon = back.and_then(|back| back.soon);
         if let Some(soon) = note_return(&mut self.pages, page, touch, soon, rules, now) {
-            self.moved.ping_pong += weight * u64::from(soon);
+            self.moves.totals.ping_pong += weight * u64::from(soon);
         }
         let came_up = touch.was_lower || staged.is_some();
         if came_up {
-            self.stages.came_up(page, ready.is_none(), access.time);
+            self.prefetch.stages.came_up(page, ready.is_none(), access.time);
         }
         came_up.then_some(page)
     }
@@ -358,23 +274,23 @@ impl ManagedVm {
     pub(super) fn staged_in_swap_cache(&self) -> u64 {
         let layout = self.pages.layout();
         let private = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| !shared);
-        self.stages.up_unmapped().filter(private).count() as u64
+        self.prefetch.stages.up_unmapped().filter(private).count() as u64
     }
 
     /// Pages brought up: by a move, or by a stage that was used.
     pub(super) fn promoted_pages(&self) -> u64 {
-        self.moved.promoted + self.stages.counts().used
+        self.moves.totals.promoted + self.prefetch.stages.counts().used
     }
 
     /// Plans nothing for this many seconds.
     pub(super) fn rest(&mut self, seconds: u64, now: Monotonic) {
-        self.rest_until = now.after(Duration::from_secs(seconds));
+        self.moves.rest_until = now.after(Duration::from_secs(seconds));
     }
 
     /// Takes over what became of a step.
     pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
-        self.decisions.note(outcome);
-        self.moved.huge_split += outcome.huge_split_pages;
+        self.moves.decisions.note(outcome);
+        self.moves.totals.huge_split += outcome.huge_split_pages;
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.
             let missed = outcome.reason != Reason::MayBeTouched
@@ -397,19 +313,19 @@ impl ManagedVm {
                 let down = outcome.found.iter().filter(|(_, place)| self.pages.in_swap(*place));
                 for page in down.flat_map(|(run, _)| run.pages()).collect::<Vec<_>>() {
                     if outcome.reason != Reason::MayBeTouched {
-                        self.stages.failed(page);
+                        self.prefetch.stages.failed(page);
                     }
                     self.pages.update(page, |entry| entry.with_staged(false));
                 }
                 self.note_lift(outcome, now);
                 // Of those only what is used counts, as of all stages.
                 if outcome.reason != Reason::MayBeTouched {
-                    self.moved.promoted += outcome.raised_pages;
-                    self.moved.demoted += outcome.moved_pages - outcome.raised_pages;
+                    self.moves.totals.promoted += outcome.raised_pages;
+                    self.moves.totals.demoted += outcome.moved_pages - outcome.raised_pages;
                 }
             }
             Action::Collapse => {
-                self.moved.collapsed += outcome.moved_pages;
+                self.moves.totals.collapsed += outcome.moved_pages;
                 // What was not tried is not given up, but for blocks of which the guest has given something back.
                 if outcome.skipped.keys().all(|skip| matches!(skip, Skip::NotCollapsed | Skip::Absent)) {
                     self.pages.tried_to_collapse(&outcome.asked);
@@ -418,28 +334,28 @@ impl ManagedVm {
             Action::MapStaged => {
                 let found = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));
                 for page in found.flat_map(|(run, _)| run.pages()) {
-                    self.stages.mapped(page, outcome.finished);
+                    self.prefetch.stages.mapped(page, outcome.finished);
                 }
             }
             Action::Stage { .. } => {
-                self.staging = None;
+                self.prefetch.staging = None;
                 let staged = outcome.moved_pages > 0;
                 for page in &outcome.left_out {
-                    self.stages.failed(*page);
+                    self.prefetch.stages.failed(*page);
                     self.pages.update(*page, |entry| entry.with_staged(false));
                 }
                 for page in &outcome.asked {
                     if staged {
-                        self.stages.done(*page, outcome.finished);
+                        self.prefetch.stages.done(*page, outcome.finished);
                     } else {
-                        self.stages.failed(*page);
+                        self.prefetch.stages.failed(*page);
                         self.pages.update(*page, |entry| entry.with_staged(false));
                     }
                 }
             }
             Action::DropStage { .. } | Action::Free => {
                 for page in outcome.asked.iter().chain(&outcome.left_out) {
-                    self.dropping.remove(page);
+                    self.prefetch.dropping.remove(page);
                 }
                 // A page that was touched between the deadline and the drop is mapped, and accessed now.
                 let mapped = outcome.found.iter().filter(|(_, place)| self.pages.in_memory(*place));

@@ -44,6 +44,7 @@ mod managed_vm;
 mod outcomes;
 mod planning;
 mod predicting;
+mod prefetch;
 mod profiling;
 mod queue;
 mod rates;
@@ -257,7 +258,7 @@ impl Engine {
     /// Whether something waits that no event tells of: a stage for its turn, a VM that all accesses of are looked at
     /// again, what DAMON finds.
     pub fn waits_for_time(&self) -> bool {
-        let stages = self.machines.values().any(|machine| !machine.to_stage.is_empty());
+        let stages = self.machines.values().any(|machine| !machine.prefetch.to_stage.is_empty());
         stages
             || self.sampling.is_reduced()
             || matches!(self.region_watch.watching, Watching::Machines { .. })

@@ -40,16 +40,16 @@ impl Engine {
             }
         };
         self.machines.values_mut().for_each(|machine| send(machine, Urgency::Now));
-        let busy = self.machines.values().any(|machine| machine.staging.is_some());
+        let busy = self.machines.values().any(|machine| machine.prefetch.staging.is_some());
         // Who stages for itself all the time must not keep all others waiting.
         let least = if busy { LATER_WAITS } else { Duration::ZERO };
         let since = |machine: &ManagedVm| {
-            machine.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
+            machine.prefetch.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
         };
         let first = self
             .machines
             .values_mut()
-            .filter(|machine| machine.staging.is_none() && machine.braking.may_stage())
+            .filter(|machine| machine.prefetch.staging.is_none() && machine.braking.may_stage())
             .filter(|machine| since(machine).is_some());
         if let Some(machine) = first.min_by_key(|machine| since(machine)) {
             send(machine, Urgency::Later);
@@ -77,8 +77,8 @@ impl Engine {
         // Before the next batch goes: one for a tier that failed is not sent.
         self.note_trouble(outcome);
         let machine = self.machines.get_mut(&outcome.vm).filter(|_| is_of_mover(outcome))?;
-        machine.moved_at = self.clock.now;
-        let done = machine.in_flight.take();
+        machine.moves.moved_at = self.clock.now;
+        let done = machine.moves.in_flight.take();
         self.send_next(outcome.vm);
         done
     }
@@ -159,12 +159,12 @@ impl Engine {
                 | Skip::Gone => {}
             }
         }
-        if refused != machine.refused_now {
+        if refused != machine.moves.refused_now {
             match &refused {
                 Some(reason) => tracing::info!(vm = machine.info.vm.name, reason, "not moved for now"),
                 None => tracing::info!(vm = machine.info.vm.name, "moved again"),
             }
-            machine.refused_now = refused;
+            machine.moves.refused_now = refused;
         }
         if let Some(ticket) = done.and_then(|done| done.ticket) {
             self.on_ticket(ticket, outcome);
@@ -222,7 +222,7 @@ impl Engine {
         if let Some(machine) = self.machines.get_mut(&id)
             && let Some(step) = machine.next_batch(now)
         {
-            machine.moved_at = self.clock.now;
+            machine.moves.moved_at = self.clock.now;
             self.commands.push(Command::Step(machine.info.clone(), step));
         }
     }

@@ -76,8 +76,8 @@ impl Engine {
             let Some(machine) = self.machines.get_mut(&id) else { continue };
             let rules = machine.rules(demote_after);
             // Between two rounds nothing shows that would keep a page warm.
-            let cool = match machine.armed_at {
-                Some(_) => machine.rounds.take_epoch(),
+            let cool = match machine.watch.armed_at {
+                Some(_) => machine.watch.rounds.take_epoch(),
                 None => {
                     let since = Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into());
                     since >= cooling_epoch(&rules)
@@ -103,10 +103,10 @@ impl Engine {
                     recording.push(now, &Event::Epoch { vm: id, usage });
                 }
             }
-            machine.bands = HeatHistogram::of(&machine.pages).bands(machine.room_pages);
-            let counts = machine.stages.counts();
+            machine.share.bands = HeatHistogram::of(&machine.pages).bands(machine.share.room_pages);
+            let counts = machine.prefetch.stages.counts();
             let moves = VmMoves {
-                demoted: machine.moved.demoted,
+                demoted: machine.moves.totals.demoted,
                 promoted: machine.promoted_pages(),
                 prefetched: counts.issued,
                 used: counts.used,
@@ -114,9 +114,10 @@ impl Engine {
             };
             self.commands.push(Command::ShowMoves(id, moves));
             // Where the kernel has moved something since, at once.
-            let moved_since = machine.swept.began.is_some_and(|began| began < self.kernel_moved_at);
+            let moved_since = machine.sweeps.last.began.is_some_and(|began| began < self.kernel_moved_at);
             let reclaimed_since = machine
-                .swept
+                .sweeps
+                .last
                 .began
                 .is_some_and(|began| machine.asked.reclaimed_at.is_some_and(|at| began < at));
             let sweep_after = match () {
@@ -124,7 +125,7 @@ impl Engine {
                 () if reclaimed_since => sweep_every.min(reclaim_sweep(machine.info.vm.ram_bytes())),
                 () => sweep_every,
             };
-            if machine.swept.is_over(sweep_after, now) {
+            if machine.sweeps.last.is_over(sweep_after, now) {
                 self.sweep_if_moved(id);
             }
             if ended.is_some() {
@@ -158,13 +159,13 @@ impl Engine {
         let clock = self.clock.seconds();
         let now = self.clock.now;
         let Some(machine) = self.machines.get(&id) else { return };
-        let busy = machine.in_flight.is_some() || !machine.queue.is_empty();
+        let busy = machine.moves.in_flight.is_some() || !machine.moves.queue.is_empty();
         // Before its page tables were read once, most of its pages are not known.
-        let unknown = !machine.is_swept || machine.unmovable().is_some();
-        if busy || unknown || machine.rest_until > now || machine.braking.rests(now) {
+        let unknown = !machine.sweeps.any || machine.unmovable().is_some();
+        if busy || unknown || machine.moves.rest_until > now || machine.braking.rests(now) {
             return;
         }
-        if machine.swept.is_overdue(now) {
+        if machine.sweeps.last.is_overdue(now) {
             return self.start_sweep(id);
         }
         let rules = machine.rules(self.config.policy.demote_after.0);
@@ -207,7 +208,7 @@ impl Engine {
                     }
                 }
                 ChosenBy::Host => {
-                    *allowed = (*allowed).min(machine.excess_pages);
+                    *allowed = (*allowed).min(machine.share.excess_pages);
                 }
             }
         }
@@ -300,10 +301,11 @@ impl Engine {
     fn expire_stages(&mut self, id: VmId) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let now = self.clock.now;
-        for predicted in machine.to_stage.expire(now) {
-            machine.stages.dropped(predicted.origin);
+        for predicted in machine.prefetch.to_stage.expire(now) {
+            machine.prefetch.stages.dropped(predicted.origin);
         }
-        let Wasted { unmapped, mapped, in_use } = machine.stages.expire(now, machine.seen_since);
+        let Wasted { unmapped, mapped, in_use } =
+            machine.prefetch.stages.expire(now, machine.watch.seen_since);
         for page in in_use {
             // Where it is the next sweep tells.
             machine.pages.update(page, |entry| entry.with_staged(false));
@@ -314,7 +316,7 @@ impl Engine {
             for page in &pages {
                 machine.pages.update(*page, |entry| entry.with_staged(false));
             }
-            machine.dropping.extend(&pages);
+            machine.prefetch.dropping.extend(&pages);
             let step =
                 Step { vm: id, action: Action::DropStage { mapped }, pages, reason: Reason::NotUsedInTime };
             self.commands.push(Command::Step(machine.info.clone(), step));
@@ -324,7 +326,7 @@ impl Engine {
     /// How full the first tier is, and what each machine may have of it.
     fn look_at_memory(&mut self) {
         for machine in self.machines.values_mut() {
-            (machine.excess_pages, machine.excess_of) = (0, None);
+            (machine.share.excess_pages, machine.share.excess_of) = (0, None);
         }
         self.look_at_first_tier();
         self.divide_shared_groups();
@@ -381,8 +383,8 @@ impl Engine {
         let spare_pages = spare_pages / (holdings.len() as u64).max(1);
         for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
             if let Some(machine) = self.machines.get_mut(&holding.claim.vm) {
-                machine.excess_pages = relief.excess_pages;
-                machine.room_pages = relief.share_pages + spare_pages;
+                machine.share.excess_pages = relief.excess_pages;
+                machine.share.room_pages = relief.share_pages + spare_pages;
             }
         }
     }
@@ -400,7 +402,8 @@ impl ManagedVm {
         )]
         let floor = (touched as f64 * (floor.0 / 100.0 * self.priors.floor).min(1.0)) as u64;
         // What the kernel has reclaimed since the last sweep is not in the table yet.
-        let unseen = self.swept.began.map_or(0, |began| self.reclaimed_lately.within(now.since(began), now));
+        let unseen =
+            self.sweeps.last.began.map_or(0, |began| self.reclaimed_lately.within(now.since(began), now));
         let there = counts.get(Place::In(TierId(0))).saturating_sub(unseen);
         // Others have to give what this one cannot.
         let held = match self.pages.node_tiers().0 {

@@ -71,7 +71,7 @@ impl Engine {
             tag = tenant.tags.remove(vm, page);
             tenant.likeness.touch(vm, machine.guest_page(page), tag);
         }
-        let before = machine.tape.record(page, tag);
+        let before = machine.prefetch.tape.record(page, tag);
         let tag = tag.filter(|_| self.config.prefetch.by_content);
         Some(Touched { vm, page, tag, time, before })
     }
@@ -108,7 +108,7 @@ impl Engine {
             if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
                 continue;
             }
-            match machine.stages.chance(origin, rules.threshold, time) {
+            match machine.prefetch.stages.chance(origin, rules.threshold, time) {
                 Chance::Taken => drop(machine.predicted(page, origin, time)),
                 Chance::Shadowed => machine.shadowed(page, origin, rules.threshold, time),
                 Chance::NoRoom => {}
@@ -134,14 +134,14 @@ impl Engine {
                         .extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
                 }
             };
-        if let Some(Earlier { tape, same_shape }) = &machine.earlier {
+        if let Some(Earlier { tape, same_shape }) = &machine.prefetch.earlier {
             by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page), 0);
         }
         if let Some(tenant) = self.tenants.of(machine) {
             for leader in tenant.likeness.leaders(touched.vm) {
                 let Some(there) = self.machines.get(leader) else { continue };
                 let same_page = machine.same_page_in(there, touched.page);
-                by_each(&|by| Origin::Followed(*leader, by), &there.tape, same_page, IN_STEP);
+                by_each(&|by| Origin::Followed(*leader, by), &there.prefetch.tape, same_page, IN_STEP);
             }
         }
         for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {
@@ -154,16 +154,16 @@ impl Engine {
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let vm = touched.vm;
         let Some(machine) = self.machines.get_mut(&vm) else { return };
-        let chance = machine.stages.chance(origin, threshold, touched.time);
+        let chance = machine.prefetch.stages.chance(origin, threshold, touched.time);
         // What has no room now is offered again at the next touch.
         if chance == Chance::NoRoom {
             return;
         }
-        let window = machine.stages.window(origin);
+        let window = machine.prefetch.stages.window(origin);
         let window = if chance == Chance::Taken { window } else { window.min(SHADOW_PAGES) };
         let Some(machine) = self.machines.get(&vm) else { return };
         let Some(tape) = self.tape_of(machine, origin) else { return };
-        let part = machine.ahead.part(origin, tape, place, window);
+        let part = machine.prefetch.ahead.part(origin, tape, place, window);
         let end = part.end;
         let next: Vec<_> = tape
             .part(part)
@@ -178,15 +178,15 @@ impl Engine {
         }
         // What finds no room is offered again.
         let refused = next.find(|(_, page)| !machine.predicted(*page, origin, touched.time));
-        machine.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+        machine.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 
     fn tape_of<'a>(&'a self, machine: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {
         match origin {
-            Origin::OwnPast | Origin::Season(_) => Some(&machine.tape),
-            Origin::Earlier(_) => machine.earlier.as_ref().map(|earlier| &earlier.tape),
+            Origin::OwnPast | Origin::Season(_) => Some(&machine.prefetch.tape),
+            Origin::Earlier(_) => machine.prefetch.earlier.as_ref().map(|earlier| &earlier.tape),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
-                self.machines.get(&leader).map(|there| &there.tape)
+                self.machines.get(&leader).map(|there| &there.prefetch.tape)
             }
         }
     }
@@ -202,7 +202,7 @@ impl Engine {
     ) -> Option<PageIndex> {
         let same_page = match origin {
             Origin::OwnPast | Origin::Season(_) => return Some(page),
-            Origin::Earlier(_) => machine.earlier.as_ref()?.same_shape.then_some(page),
+            Origin::Earlier(_) => machine.prefetch.earlier.as_ref()?.same_shape.then_some(page),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
                 self.machines.get(&leader)?.same_page_in(machine, page)
             }

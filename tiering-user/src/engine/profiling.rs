@@ -21,7 +21,7 @@ impl ManagedVm {
             let working_sets = self.pages.used_within(HORIZONS, clock);
             let usage = self.braking.usage();
             self.profile.end_epoch(now, Observed { working_sets, usage });
-            self.tape_marks.mark(now, self.tape.end());
+            self.prefetch.marks.mark(now, self.prefetch.tape.end());
             usage
         })
     }
@@ -32,8 +32,8 @@ impl ManagedVm {
     /// Of rounds, not of seconds: rounds of machines that do the same all the time are far apart, though they use as
     /// much.
     pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
-        self.armed_at?;
-        let used = self.rounds.last().used as f64;
+        self.watch.armed_at?;
+        let used = self.watch.rounds.last().used as f64;
         Some(self.profile.miss_ratios(pages)?.map(|ratio| ratio * used))
     }
 

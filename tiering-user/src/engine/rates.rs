@@ -26,7 +26,7 @@ impl Engine {
         for (vm, counters) in counters {
             let Some(machine) = self.machines.get_mut(vm) else { continue };
             seen.push((*vm, counters.seen));
-            let dropped = std::mem::replace(&mut machine.dropped_samples, counters.dropped);
+            let dropped = std::mem::replace(&mut machine.watch.dropped_samples, counters.dropped);
             if self.sampling.one_in(*vm) > 1 || counters.dropped > dropped {
                 machine.is_not_seen(now);
             }
@@ -42,7 +42,7 @@ impl Engine {
 impl ManagedVm {
     /// Until now not all of its touches were seen; they are from the next look on, at best.
     fn is_not_seen(&mut self, now: Monotonic) {
-        self.seen_since = now.after(LOOK_AT_LEAST_EVERY);
-        self.unseen_until = now.after(BLIND);
+        self.watch.seen_since = now.after(LOOK_AT_LEAST_EVERY);
+        self.watch.unseen_until = now.after(BLIND);
     }
 }

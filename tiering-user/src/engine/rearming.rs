@@ -9,11 +9,11 @@ use super::Engine;
 use super::command::Command;
 use super::looks::{Look, Rearmed};
 use super::managed_vm::ManagedVm;
-use crate::sys::PAGE_BYTES;
+use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::telemetry::status::RearmStatus;
 use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, PageRun, Place, Seconds};
 use crate::trace::Event;
-use crate::track::{Limits, Turn, VmId};
+use crate::track::{Limits, Rounds, Turn, VmId};
 use crate::vm::Accel;
 
 /// How many rounds there are in the time after which an idle page goes down, if they cost little enough.
@@ -23,21 +23,37 @@ const EVERY_MOST: Duration = Duration::from_mins(1);
 /// Rounds after which KVM has mapped anew what could prove where a machine's RAM lies.
 const ROUNDS_TO_PROVE: u64 = 8;
 
+/// Which accesses of a VM are seen.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// When its mapped pages are armed anew, since when they are, and whether they are being armed now.
+    pub rounds: Rounds,
+    pub armed_at: Option<Seconds>,
+    pub arming: bool,
+    pub seen_by: SeenBy,
+    /// All of its touches were seen since then.
+    pub seen_since: Monotonic,
+    /// Until then touches may not have been seen: it is sampled, or the ring was full.
+    pub unseen_until: Monotonic,
+    /// Samples of it that were dropped when that was looked at.
+    pub dropped_samples: u64,
+}
+
 impl Engine {
     /// Ends the round of a machine of which accesses were missed, or that is not watched in rounds any more.
     pub(super) fn look_at_round(&mut self, id: VmId) {
         let (now, clock) = (self.clock.now, self.clock.seconds());
         let ends = self.machines.get(&id).is_some_and(|machine| self.why_not_rearmed(machine).is_some());
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        if machine.rounds.began().is_some_and(|began| began < machine.unseen_until) {
-            machine.rounds.missed(now);
+        if machine.watch.rounds.began().is_some_and(|began| began < machine.watch.unseen_until) {
+            machine.watch.rounds.missed(now);
             machine.disarmed(clock);
-        } else if ends && machine.armed_at.is_some() {
-            machine.rounds.forget();
+        } else if ends && machine.watch.armed_at.is_some() {
+            machine.watch.rounds.forget();
             machine.disarmed(clock);
         }
-        if machine.excess_pages > 0 {
-            machine.rounds.hurry();
+        if machine.share.excess_pages > 0 {
+            machine.watch.rounds.hurry();
         }
     }
 
@@ -47,20 +63,23 @@ impl Engine {
         let (limits, now) = (self.rearm_limits(), self.clock.now);
         let is_due = |machine: &&ManagedVm| {
             // Its page tables are locked while it is moved. What comes while accesses are missed would not be seen.
-            let busy = machine.in_flight.is_some() || machine.staging.is_some() || now < machine.unseen_until;
+            let busy = machine.moves.in_flight.is_some()
+                || machine.prefetch.staging.is_some()
+                || now < machine.watch.unseen_until;
             !busy
                 && self.why_not_rearmed(machine).is_none()
                 && machine
                     .entries()
-                    .is_some_and(|entries| machine.rounds.turn(entries, &limits, now) == Turn::Due)
+                    .is_some_and(|entries| machine.watch.rounds.turn(entries, &limits, now) == Turn::Due)
         };
-        if self.machines.values().any(|machine| machine.rearm_running) {
+        if self.machines.values().any(|machine| machine.watch.arming) {
             return;
         }
-        let longest = self.machines.values().filter(is_due).min_by_key(|machine| machine.rounds.last_began());
+        let longest =
+            self.machines.values().filter(is_due).min_by_key(|machine| machine.watch.rounds.last_began());
         let Some(id) = longest.map(|machine| machine.info.id) else { return };
         if let Some(machine) = self.machines.get_mut(&id) {
-            machine.rearm_running = true;
+            machine.watch.arming = true;
             self.commands.push(Command::Look(machine.info.clone(), Look::Rearm));
         }
     }
@@ -69,27 +88,27 @@ impl Engine {
         let (now, limits) = (self.clock.seconds(), self.rearm_limits());
         let clock = self.clock;
         let Some(machine) = self.machines.get_mut(&rearmed.vm) else { return };
-        machine.rearm_running = false;
+        machine.watch.arming = false;
         match rearmed.took {
             Ok(took) => {
                 let again = clock.seconds_at(rearmed.began);
                 let written = rearmed.written.unwrap_or_default();
-                let ended = machine.armed_at.map(|began| {
-                    machine.seen_by.written += machine.pages.written(&written, began, again);
+                let ended = machine.watch.armed_at.map(|began| {
+                    machine.watch.seen_by.written += machine.pages.written(&written, began, again);
                     machine.pages.end_round(began, again, now)
                 });
                 let entries = machine.entries().unwrap_or(0);
-                machine.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
+                machine.watch.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
-                machine.armed_at = machine.gpa_proof.is_complete().then_some(again);
-                if machine.armed_at.is_some() {
+                machine.watch.armed_at = machine.gpa_proof.is_complete().then_some(again);
+                if machine.watch.armed_at.is_some() {
                     self.record_event(rearmed.began, &Event::Armed(rearmed.vm));
                 }
             }
             Err(error) => {
                 let vm = machine.info.vm.name.as_str();
                 tracing::debug!(vm, %error, "its pages cannot be armed anew");
-                machine.rounds.failed(clock.now);
+                machine.watch.rounds.failed(clock.now);
                 machine.disarmed(now);
             }
         }
@@ -110,7 +129,7 @@ impl Engine {
         if let Some(why_not) = machine.why_not_armed() {
             return Some(why_not.to_owned());
         }
-        match machine.rounds.turn(machine.entries()?, &self.rearm_limits(), self.clock.now) {
+        match machine.watch.rounds.turn(machine.entries()?, &self.rearm_limits(), self.clock.now) {
             Turn::TooLong(pause) => Some(too_long(pause)),
             Turn::Resting => {
                 Some("it rests: accesses of the last rounds were missed, or arming took too long".to_owned())
@@ -122,14 +141,14 @@ impl Engine {
     /// What `status` says of a machine's rounds.
     pub(super) fn rearm_status(&self, machine: &ManagedVm) -> RearmStatus {
         let entries = machine.entries().unwrap_or(0);
-        let every = machine.rounds.every(entries, &self.rearm_limits(), self.clock.now);
+        let every = machine.watch.rounds.every(entries, &self.rearm_limits(), self.clock.now);
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         RearmStatus {
             why_not: self.why_not_rearmed(machine),
-            rounds_total: machine.rounds.count(),
+            rounds_total: machine.watch.rounds.count(),
             every_ns: nanos(every),
-            pause_ns: machine.rounds.took().map(nanos),
-            used_bytes: machine.rounds.last().used * PAGE_BYTES,
+            pause_ns: machine.watch.rounds.took().map(nanos),
+            used_bytes: machine.watch.rounds.last().used * PAGE_BYTES,
         }
     }
 
@@ -178,7 +197,7 @@ impl ManagedVm {
     /// How long a page was certainly not accessed, seconds.
     pub(super) fn surely_idle(&self, entry: PageEntry, now: Seconds) -> u16 {
         let idle = entry.idle(now);
-        let shows_since = match self.armed_at {
+        let shows_since = match self.watch.armed_at {
             _ if self.pages.in_swap(entry.place()) => idle,
             Some(armed_at) => now.0.wrapping_sub(armed_at.0),
             None => return 0,
@@ -189,10 +208,10 @@ impl ManagedVm {
 
     /// A mapped page was accessed, of which `before` was known.
     pub(super) fn note_shown(&mut self, page: PageIndex, before: PageEntry, now: Seconds) {
-        let Some(armed_at) = self.armed_at else { return };
+        let Some(armed_at) = self.watch.armed_at else { return };
         let round = now.0.wrapping_sub(armed_at.0);
         // What the last round showed was said to be in use until a second before it ended.
-        self.rounds.note(before.idle(now) > round.saturating_add(1));
+        self.watch.rounds.note(before.idle(now) > round.saturating_add(1));
         // KVM maps a huge page as one: the others show no access of their own.
         if self.pages.block_of(page).huge {
             let first = page - page % BLOCK_PAGES;
@@ -214,17 +233,17 @@ impl ManagedVm {
         if self.gpa_proof.is_wrong() {
             return Some("its RAM is not where its machine type puts it");
         }
-        if self.shared_huge_bytes > 0 {
+        if self.sweeps.shared_huge_bytes > 0 {
             return Some("it has shared memory in huge pages, of which KVM shows one access each");
         }
-        let given_up = self.rounds.count() >= ROUNDS_TO_PROVE && self.gpa_proof.is_open();
+        let given_up = self.watch.rounds.count() >= ROUNDS_TO_PROVE && self.gpa_proof.is_open();
         (given_up || self.gpa_proof.has_unknown())
             .then_some("of some of its RAM it is not proved where the guest sees it")
     }
 
     /// What it has mapped shows no accesses any more, and may be in use up to now.
     fn disarmed(&mut self, now: Seconds) {
-        if let Some(armed_at) = self.armed_at.take() {
+        if let Some(armed_at) = self.watch.armed_at.take() {
             self.pages.end_round(armed_at, now, now);
         }
     }
@@ -233,7 +252,7 @@ impl ManagedVm {
     fn entries(&self) -> Option<u64> {
         let counts = self.pages.counts();
         let pages = u64::from(self.pages.layout().pages()) - counts.get(Place::Untouched);
-        let huge_pages = self.huge_bytes / PAGE_BYTES;
-        self.is_swept.then(|| pages.saturating_sub(huge_pages) + huge_pages / u64::from(BLOCK_PAGES))
+        let huge_pages = self.sweeps.huge_bytes / PAGE_BYTES;
+        self.sweeps.any.then(|| pages.saturating_sub(huge_pages) + huge_pages / u64::from(BLOCK_PAGES))
     }
 }

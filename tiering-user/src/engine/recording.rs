@@ -110,7 +110,7 @@ impl Engine {
         let wanted =
             |machine: &&ManagedVm, only: &BTreeSet<String>| only.is_empty() || only.contains(&machine.id);
         // A machine that is not moved is not swept: what its accesses have told of it is all that is known.
-        let told = |machine: &&ManagedVm| machine.is_swept || machine.unmovable().is_some();
+        let told = |machine: &&ManagedVm| machine.sweeps.any || machine.unmovable().is_some();
         for machine in self.machines.values().filter(told) {
             let room = recording.sink.capacity() > 0;
             if room && wanted(&machine, &recording.only) && !recording.knows(machine.info.id) {

@@ -124,7 +124,8 @@ impl Engine {
             let Some(first) = machine.pages.layout().page(Hva(region.start)) else { continue };
             if let Some(times) = times(&region, *samples) {
                 let count = u32::try_from((region.end - region.start) / PAGE_BYTES).unwrap_or(0);
-                machine.seen_by.damon += machine.pages.touch_region(PageRun { first, count }, now, times);
+                machine.watch.seen_by.damon +=
+                    machine.pages.touch_region(PageRun { first, count }, now, times);
                 pages += u64::from(count);
             }
         }

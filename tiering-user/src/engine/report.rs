@@ -160,13 +160,13 @@ impl Engine {
                 window_pages: known.window,
             })
         };
-        machine.stages.origins().filter_map(status).collect()
+        machine.prefetch.stages.origins().filter_map(status).collect()
     }
 
     fn vm_status(&self, machine: &ManagedVm, counters: Counters) -> VmStatus {
         let vm = &machine.info.vm;
-        let blocked = machine.unmovable().or_else(|| machine.refused_now.clone());
-        let stages = machine.stages.counts();
+        let blocked = machine.unmovable().or_else(|| machine.moves.refused_now.clone());
+        let stages = machine.prefetch.stages.counts();
         let class = machine.class.class().map(|(class, confidence, source)| ClassStatus {
             name: class.name().to_owned(),
             confidence: confidence.into(),
@@ -183,16 +183,16 @@ impl Engine {
             movable: blocked.is_none(),
             reason: blocked.or_else(|| machine.never_to_swap()),
             limited_by: machine.braking.limited_by(),
-            ram_bytes: vm.ram_bytes().saturating_sub(machine.unplugged_bytes),
+            ram_bytes: vm.ram_bytes().saturating_sub(machine.sweeps.unplugged_bytes),
             left_alone: machine.left_alone(),
             tier_bytes: self.bytes_by_name(&places(machine, self.clock.now)),
             page_tables_read: page_tables_read(machine, self.clock.now),
             tier_bytes_peak: self.bytes_by_name(&machine.peaks),
-            huge_bytes: machine.huge_bytes,
+            huge_bytes: machine.sweeps.huge_bytes,
             huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
             huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
-            huge_split_bytes_total: machine.moved.huge_split * PAGE_BYTES,
-            collapsed_bytes_total: machine.moved.collapsed * PAGE_BYTES,
+            huge_split_bytes_total: machine.moves.totals.huge_split * PAGE_BYTES,
+            collapsed_bytes_total: machine.moves.totals.collapsed * PAGE_BYTES,
             ksm_bytes: machine.braking.ksm_bytes(),
             swap_cached_bytes: Some(machine.swap_cached_bytes()),
             freed_bytes: machine.freed_bytes(),
@@ -201,7 +201,7 @@ impl Engine {
             untouched_bytes: vm
                 .ram_bytes()
                 .saturating_sub(places(machine, self.clock.now).values().sum::<u64>() * PAGE_BYTES)
-                .saturating_sub(machine.unplugged_bytes),
+                .saturating_sub(machine.sweeps.unplugged_bytes),
             wss_bytes: machine.working_set_pages * PAGE_BYTES,
             profile: machine.profile_status(self.clock.now),
             reads_total: counters.reads,
@@ -211,9 +211,9 @@ impl Engine {
             sampled_one_in: self.sampling.one_in(machine.info.id),
             rearm: self.rearm_status(machine),
             stall_ns_total: None,
-            demoted_bytes_total: machine.moved.demoted * PAGE_BYTES,
+            demoted_bytes_total: machine.moves.totals.demoted * PAGE_BYTES,
             promoted_bytes_total: machine.promoted_pages() * PAGE_BYTES,
-            ping_pong_pages: machine.moved.ping_pong,
+            ping_pong_pages: machine.moves.totals.ping_pong,
             prefetch: PrefetchCounts {
                 issued_pages: stages.issued,
                 used_pages: stages.used,
@@ -221,20 +221,20 @@ impl Engine {
                 late_pages: stages.late,
                 mapped_pages: stages.mapped,
                 lifted_pages: stages.lifted,
-                delay_ns: delay(&machine.stages.delays),
-                mapping_delay_ns: delay(&machine.stages.mapping_delays),
+                delay_ns: delay(&machine.prefetch.stages.delays),
+                mapping_delay_ns: delay(&machine.prefetch.stages.mapping_delays),
                 from: PrefetchOrigins {
-                    own: machine.stages.counts_by(None).issued,
+                    own: machine.prefetch.stages.counts_by(None).issued,
                     gfn: [Match::Page, Match::Address]
-                        .map(|by| machine.stages.counts_by(Some(by)).issued)
+                        .map(|by| machine.prefetch.stages.counts_by(Some(by)).issued)
                         .into_iter()
                         .sum(),
-                    tag: machine.stages.counts_by(Some(Match::Content)).issued,
+                    tag: machine.prefetch.stages.counts_by(Some(Match::Content)).issued,
                     ..PrefetchOrigins::default()
                 },
-                by_match: by_match(&machine.stages),
+                by_match: by_match(&machine.prefetch.stages),
                 origins: self.origins(machine),
-                calibration: calibration(machine.stages.calibration()),
+                calibration: calibration(machine.prefetch.stages.calibration()),
             },
         }
     }
@@ -244,8 +244,8 @@ impl ManagedVm {
     fn left_alone(&self) -> Vec<LeftAloneStatus> {
         let parts = self.info.vm.left_alone.iter();
         let parts = parts.map(|part| LeftAloneStatus { bytes: part.bytes, reason: part.why.to_string() });
-        let unplugged = (self.unplugged_bytes > 0).then(|| LeftAloneStatus {
-            bytes: self.unplugged_bytes,
+        let unplugged = (self.sweeps.unplugged_bytes > 0).then(|| LeftAloneStatus {
+            bytes: self.sweeps.unplugged_bytes,
             reason: "room of virtio-mem that is not plugged, or was never touched".to_owned(),
         });
         parts.chain(unplugged).collect()
@@ -299,7 +299,7 @@ fn calibration(known: &Calibration) -> PrefetchCalibration {
 /// Whether the table tells where the machine's pages are. One that is not moved is swept only when somebody asks.
 fn page_tables_read(machine: &ManagedVm, now: Monotonic) -> bool {
     let lately = |began| now.since(began) < SWEPT_LATELY;
-    machine.is_swept && (machine.unmovable().is_none() || machine.swept.began.is_some_and(lately))
+    machine.sweeps.any && (machine.unmovable().is_none() || machine.sweeps.last.began.is_some_and(lately))
 }
 
 /// Pages by place. Of a machine whose page tables are not read, since it is not moved, what its process has in memory.

@@ -44,7 +44,7 @@ pub(super) struct HostAges {
 
 /// What is saved of one VM.
 #[derive(Debug, Default)]
-pub(super) struct MachineSavings {
+pub(super) struct VmSavings {
     free: FreeHistory,
     /// When it was made, and what came of it.
     estimated: Option<(Monotonic, Result<Estimate, String>)>,
@@ -55,7 +55,7 @@ impl Engine {
     pub(super) fn look_at_savings(&mut self) {
         let now = self.clock.now;
         self.ask_for_ages(now);
-        for machine in self.machines.values_mut().filter(|machine| machine.is_swept) {
+        for machine in self.machines.values_mut().filter(|machine| machine.sweeps.any) {
             let free = machine.freed_bytes();
             machine.savings.free.note(free, now);
         }
@@ -101,7 +101,7 @@ impl Engine {
             none.then(|| "there is no swap tier".to_owned())
         };
         let not_moved = machine.never_to_swap().or_else(no_swap);
-        if not_moved.is_none() && !machine.is_swept {
+        if not_moved.is_none() && !machine.sweeps.any {
             return Err("its page tables were not read yet, which takes seconds".to_owned());
         }
         let counts = machine.pages.counts();

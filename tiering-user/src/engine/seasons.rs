@@ -24,11 +24,11 @@ impl ManagedVm {
         }
         let Some(season) = self.profile.comes_again() else { return };
         let point = season.resolution();
-        let Some(part) = self.tape_marks.part(now, season.period, point * POINTS_AHEAD) else { return };
+        let Some(part) = self.prefetch.marks.part(now, season.period, point * POINTS_AHEAD) else { return };
         let below = |page: &PageIndex| self.pages.in_swap(self.pages.get(*page).place());
-        let pages: Vec<_> = self.tape.part(part).map(|(_, page, _)| page).filter(below).collect();
+        let pages: Vec<_> = self.prefetch.tape.part(part).map(|(_, page, _)| page).filter(below).collect();
         let origin = Origin::Season(point * PATIENCE_POINTS);
-        match self.stages.chance(origin, rules.threshold, now) {
+        match self.prefetch.stages.chance(origin, rules.threshold, now) {
             // What finds no room is offered again when the next epoch is over.
             Chance::Taken => drop(pages.into_iter().find(|page| !self.predicted(*page, origin, now))),
             Chance::Shadowed => pages
@@ -78,16 +78,16 @@ mod tests {
                 for page in 0..100 {
                     let page = *epoch % 8 * 100 + page;
                     machine.profile.access(page, false, *now, 1);
-                    machine.tape.record(page, None);
-                    machine.stages.came_up(page, true, now.after(EPOCH / 2));
+                    machine.prefetch.tape.record(page, None);
+                    machine.prefetch.stages.came_up(page, true, now.after(EPOCH / 2));
                 }
             }
             *now = now.after(EPOCH);
             *epoch += 1;
-            machine.tape_marks.mark(*now, machine.tape.end());
+            machine.prefetch.marks.mark(*now, machine.prefetch.tape.end());
             machine.profile.end_epoch(*now, Observed::default());
             machine.predict_season(Prefetch::default(), *now);
-            let waiting = |page: &PageIndex| machine.to_stage.contains(*page);
+            let waiting = |page: &PageIndex| machine.prefetch.to_stage.contains(*page);
             (0..1000).filter(waiting).collect()
         }
     }

@@ -31,7 +31,7 @@ impl Engine {
             // What left memory since the group was looked at is missing no more.
             let since = now.since(read_at);
             let left = |machine: &ManagedVm| {
-                machine.reclaimed_lately.within(since, now) + machine.moved_lately.within(since, now)
+                machine.reclaimed_lately.within(since, now) + machine.moves.lately.within(since, now)
             };
             let missing_pages = missing_pages.saturating_sub(members().map(left).sum());
             if missing_pages == 0 {
@@ -42,10 +42,10 @@ impl Engine {
                 movable.map(|machine| machine.holding(self.config.policy.floor, true, now)).collect();
             for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
                 let Some(machine) = self.machines.get_mut(&holding.claim.vm) else { continue };
-                machine.room_pages = machine.room_pages.min(relief.share_pages);
-                if relief.excess_pages > machine.excess_pages {
-                    machine.excess_pages = relief.excess_pages;
-                    machine.excess_of = Some(name.clone());
+                machine.share.room_pages = machine.share.room_pages.min(relief.share_pages);
+                if relief.excess_pages > machine.share.excess_pages {
+                    machine.share.excess_pages = relief.excess_pages;
+                    machine.share.excess_of = Some(name.clone());
                 }
             }
         }
@@ -55,11 +55,11 @@ impl Engine {
 impl ManagedVm {
     /// Where memory is short, and how much of it the VM has beyond its share.
     pub(super) fn gives(&self) -> Option<String> {
-        let short = match &self.excess_of {
+        let short = match &self.share.excess_of {
             Some(group) => format!("control group {group} is nearly full"),
             None => "tier 0 is short of memory".to_owned(),
         };
-        let excess_mib = (self.excess_pages * PAGE_BYTES).div_ceil(1 << 20);
+        let excess_mib = (self.share.excess_pages * PAGE_BYTES).div_ceil(1 << 20);
         (excess_mib > 0).then(|| format!("{short}: this VM has {excess_mib} MiB beyond its share of it"))
     }
 }

@@ -29,16 +29,17 @@ impl ManagedVm {
     /// have to be and the window has no room.
     pub(super) fn predicted(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
         let predicted = Predicted { page, origin, at: now };
-        let waits_for_little = self.to_stage.is_doubtful(page) && predicted.urgency() == Urgency::Now;
-        if !self.can_be_staged(page) || self.to_stage.contains(page) && !waits_for_little {
+        let waits_for_little =
+            self.prefetch.to_stage.is_doubtful(page) && predicted.urgency() == Urgency::Now;
+        if !self.can_be_staged(page) || self.prefetch.to_stage.contains(page) && !waits_for_little {
             return true;
         }
-        let room = self.stages.reserve(origin, now);
+        let room = self.prefetch.stages.reserve(origin, now);
         if room {
-            if let Some(before) = self.to_stage.remove(page) {
-                self.stages.dropped(before.origin);
+            if let Some(before) = self.prefetch.to_stage.remove(page) {
+                self.prefetch.stages.dropped(before.origin);
             }
-            self.to_stage.push(predicted);
+            self.prefetch.to_stage.push(predicted);
         }
         room
     }
@@ -46,8 +47,8 @@ impl ManagedVm {
     /// `origin`, which is not trusted alone, says that this page will be touched.
     pub(super) fn shadowed(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
         if self.can_be_staged(page)
-            && let Some(confidence) = self.stages.shadowed(page, origin, now)
-            && let Some(surest) = self.votes.cast(page, (origin, confidence), threshold, now)
+            && let Some(confidence) = self.prefetch.stages.shadowed(page, origin, now)
+            && let Some(surest) = self.prefetch.votes.cast(page, (origin, confidence), threshold, now)
         {
             self.predicted(page, surest, now);
         }
@@ -55,15 +56,15 @@ impl ManagedVm {
 
     /// Forgets what another machine, which has gone, predicts.
     pub(super) fn forget_leader(&mut self, leader: VmId) {
-        self.to_stage.forget(leader);
-        self.stages.forget(leader);
-        self.votes.forget(leader);
-        self.ahead.forget(leader);
+        self.prefetch.to_stage.forget(leader);
+        self.prefetch.stages.forget(leader);
+        self.prefetch.votes.forget(leader);
+        self.prefetch.ahead.forget(leader);
     }
 
     fn can_be_staged(&self, page: PageIndex) -> bool {
         let entry = self.pages.get(page);
-        let on_its_way = || self.stages.is_lifted(page) || self.dropping.contains(&page);
+        let on_its_way = || self.prefetch.stages.is_lifted(page) || self.prefetch.dropping.contains(&page);
         !entry.staged() && self.pages.in_swap(entry.place()) && !on_its_way()
     }
 
@@ -75,35 +76,36 @@ impl ManagedVm {
         tier0_threshold: f64,
         now: Monotonic,
     ) -> Option<Step> {
-        if most == 0 || self.staging.is_some() || !self.braking.may_stage() {
+        if most == 0 || self.prefetch.staging.is_some() || !self.braking.may_stage() {
             return None;
         }
-        let (reason, taken) = self.to_stage.next(urgency, most.min(STAGE_PAGES))?;
+        let (reason, taken) = self.prefetch.to_stage.next(urgency, most.min(STAGE_PAGES))?;
         let mut to = None;
         let mut pages = Vec::with_capacity(taken.len());
         for predicted in taken {
             let Predicted { page, origin, at } = predicted;
             let tier = self.tier_for(&predicted, urgency, tier0_threshold);
             if predicted.is_over(now) {
-                self.stages.dropped(origin);
+                self.prefetch.stages.dropped(origin);
             } else if !self.pages.in_swap(self.pages.get(page).place()) {
                 // A sweep found it in memory while it waited.
-                self.stages.dropped(origin);
+                self.prefetch.stages.dropped(origin);
             } else if tier == self.first_swap_tier() {
-                self.to_stage.push_doubtful(predicted);
+                self.prefetch.to_stage.push_doubtful(predicted);
             } else if *to.get_or_insert(tier) != tier {
                 // A step has one tier: those for the other one wait.
-                self.to_stage.push(predicted);
+                self.prefetch.to_stage.push(predicted);
             } else {
                 self.pages.update(page, |entry| entry.with_staged(true));
-                self.stages
+                self.prefetch
+                    .stages
                     .requested(Request { page, origin, predicted: at, to: tier, in_memory: true }, now);
                 pages.push(page);
             }
         }
         let to = to?;
         pages.sort_unstable();
-        self.staging = Some(urgency);
+        self.prefetch.staging = Some(urgency);
         Some(Step { vm: self.info.id, action: Action::Stage { to }, pages, reason })
     }
 
@@ -111,14 +113,16 @@ impl ManagedVm {
     pub(super) fn next_lift(&mut self, most: u64, now: Monotonic) -> Option<Step> {
         let to = self.first_swap_tier();
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(LIFT_PAGES);
-        let (reason, taken) = self.to_stage.next(Urgency::Doubtful, most)?;
+        let (reason, taken) = self.prefetch.to_stage.next(Urgency::Doubtful, most)?;
         let mut pages = Vec::with_capacity(taken.len());
         for Predicted { page, origin, at } in taken {
             if self.is_below(page, to) {
-                self.stages.requested(Request { page, origin, predicted: at, to, in_memory: false }, now);
+                self.prefetch
+                    .stages
+                    .requested(Request { page, origin, predicted: at, to, in_memory: false }, now);
                 pages.push(page);
             } else {
-                self.stages.dropped(origin);
+                self.prefetch.stages.dropped(origin);
             }
         }
         pages.sort_unstable();
@@ -133,7 +137,7 @@ impl ManagedVm {
         let there = Place::In(self.first_swap_tier());
         for page in outcome.asked.iter().chain(&outcome.left_out) {
             let arrived = self.pages.get(*page).place() == there;
-            self.stages.lifted(*page, arrived, outcome.finished);
+            self.prefetch.stages.lifted(*page, arrived, outcome.finished);
             if arrived {
                 // What was idle for long would go down again at once.
                 self.pages.update(*page, |entry| entry.arrived(now));
@@ -154,7 +158,7 @@ impl ManagedVm {
     fn tier_for(&self, predicted: &Predicted, urgency: Urgency, tier0_threshold: f64) -> TierId {
         let lower_memory = self.pages.node_tiers().0 > 1 && self.refuses(TierId(1)).is_none();
         let swap = self.first_swap_tier();
-        if self.stages.confidence(predicted.origin) >= tier0_threshold {
+        if self.prefetch.stages.confidence(predicted.origin) >= tier0_threshold {
             TierId(0)
         } else if lower_memory {
             TierId(1)
@@ -172,18 +176,19 @@ impl ManagedVm {
             return None;
         }
         let private = |page: &PageIndex| self.pages.layout().locate(*page).is_some_and(|(_, shared)| !shared);
-        let sure =
-            |page: &PageIndex| self.stages.origin_of(*page).is_some_and(|origin| self.stages.is_sure(origin));
+        let sure = |page: &PageIndex| {
+            self.prefetch.stages.origin_of(*page).is_some_and(|origin| self.prefetch.stages.is_sure(origin))
+        };
         let of_it = staged.asked.iter().filter(|page| sure(page) && private(page));
         let pages: Vec<_> = of_it.copied().collect();
-        pages.iter().for_each(|page| self.stages.mapping(*page));
+        pages.iter().for_each(|page| self.prefetch.stages.mapping(*page));
         let action = Action::MapStaged;
         (!pages.is_empty()).then_some(Step { vm: self.info.id, action, pages, reason: staged.reason })
     }
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
     fn sees_mapped(&self, now: Monotonic) -> bool {
-        self.info.vm.accel == Accel::Kvm && self.gpa_proof.is_proved() && now >= self.unseen_until
+        self.info.vm.accel == Accel::Kvm && self.gpa_proof.is_proved() && now >= self.watch.unseen_until
     }
 }
 
@@ -248,14 +253,14 @@ mod tests {
         assert_eq!((step.action, step.reason), (Action::Place { to: NVME }, Reason::MayBeTouched));
         assert_eq!(step.pages, (0..5).collect::<Vec<_>>());
         carried_out(&mut machine, step, NVME);
-        let counts = machine.stages.counts();
+        let counts = machine.prefetch.stages.counts();
         assert_eq!(counts, StageCounts { issued: 10, lifted: 5, ..StageCounts::default() });
         assert_eq!(machine.pages.get(3).idle(Seconds(500)), 0, "it does not go down again at once");
-        assert!(!machine.pages.get(3).staged() && machine.moved.demoted == 0);
+        assert!(!machine.pages.get(3).staged() && machine.moves.totals.demoted == 0);
 
-        let dropped = machine.stages.expire(at(20), at(0));
+        let dropped = machine.prefetch.stages.expire(at(20), at(0));
         assert_eq!(dropped.unmapped, (5..10).collect::<Vec<_>>(), "what is in swap takes no memory");
-        assert_eq!(machine.stages.counts().wasted, 10);
+        assert_eq!(machine.prefetch.stages.counts().wasted, 10);
     }
 
     #[test]
@@ -270,12 +275,12 @@ mod tests {
     fn what_waits_for_little_is_staged_at_once_where_the_machine_itself_is_on_its_way_there() {
         let mut machine = predicted();
         machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
-        machine.staging = None;
+        machine.prefetch.staging = None;
         assert!(machine.predicted(3, Origin::OwnPast, at(1)));
         assert!(machine.predicted(4, PUSHED, at(1)), "for no other reason");
         let step = machine.next_stage(Urgency::Now, 100, 0.5, at(1)).unwrap();
         assert_eq!((step.action, step.pages), (Action::Stage { to: TierId(0) }, vec![3]));
-        machine.staging = None;
+        machine.prefetch.staging = None;
         let step = machine.next_lift(100, at(1)).unwrap();
         assert_eq!(step.pages, [0, 1, 2, 4]);
         // What is on its way to the faster tier is not staged beside that.
@@ -285,7 +290,7 @@ mod tests {
         assert!(machine.predicted(0, Origin::OwnPast, at(3)));
         let step = machine.next_stage(Urgency::Now, 100, 0.5, at(3)).unwrap();
         assert_eq!(step.pages, [0]);
-        let StageCounts { issued, lifted, .. } = machine.stages.counts();
+        let StageCounts { issued, lifted, .. } = machine.prefetch.stages.counts();
         assert_eq!((issued, lifted), (10, 3), "each page once");
     }
 
@@ -298,7 +303,7 @@ mod tests {
         let step = machine.next_lift(100, at(1)).unwrap();
         assert_eq!(step.pages, (1..5).collect::<Vec<_>>());
         carried_out(&mut machine, step, QLC);
-        let counts = machine.stages.counts();
+        let counts = machine.prefetch.stages.counts();
         assert_eq!(counts, StageCounts { issued: 5, ..StageCounts::default() }, "those staged into memory");
         assert_eq!(machine.next_lift(100, at(1)), None);
     }

@@ -25,6 +25,21 @@ const REST_FACTOR: u32 = 4;
 const HELD_WITHIN: Duration = Duration::from_mins(1);
 const HELD_FACTOR: u32 = 8;
 
+/// What sweeps say of a VM.
+#[derive(Debug, Default)]
+pub(super) struct Sweeps {
+    /// Its page tables were looked at once.
+    pub any: bool,
+    pub under_way: Option<SweepUnderWay>,
+    pub last: LastSweep,
+    /// Anonymous huge pages of the process, bytes.
+    pub huge_bytes: u64,
+    /// Shared guest RAM in huge pages.
+    pub shared_huge_bytes: u64,
+    /// Room for RAM (virtio-mem) in which nothing was ever touched.
+    pub unplugged_bytes: u64,
+}
+
 /// A sweep under way.
 #[derive(Debug)]
 pub(super) struct SweepUnderWay {
@@ -79,11 +94,12 @@ impl Engine {
 
     /// Sends a machine to the sweeper, unless it is there already.
     pub(super) fn start_sweep(&mut self, id: VmId) {
-        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.sweep.is_none()) else {
+        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.sweeps.under_way.is_none())
+        else {
             return;
         };
         let began = self.clock.now;
-        machine.swept.began = Some(began);
+        machine.sweeps.last.began = Some(began);
         let all = SweepUnderWay {
             began,
             next: 0,
@@ -92,14 +108,15 @@ impl Engine {
             shared_huge_bytes: 0,
             plugged_pages: 0,
         };
-        machine.sweep = Some(all);
+        machine.sweeps.under_way = Some(all);
         self.sweep_next_part(id);
     }
 
     /// Returns false where no part is left.
     fn sweep_next_part(&mut self, id: VmId) -> bool {
         let Some(machine) = self.machines.get(&id) else { return false };
-        let next = machine.sweep.as_ref().and_then(|sweep| part(machine.pages.layout(), sweep.next));
+        let next =
+            machine.sweeps.under_way.as_ref().and_then(|sweep| part(machine.pages.layout(), sweep.next));
         let Some(part) = next else { return false };
         self.commands.push(Command::Look(machine.info.clone(), Look::Sweep(part)));
         true
@@ -119,12 +136,14 @@ impl Engine {
         let began = self.clock.seconds_at(swept.began);
         let Some(machine) = self.machines.get_mut(&id) else { return };
         let plugged_pages = swept.sweep.as_ref().map_or(0, |sweep| machine.plugged_pages(sweep));
-        let Some(under_way) = &mut machine.sweep else { return };
+        let Some(under_way) = &mut machine.sweeps.under_way else { return };
         match swept.sweep {
             Ok(sweep) => {
-                let fresh = machine.in_flight.is_none() && !machine.freeing && machine.moved_at < swept.began;
+                let fresh = machine.moves.in_flight.is_none()
+                    && !machine.freeing
+                    && machine.moves.moved_at < swept.began;
                 if fresh {
-                    machine.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
+                    machine.watch.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
                     machine.pages.set_huge(sweep.part, &sweep.huge);
                     let part = sweep.part.first..sweep.part.first + sweep.part.count;
                     let pages = &machine.pages;
@@ -140,7 +159,7 @@ impl Engine {
             }
             Err(error) => {
                 tracing::debug!(vm = machine.info.vm.name, %error, "sweep failed");
-                machine.sweep = None;
+                machine.sweeps.under_way = None;
                 self.fail_pending(id);
             }
         }
@@ -170,7 +189,7 @@ impl Engine {
         else {
             return;
         };
-        let moved_at = if machine.in_flight.is_some() { now } else { machine.moved_at };
+        let moved_at = if machine.moves.in_flight.is_some() { now } else { machine.moves.moved_at };
         machine.gpa_proof.answer(&compared.found, moved_at);
         if machine.gpa_proof.is_open() {
             return;
@@ -186,14 +205,14 @@ impl Engine {
     fn end_sweep(&mut self, id: VmId) {
         let now = self.clock.seconds();
         let Some(machine) = self.machines.get_mut(&id) else { return };
-        let Some(ended) = machine.sweep.take() else { return };
-        machine.swept.took = self.clock.now.since(ended.began);
-        machine.huge_bytes = ended.huge_bytes;
-        machine.shared_huge_bytes = ended.shared_huge_bytes;
+        let Some(ended) = machine.sweeps.under_way.take() else { return };
+        machine.sweeps.last.took = self.clock.now.since(ended.began);
+        machine.sweeps.huge_bytes = ended.huge_bytes;
+        machine.sweeps.shared_huge_bytes = ended.shared_huge_bytes;
         machine.note_plugged(ended.plugged_pages);
         if ended.fresh {
-            machine.swept.held = Some(ended.began);
-            machine.is_swept = true;
+            machine.sweeps.last.held = Some(ended.began);
+            machine.sweeps.any = true;
             machine.knowledge.recall(&mut machine.pages, &mut machine.reclaim, (self.clock.now, now));
         }
         self.answer_swept(id, ended.began, ended.fresh);

@@ -141,8 +141,8 @@ impl Tapes {
         };
         let own = if header.same_process(&now) { header.own.min(touches.len()) } else { 0 };
         let (earlier, own) = touches.split_at(touches.len() - own);
-        machine.tape = Tape::of(own, now.pages);
-        machine.knowledge.tape_kept = machine.tape.end();
+        machine.prefetch.tape = Tape::of(own, now.pages);
+        machine.knowledge.tape_kept = machine.prefetch.tape.end();
         let same_shape = header.same_shape(&now);
         if !earlier.is_empty() && (same_shape || now.tenant.is_some()) {
             let tape = if same_shape {
@@ -152,7 +152,7 @@ impl Tapes {
                 let contents: Vec<_> = earlier.iter().map(|(_, tag)| (0, *tag)).collect();
                 Tape::of(&contents, now.pages)
             };
-            machine.earlier = Some(Earlier { tape, same_shape });
+            machine.prefetch.earlier = Some(Earlier { tape, same_shape });
         }
     }
 
@@ -166,19 +166,19 @@ impl Tapes {
         machines: usize,
         last: bool,
     ) {
-        let new = machine.tape.end().since(machine.knowledge.tape_kept);
-        let worth_it = (machine.tape.len() as u64).max(WORTH_IT) / NEW_PART;
+        let new = machine.prefetch.tape.end().since(machine.knowledge.tape_kept);
+        let worth_it = (machine.prefetch.tape.len() as u64).max(WORTH_IT) / NEW_PART;
         if new == 0 || !last && new < worth_it {
             return;
         }
-        machine.knowledge.tape_kept = machine.tape.end();
+        machine.knowledge.tape_kept = machine.prefetch.tape.end();
         let most = MOST_TOUCHES.min(MOST_BYTES / TOUCH_BYTES / machines.max(1));
         let mut header = Header { saved_unix_s: unix_s, ..Header::of(machine, boot_id) };
         let most = most.min(header.pages as usize);
-        header.own = machine.tape.len().min(most);
-        let before = machine.earlier.as_ref().filter(|earlier| earlier.same_shape);
+        header.own = machine.prefetch.tape.len().min(most);
+        let before = machine.prefetch.earlier.as_ref().filter(|earlier| earlier.same_shape);
         let before = before.into_iter().flat_map(|earlier| earlier.tape.latest(most - header.own));
-        let kept = Kept { bytes: encode(before.chain(machine.tape.latest(header.own))), header };
+        let kept = Kept { bytes: encode(before.chain(machine.prefetch.tape.latest(header.own))), header };
         if let (Some(tenant), Some(key)) = (&kept.header.tenant, &machine.info.tag_key) {
             self.due.insert(format!("{KEYS}{tenant}"), Some(key.as_bytes().to_vec()));
         }
@@ -265,7 +265,7 @@ mod tests {
     fn walk(machine: &mut ManagedVm, pages: std::ops::Range<u32>) {
         for page in pages {
             let tag = machine.settings.tenant.is_some().then_some(Tag(u64::from(page) + 1));
-            machine.tape.record(page, tag);
+            machine.prefetch.tape.record(page, tag);
         }
     }
 
@@ -312,15 +312,15 @@ mod tests {
 
         let mut same = machine(1, PAGES, None);
         disk.load().0.recall("web", &mut same, "boot");
-        assert_eq!(touches(&same.tape), touches(&first.tape));
-        assert!(same.earlier.is_none());
+        assert_eq!(touches(&same.prefetch.tape), touches(&first.prefetch.tape));
+        assert!(same.prefetch.earlier.is_none());
 
         for (boot, ticks) in [("boot", 2), ("later", 1)] {
             let mut other = machine(ticks, PAGES, None);
             disk.load().0.recall("web", &mut other, boot);
-            assert!(other.tape.is_empty(), "{boot} {ticks}");
-            let earlier = other.earlier.unwrap();
-            assert_eq!((touches(&earlier.tape), earlier.same_shape), (touches(&first.tape), true));
+            assert!(other.prefetch.tape.is_empty(), "{boot} {ticks}");
+            let earlier = other.prefetch.earlier.unwrap();
+            assert_eq!((touches(&earlier.tape), earlier.same_shape), (touches(&first.prefetch.tape), true));
         }
     }
 
@@ -337,11 +337,18 @@ mod tests {
 
         let mut same = machine(2, PAGES, None);
         tapes.recall("web", &mut same, "boot");
-        assert_eq!(touches(&same.tape), touches(&second.tape), "its own and the other one's are told apart");
-        assert_eq!(touches(&same.earlier.unwrap().tape), touches(&first.tape));
+        assert_eq!(
+            touches(&same.prefetch.tape),
+            touches(&second.prefetch.tape),
+            "its own and the other one's are told apart"
+        );
+        assert_eq!(touches(&same.prefetch.earlier.unwrap().tape), touches(&first.prefetch.tape));
         let mut third = machine(3, PAGES, None);
         tapes.recall("web", &mut third, "boot");
-        assert_eq!(touches(&third.earlier.unwrap().tape), (0..100).chain(50..60).collect::<Vec<_>>());
+        assert_eq!(
+            touches(&third.prefetch.earlier.unwrap().tape),
+            (0..100).chain(50..60).collect::<Vec<_>>()
+        );
 
         // One that ends before it touched anything takes nothing away.
         let mut idle = machine(4, PAGES, None);
@@ -349,7 +356,7 @@ mod tests {
         tapes.keep("web", &mut idle, ("boot", 300), 1, true);
         let mut fifth = machine(5, PAGES, None);
         tapes.recall("web", &mut fifth, "boot");
-        assert_eq!(fifth.earlier.unwrap().tape.len(), 110);
+        assert_eq!(fifth.prefetch.earlier.unwrap().tape.len(), 110);
     }
 
     #[test]
@@ -360,7 +367,7 @@ mod tests {
             let disk = disk_after(&mut first);
             let mut larger = machine(2, 2 * PAGES, tenant);
             disk.load().0.recall("web", &mut larger, "boot");
-            let found = larger.earlier.map(|it| (it.same_shape, it.tape.find_tag(Tag(8)).is_some()));
+            let found = larger.prefetch.earlier.map(|it| (it.same_shape, it.tape.find_tag(Tag(8)).is_some()));
             assert_eq!(found, tenant.map(|_| (false, true)));
         }
     }
@@ -375,7 +382,10 @@ mod tests {
                 let (mut tapes, _) = disk.load();
                 let mut other = machine(ticks, PAGES, now);
                 tapes.recall("web", &mut other, "boot");
-                assert!(other.tape.is_empty() && other.earlier.is_none(), "{before:?} {now:?}");
+                assert!(
+                    other.prefetch.tape.is_empty() && other.prefetch.earlier.is_none(),
+                    "{before:?} {now:?}"
+                );
                 if ticks == 2 {
                     disk.write(tapes.take_due());
                     assert_eq!(disk.names(), [""; 0], "nor is it kept, or its key");
@@ -390,7 +400,7 @@ mod tests {
         let mut other = machine(2, PAGES, None);
         Arc::get_mut(&mut other.info.vm).unwrap().namespace = Some("b".into());
         disk.load().0.recall("web", &mut other, "boot");
-        assert!(other.earlier.is_none());
+        assert!(other.prefetch.earlier.is_none());
     }
 
     #[test]
