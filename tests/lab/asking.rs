@@ -178,6 +178,16 @@ fn bad_groups(results: &mut Results) -> Result<()> {
     charged_elsewhere.check_content(results)?;
     drop((charged_elsewhere, late));
 
+    let (frozen, group) = Still::in_group(&agent, "frozen", &[])?;
+    group.set("cgroup.freeze", 1)?;
+    wait_for("a frozen VM to go down", || {
+        Ok((number(&known_vm(&agent, &frozen.name)?["demoted_bytes_total"]) >= 32 * MIB).then_some(()))
+    })
+    .with_context(|| agent.tiering(&["explain", &frozen.name]).unwrap_or_default())?;
+    group.set("cgroup.freeze", 0)?;
+    frozen.check_content(results)?;
+    drop((frozen, group));
+
     let (longest, times) = longest_mkdir(|| {
         let (killed, _group) = Still::in_group(&agent, "killed", &[])?;
         wait_for("a step", || {
@@ -198,7 +208,7 @@ fn bad_groups(results: &mut Results) -> Result<()> {
 }
 
 #[test]
-#[ignore = "long: three guests, one after the other"]
+#[ignore = "long: four guests, one after the other"]
 fn groups_that_are_not_the_vms_or_vanish_do_no_harm() {
     scenario().run("asking::groups_that_are_not_the_vms_or_vanish_do_no_harm", bad_groups);
 }

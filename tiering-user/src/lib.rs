@@ -1,4 +1,4 @@
-//! Memory tiering for virtual machines: the host agent, as a library.
+//! Memory tiering for VMs: the host agent, as a library.
 //!
 //! Data flows one way, and each module imports only what stands before it:
 //!

@@ -1,12 +1,12 @@
-//! Empties a swap tier: what machines have there comes up to memory, then its areas are switched off.
+//! Empties a swap tier: what VMs have there comes up to memory, then its areas are switched off.
 //!
 //! Switching an area off brings up what is in it too, but cannot be interrupted within one process (`try_to_unuse` in
 //! mm/swapfile.c, Linux 6.1 to 6.18), and an agent that is to end would wait for all of it. So the pages of private
-//! memory come up first, [`WINDOW_PAGES`] at a time, and between them the agent may end. In: the tier, the machines.
+//! memory come up first, [`WINDOW_PAGES`] at a time, and between them the agent may end. In: the tier, the VMs.
 //! Out: pages brought up.
 //!
 //! # Limits
-//! Shared memory, processes that are no machines and machines that may not be touched are left to the kernel.
+//! Shared memory, processes that are no VMs and VMs that may not be touched are left to the kernel.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,15 +24,15 @@ const WINDOW_PAGES: u32 = 8192;
 /// [`SwapError::Stopped`], and those of [`SwapTiers::drain`].
 pub(super) fn drain(
     tier: TierId,
-    machines: &[Target],
+    vms: &[Target],
     (roots, places): (&Roots, &Places),
     swap: &mut SwapTiers,
     stop: &AtomicBool,
 ) -> Result<u64, SwapError> {
     swap.can_drain(tier)?;
     let mut brought_up = 0;
-    for machine in machines.iter().filter(|machine| machine.refusal(roots, true).is_none()) {
-        for (region, _, _) in machine.info.layout.regions().filter(|(.., shared)| !shared) {
+    for vm in vms.iter().filter(|vm| vm.refusal(roots, true).is_none()) {
+        for (region, _, _) in vm.info.layout.regions().filter(|(.., shared)| !shared) {
             let end = region.first + region.count;
             for first in (region.first..end).step_by(WINDOW_PAGES as usize) {
                 if stop.load(Ordering::Relaxed) {
@@ -40,12 +40,12 @@ pub(super) fn drain(
                 }
                 let pages: Vec<PageIndex> = (first..end.min(first + WINDOW_PAGES)).collect();
                 // What cannot be read has ended: nothing of it is in the tier any more.
-                let Ok(now) = machine.places(&pages, places) else { break };
+                let Ok(now) = vm.places(&pages, places) else { break };
                 let there = select(&pages, &now, |place| place == Place::In(tier));
                 if there.is_empty() {
                     continue;
                 }
-                if give_slots_back(machine, &there, places).is_err() {
+                if give_slots_back(vm, &there, places).is_err() {
                     break;
                 }
                 brought_up += there.len() as u64;

@@ -1,13 +1,13 @@
-//! Has the kernel reclaim memory of a machine's own control group (`memory.reclaim`, Linux 5.19 and later).
+//! Has the kernel reclaim memory of a VM's own control group (`memory.reclaim`, Linux 5.19 and later).
 //!
-//! In: a machine whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
+//! In: a VM whose control group is its own, a number of bytes. Out: by how much the group's mapped memory, its
 //! page cache, its copies in the swap cache, its huge pages and what it has in the first tier fell ([`Reclaimed`]):
 //! what the kernel says of its own success is not used. Not here: whether it should be done (`reclaim`).
 //!
 //! 1. *Proof*: of frames of guest RAM, looked at here and there, nearly all must be charged to the group and mapped by
 //!    nobody else. The kernel does not see who else uses a page that is charged elsewhere.
 //! 2. It is asked for little at a time, as much as takes some tens of milliseconds: whoever makes or removes a control
-//!    group may wait for the write. Before each it is looked whether the machine may still be touched, and whether a
+//!    group may wait for the write. Before each it is looked whether the VM may still be touched, and whether a
 //!    lower tier is being filled.
 //!
 //! # Limits
@@ -55,7 +55,7 @@ pub struct Reclaimed {
     pub memory_bytes: u64,
     /// Of the first tier, wherever it went: with the kernel's demotion on, to lower memory tiers too.
     pub first_tier: OnNodes,
-    /// Page cache, of files that the machine's processes were the first to read.
+    /// Page cache, of files that the VM's processes were the first to read.
     pub file_bytes: u64,
     /// Copies in the swap cache.
     pub copies_bytes: u64,
@@ -77,18 +77,18 @@ impl Reclaimed {
     }
 }
 
-/// Why the kernel cannot be asked for pages of a machine.
+/// Why the kernel cannot be asked for pages of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoReclaim {
     /// It was not asked: it may be so in a moment.
     Now(String),
     /// It was, and found nothing.
     Found(String),
-    /// It was not proved that the group's memory is the machine's, or there is no such file.
+    /// It was not proved that the group's memory is the VM's, or there is no such file.
     NotThere(String),
 }
 
-/// Has the kernel reclaim so many bytes of the machine's group, or as much as it finds.
+/// Has the kernel reclaim so many bytes of the VM's group, or as much as it finds.
 pub(super) fn reclaim(
     target: &Target,
     roots: &Roots,
@@ -197,14 +197,14 @@ fn refused(order: &Path, error: &io::Error) -> NoReclaim {
 pub(super) struct Proofs(BTreeMap<VmId, (Instant, Result<(), NoReclaim>)>);
 
 impl Proofs {
-    /// The proof of a machine, looked at anew now and then.
+    /// The proof of a VM, looked at anew now and then.
     pub(super) fn of(&mut self, target: &Target, roots: &Roots) -> Result<(), NoReclaim> {
         self.0.retain(|_, (at, _)| at.elapsed() < PROVE_EVERY);
         self.0.entry(target.info.id).or_insert_with(|| (Instant::now(), prove(target, roots))).1.clone()
     }
 }
 
-/// Whether the machine's memory is charged to its group and mapped by nobody else, as far as samples tell.
+/// Whether the VM's memory is charged to its group and mapped by nobody else, as far as samples tell.
 ///
 /// # Errors
 /// Why not.

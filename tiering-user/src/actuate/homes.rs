@@ -1,4 +1,4 @@
-//! The memory node of the first tier that each block of a machine was on last, so that what comes up lands there again.
+//! The memory node of the first tier that each block of a VM was on last, so that what comes up lands there again.
 //!
 //! A page that is brought up for another process lands on a node that the caller prefers, else on that of the caller.
 //! So the lanes note the node of each block of 2 MiB before they take it out of the first tier, and prefer it whenever
@@ -8,7 +8,7 @@
 //!
 //! 1. the node of those pages of the block that are in memory,
 //! 2. the node of the nearest block that has one,
-//! 3. the node of most processors that the machine's threads ran on last.
+//! 3. the node of most processors that the VM's threads ran on last.
 //!
 //! # Limits
 //! One node a block: a block whose pages lie on several nodes comes up on the one that had most of them. A
@@ -39,7 +39,7 @@ type Chunk = [AtomicU8; CHUNK_BLOCKS];
 pub struct Homes(Box<[OnceLock<Box<Chunk>>]>);
 
 impl Homes {
-    /// For a machine of so many pages; takes no memory before something is noted.
+    /// For a VM of so many pages; takes no memory before something is noted.
     pub fn new(pages: u32) -> Self {
         let chunks = (pages.div_ceil(BLOCK_PAGES) as usize).div_ceil(CHUNK_BLOCKS);
         Self((0..chunks).map(|_| OnceLock::new()).collect())

@@ -1,11 +1,11 @@
 //! Huge pages among those of a step: which pages are mapped as a part of one right now.
 //!
-//! In: a machine and pages, and what the page tables said of them. Out: numbers of huge pages; how many are none any
-//! more after a step; and, of a machine whose huge pages are kept (`huge = "keep"`), which pages may be paged out. Not
+//! In: a VM and pages, and what the page tables said of them. Out: numbers of huge pages; how many are none any
+//! more after a step; and, of a VM whose huge pages are kept (`huge = "keep"`), which pages may be paged out. Not
 //! here: whether they are kept, which the configuration says.
 //!
 //! The mapping table knows huge pages too, as the last sweep found them. A page can have become huge since:
-//! `khugepaged`, the agent, or a fault makes it so. So the page tables are read before a step, and of a machine whose
+//! `khugepaged`, the agent, or a fault makes it so. So the page tables are read before a step, and of a VM whose
 //! huge pages are kept again right before each page-out.
 //!
 //! [`PageStates`] tell which pages are parts of huge ones, or at least their frames: those of a huge page follow each
@@ -149,7 +149,7 @@ fn may_be_huge(pagemap: &Pagemap, number: u64) -> io::Result<bool> {
     Ok(lie_as_in_one(&parts))
 }
 
-/// Of a machine whose huge pages are kept: leaves those out of a step to a swap tier. Returns where they are, and all
+/// Of a VM whose huge pages are kept: leaves those out of a step to a swap tier. Returns where they are, and all
 /// huge pages that the step's pages are a part of.
 pub(super) fn leave_out(
     target: &Target,
@@ -160,7 +160,7 @@ pub(super) fn leave_out(
     let to_swap = matches!(outcome.action, Action::Place { to } if !places.nodes.tiers().contains(to));
     let found = HugePages::of(target, look, &outcome.asked);
     if !target.info.keep_huge || !to_swap {
-        // A machine that cannot be read any more is told of by what comes next.
+        // A VM that cannot be read any more is told of by what comes next.
         return (Vec::new(), found.unwrap_or_default());
     }
     match found {
@@ -182,7 +182,7 @@ pub(super) fn leave_out(
     }
 }
 
-/// Of these pages those that may be paged out now: of a machine whose huge pages are kept, those that are a part of
+/// Of these pages those that may be paged out now: of a VM whose huge pages are kept, those that are a part of
 /// none.
 ///
 /// # Errors

@@ -32,9 +32,9 @@ const NEXT_WITHIN: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub enum Job {
     Step(Target, Step),
-    /// A swap tier, and the machines that may have something there.
+    /// A swap tier, and the VMs that may have something there.
     Drain(TierId, Vec<Target>),
-    /// Of a machine's own control group the kernel reclaims so many bytes; what page-outs left in the swap cache first.
+    /// Of a VM's own control group the kernel reclaims so many bytes; what page-outs left in the swap cache first.
     Reclaim(Target, u64),
     /// Of the first tier's nodes the kernel reclaims memory.
     ReclaimNodes(Order),
@@ -135,7 +135,7 @@ impl Lanes {
         Ok(Self { mover, stager, mapper, freer, reclaimer })
     }
 
-    /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a machine when the one before
+    /// Hands a job to the lane it belongs to. Callers send the next one of a kind for a VM when the one before
     /// is done, so that few are waiting.
     pub fn send(&self, job: Job) {
         let lane = match &job {
@@ -301,11 +301,11 @@ fn run(
             let (roots, passage) = (&settings.roots, &settings.passage);
             Done::ReclaimNodes(node_reclaim::reclaim(&files, &order, roots, passage, stop))
         }
-        Job::Drain(tier, machines) => {
+        Job::Drain(tier, vms) => {
             let began = Instant::now();
             let host = (&settings.roots, &settings.places);
             let result = match swap {
-                Some(swap) => drain::drain(tier, &machines, host, swap, stop),
+                Some(swap) => drain::drain(tier, &vms, host, swap, stop),
                 None => Ok(0),
             };
             Done::Drain(tier, result, began.elapsed())

@@ -2,12 +2,12 @@
 //!
 //! A block of 2 MiB that goes to a lower memory tier is cold: what is allocated there later, by a first touch or from
 //! swap, should not take DRAM either. The policy belongs to the file, so the agent can set it through a mapping of its
-//! own ([`SharedFile::prefer`]). It is taken back when the block goes to the first tier, and for all machines when the
+//! own ([`SharedFile::prefer`]). It is taken back when the block goes to the first tier, and for all VMs when the
 //! agent ends.
 //!
 //! # Limits
 //! Private memory has no such policy that another process could set. An agent that is killed leaves the policies
-//! behind; they go with the machine, or with a move to the first tier by the next agent. A policy of the machine's own
+//! behind; they go with the VM, or with a move to the first tier by the next agent. A policy of the VM's own
 //! (`policy=preferred`) is replaced; one with `policy=bind` is left alone.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::tiers::TierId;
 use crate::track::VmId;
 use crate::vm::Hva;
 
-/// The machines of whose RAM some part prefers a lower memory tier.
+/// The VMs of whose RAM some part prefers a lower memory tier.
 #[derive(Debug, Default)]
 pub(super) struct Preferences(BTreeMap<VmId, Target>);
 

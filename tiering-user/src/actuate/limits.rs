@@ -1,8 +1,8 @@
-//! What a machine's control groups have no room for is left out before a batch, and what the kernel left is explained
+//! What a VM's control groups have no room for is left out before a batch, and what the kernel left is explained
 //! after it.
 //!
 //! Before: pages in memory that are to go to swap need swap, and take from what the groups were promised; pages in swap
-//! that come up, if only on their way to another swap tier, are charged to the machine. After: of pages that stayed,
+//! that come up, if only on their way to another swap tier, are charged to the VM. After: of pages that stayed,
 //! the frame tells whether they are merged, locked or mapped elsewhere, and the group whether it was refused swap.
 //!
 //! # Limits

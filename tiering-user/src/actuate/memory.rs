@@ -6,7 +6,7 @@
 //! 3. Where they are is read back.
 //!
 //! # Limits
-//! A huge page moves as a whole, also when only a part of it was asked for. A machine that binds its RAM to nodes is
+//! A huge page moves as a whole, also when only a part of it was asked for. A VM that binds its RAM to nodes is
 //! not moved between them: its pages come up from swap where its binding wants them.
 
 use std::collections::BTreeMap;

@@ -6,9 +6,9 @@
 //! - the *stager* brings pages up ahead of need, so that staging does not wait behind a slow page-out;
 //! - the *mapper* waits until staged pages are read, and maps them or sends them back;
 //! - the *freer* frees copies of what was paged out;
-//! - the *reclaimer* has the kernel reclaim memory of a machine's own control group.
+//! - the *reclaimer* has the kernel reclaim memory of a VM's own control group.
 //!
-//! They look once more whether the machine may be touched (the stager and the mapper ten times a second), act, read back
+//! They look once more whether the VM may be touched (the stager and the mapper ten times a second), act, read back
 //! where the pages are, and send an [`Outcome`]. Nothing here decides.
 //!
 //! Of a batch that moves, the checks before it share one read of the page tables ([`page_states::PageStates`]), and one

@@ -1,10 +1,10 @@
-//! The last look at a machine, for steps that come many times a second.
+//! The last look at a VM, for steps that come many times a second.
 //!
-//! To look whether a machine may be touched, and what room its control groups have, costs 250 to 400 us (Linux 6.18, a
+//! To look whether a VM may be touched, and what room its control groups have, costs 250 to 400 us (Linux 6.18, a
 //! QEMU of some 10 threads), a hundred times what staging a page does. Nothing that begins meanwhile is harmed by pages
 //! that come up for a moment longer.
 //!
-//! In: a machine. Out: what was found at most [`LOOK_AGAIN`] ago, and what is left of the room.
+//! In: a VM. Out: what was found at most [`LOOK_AGAIN`] ago, and what is left of the room.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::track::VmId;
 use crate::vm::GroupMemory;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Machines that are remembered; of more, those that were looked at long ago are forgotten.
+/// VMs that are remembered; of more, those that were looked at long ago are forgotten.
 const MOST: usize = 1024;
 
 #[derive(Debug, Default)]

@@ -164,7 +164,7 @@ impl Way<'_> {
     }
 
     /// Pages out `pages`, which are ascending. Takes out of them, and returns, those that have become a part of a huge
-    /// page which is kept: of such a machine the page tables are read before each few pages.
+    /// page which is kept: of such a VM the page tables are read before each few pages.
     fn page_out(&self, pages: &mut Vec<PageIndex>) -> Result<Vec<PageIndex>, Skip> {
         let ordered = in_order(self.order, pages);
         let at_a_time = if self.target.info.keep_huge { LOOK_PAGES } else { ordered.len().max(1) };

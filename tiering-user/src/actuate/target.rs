@@ -1,4 +1,4 @@
-//! The machine a job is about, and what becomes of the job.
+//! The VM a job is about, and what becomes of the job.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +34,7 @@ pub struct VmInfo {
     pub id: VmId,
     pub vm: Arc<Vm>,
     pub layout: Arc<Layout>,
-    /// Where other machines may learn from this one.
+    /// Where other VMs may learn from this one.
     pub tag_key: Option<Arc<TagKey>>,
     /// Its huge pages do not go to swap.
     pub keep_huge: bool,
@@ -64,9 +64,9 @@ pub enum Skip {
     Locked,
     /// Left by the kernel: mapped by another process too.
     Shared,
-    /// The machine's control groups have no room for the move.
+    /// The VM's control groups have no room for the move.
     NoRoom(GroupLimit),
-    /// Left by the kernel, which found no swap for the machine's control group.
+    /// Left by the kernel, which found no swap for the VM's control group.
     NoSwap,
     /// Part of a huge page, which the configuration keeps.
     KeptHuge,
@@ -74,7 +74,7 @@ pub enum Skip {
     Hugetlb,
     /// Mapped by another process too, so that they stay on their node.
     MappedElsewhere,
-    /// Bound to their node by the machine's own configuration.
+    /// Bound to their node by the VM's own configuration.
     Bound,
     /// Paged out, but into another area than the one meant.
     ElsewhereInSwap,
@@ -86,11 +86,11 @@ pub enum Skip {
     NotCollapsed,
     /// The process ended.
     Gone,
-    /// The machine may not be touched now.
+    /// The VM may not be touched now.
     Refused(String),
     /// The kernel gave an error.
     Failed(String),
-    /// The tier cannot be used: nothing wrong with the machine.
+    /// The tier cannot be used: nothing wrong with the VM.
     TierFailed(String),
 }
 
@@ -172,7 +172,7 @@ impl Outcome {
         if !target.is_shared(&self.asked) {
             return Vec::new();
         }
-        // A machine that cannot be read any more is told of by what comes next.
+        // A VM that cannot be read any more is told of by what comes next.
         let look = PageStates::at(target, &self.asked).unwrap_or_default();
         self.leave_out_given_back_by(target, &look)
     }
@@ -229,7 +229,7 @@ impl Outcome {
 }
 
 impl Target {
-    /// Why the machine may not be touched now, if so. What forbids swap alone does not forbid moves `within_memory`.
+    /// Why the VM may not be touched now, if so. What forbids swap alone does not forbid moves `within_memory`.
     pub(super) fn refusal(&self, roots: &Roots, within_memory: bool) -> Option<Skip> {
         if !self.process.is_alive() {
             return Some(Skip::Gone);

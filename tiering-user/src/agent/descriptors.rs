@@ -1,7 +1,7 @@
 //! File descriptors: as many as the agent may have, and some kept free.
 //!
-//! Each machine takes three, and one for each image. Without any left nothing can be read, and nobody answered, so
-//! machines are not taken in while fewer than [`KEPT_FREE`] are free.
+//! Each VM takes three, and one for each image. Without any left nothing can be read, and nobody answered, so
+//! VMs are not taken in while fewer than [`KEPT_FREE`] are free.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::sys::Pidfd;
 use crate::vm::{self, ProcessKey, VmError};
 
-/// For looking at machines, moving their pages, and answering.
+/// For looking at VMs, moving their pages, and answering.
 const KEPT_FREE: u64 = 12;
 
 /// A process cannot be taken hold of.
@@ -57,7 +57,7 @@ pub(super) fn take_hold(key: ProcessKey) -> Result<Pidfd, HoldError> {
     }
 }
 
-/// Whether there are enough left for another machine.
+/// Whether there are enough left for another VM.
 pub(super) fn check_room() -> Result<(), HoldError> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| HoldError::Other(error.into()))?;
     let used = std::fs::read_dir("/proc/self/fd").map_err(told)?.count() as u64;

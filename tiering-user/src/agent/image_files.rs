@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::engine::{ImageFacts, Opened};
 use crate::vm::FileId;
 
-/// Opens the image behind this descriptor of a machine, if it is still the one that was found. The server that it is on
+/// Opens the image behind this descriptor of a VM, if it is still the one that was found. The server that it is on
 /// may be down: then this does not come back.
 pub(crate) fn open(path: &Path, id: FileId) -> Option<Opened> {
     // Not to wait for anybody, should it be a pipe by now.

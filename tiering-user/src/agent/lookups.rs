@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::agent::helpers::DEADLINE;
 
-    /// On a busy machine a look may seem to hang, too: it comes with the next ones.
+    /// On a busy host a look may seem to hang, too: it comes with the next ones.
     fn collect(lookups: &mut Lookups<i32>, count: usize) -> Vec<i32> {
         let mut found = Vec::new();
         while found.len() < count {

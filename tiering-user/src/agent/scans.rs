@@ -1,4 +1,4 @@
-//! Scans for machines that go on where a process is stuck.
+//! Scans for VMs that go on where a process is stuck.
 //!
 //! In: a scanner. Out: what has changed. Who looks at a process that is stuck may hang for ever, and nothing can wake
 //! it. So a worker scans, with a copy of the scanner. When it has been at one process for longer than [`DEADLINE`] it
@@ -15,7 +15,7 @@ use super::helpers::MOST_STUCK;
 use crate::sys;
 use crate::vm::{Changes, ProcessKey, Scanner, VmError};
 
-/// The page tables of a large machine in small pages take tenths of a second.
+/// The page tables of a large VM in small pages take tenths of a second.
 const DEADLINE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -79,7 +79,7 @@ impl Scans {
         Self { scanner, worker: None, stuck: Vec::new() }
     }
 
-    /// The machines that were told of as appeared, not yet as gone.
+    /// The VMs that were told of as appeared, not yet as gone.
     pub(super) fn known(&self) -> impl Iterator<Item = ProcessKey> {
         self.scanner.known()
     }

@@ -200,7 +200,7 @@ impl Shell {
 
     /// Takes in what could not be before.
     fn try_again(&mut self) {
-        for vm in self.left_out.machines() {
+        for vm in self.left_out.vms() {
             let key = vm.key;
             self.admit(vm);
             // What the first one lacks the others lack too.

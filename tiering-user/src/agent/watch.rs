@@ -1,4 +1,4 @@
-//! The threads that read `/proc` for the agent: one looks for machines, one sweeps their page tables.
+//! The threads that read `/proc` for the agent: one looks for VMs, one sweeps their page tables.
 
 use std::io;
 use std::sync::mpsc as std_mpsc;
@@ -22,7 +22,7 @@ use crate::vm::{
 
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks for machines; the thread ends soon after this is dropped.
+/// Looks for VMs; the thread ends soon after this is dropped.
 pub(super) struct Scanning {
     /// Closed to end the thread.
     _stop: std_mpsc::Sender<()>,
@@ -84,7 +84,7 @@ fn gauge(roots: &Roots, several: bool, key: ProcessKey) -> Gauge {
     Gauge { key, memory, ksm_bytes, usage, bindings, at }
 }
 
-/// Goes through the page tables of the machines it is sent.
+/// Goes through the page tables of the VMs it is sent.
 #[derive(Debug)]
 pub(super) struct Sweeping {
     targets: std_mpsc::Sender<(Target, Look)>,
@@ -97,7 +97,7 @@ impl Sweeping {
         let now_at = NowAt::default();
         let at = now_at.clone();
         thread::Builder::new().name("tiering-sweeper".into()).spawn(move || {
-            // Whoever waits for the lock of a machine's page tables would also wait until this thread has a processor
+            // Whoever waits for the lock of a VM's page tables would also wait until this thread has a processor
             // again.
             sys::run_ahead();
             for (target, look) in queue {

@@ -1,9 +1,9 @@
 //! The map `tier_map`: in which tier the pages of each block are, for `bpftool` and programs of others.
 //!
-//! In: blocks as they change. Out: entries of the map, gone with their machine.
+//! In: blocks as they change. Out: entries of the map, gone with their VM.
 //!
-//! Limits: the map is bounded. Where it is full, the machine of which most is shown gives way to those of which less
-//! is, so that a large machine does not hide the others. A block that is not shown for that is counted, and not shown
+//! Limits: the map is bounded. Where it is full, the VM of which most is shown gives way to those of which less
+//! is, so that a large VM does not hide the others. A block that is not shown for that is counted, and not shown
 //! until it changes again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,7 +70,7 @@ impl BlockMap {
         }
     }
 
-    /// Removes all blocks of a machine.
+    /// Removes all blocks of a VM.
     pub(super) fn forget(&mut self, vm: VmId) {
         for block in self.shown.0.remove(&vm).unwrap_or_default() {
             self.map.remove(&BlockKey { vm: vm.0, block }).ok();
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_of_which_most_is_shown_gives_way_until_all_have_as_much() {
+    fn the_vm_of_which_most_is_shown_gives_way_until_all_have_as_much() {
         let mut shown = Shown::default();
         shown.0.insert(VmId(1), (0..100).collect());
         let mut taken = 0;

@@ -46,7 +46,7 @@ pub enum BpfError {
     Pin(#[from] PinError),
 }
 
-/// Sums over CPUs and virtual machines.
+/// Sums over CPUs and VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub seen: u64,
@@ -91,7 +91,7 @@ pub struct Faults {
     kvm: KvmSource,
     rearming: Rearming,
     ring: RingBuf<MapData>,
-    /// What machines read from images.
+    /// What VMs read from images.
     pub reads: Reads,
     pub kernel_moves: KernelMoveSource,
     /// What DAMON finds.
@@ -191,7 +191,7 @@ impl Faults {
         [self, &self.kvm, &self.rearming, &self.regions, &self.reads, &self.kernel_moves]
     }
 
-    /// Begins to tell of what machines read from an image, under this number.
+    /// Begins to tell of what VMs read from an image, under this number.
     ///
     /// # Errors
     /// [`BpfError::Map`] where there are too many.
@@ -256,7 +256,7 @@ impl Faults {
         self.vms.insert(key, VmEntry { one_in_log2: log2, ..entry }, 0).map_err(map_error("tier_vms"))
     }
 
-    /// Begins to collect the frames that KVM maps into the machine `id`.
+    /// Begins to collect the frames that KVM maps into the VM `id`.
     ///
     /// # Errors
     /// [`BpfError::Map`] where the map is full.
@@ -275,7 +275,7 @@ impl Faults {
         collected.frames[..count].to_vec()
     }
 
-    /// Ends collecting frames of the machine `id`.
+    /// Ends collecting frames of the VM `id`.
     pub fn enough_frames(&mut self, id: VmId) {
         // It is gone already where nobody wanted any.
         self.frames.remove(&id.0).ok();
@@ -292,7 +292,7 @@ impl Faults {
         last
     }
 
-    /// The counters of one machine; zero where it is not tracked.
+    /// The counters of one VM; zero where it is not tracked.
     pub fn counters(&self, id: VmId) -> Counters {
         let mut sum = Counters::default();
         if let Ok(values) = self.stats.get(&id.0, 0) {
@@ -301,9 +301,9 @@ impl Faults {
         sum
     }
 
-    /// Shows what was done for one machine to `bpftool`.
+    /// Shows what was done for one VM to `bpftool`.
     pub fn show_moves(&mut self, id: VmId, moves: VmMoves) {
-        // The entry goes when the machine does; then there is nothing to show.
+        // The entry goes when the VM does; then there is nothing to show.
         self.moves.insert(id.0, moves, 0).ok();
     }
 

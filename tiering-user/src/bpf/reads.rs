@@ -1,4 +1,4 @@
-//! What machines have read from watched images into the page cache.
+//! What VMs have read from watched images into the page cache.
 //!
 //! In: the loaded object; the images to watch. Out: reads; or why they cannot be seen. The program is attached when the
 //! first image is to be watched: it runs for every page that comes into the host's page cache.
@@ -33,7 +33,7 @@ const ORDER: &str = "unsigned char order;\toffset:36;\tsize:1;";
 /// Whether reads of images are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ReadSource {
-    /// No machine has an image.
+    /// No VM has an image.
     Idle,
     Active,
     /// Why not.

@@ -1,4 +1,4 @@
-//! What all ways to see what happens to the machines' memory have in common. Each is tried by itself, and any of them
+//! What all ways to see what happens to the VMs' memory have in common. Each is tried by itself, and any of them
 //! may be missing but page faults, without which nothing is loaded.
 
 /// One way to see something.

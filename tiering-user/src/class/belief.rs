@@ -1,4 +1,4 @@
-//! What is thought of one machine, and on whose word.
+//! What is thought of one VM, and on whose word.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ const FIRM: u32 = 3;
 pub enum Source {
     /// The configuration.
     Operator,
-    /// Whoever runs the machine: its labels.
+    /// Whoever runs the VM: its labels.
     Label,
-    /// Its profile is like those of machines of the class.
+    /// Its profile is like those of VMs of the class.
     Profile,
 }
 
@@ -34,7 +34,7 @@ impl Source {
     }
 }
 
-/// What one machine is thought to be.
+/// What one VM is thought to be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Belief {
     by_operator: Option<Class>,

@@ -1,4 +1,4 @@
-//! What labels say of a machine's work.
+//! What labels say of a VM's work.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ const CLASS: &str = "tiering.dev/class";
 const NAME: &str = "app.kubernetes.io/name";
 const COMPONENT: &str = "app.kubernetes.io/component";
 
-/// Applications by which a machine's work is known.
+/// Applications by which a VM's work is known.
 const APPLICATIONS: [(Class, &[&str]); 6] = [
     (
         Class::Database,
@@ -65,7 +65,7 @@ const APPLICATIONS: [(Class, &[&str]); 6] = [
     (Class::Desktop, &["guacamole", "vdi", "xrdp"]),
 ];
 
-/// The class that labels give a machine, if they do: the one that is named, else that of the application, else that of
+/// The class that labels give a VM, if they do: the one that is named, else that of the application, else that of
 /// the component.
 pub fn of_labels(labels: &Labels) -> Option<Class> {
     let of = |key: &str| labels.get(key).map(|value| value.trim().to_ascii_lowercase());

@@ -1,4 +1,4 @@
-//! What kind of work a machine does.
+//! What kind of work a VM does.
 //!
 //! In: what the operator or [labels](of_labels) say of it; else the [vector](crate::profile::Profile::vector) of its
 //! profile, at the end of each epoch, of which the [`Model`] makes a [`Guess`]. Out: a [`Belief`], which may be that

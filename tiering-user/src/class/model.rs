@@ -1,6 +1,6 @@
 //! What vectors of profiles are like whose class is known, and what that says of another one.
 //!
-//! The [`Model`] is a file: of each kind of machine that it was learned from the mean of its vectors and how they
+//! The [`Model`] is a file: of each kind of VM that it was learned from the mean of its vectors and how they
 //! scatter around it (regularized discriminant analysis; J. H. Friedman, Journal of the American Statistical
 //! Association 84, 1989). A vector is of the kind that makes it likeliest; where it is too far even from that, or two
 //! classes are as likely, the answer is "unknown".
@@ -20,7 +20,7 @@ const AGREED: f32 = 0.5;
 /// The model that is part of this program.
 const BUILT_IN: &str = include_str!("../../classes/model.json");
 
-/// What a machine seems to be.
+/// What a VM seems to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Guess {
     /// None where it is like nothing that is known.
@@ -42,7 +42,7 @@ pub enum ModelError {
     Broken(&'static str),
 }
 
-/// Kinds of machines that are known, and how others are compared with them.
+/// Kinds of VMs that are known, and how others are compared with them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
@@ -66,7 +66,7 @@ pub struct Reach {
     pub later: f32,
 }
 
-/// What machines of one kind are like.
+/// What VMs of one kind are like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kind {
@@ -166,7 +166,7 @@ impl Model {
         model
     }
 
-    /// What a machine with this vector seems to be, after so many whole epochs.
+    /// What a VM with this vector seems to be, after so many whole epochs.
     pub fn classify(&self, vector: &Vector, epochs: u64) -> Guess {
         let candidates: Vec<Nearest> = self.candidates(vector).collect();
         let Some(nearest) = likeliest(candidates.iter().copied()) else { return Guess::default() };
@@ -247,7 +247,7 @@ mod tests {
         Kind { class, mean: vector(writes).to_vec(), scatter: scatter(by) }
     }
 
-    /// Web machines write nothing and databases write all the time.
+    /// Web VMs write nothing and databases write all the time.
     fn model() -> Model {
         Model::new(vec![kind(Class::Web, -1.0, 0.1), kind(Class::Database, 0.5, 0.1)], scatter(0.1))
     }

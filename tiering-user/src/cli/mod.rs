@@ -32,7 +32,7 @@ pub use failure::Failure;
 /// Read where no `--config` is given, if it exists.
 pub const DEFAULT_CONFIG: &str = "/etc/tiering/tiering.toml";
 
-/// Memory tiering for virtual machines: keeps the memory that VMs need in fast tiers, and the rest below.
+/// Memory tiering for VMs: keeps the memory that VMs need in fast tiers, and the rest below.
 #[derive(Debug, Parser)]
 #[command(name = "tiering", version)]
 struct Cli {
@@ -67,7 +67,7 @@ enum Command {
     Doctor(Output),
     /// Show tiers, VMs, event accounting and access sources
     Status(Output),
-    /// Show virtual machines
+    /// Show VMs
     #[command(subcommand)]
     Vm(VmCommand),
     /// Show in which tier each page of a VM is
@@ -133,7 +133,7 @@ enum Command {
         /// Write each decision there, a line each
         #[arg(long, value_name = "F")]
         decisions: Option<PathBuf>,
-        /// Write each machine's profile at the end of each epoch there, as a row of CSV
+        /// Write each VM's profile at the end of each epoch there, as a row of CSV
         #[arg(long, value_name = "F")]
         epochs: Option<PathBuf>,
         #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The profile of a machine, as `tiering vm show` prints it: rows, and two small plots.
+//! The profile of a VM, as `tiering vm show` prints it: rows, and two small plots.
 
 use super::render::{nanoseconds, size};
 use crate::telemetry::profile::{AheadStatus, ProfileStatus};

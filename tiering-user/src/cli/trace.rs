@@ -1,7 +1,7 @@
 //! `tiering record` and `tiering replay`.
 //!
 //! In: an agent, and a file for what it tells; or such a file, and rules. Out: the file, and a line that says what is
-//! in it; or what would have become of each machine, as a table.
+//! in it; or what would have become of each VM, as a table.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -43,7 +43,7 @@ pub(super) async fn record(
             None => std::future::pending().await,
         }
     };
-    // Made when the agent says yes. Which pages a machine uses when is nobody else's business.
+    // Made when the agent says yes. Which pages a VM uses when is nobody else's business.
     let mut file: Option<File> = None;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
@@ -103,7 +103,7 @@ fn unreadable(path: &Path, error: &TraceError) -> Failure {
     Failure::new(code, format!("{}: {error}", path.display()))
 }
 
-/// What would have become of the machines of a trace.
+/// What would have become of the VMs of a trace.
 #[derive(Debug, Serialize)]
 pub(super) struct Replayed {
     machines: Vec<Outcome>,
@@ -175,7 +175,7 @@ pub(super) fn replay(
     Ok(Replayed { lost, torn: reader.is_torn(), machines })
 }
 
-/// One line a machine.
+/// One line a VM.
 pub(super) fn table(replayed: &Replayed) -> String {
     let mut table = Table::new([
         "MACHINE",
@@ -266,7 +266,7 @@ mod tests {
     }
 
     /// Redis and memcached, recorded elsewhere for a minute (docs/replay.md): what is decided about them, and what
-    /// their profiles say, is the same on any machine. Where either is changed on purpose, so are these numbers.
+    /// their profiles say, is the same on any host. Where either is changed on purpose, so are these numbers.
     #[test]
     fn a_trace_of_another_machine_is_replayed_to_the_same_bytes_here() {
         let trace = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces/redis-memcached.trace");

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DEFAULT_PRIORITY;
 
-/// Kind of work that a machine does.
+/// Kind of work that a VM does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
@@ -56,10 +56,10 @@ impl Class {
     }
 }
 
-/// What the agent begins with for a machine of a class, and what of the general settings is otherwise for it.
+/// What the agent begins with for a VM of a class, and what of the general settings is otherwise for it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Priors {
-    /// 0 to 100, where no rule gives the machine one of its own.
+    /// 0 to 100, where no rule gives the VM one of its own.
     pub priority: u8,
     /// Times `policy.demote_after`.
     pub idle_age: f64,
@@ -72,7 +72,7 @@ pub struct Priors {
 }
 
 impl Priors {
-    /// Of machines of which nothing is known.
+    /// Of VMs of which nothing is known.
     pub const NEUTRAL: Self = Self {
         priority: DEFAULT_PRIORITY,
         idle_age: 1.0,
@@ -113,7 +113,7 @@ impl Default for Priors {
 pub struct ClassPriors(pub(super) BTreeMap<Class, Priors>);
 
 impl ClassPriors {
-    /// Of a class, or of machines whose class is not known.
+    /// Of a class, or of VMs whose class is not known.
     #[must_use]
     pub fn of(&self, class: Option<Class>) -> Priors {
         class.and_then(|class| self.0.get(&class)).copied().unwrap_or(Priors::NEUTRAL)

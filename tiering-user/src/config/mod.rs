@@ -40,7 +40,7 @@ pub struct Config {
     pub tracking: Tracking,
     pub policy: Policy,
     pub prefetch: Prefetch,
-    /// What each class of machines changes.
+    /// What each class of VMs changes.
     #[serde(rename = "class")]
     pub classes: ClassPriors,
     /// Rules for VMs; the first one that matches counts, see [`Config::vm_settings`].
@@ -124,21 +124,21 @@ pub struct Discover {
     pub users: Vec<String>,
 }
 
-/// How much is seen of the machines' accesses.
+/// How much is seen of the VMs' accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracking {
-    /// Most events a second of all machines together; who has few keeps all of them.
+    /// Most events a second of all VMs together; who has few keeps all of them.
     pub events: u64,
-    /// Most events a second of one machine.
+    /// Most events a second of one VM.
     pub vm_events: u64,
     /// Have the mapped pages of KVM guests show their accesses anew, now and then.
     pub rearm: bool,
-    /// Longest that this may hold up a machine's page faults.
+    /// Longest that this may hold up a VM's page faults.
     pub rearm_pause: Period,
-    /// Share of its time that a machine may lose by it.
+    /// Share of its time that a VM may lose by it.
     pub rearm_cost: Percent,
-    /// Have DAMON watch the other machines, where nobody else uses it.
+    /// Have DAMON watch the other VMs, where nobody else uses it.
     pub damon: bool,
 }
 
@@ -164,7 +164,7 @@ pub struct Policy {
     pub refault_limit: Percent,
     /// CPU time that watching and planning may take, of one core, before they are done less often.
     pub cpu_limit: Percent,
-    /// What a machine seems to be by its profile changes what is done with it, as if somebody had said so.
+    /// What a VM seems to be by its profile changes what is done with it, as if somebody had said so.
     pub act_on_guesses: bool,
 }
 

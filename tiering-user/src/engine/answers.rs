@@ -83,21 +83,18 @@ impl Engine {
         match request {
             Request::Record { vms, sink, reply } => drop(reply.send(self.record(vms, sink))),
             Request::Map { vm, pages, reply } => {
-                match self.machine(&vm).and_then(|machine| machine.check(&pages).map(|()| machine.info.id)) {
+                match self.vm(&vm).and_then(|vm| vm.check(&pages).map(|()| vm.info.id)) {
                     Ok(id) => self.after_a_sweep(id, AfterSweep::Map { pages, reply }),
                     Err(error) => drop(reply.send(Err(error))),
                 }
             }
-            Request::FindFrame { vm, pfn, reply } => {
-                match self.machine(&vm).map(|machine| machine.info.clone()) {
-                    Ok(vm) => self.commands.push(Command::FindFrame { vm, pfn, reply }),
-                    Err(error) => drop(reply.send(Err(error))),
-                }
-            }
+            Request::FindFrame { vm, pfn, reply } => match self.vm(&vm).map(|vm| vm.info.clone()) {
+                Ok(vm) => self.commands.push(Command::FindFrame { vm, pfn, reply }),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Request::Explain { vm, at, reply } => {
-                let explained = self
-                    .machine(&vm)
-                    .and_then(|machine| Ok((machine.info.clone(), Box::new(self.explain(&vm, at)?))));
+                let explained =
+                    self.vm(&vm).and_then(|known| Ok((known.info.clone(), Box::new(self.explain(&vm, at)?))));
                 match explained {
                     Ok((vm, explanation)) => {
                         self.commands.push(Command::TellExplanation { vm, explanation, reply });
@@ -117,14 +114,14 @@ impl Engine {
     }
 
     fn find(&self, id: &str) -> Result<VmId, ApiError> {
-        let machine = self.machines.values().find(|machine| machine.id == id);
+        let vm = self.vms.values().find(|vm| vm.id == id);
         let missing = || self.bystanders.refusal(id).unwrap_or_else(|| no_such_vm(id));
-        machine.map(|machine| machine.info.id).ok_or_else(missing)
+        vm.map(|vm| vm.info.id).ok_or_else(missing)
     }
 
-    /// The machine of this id.
-    pub(super) fn machine(&self, id: &str) -> Result<&ManagedVm, ApiError> {
-        self.find(id).map(|id| &self.machines[&id])
+    /// The VM of this id.
+    pub(super) fn vm(&self, id: &str) -> Result<&ManagedVm, ApiError> {
+        self.find(id).map(|id| &self.vms[&id])
     }
 
     fn after_a_sweep(&mut self, vm: VmId, request: AfterSweep) {
@@ -147,8 +144,8 @@ impl Engine {
             }
             match pending.request {
                 AfterSweep::Map { pages, reply } => {
-                    let Some(machine) = self.machines.get(&vm) else { continue };
-                    let (vm, map) = (machine.info.clone(), self.map(machine, &pages));
+                    let Some(vm) = self.vms.get(&vm) else { continue };
+                    let (vm, map) = (vm.info.clone(), self.map(vm, &pages));
                     self.commands.push(Command::TellMap { vm, map, reply });
                 }
                 AfterSweep::Move { to, hva, reply } => {
@@ -172,19 +169,19 @@ impl Engine {
         }
     }
 
-    fn map(&self, machine: &ManagedVm, pages: &Pages) -> VmMap {
+    fn map(&self, vm: &ManagedVm, pages: &Pages) -> VmMap {
         let now = self.clock.seconds();
         let mut runs: Vec<MapRun> = Vec::new();
-        for (region, start, _) in machine.pages.layout().regions() {
+        for (region, start, _) in vm.pages.layout().regions() {
             let mut open: Option<(PageEntry, PageIndex)> = None;
             for page in region.pages() {
                 let address = start.0 + u64::from(page - region.first) * PAGE_BYTES;
-                let gpa = machine.gpa(Hva(address));
+                let gpa = vm.gpa(Hva(address));
                 if !is_meant(pages, address, gpa) {
                     open = None;
                     continue;
                 }
-                let entry = machine.pages.get(page);
+                let entry = vm.pages.get(page);
                 match (&open, runs.last_mut()) {
                     (Some((first, _)), Some(run))
                         if alike(*first, entry, now)
@@ -211,7 +208,7 @@ impl Engine {
                 }
             }
         }
-        VmMap { vm: machine.id.clone(), page_bytes: PAGE_BYTES, runs }
+        VmMap { vm: vm.id.clone(), page_bytes: PAGE_BYTES, runs }
     }
 
     /// How a place is called in answers.
@@ -225,50 +222,50 @@ impl Engine {
 
     fn begin_move(
         &mut self,
-        vm: VmId,
+        id: VmId,
         to: &str,
         hva: Option<&Range<u64>>,
         began: Monotonic,
         reply: Reply<MoveOutcome>,
     ) {
         // It may have become one that must not be moved since this was asked for.
-        let to = match self.may_move(vm, to) {
+        let to = match self.may_move(id, to) {
             Ok(to) => to,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let now = self.clock.seconds();
-        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let Some(vm) = self.vms.get_mut(&id) else { return };
         let mut pages: Vec<PageIndex> = Vec::new();
-        machine.pages.for_each(|page, entry| {
-            let address = machine.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
+        vm.pages.for_each(|page, entry| {
+            let address = vm.pages.layout().locate(page).map_or(0, |(hva, _)| hva.0);
             if entry.place() != Place::In(to) && hva.is_none_or(|range| range.contains(&address)) {
                 pages.push(page);
             }
         });
-        let step = Step { vm, action: Action::Place { to }, pages, reason: Reason::Operator };
+        let step = Step { vm: id, action: Action::Place { to }, pages, reason: Reason::Operator };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let outcome = MoveOutcome { asked_pages: step.pages.len() as u64, ..MoveOutcome::default() };
-        let batches = machine.enqueue(&step, now, Some(ticket));
+        let batches = vm.enqueue(&step, now, Some(ticket));
         if batches == 0 {
             reply.send(Ok(outcome)).ok();
             return;
         }
         self.tickets.insert(ticket, Ticket { to, batches, began, outcome, reply });
-        self.send_next(vm);
+        self.send_next(id);
     }
 
     /// The tier of this name, where an operator may move the VM there.
-    fn may_move(&self, vm: VmId, to: &str) -> Result<TierId, ApiError> {
-        let machine = &self.machines[&vm];
+    fn may_move(&self, id: VmId, to: &str) -> Result<TierId, ApiError> {
+        let vm = &self.vms[&id];
         let names =
             || self.ladder.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>().join(", ");
         let tier = self
             .ladder
             .by_name(to)
             .ok_or_else(|| ApiError::NotFound(format!("no tier is called `{to}`: there are {}", names())))?;
-        if let Some(reason) = machine.refuses(tier.id) {
-            return Err(ApiError::Refused(format!("{} is not moved: {reason}", machine.info.vm.name)));
+        if let Some(reason) = vm.refuses(tier.id) {
+            return Err(ApiError::Refused(format!("{} is not moved: {reason}", vm.info.vm.name)));
         }
         if self.drained.contains(&tier.id) {
             return Err(ApiError::Refused(format!(
@@ -311,11 +308,11 @@ impl Engine {
             Some(tier) => {
                 let id = tier.id;
                 self.drained.insert(id);
-                for machine in self.machines.values_mut() {
-                    machine.moves.queue.retain(|queued| queued.ticket.is_some());
+                for vm in self.vms.values_mut() {
+                    vm.moves.queue.retain(|queued| queued.ticket.is_some());
                 }
                 self.drains.push((id, reply));
-                let vms = self.machines.values().map(|machine| machine.info.clone()).collect();
+                let vms = self.vms.values().map(|vm| vm.info.clone()).collect();
                 self.commands.push(Command::Drain(id, vms));
                 return;
             }
@@ -335,7 +332,7 @@ impl Engine {
                 Err(ApiError::Unavailable(error.to_string()))
             }
         };
-        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+        for id in self.vms.keys().copied().collect::<Vec<_>>() {
             self.sweep_if_moved(id);
         }
         self.status_due = true;

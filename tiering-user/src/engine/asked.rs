@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_agent_reads_itself_is_no_wait_of_the_machine() {
+    fn what_the_agent_reads_itself_is_no_wait_of_the_vm() {
         let mut asked = Asked::default();
         assert_eq!(asked.refaults(Some(100), at(0)), 0, "what was before is not known");
         assert_eq!(asked.refaults(Some(107), at(1)), 7);

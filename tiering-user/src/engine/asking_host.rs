@@ -68,8 +68,8 @@ impl Engine {
         let now = self.clock.now;
         self.host_reclaim.not_asked = self.why_host_is_not_asked();
         self.commands.push(Command::AllowNodeReclaim(self.host_reclaim.not_asked.is_none()));
-        let chosen = |machine: &&ManagedVm| matches!(self.chosen_by(machine, now), ChosenBy::Host);
-        let vms: Vec<&ManagedVm> = self.machines.values().filter(chosen).collect();
+        let chosen = |vm: &&ManagedVm| matches!(self.chosen_by(vm, now), ChosenBy::Host);
+        let vms: Vec<&ManagedVm> = self.vms.values().filter(chosen).collect();
         if vms.is_empty() {
             self.host_reclaim.asked.forget_refaults();
             return;
@@ -81,16 +81,16 @@ impl Engine {
             true => 0,
             false => vm.braking.allowed(first, vm.pages.node_tiers()),
         };
-        let by_brakes = self.machines.values().filter(|vm| !is_bound(vm)).map(by_brakes).min();
+        let by_brakes = self.vms.values().filter(|vm| !is_bound(vm)).map(by_brakes).min();
         let pages: u64 = vms.iter().map(|vm| vm.touched_pages()).sum();
         let read_wait = vms.iter().map(|vm| vm.read_wait).max().unwrap_or_default();
         let budgets =
             vms.iter().map(|vm| Budget::new(vm.info.vm.vcpus, vm.touched_pages(), limit, vm.read_wait));
         let budget: Option<Budget> = budgets.sum();
-        let staged = self.machines.values().any(|vm| vm.prefetch.stages.up_unmapped().next().is_some());
-        let freeing = self.machines.values().any(|vm| vm.freeing);
+        let staged = self.vms.values().any(|vm| vm.prefetch.stages.up_unmapped().next().is_some());
+        let freeing = self.vms.values().any(|vm| vm.freeing);
         let reading =
-            self.machines.values().any(|vm| vm.moves.in_flight.is_some() || vm.prefetch.staging.is_some());
+            self.vms.values().any(|vm| vm.moves.in_flight.is_some() || vm.prefetch.staging.is_some());
         let to_swap = self.allowance().get(usize::from(first.0)).copied().unwrap_or(0);
         let room = (self.room_bytes(first) / PAGE_BYTES).min(to_swap).min(by_brakes.unwrap_or(0));
         let demote_after = self.config.policy.demote_after.0;
@@ -113,7 +113,7 @@ impl Engine {
             return;
         }
         host.asked.begin(ask * PAGE_BYTES, Vec::new());
-        let vms = self.machines.values().map(|vm| vm.info.clone()).collect();
+        let vms = self.vms.values().map(|vm| vm.info.clone()).collect();
         self.commands.push(Command::ReclaimNodes(vms, ask * PAGE_BYTES));
     }
 
@@ -132,7 +132,7 @@ impl Engine {
         if memory_bytes == 0 {
             return;
         }
-        for vm in self.machines.values_mut() {
+        for vm in self.vms.values_mut() {
             vm.asked.reclaimed_at = Some(now);
             vm.braking.stalls.demoted(now);
         }
@@ -146,7 +146,7 @@ impl Engine {
         if !self.facts.reclaims_nodes {
             return Some("this kernel does not reclaim by node (Linux 6.17 and later do)".to_owned());
         }
-        let mut others = self.machines.values().filter(|vm| !is_bound(vm));
+        let mut others = self.vms.values().filter(|vm| !is_bound(vm));
         let keeps_huge = |vm: &ManagedVm| vm.info.keep_huge.then(|| "its huge pages are kept".to_owned());
         let managed =
             others.find_map(|vm| Some((&vm.info.vm.name, vm.never_to_swap().or_else(|| keeps_huge(vm))?)));

@@ -1,6 +1,6 @@
-//! The brakes of the host and of each machine: reads what they go by, keeps their state, says what limits a machine.
+//! The brakes of the host and of each VM: reads what they go by, keeps their state, says what limits a VM.
 //!
-//! In, once a second: free memory, what the scanner found of each machine's control groups, and what was demoted and
+//! In, once a second: free memory, what the scanner found of each VM's control groups, and what was demoted and
 //! came back. Out: pages that may go to each tier, and `limited_by` of the status. The rules are `policy`'s.
 
 use std::collections::BTreeMap;
@@ -24,10 +24,10 @@ use crate::vm::{Binding, GroupMemory, ProcessKey, Usage};
 const CPU_WINDOW_S: f64 = 4.0;
 /// Less room than this in a control group is none: it comes and goes.
 const ROOM_LEAST_PAGES: u64 = 256;
-/// How long a machine rests whose group was refused swap, seconds.
+/// How long a VM rests whose group was refused swap, seconds.
 const NO_SWAP_REST_S: u64 = 60;
 
-/// What the scanner's thread has read of one machine.
+/// What the scanner's thread has read of one VM.
 #[derive(Clone, Debug)]
 pub struct Gauge {
     pub key: ProcessKey,
@@ -57,7 +57,7 @@ pub(super) struct HostBrakes {
     pub tier_loads: BTreeMap<TierId, TierLoad>,
 }
 
-/// The brakes of one machine.
+/// The brakes of one VM.
 #[derive(Debug, Default)]
 pub(super) struct VmBrakes {
     /// By level.
@@ -107,7 +107,7 @@ impl VmBrakes {
         self.limited_by.clone()
     }
 
-    /// Of the machine's own group: one that holds others too says nothing of the machine.
+    /// Of the VM's own group: one that holds others too says nothing of the VM.
     pub(super) fn swap_cached_bytes(&self) -> Option<u64> {
         self.memory().filter(|memory| memory.is_vms_own)?.swap_cached_bytes
     }
@@ -147,7 +147,7 @@ impl VmBrakes {
         self.refused_swap.is_some_and(|until| now < until)
     }
 
-    /// A second has passed, in which the machine had so many pages in memory, of which it may wait for `refault_limit`
+    /// A second has passed, in which the VM had so many pages in memory, of which it may wait for `refault_limit`
     /// percent a minute once they are demoted.
     fn count_refaults(&mut self, in_memory: u64, refault_limit: f64, host: &HostBrakes) -> Option<TooMany> {
         let returned = std::mem::take(&mut self.returned);
@@ -162,7 +162,7 @@ impl VmBrakes {
         self.refaults.too_many().filter(|_| !self.full)
     }
 
-    /// A second has passed: how long the machine waited, by its own control group, else by its faults.
+    /// A second has passed: how long the VM waited, by its own control group, else by its faults.
     fn look_at_stalls(&mut self, now: Monotonic) {
         let faults = Waited { source: StallSource::Faults, total: self.waited, at: now };
         let group = |gauge: &Gauge| {
@@ -187,7 +187,7 @@ impl VmBrakes {
         self.rates = rates.collect();
     }
 
-    /// What limits the machine most, and a word for it that stays while only numbers change.
+    /// What limits the VM most, and a word for it that stays while only numbers change.
     fn strongest(&self, host: &HostBrakes, cpu_limit: f64, now: Monotonic) -> Option<(String, String)> {
         let lower = || self.rates.iter().skip(1).map(|rate| rate.limited_by);
         let rate = |limited: Limited| Some((limited.to_string(), limited.kind()?.to_owned()));
@@ -229,14 +229,14 @@ impl Engine {
     pub(super) fn on_gauges(&mut self, gauges: Vec<Gauge>) {
         for gauge in gauges {
             let key = gauge.key;
-            if let Some(machine) = self.machines.values_mut().find(|machine| machine.info.vm.key == key) {
-                machine.note_refaults(gauge.memory.refaults_total, gauge.at);
-                machine.braking.take_gauge(gauge);
+            if let Some(vm) = self.vms.values_mut().find(|vm| vm.info.vm.key == key) {
+                vm.note_refaults(gauge.memory.refaults_total, gauge.at);
+                vm.braking.take_gauge(gauge);
             }
         }
     }
 
-    /// What is the same for all machines.
+    /// What is the same for all VMs.
     pub(super) fn host_load(&mut self) -> Load {
         self.look_at_cpu();
         self.braking.tier_loads.clone_from(&self.facts.tier_loads);
@@ -248,7 +248,7 @@ impl Engine {
         }
     }
 
-    /// The brakes of one machine, for the next second.
+    /// The brakes of one VM, for the next second.
     pub(super) fn brake(&mut self, id: VmId, load: Load) {
         let now = self.clock.now;
         let (tiers, node_tiers) = (self.ladder.tiers().len(), self.ladder.node_tiers());
@@ -256,26 +256,25 @@ impl Engine {
         let (refault_limit, psi_limit) = (self.config.policy.refault_limit.0, self.config.policy.psi_limit.0);
         let spent = self.spent_budget(now);
         let by_host = self
-            .machines
+            .vms
             .get(&id)
-            .filter(|machine| matches!(self.chosen_by(machine, now), ChosenBy::Host))
+            .filter(|vm| matches!(self.chosen_by(vm, now), ChosenBy::Host))
             .and_then(|_| self.host_reclaim.rests(now));
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let counts = machine.pages.counts();
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let counts = vm.pages.counts();
         let in_memory = (0..node_tiers.0).map(|level| counts.get(Place::In(TierId(level)))).sum();
-        let relief_pages = machine.share.excess_pages;
-        let refaults = machine.braking.count_refaults(in_memory, refault_limit, &self.braking);
-        machine.braking.look_at_stalls(now);
-        let stall = machine.braking.stalls.above(psi_limit);
+        let relief_pages = vm.share.excess_pages;
+        let refaults = vm.braking.count_refaults(in_memory, refault_limit, &self.braking);
+        vm.braking.look_at_stalls(now);
+        let stall = vm.braking.stalls.above(psi_limit);
         let load = Load { stall, refaults, relief_pages, ..load };
-        machine.braking.second(load, tiers, node_tiers, &self.braking);
-        let movable = machine.unmovable().is_none();
-        let strongest = machine.braking.strongest(&self.braking, cpu_limit, now);
-        let rests = by_host
-            .or_else(|| machine.asks_nothing(now))
-            .map(|text| (text, "waits for what went out".to_owned()));
+        vm.braking.second(load, tiers, node_tiers, &self.braking);
+        let movable = vm.unmovable().is_none();
+        let strongest = vm.braking.strongest(&self.braking, cpu_limit, now);
+        let rests =
+            by_host.or_else(|| vm.asks_nothing(now)).map(|text| (text, "waits for what went out".to_owned()));
         let strongest = strongest.or(rests).or(spent.map(|text| (text.clone(), text))).filter(|_| movable);
-        machine.braking.say(&machine.info.vm.name, strongest);
+        vm.braking.say(&vm.info.vm.name, strongest);
         self.set_limits(id);
         self.free_copies(id, now);
     }
@@ -325,7 +324,7 @@ mod tests {
     const NVME: TierId = TierId(1);
     const QLC: TierId = TierId(2);
 
-    /// A machine whose groups leave so much; `Headroom::Unlimited` where None.
+    /// A VM whose groups leave so much; `Headroom::Unlimited` where None.
     fn braking(swap_left_mib: Option<u64>, charge_left_mib: Option<u64>) -> VmBrakes {
         let headroom = |left: Option<u64>| match left {
             Some(mib) => {
@@ -414,13 +413,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_group_of_its_own_a_machine_is_judged_by_the_pages_it_waits_for() {
+    fn without_a_group_of_its_own_a_vm_is_judged_by_the_pages_it_waits_for() {
         let mut braking = braking(None, None);
         assert_eq!(wait(&mut braking, 0, 0), None);
         let stall = wait(&mut braking, 20, 30).unwrap();
         assert_eq!((stall.source, stall.percent.round()), (StallSource::Faults, 3.0));
         assert!(stall.to_string().starts_with("it waited for pages from swap for 3.00 % of"));
-        // The scanner tells of a group that holds this machine alone.
+        // The scanner tells of a group that holds this VM alone.
         let gauge = braking.gauge.as_mut().unwrap();
         gauge.memory.pressure = Some(Pressure { group: "/vm".to_owned(), some: Duration::from_secs(9) });
         braking.look_at_stalls(Monotonic(50_000_000_000));
@@ -428,14 +427,14 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_nothing_is_known_of_is_not_held_back() {
+    fn a_vm_that_nothing_is_known_of_is_not_held_back() {
         let braking = VmBrakes::default();
         assert_eq!((braking.allowed(NVME, NODES), braking.may_stage()), (MOST, true));
         assert_eq!((why(&braking), braking.swap_cached_bytes()), (None, None));
     }
 
     #[test]
-    fn a_group_that_holds_others_says_nothing_of_the_machine() {
+    fn a_group_that_holds_others_says_nothing_of_the_vm() {
         let mut braking = braking(None, None);
         let gauge = braking.gauge.as_mut().unwrap();
         gauge.memory.swap_cached_bytes = Some(4096);

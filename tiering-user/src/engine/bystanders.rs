@@ -1,8 +1,8 @@
-//! Processes that look like virtual machines and are not managed, since nobody vouches for the user who runs them.
+//! Processes that look like VMs and are not managed, since nobody vouches for the user who runs them.
 //!
 //! In: what the scanner says of them. Out: their lines of the status. Nothing else is kept: no table, no tape, no place
 //! in a BPF map; and nothing that they say of themselves (a UUID, a name) makes them a member of a tenant or another
-//! machine's earlier self.
+//! VM's earlier self.
 
 use std::collections::BTreeMap;
 

@@ -6,12 +6,12 @@
 //!
 //! | forgotten | in the order of |
 //! |---|---|
-//! | tapes on record, most of them of machines that are gone | when they were written |
+//! | tapes on record, most of them of VMs that are gone | when they were written |
 //! | orders of images on record | when they were written |
-//! | orders of images that are open | when a machine read them last |
-//! | all that is known of machines that are gone | when they were seen last |
+//! | orders of images that are open | when a VM read them last |
+//! | all that is known of VMs that are gone | when they were seen last |
 //! | tags of a tenant | how much memory they take, most first |
-//! | tapes of machines that are there | when they were recorded last |
+//! | tapes of VMs that are there | when they were recorded last |
 //!
 //! What is forgotten is removed from disk as well, else the next agent would begin with too much.
 //!
@@ -47,7 +47,7 @@ pub(super) enum What {
     TapeOnRecord(String),
     ImageOnRecord(ImageName),
     OpenImage(ImageName),
-    MachineOnRecord(String),
+    VmOnRecord(String),
     Tags(String),
     Tape(VmId),
 }
@@ -58,7 +58,7 @@ impl What {
             Self::TapeOnRecord(_) => 0,
             Self::ImageOnRecord(_) => 1,
             Self::OpenImage(_) => 2,
-            Self::MachineOnRecord(_) => 3,
+            Self::VmOnRecord(_) => 3,
             Self::Tags(_) => 4,
             Self::Tape(_) => 5,
         }
@@ -152,9 +152,9 @@ impl Ceiling {
         }
     }
 
-    /// By how many bytes the table of each of so many machines may grow until the next look.
-    pub(super) fn room(&self, machines: usize) -> u64 {
-        self.limit_bytes.saturating_sub(self.memory_bytes) / 2 / machines.max(1) as u64
+    /// By how many bytes the table of each of so many VMs may grow until the next look.
+    pub(super) fn room(&self, vms: usize) -> u64 {
+        self.limit_bytes.saturating_sub(self.memory_bytes) / 2 / vms.max(1) as u64
     }
 
     pub(super) fn status(&self) -> AgentStatus {
@@ -224,8 +224,8 @@ impl Engine {
         } else {
             self.ceiling.has_given_back = false;
         }
-        let room = self.ceiling.room(self.machines.len());
-        let left_out = self.machines.values_mut().map(|machine| machine.pages.may_grow_by(room)).sum();
+        let room = self.ceiling.room(self.vms.len());
+        let left_out = self.vms.values_mut().map(|vm| vm.pages.may_grow_by(room)).sum();
         self.ceiling.note_left_out(left_out, now);
     }
 
@@ -238,10 +238,10 @@ impl Engine {
     }
 
     fn remembered(&self) -> Vec<Remembered> {
-        let tapes = self.machines.iter().map(|(id, machine)| {
-            let earlier = machine.prefetch.earlier.as_ref().map_or(0, |earlier| earlier.tape.bytes());
-            let used = machine.prefetch.marks.last().map_or(0, |at| at.0);
-            Remembered { what: What::Tape(*id), used, bytes: machine.prefetch.tape.bytes() + earlier }
+        let tapes = self.vms.iter().map(|(id, vm)| {
+            let earlier = vm.prefetch.earlier.as_ref().map_or(0, |earlier| earlier.tape.bytes());
+            let used = vm.prefetch.marks.last().map_or(0, |at| at.0);
+            Remembered { what: What::Tape(*id), used, bytes: vm.prefetch.tape.bytes() + earlier }
         });
         let mut all: Vec<Remembered> = tapes.filter(|it| it.bytes > 0).collect();
         all.extend(self.memory.remembered());
@@ -253,7 +253,7 @@ impl Engine {
     fn forget_knowledge(&mut self, what: &What) {
         match what {
             What::TapeOnRecord(identity) => self.memory.forget_tape(identity),
-            What::MachineOnRecord(identity) => self.memory.forget_machine(identity),
+            What::VmOnRecord(identity) => self.memory.forget_vm(identity),
             What::ImageOnRecord(image) => self.images.forget_record(image),
             What::OpenImage(image) => self.images.forget_order(image),
             What::Tags(tenant) => {
@@ -262,15 +262,15 @@ impl Engine {
                 }
             }
             What::Tape(id) => {
-                for other in self.machines.values_mut() {
+                for other in self.vms.values_mut() {
                     other.forget_leader(*id);
                 }
-                if let Some(machine) = self.machines.get_mut(id) {
-                    machine.prefetch.tape = Tape::new(machine.pages.layout().pages());
-                    machine.prefetch.marks = Marks::default();
-                    machine.prefetch.earlier = None;
-                    machine.prefetch.ahead = Ahead::default();
-                    machine.knowledge.tape_kept = machine.prefetch.tape.end();
+                if let Some(vm) = self.vms.get_mut(id) {
+                    vm.prefetch.tape = Tape::new(vm.pages.layout().pages());
+                    vm.prefetch.marks = Marks::default();
+                    vm.prefetch.earlier = None;
+                    vm.prefetch.ahead = Ahead::default();
+                    vm.knowledge.tape_kept = vm.prefetch.tape.end();
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! What kind of work machines do, and what that changes for each.
+//! What kind of work VMs do, and what that changes for each.
 //!
-//! In: the profiles of machines, at the end of each epoch; what operators and labels say of them. Out: each machine's
-//! belief and priors. What machines that somebody has named are like is learned, for those that nobody has; it outlives
+//! In: the profiles of VMs, at the end of each epoch; what operators and labels say of them. Out: each VM's
+//! belief and priors. What VMs that somebody has named are like is learned, for those that nobody has; it outlives
 //! the agent.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,7 +23,7 @@ use crate::vm::libvirt;
 const RECORD: &str = "classes";
 /// Vectors of each class that are kept: the latest.
 const LEARNED_MOST: usize = 60;
-/// One machine teaches something once in so many epochs, a minute: neighbouring ones are alike.
+/// One VM teaches something once in so many epochs, a minute: neighbouring ones are alike.
 const LESSON_EPOCHS: u64 = 6;
 
 /// What is new is written down so often: all of it, some 100 KiB.
@@ -38,7 +38,7 @@ struct Learned {
     vectors: BTreeMap<Class, VecDeque<Vector>>,
 }
 
-/// Judges what machines are.
+/// Judges what VMs are.
 #[derive(Debug)]
 pub(super) struct Classes {
     /// None where the one that is built in cannot be used.
@@ -68,26 +68,26 @@ impl Classes {
         classes
     }
 
-    /// What the profile of a machine says at the end of an epoch.
-    fn judge(&mut self, machine: &mut ManagedVm, config: &Config) {
-        // The first one began before the machine was watched.
-        let whole = machine.profile.epochs().saturating_sub(1);
-        if let Some(vector) = machine.profile.vector().filter(|_| whole > 0) {
+    /// What the profile of a VM says at the end of an epoch.
+    fn judge(&mut self, vm: &mut ManagedVm, config: &Config) {
+        // The first one began before the VM was watched.
+        let whole = vm.profile.epochs().saturating_sub(1);
+        if let Some(vector) = vm.profile.vector().filter(|_| whole > 0) {
             if let Some(model) = &self.model {
-                machine.class.guess(model.classify(vector, whole));
+                vm.class.guess(model.classify(vector, whole));
             }
-            if machine.profile.epochs().is_multiple_of(LESSON_EPOCHS)
-                && let Some((class, _)) = machine.class.told()
+            if vm.profile.epochs().is_multiple_of(LESSON_EPOCHS)
+                && let Some((class, _)) = vm.class.told()
             {
                 self.learn(class, vector);
             }
         }
-        machine.take_priors(config);
+        vm.take_priors(config);
     }
 
-    /// A machine of this class, as somebody says who knows, is like this.
+    /// A VM of this class, as somebody says who knows, is like this.
     fn learn(&mut self, class: Class, vector: &Vector) {
-        // "Other" is no kind; and a database at night is like any machine that does nothing, more than like anything
+        // "Other" is no kind; and a database at night is like any VM that does nothing, more than like anything
         // else.
         let nearest = self.built_in.as_ref().and_then(|model| model.nearest(vector));
         let at_rest = nearest.is_some_and(|nearest| nearest.class == Class::Idle);
@@ -122,31 +122,31 @@ impl Classes {
 }
 
 impl Engine {
-    /// An epoch of a machine's profile is over.
+    /// An epoch of a VM's profile is over.
     pub(super) fn look_at_class(&mut self, id: VmId) {
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        self.classes.judge(machine, &self.config);
-        if machine.profile.epochs().is_multiple_of(LESSON_EPOCHS) {
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        self.classes.judge(vm, &self.config);
+        if vm.profile.epochs().is_multiple_of(LESSON_EPOCHS) {
             self.ask_labels(id);
         }
     }
 
-    /// Has the labels of a machine read: they may be changed while it runs.
+    /// Has the labels of a VM read: they may be changed while it runs.
     pub(super) fn ask_labels(&mut self, id: VmId) {
         // One look at a time: what hangs is not asked again.
-        let Some(machine) = self.machines.get_mut(&id).filter(|machine| !machine.labels_asked) else {
+        let Some(vm) = self.vms.get_mut(&id).filter(|vm| !vm.labels_asked) else {
             return;
         };
-        machine.labels_asked = true;
-        self.commands.push(Command::ReadLabels(machine.info.clone()));
+        vm.labels_asked = true;
+        self.commands.push(Command::ReadLabels(vm.info.clone()));
     }
 
     pub(super) fn on_labels(&mut self, id: VmId, labels: Result<Labels, libvirt::LabelError>) {
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        machine.labels_asked = false;
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        vm.labels_asked = false;
         match labels {
-            Ok(labels) => machine.label(&labels, &self.config),
-            Err(error) => tracing::warn!(vm = machine.info.vm.name, %error, "its labels are not known"),
+            Ok(labels) => vm.label(&labels, &self.config),
+            Err(error) => tracing::warn!(vm = vm.info.vm.name, %error, "its labels are not known"),
         }
     }
 }
@@ -174,24 +174,24 @@ mod tests {
     use crate::tiers::NodeTiers;
     use crate::vm::{Hva, ProcessKey, testing};
 
-    fn machine(config: &Config, name: &str) -> ManagedVm {
+    fn vm(config: &Config, name: &str) -> ManagedVm {
         let pid = 7;
-        let vm = testing::machine(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096 * 1000);
+        let vm = testing::vm(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096 * 1000);
         let settings = config.vm_settings(name);
-        let mut machine = ManagedVm::new(VmId(1), "u".into(), vm, settings, NodeTiers(1), None, Monotonic(0));
-        machine.take_priors(config);
-        machine
+        let mut vm = ManagedVm::new(VmId(1), "u".into(), vm, settings, NodeTiers(1), None, Monotonic(0));
+        vm.take_priors(config);
+        vm
     }
 
     /// Walks through a hundred pages and writes to each, as nothing does that the built-in model knows.
-    fn work(machine: &mut ManagedVm, classes: &mut Classes, config: &Config, epochs: u64) {
-        let began = machine.profile.epochs();
+    fn work(vm: &mut ManagedVm, classes: &mut Classes, config: &Config, epochs: u64) {
+        let began = vm.profile.epochs();
         for epoch in began + 1..=began + epochs {
             let now = Monotonic(EPOCH.as_nanos() as u64 * epoch);
-            (0..100).for_each(|page| machine.profile.access(page * 9, true, now, 50));
+            (0..100).for_each(|page| vm.profile.access(page * 9, true, now, 50));
             let observed = Observed { working_sets: [900; HORIZONS.len()], ..Observed::default() };
-            machine.profile.end_epoch(now, observed);
-            classes.judge(machine, config);
+            vm.profile.end_epoch(now, observed);
+            classes.judge(vm, config);
         }
     }
 
@@ -203,7 +203,7 @@ mod tests {
         )
         .unwrap();
         let mut classes = Classes::load(|_| None, Monotonic(0));
-        let mut stranger = machine(&config, "stranger");
+        let mut stranger = vm(&config, "stranger");
         work(&mut stranger, &mut classes, &config, 12);
         assert_eq!(
             (stranger.class.class(), stranger.priority()),
@@ -211,7 +211,7 @@ mod tests {
             "like nothing that is built in"
         );
 
-        let mut named = machine(&config, "render-1");
+        let mut named = vm(&config, "render-1");
         assert_eq!(named.class.class(), Some((Class::Batch, 1.0, Source::Operator)));
         work(&mut named, &mut classes, &config, 6 * LESSON_EPOCHS);
         work(&mut stranger, &mut classes, &config, 12);
@@ -224,12 +224,12 @@ mod tests {
         let (name, bytes) = classes.record(true, Monotonic(0)).unwrap();
         assert_eq!((name.as_str(), classes.record(true, Monotonic(0))), (RECORD, None));
         let mut next = Classes::load(|wanted| bytes.clone().filter(|_| wanted == RECORD), Monotonic(0));
-        let mut stranger = machine(&config, "stranger");
+        let mut stranger = vm(&config, "stranger");
         work(&mut stranger, &mut next, &config, 5);
         assert_eq!(stranger.class.class().map(|(class, ..)| class), Some(Class::Batch));
         let mut broken =
             Classes::load(|_| Some(b"{\"components\":[\"x\"],\"vectors\":{}}".to_vec()), Monotonic(0));
-        let mut stranger = machine(&config, "stranger");
+        let mut stranger = vm(&config, "stranger");
         work(&mut stranger, &mut broken, &config, 5);
         assert_eq!(stranger.class.class(), None, "other components say nothing");
     }
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_at_rest_teaches_nothing_but_what_idle_ones_are_like() {
+    fn a_vm_at_rest_teaches_nothing_but_what_idle_ones_are_like() {
         let mut classes = Classes::load(|_| None, Monotonic(0));
         let model = Model::built_in().unwrap();
         let idle = model.kinds.iter().find(|kind| kind.class == Class::Idle).unwrap();
@@ -261,18 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn a_class_changes_what_is_done_with_a_machine_and_a_rule_of_its_own_comes_first() {
+    fn a_class_changes_what_is_done_with_a_vm_and_a_rule_of_its_own_comes_first() {
         let config = Config::parse(
             "[[vm]]\nmatch = { name = \"a\" }\nclass = \"idle\"\n[[vm]]\nmatch = { name = \"b\" }\nclass = \"idle\"\npriority = 70",
             "",
         )
         .unwrap();
-        let [a, b, none] = ["a", "b", "none"].map(|name| machine(&config, name));
+        let [a, b, none] = ["a", "b", "none"].map(|name| vm(&config, name));
         assert_eq!([a.priority(), b.priority(), none.priority()], [10, 70, 50]);
-        let after = |machine: &ManagedVm| machine.rules(Duration::from_secs(120)).demote_after.as_secs();
+        let after = |vm: &ManagedVm| vm.rules(Duration::from_secs(120)).demote_after.as_secs();
         assert_eq!([after(&a), after(&b), after(&none)], [60, 60, 120]);
 
-        let mut labelled = machine(&config, "none");
+        let mut labelled = vm(&config, "none");
         labelled.label(&[("app.kubernetes.io/name".to_owned(), "mysql".to_owned())].into(), &config);
         assert_eq!((labelled.priority(), after(&labelled)), (65, 240));
         labelled.label(&Labels::new(), &config);

@@ -1,9 +1,9 @@
-//! The last decisions about one machine, and what became of each.
+//! The last decisions about one VM, and what became of each.
 //!
 //! In: outcomes of steps. Out: the last ones, and those about one page. Pure: nothing is decided here.
 //!
 //! Limits: a log of so many steps and so many runs of pages, whichever is reached first; the oldest go. Scattered pages
-//! make many runs, so that fewer steps are remembered of a machine that is moved page by page.
+//! make many runs, so that fewer steps are remembered of a VM that is moved page by page.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,7 +14,7 @@ use crate::tiermap::{PageIndex, PageRun, Place};
 
 /// Most steps that are remembered.
 const STEPS: usize = 1024;
-/// Most runs of pages in them, for a machine of any size, and pages of the machine for one run more: at 12 bytes a run,
+/// Most runs of pages in them, for a VM of any size, and pages of the VM for one run more: at 12 bytes a run,
 /// a thirtieth of its table.
 const RUNS: usize = 1024;
 const PAGES_A_RUN: u32 = 96;
@@ -57,7 +57,7 @@ pub(super) struct Decisions {
 }
 
 impl Decisions {
-    /// An empty log for a machine of so many pages.
+    /// An empty log for a VM of so many pages.
     pub(super) fn new(pages: u32) -> Self {
         Self { log: VecDeque::new(), runs: 0, most_runs: RUNS + (pages / PAGES_A_RUN) as usize }
     }

@@ -74,7 +74,7 @@ impl Engine {
             return Some("VMs are not looked for (discover.qemu = false)".to_owned());
         }
         let lower = self.lower_nodes();
-        let bound = self.machines.values().map(|vm| (vm.info.vm.name.as_str(), vm.bound(&lower)));
+        let bound = self.vms.values().map(|vm| (vm.info.vm.name.as_str(), vm.bound(&lower)));
         why_not(bound).or_else(|| self.who_is_not_looked_at())
     }
 
@@ -100,8 +100,8 @@ impl Engine {
         Some(format!("it is not known whether all VMs may leave their nodes: {why}"))
     }
 
-    /// Why the kernel is not asked for pages of this machine, where there are several memory tiers.
-    pub(super) fn why_not_to_lower_memory(&self, machine: &ManagedVm) -> Option<String> {
+    /// Why the kernel is not asked for pages of this VM, where there are several memory tiers.
+    pub(super) fn why_not_to_lower_memory(&self, vm: &ManagedVm) -> Option<String> {
         const PASS: &str = "there are several memory tiers, and the kernel would pass over the lower ones";
         if self.ladder.swap_tiers().next().is_none() {
             return Some("there are several memory tiers and no swap tier".to_owned());
@@ -109,7 +109,7 @@ impl Engine {
         if let Some(why) = &self.facts.demotion.of_no_use {
             return Some(format!("{PASS}: {why}"));
         }
-        match machine.bound(&self.lower_nodes()) {
+        match vm.bound(&self.lower_nodes()) {
             Bound::No => None,
             Bound::Yes(why) => Some(format!("the kernel would demote its pages, and must not: {why}")),
             Bound::NotKnown => Some("it is not known yet whether it is bound to memory nodes".to_owned()),

@@ -1,6 +1,6 @@
-//! Why a machine or a page is where it is, and what comes next.
+//! Why a VM or a page is where it is, and what comes next.
 //!
-//! In: a machine, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
+//! In: a VM, an address in it. Out: an [`Explanation`], from what the agent knows at this moment: no page table is
 //! looked at. Where the page asked about is now is added by `agent::page_tables`.
 //!
 //! Limits: "goes there" means that the next plan takes it, if the tiers have room and nothing brakes. Where each tier's
@@ -24,30 +24,30 @@ use crate::tiermap::{BLOCK_PAGES, PageEntry, PageIndex, Place, Seconds};
 use crate::tiers::TierId;
 use crate::vm::{Gpa, Hva};
 
-/// Steps of a machine, and of a page, that are told.
+/// Steps of a VM, and of a page, that are told.
 const TOLD: usize = 20;
 
 impl Engine {
     pub(super) fn explain(&self, vm: &str, at: Option<Address>) -> Result<Explanation, ApiError> {
-        let machine = self.machine(vm)?;
+        let vm = self.vm(vm)?;
         let now = self.clock.now;
-        let page = at.map(|at| self.page_info(machine, at, now)).transpose()?;
-        let blocked = machine.unmovable().or_else(|| machine.moves.refused_now.clone());
-        let waiting = machine.moves.queue.iter().chain(&machine.moves.in_flight);
+        let page = at.map(|at| self.page_info(vm, at, now)).transpose()?;
+        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now.clone());
+        let waiting = vm.moves.queue.iter().chain(&vm.moves.in_flight);
         Ok(Explanation {
-            vm: machine.id.clone(),
-            name: machine.info.vm.name.clone(),
+            vm: vm.id.clone(),
+            name: vm.info.vm.name.clone(),
             movable: blocked.is_none(),
-            reason: blocked.or_else(|| machine.never_to_swap()),
-            limited_by: self.limited_by(machine),
-            gives: machine.gives(),
-            pages_chosen_by: self.pages_chosen_by(machine, now),
-            huge: machine.settings.huge.name().to_owned(),
-            huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
-            can_free: self.can_free(machine.info.id),
-            resting_ms: (machine.moves.rest_until > now).then(|| millis(machine.moves.rest_until.since(now))),
+            reason: blocked.or_else(|| vm.never_to_swap()),
+            limited_by: self.limited_by(vm),
+            gives: vm.gives(),
+            pages_chosen_by: self.pages_chosen_by(vm, now),
+            huge: vm.settings.huge.name().to_owned(),
+            huge_kept_bytes: vm.huge_kept_pages() * PAGE_BYTES,
+            can_free: self.can_free(vm.info.id),
+            resting_ms: (vm.moves.rest_until > now).then(|| millis(vm.moves.rest_until.since(now))),
             waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
-            decisions: machine
+            decisions: vm
                 .moves
                 .decisions
                 .newest_first()
@@ -56,36 +56,36 @@ impl Engine {
                 .collect(),
             page,
             known_before: KnownBefore {
-                blocks: machine.knowledge.blocks_recalled,
-                demoted_bytes: machine.knowledge.before.demoted * PAGE_BYTES,
-                promoted_bytes: machine.knowledge.before.promoted * PAGE_BYTES,
+                blocks: vm.knowledge.blocks_recalled,
+                demoted_bytes: vm.knowledge.before.demoted * PAGE_BYTES,
+                promoted_bytes: vm.knowledge.before.promoted * PAGE_BYTES,
             },
             seen_by: AccessesSeen {
-                page_fault: machine.watch.seen_by.faults,
-                kvm_page_fault: machine.watch.seen_by.kvm,
-                rearming: machine.watch.seen_by.armed,
-                soft_dirty: machine.watch.seen_by.written,
-                damon: machine.watch.seen_by.damon,
-                sweeps: machine.watch.seen_by.sweeps,
+                page_fault: vm.watch.seen_by.faults,
+                kvm_page_fault: vm.watch.seen_by.kvm,
+                rearming: vm.watch.seen_by.armed,
+                soft_dirty: vm.watch.seen_by.written,
+                damon: vm.watch.seen_by.damon,
+                sweeps: vm.watch.seen_by.sweeps,
             },
         })
     }
 
-    /// What holds the agent back from moving more of the machine.
-    fn limited_by(&self, machine: &ManagedVm) -> Option<String> {
+    /// What holds the agent back from moving more of the VM.
+    fn limited_by(&self, vm: &ManagedVm) -> Option<String> {
         if self.dry_run {
             return Some("dry run: plans are made, nothing is moved".to_owned());
         }
-        machine.braking.limited_by()
+        vm.braking.limited_by()
     }
 
-    fn pages_chosen_by(&self, machine: &ManagedVm, now: Monotonic) -> String {
-        let group = machine.braking.gauge.as_ref().and_then(|gauge| gauge.memory.group.as_deref());
+    fn pages_chosen_by(&self, vm: &ManagedVm, now: Monotonic) -> String {
+        let group = vm.braking.gauge.as_ref().and_then(|gauge| gauge.memory.group.as_deref());
         let lately = |found_none| if found_none { ", nothing cold found lately" } else { "" };
-        match self.chosen_by(machine, now) {
+        match self.chosen_by(vm, now) {
             ChosenBy::Agent(why) => format!("the agent: {why}"),
             ChosenBy::Group => {
-                let lately = lately(machine.reclaim.has_found_no_cold());
+                let lately = lately(vm.reclaim.has_found_no_cold());
                 let lower = if self.ladder.node_tiers().0 > 1 { ", to lower memory tiers first" } else { "" };
                 format!("the kernel: memory.reclaim of {}{lower}{lately}", group.unwrap_or_default())
             }
@@ -96,41 +96,41 @@ impl Engine {
         }
     }
 
-    fn page_info(&self, machine: &ManagedVm, at: Address, now: Monotonic) -> Result<PageInfo, ApiError> {
+    fn page_info(&self, vm: &ManagedVm, at: Address, now: Monotonic) -> Result<PageInfo, ApiError> {
         let address = match at {
             Address::Hva(hva) => Hva(hva),
-            Address::Gpa(gpa) => machine.hva(Gpa(gpa))?,
+            Address::Gpa(gpa) => vm.hva(Gpa(gpa))?,
         };
-        machine.check(&Pages::Hva(address.0..address.0.saturating_add(1)))?;
-        let layout = machine.pages.layout();
+        vm.check(&Pages::Hva(address.0..address.0.saturating_add(1)))?;
+        let layout = vm.pages.layout();
         let found = layout.page(address).and_then(|page| Some((page, layout.locate(page)?.0)));
         let (page, hva) =
             found.ok_or_else(|| ApiError::BadRequest(format!("{address} is not in the RAM of this VM")))?;
         let seconds = self.clock.seconds();
-        let entry = machine.pages.get(page);
+        let entry = vm.pages.get(page);
         let touched = entry.place() != Place::Untouched;
-        let about = machine.moves.decisions.about(page).take(TOLD);
+        let about = vm.moves.decisions.about(page).take(TOLD);
         Ok(PageInfo {
             hva: hva.0,
-            gpa: machine.gpa(hva).map(|gpa| gpa.0),
+            gpa: vm.gpa(hva).map(|gpa| gpa.0),
             tier: self.place_name(entry.place()),
             // The lookup fills it in.
             frame_or_slot: None,
             idle_ms: touched.then(|| u64::from(entry.idle(seconds)) * 1000),
-            surely_idle_ms: touched.then(|| u64::from(machine.surely_idle(entry, seconds)) * 1000),
+            surely_idle_ms: touched.then(|| u64::from(vm.surely_idle(entry, seconds)) * 1000),
             heat: entry.heat().into(),
             frequency: entry.frequency().into(),
             backoff: entry.backoff(),
             staged: entry.staged(),
             written: entry.written(),
-            next: self.next_move(machine, page, entry, seconds),
+            next: self.next_move(vm, page, entry, seconds),
             decisions: about.map(|(step, place)| self.decision_info(step, Some(place), now)).collect(),
         })
     }
 
-    fn next_move(&self, machine: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
+    fn next_move(&self, vm: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
         let stays = |why: String| NextMove { when: why, ..NextMove::default() };
-        let waits = machine.moves.queue.iter().chain(&machine.moves.in_flight).find(|queued| {
+        let waits = vm.moves.queue.iter().chain(&vm.moves.in_flight).find(|queued| {
             // Pages of a step are in ascending order.
             queued.step.pages.binary_search(&page).is_ok()
         });
@@ -154,26 +154,26 @@ impl Engine {
         let Some(tier) = self.ladder.get(to) else {
             return stays("in the last tier: comes up when it is touched, or predicted".to_owned());
         };
-        if let Some(reason) = machine.refuses(to) {
+        if let Some(reason) = vm.refuses(to) {
             return stays(format!("does not go to {}: {reason}", tier.name));
         }
         if self.drained.contains(&to) {
             return stays(format!("does not go to {}: that tier was drained", tier.name));
         }
-        let rules = machine.rules(self.config.policy.demote_after.0);
-        if rules.keeps_huge(&machine.pages, to) && machine.pages.block_of(page).huge {
+        let rules = vm.rules(self.config.policy.demote_after.0);
+        if rules.keeps_huge(&vm.pages, to) && vm.pages.block_of(page).huge {
             return stays(format!("does not go to {}: {}", tier.name, Skip::KeptHuge));
         }
         let wait = Wait::of(entry, &rules, from, now);
         let mut when = wait.in_words(&tier.name);
-        let to_swap = !machine.pages.node_tiers().contains(to);
-        let verdict = to_swap.then(|| machine.reclaim.verdict(page / BLOCK_PAGES, self.clock.now));
+        let to_swap = !vm.pages.node_tiers().contains(to);
+        let verdict = to_swap.then(|| vm.reclaim.verdict(page / BLOCK_PAGES, self.clock.now));
         if from == TierId(0)
             && let Some(held) = rules.held(entry, verdict, now)
         {
             when = format!("{when}; but not while {held}");
         }
-        if machine.pages.in_lower_memory(entry.place()) && entry.heat() > 0 {
+        if vm.pages.in_lower_memory(entry.place()) && entry.heat() > 0 {
             when = format!(
                 "goes to {} when there is room, since it was accessed; else {when}",
                 self.place_name(Place::In(TierId(0)))

@@ -1,7 +1,7 @@
 //! Frees copies that page-outs left in the swap cache.
 //!
-//! In, once a second for each machine: what is due (`reclaim`). Out: a step or an order for the lanes, and what came of
-//! it. One at a time for a machine.
+//! In, once a second for each VM: what is due (`reclaim`). Out: a step or an order for the lanes, and what came of
+//! it. One at a time for a VM.
 //!
 //! | memory | how |
 //! |---|---|
@@ -41,31 +41,31 @@ impl Engine {
     pub(super) fn look_at_copies(&mut self) {
         let gone = |known: u64, there: u64| there < known * PAGE_BYTES / THERE_DIVISOR;
         // What is being freed is on its way from one of these figures to the other.
-        if self.machines.values().any(|machine| machine.freeing) {
+        if self.vms.values().any(|vm| vm.freeing) {
             return;
         }
-        let known: u64 = self.machines.values().map(|machine| machine.reclaim.copies()).sum();
+        let known: u64 = self.vms.values().map(|vm| vm.reclaim.copies()).sum();
         if known == 0 {
             return;
         }
         let all_gone = self.facts.memory.is_some_and(|memory| gone(known, memory.copies));
-        for machine in self.machines.values_mut() {
-            let in_group = machine.braking.swap_cached_bytes();
-            if all_gone || in_group.is_some_and(|there| gone(machine.reclaim.copies(), there)) {
-                machine.reclaim.all_freed();
+        for vm in self.vms.values_mut() {
+            let in_group = vm.braking.swap_cached_bytes();
+            if all_gone || in_group.is_some_and(|there| gone(vm.reclaim.copies(), there)) {
+                vm.reclaim.all_freed();
             }
         }
     }
 
-    /// What a machine may wait for in a minute, and how long its pages must be idle.
+    /// What a VM may wait for in a minute, and how long its pages must be idle.
     pub(super) fn set_limits(&mut self, id: VmId) {
         let limit = self.config.policy.refault_limit.0;
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let touched = machine.touched_pages();
-        let load = self.braking.tier_loads.get(&TierId(machine.pages.node_tiers().0));
-        machine.read_wait = load.map_or(READ_WAIT, read_wait);
-        let budget = Budget::new(machine.info.vm.vcpus, touched, limit, machine.read_wait);
-        machine.reclaim.set_limits(budget, self.config.policy.demote_after.0);
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let touched = vm.touched_pages();
+        let load = self.braking.tier_loads.get(&TierId(vm.pages.node_tiers().0));
+        vm.read_wait = load.map_or(READ_WAIT, read_wait);
+        let budget = Budget::new(vm.info.vm.vcpus, touched, limit, vm.read_wait);
+        vm.reclaim.set_limits(budget, self.config.policy.demote_after.0);
     }
 
     /// Has copies freed that are due.
@@ -73,31 +73,31 @@ impl Engine {
         let (short_bytes, half_full) = (self.braking.short_bytes, self.facts.swap_half_full);
         // Told to free copies, the kernel would demote other pages.
         let demotes = self.may_demote && self.ladder.node_tiers().0 > 1;
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        machine.reclaim.count(now);
-        let too_early = machine.freed_at.is_some_and(|at| now.since(at) < EVERY);
-        let nothing = machine.reclaim.copies() == 0 || machine.is_asked() || machine.unmovable().is_some();
-        if self.dry_run || machine.freeing || too_early || nothing {
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        vm.reclaim.count(now);
+        let too_early = vm.freed_at.is_some_and(|at| now.since(at) < EVERY);
+        let nothing = vm.reclaim.copies() == 0 || vm.is_asked() || vm.unmovable().is_some();
+        if self.dry_run || vm.freeing || too_early || nothing {
             return;
         }
-        machine.freed_at = Some(now);
-        let keeps_slots = !half_full && !machine.group_swap_half_full();
-        let by_group = !demotes && machine.may_free_by_group() && machine.may_be_asked(now);
-        let layout = machine.info.layout.clone();
+        vm.freed_at = Some(now);
+        let keeps_slots = !half_full && !vm.group_swap_half_full();
+        let by_group = !demotes && vm.may_free_by_group() && vm.may_be_asked(now);
+        let layout = vm.info.layout.clone();
         let is_private = |page: PageIndex| layout.locate(page).is_some_and(|(_, shared)| !shared);
         let can = |page| by_group || keeps_slots && is_private(page);
         let due = match short_bytes.div_ceil(PAGE_BYTES) {
-            0 => machine.reclaim.due(MOST, now, can),
-            short => machine.reclaim.due_at_once(short.clamp(BLOCK_PAGES.into(), MOST), now, can),
+            0 => vm.reclaim.due(MOST, now, can),
+            short => vm.reclaim.due_at_once(short.clamp(BLOCK_PAGES.into(), MOST), now, can),
         };
         // What a sweep found in memory came back unseen.
         let (away, back): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|page| machine.pages.in_swap(machine.pages.get(*page).place()));
+            due.into_iter().partition(|page| vm.pages.in_swap(vm.pages.get(*page).place()));
         for page in back {
-            machine.reclaim.is_back(page);
+            vm.reclaim.is_back(page);
         }
         // What was staged meanwhile is to stay until it is used, or dropped.
-        let away: Vec<_> = away.into_iter().filter(|page| !machine.pages.get(*page).staged()).collect();
+        let away: Vec<_> = away.into_iter().filter(|page| !vm.pages.get(*page).staged()).collect();
         if away.is_empty() {
             return;
         }
@@ -105,20 +105,20 @@ impl Engine {
         let (step, bytes) = if !private.is_empty() {
             let bytes = private.len() as u64 * PAGE_BYTES;
             // They are not staged before that is done.
-            machine.prefetch.dropping.extend(&private);
+            vm.prefetch.dropping.extend(&private);
             let step = Step { vm: id, action: Action::Free, pages: private, reason: Reason::StayedAway };
             (step, bytes)
         } else if by_group {
             let bytes = away.len() as u64 * PAGE_BYTES;
-            machine.freeing = true;
+            vm.freeing = true;
             self.braking.short_bytes = short_bytes.saturating_sub(bytes);
             return self.order(id, bytes, away);
         } else {
             return;
         };
-        machine.freeing = true;
+        vm.freeing = true;
         self.braking.short_bytes = short_bytes.saturating_sub(bytes);
-        self.commands.push(Command::Step(machine.info.clone(), step));
+        self.commands.push(Command::Step(vm.info.clone(), step));
     }
 }
 

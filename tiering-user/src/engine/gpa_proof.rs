@@ -1,4 +1,4 @@
-//! Whether the guest-physical addresses of a machine are translated rightly.
+//! Whether the guest-physical addresses of a VM are translated rightly.
 //!
 //! In: frames that KVM mapped into the guest, and a look at the process's page tables. Out: which ranges of guest RAM
 //! are proved, or wrong. Without proof an address of a guest counts for nothing. Pure: time is an argument.
@@ -12,7 +12,7 @@ use crate::vm::{Accel, Gpa, GuestRange, Hva, Proof, Verdict, Vm};
 /// memory encryption one inside what could be an address (bit 47 or 51).
 const FRAME_BITS: u64 = (1 << 35) - 1;
 
-/// What is known about one machine.
+/// What is known about one VM.
 #[derive(Debug)]
 pub(super) struct GpaProof {
     ranges: Vec<(GuestRange, Proof)>,
@@ -25,7 +25,7 @@ pub(super) struct GpaProof {
 }
 
 impl GpaProof {
-    /// Nothing is proved yet; of an emulated machine nothing has to be.
+    /// Nothing is proved yet; of an emulated VM nothing has to be.
     pub(super) fn new(vm: &Vm, now: Monotonic) -> Self {
         let by_kvm = |range: &&GuestRange| vm.accel == Accel::Kvm && range.gpa.is_some();
         let ranges = vm.guest_ranges.iter().filter(by_kvm);
@@ -53,12 +53,12 @@ impl GpaProof {
         !self.has_unknown && !self.ranges.is_empty() && self.ranges.iter().all(proved)
     }
 
-    /// The machine's RAM does not lie where its machine type says.
+    /// The VM's RAM does not lie where its machine type says.
     pub(super) fn is_wrong(&self) -> bool {
         self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Wrong)
     }
 
-    /// Some of the machine's RAM is proved to be where its machine type says, and none is not.
+    /// Some of the VM's RAM is proved to be where its machine type says, and none is not.
     pub(super) fn is_proved(&self) -> bool {
         !self.is_wrong() && self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Proved)
     }
@@ -110,9 +110,9 @@ mod tests {
     const LONG_AGO: Monotonic = Monotonic(0);
     const NOW: Monotonic = Monotonic(5);
 
-    fn machine(gpa: Option<Gpa>, accel: Accel) -> Vm {
+    fn vm(gpa: Option<Gpa>, accel: Accel) -> Vm {
         let key = ProcessKey { pid: 1, start_time_ticks: 0 };
-        let mut vm = testing::machine(key, START, PAGES * PAGE_BYTES);
+        let mut vm = testing::vm(key, START, PAGES * PAGE_BYTES);
         vm.guest_ranges[0].gpa = gpa;
         Vm { accel, ..vm }
     }
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn frames_at_their_place_prove_a_layout_and_others_disprove_it() {
-        let vm = machine(Some(Gpa(0)), Accel::Kvm);
+        let vm = vm(Some(Gpa(0)), Accel::Kvm);
         let mut proof = GpaProof::new(&vm, NOW);
         assert!(proof.is_open() && !proof.trusts(START));
         proof.compare(&frames(|n| n), process, NOW);
@@ -155,9 +155,9 @@ mod tests {
     }
 
     #[test]
-    fn an_emulated_machine_and_one_of_unknown_layout_have_nothing_to_prove() {
+    fn an_emulated_vm_and_one_of_unknown_layout_have_nothing_to_prove() {
         for (gpa, accel) in [(Some(Gpa(0)), Accel::Tcg), (None, Accel::Kvm)] {
-            let proof = GpaProof::new(&machine(gpa, accel), NOW);
+            let proof = GpaProof::new(&vm(gpa, accel), NOW);
             assert!(!proof.is_open() && !proof.is_wrong() && !proof.trusts(START));
         }
     }

@@ -1,6 +1,6 @@
-//! The histories of machines, which outlive the agent and the machine's process.
+//! The histories of VMs, which outlive the agent and the VM's process.
 //!
-//! In: the profile of a machine that is there, or goes; records of an earlier agent. Out: records; a profile that goes
+//! In: the profile of a VM that is there, or goes; records of an earlier agent. Out: records; a profile that goes
 //! on where an earlier one ended. While nobody watched there was, for all that is known, nothing.
 
 use std::collections::BTreeMap;
@@ -13,16 +13,16 @@ const HISTORIES: &str = "history/";
 /// A history is written again after so many epochs: ten minutes.
 const NEW_EPOCHS: u64 = 60;
 
-/// What is kept of machines, by identity.
+/// What is kept of VMs, by identity.
 #[derive(Debug, Default)]
 pub(super) struct Histories {
-    /// Of machines that are not there: when it was written, and what.
+    /// Of VMs that are not there: when it was written, and what.
     kept: BTreeMap<String, (u64, Series)>,
     due: BTreeMap<String, Option<Vec<u8>>>,
 }
 
 impl Histories {
-    /// What the records say of machines that are known. All others are to be removed.
+    /// What the records say of VMs that are known. All others are to be removed.
     pub(super) fn load(
         names: &[String],
         read: &impl Fn(&str) -> Option<Vec<u8>>,
@@ -39,31 +39,31 @@ impl Histories {
         histories
     }
 
-    /// A machine has come, and no other one of its identity is there.
-    pub(super) fn recall(&mut self, identity: &str, machine: &mut ManagedVm, unix_s: u64) {
+    /// A VM has come, and no other one of its identity is there.
+    pub(super) fn recall(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
         let Some((saved_unix_s, mut series)) = self.kept.remove(identity) else { return };
         series.skip(unix_s.saturating_sub(saved_unix_s) / EPOCH.as_secs());
-        machine.profile.go_on_with(series);
+        vm.profile.go_on_with(series);
     }
 
-    /// Keeps the history of a machine if enough of it is new, or anything at all if it is the `last` chance.
-    pub(super) fn keep(&mut self, identity: &str, machine: &mut ManagedVm, unix_s: u64, last: bool) {
-        let epochs = machine.profile.epochs();
-        let new = epochs - machine.knowledge.history_kept;
+    /// Keeps the history of a VM if enough of it is new, or anything at all if it is the `last` chance.
+    pub(super) fn keep(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64, last: bool) {
+        let epochs = vm.profile.epochs();
+        let new = epochs - vm.knowledge.history_kept;
         if new == 0 || !last && new < NEW_EPOCHS {
             return;
         }
-        machine.knowledge.history_kept = epochs;
-        self.due.insert(record_name(identity), Some(encode(unix_s, machine.profile.series())));
+        vm.knowledge.history_kept = epochs;
+        self.due.insert(record_name(identity), Some(encode(unix_s, vm.profile.series())));
     }
 
-    /// A machine has gone, and may come again.
-    pub(super) fn gone(&mut self, identity: &str, machine: &mut ManagedVm, unix_s: u64) {
-        self.keep(identity, machine, unix_s, true);
-        self.kept.insert(identity.to_owned(), (unix_s, machine.profile.series().clone()));
+    /// A VM has gone, and may come again.
+    pub(super) fn gone(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
+        self.keep(identity, vm, unix_s, true);
+        self.kept.insert(identity.to_owned(), (unix_s, vm.profile.series().clone()));
     }
 
-    /// Memory that the history of a machine that is gone takes.
+    /// Memory that the history of a VM that is gone takes.
     pub(super) fn bytes(&self, identity: &str) -> u64 {
         self.kept.get(identity).map_or(0, |(_, series)| series.bytes())
     }
@@ -103,19 +103,19 @@ mod tests {
     use crate::track::VmId;
     use crate::vm::{Hva, ProcessKey, testing};
 
-    fn machine(epochs: u64) -> ManagedVm {
+    fn vm(epochs: u64) -> ManagedVm {
         let pid = 7;
-        let vm = testing::machine(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096 * 1000);
+        let vm = testing::vm(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096 * 1000);
         let settings = Config::default().vm_settings("web-1");
-        let mut machine = ManagedVm::new(VmId(1), "u".into(), vm, settings, NodeTiers(1), None, Monotonic(0));
-        watch(&mut machine, epochs);
-        machine
+        let mut vm = ManagedVm::new(VmId(1), "u".into(), vm, settings, NodeTiers(1), None, Monotonic(0));
+        watch(&mut vm, epochs);
+        vm
     }
 
-    fn watch(machine: &mut ManagedVm, epochs: u64) {
+    fn watch(vm: &mut ManagedVm, epochs: u64) {
         for _ in 0..epochs {
-            machine.profile.access(1, false, Monotonic(1), 1);
-            machine.profile.end_epoch(Monotonic(1), Observed::default());
+            vm.profile.access(1, false, Monotonic(1), 1);
+            vm.profile.end_epoch(Monotonic(1), Observed::default());
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_history_goes_on_where_it_ended_and_shows_that_nobody_watched() {
         let mut histories = Histories::default();
-        let mut there = machine(NEW_EPOCHS - 1);
+        let mut there = vm(NEW_EPOCHS - 1);
         histories.keep("uuid/u", &mut there, 1000, false);
         assert_eq!(histories.take_due().count(), 0, "too little is new");
         watch(&mut there, 1);
@@ -137,7 +137,7 @@ mod tests {
         histories.keep("uuid/u", &mut there, 1010, true);
         assert_eq!(histories.take_due().count(), 0, "nothing is new");
 
-        let mut again = machine(0);
+        let mut again = vm(0);
         loaded(&due, true).recall("uuid/u", &mut again, 1000 + 100);
         let rates: Vec<f32> = again.profile.hour().map(|point| point.rate).collect();
         assert_eq!(rates.len() as u64, NEW_EPOCHS + 10);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_history_of_nobody_and_one_that_is_broken_are_removed() {
         let mut histories = Histories::default();
-        histories.keep("uuid/u", &mut machine(1), 1000, true);
+        histories.keep("uuid/u", &mut vm(1), 1000, true);
         let due: Vec<_> = histories.take_due().collect();
         assert_eq!(loaded(&due, false).take_due().collect::<Vec<_>>(), [("history/uuid/u".to_owned(), None)]);
         let broken = [("history/uuid/u".to_owned(), Some(vec![1, 2, 3]))];

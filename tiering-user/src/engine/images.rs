@@ -1,10 +1,10 @@
-//! The images that machines read through the host's page cache, and what of them is read ahead.
+//! The images that VMs read through the host's page cache, and what of them is read ahead.
 //!
-//! In: images that machines have open for reading only; what they had read from the disk. Out: parts of these files to
+//! In: images that VMs have open for reading only; what they had read from the disk. Out: parts of these files to
 //! be read into the page cache; records of the order in which they were read, for the next agent. Reads nothing itself
 //! ([`super::reading_ahead`] has it done).
 //!
-//! Each owner, that is a tenant, or a machine that has none, has a tape of its own of an image. An image is known again
+//! Each owner, that is a tenant, or a VM that has none, has a tape of its own of an image. An image is known again
 //! by its inode number, name, length and time of change: the number of its file system's device differs from boot to
 //! boot.
 //!
@@ -58,7 +58,7 @@ struct Header {
     image: ImageName,
 }
 
-/// An image of one owner that machines have open.
+/// An image of one owner that VMs have open.
 #[derive(Debug)]
 pub(super) struct Image {
     identity: ImageName,
@@ -119,22 +119,22 @@ impl Images {
         self.open.iter().map(|((_, id), image)| (id, image))
     }
 
-    /// A machine of this owner has come.
+    /// A VM of this owner has come.
     pub(super) fn enter(&mut self, owner: String, vm: VmId) {
         self.owners.insert(vm, owner);
     }
 
-    /// Whether a machine has come and not gone.
+    /// Whether a VM has come and not gone.
     pub(super) fn is_here(&self, vm: VmId) -> bool {
         self.owners.contains_key(&vm)
     }
 
-    /// Whether an image is open already for the owner of this machine.
+    /// Whether an image is open already for the owner of this VM.
     pub(super) fn is_open(&self, vm: VmId, id: FileId) -> bool {
         self.owners.get(&vm).is_some_and(|owner| self.open.contains_key(&(owner.clone(), id)))
     }
 
-    /// A machine has this image open, which was opened for its owner if it was not before. Returns it with its number
+    /// A VM has this image open, which was opened for its owner if it was not before. Returns it with its number
     /// if it is to be watched from now on.
     pub(super) fn join(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) -> Option<(ImageKey, u32)> {
         let owner = self.owners.get(&vm)?.clone();
@@ -172,7 +172,7 @@ impl Images {
         Some((key(id), self.next_number - 1))
     }
 
-    /// A machine has gone. Returns the images that are not to be watched any more, and those to be closed.
+    /// A VM has gone. Returns the images that are not to be watched any more, and those to be closed.
     pub(super) fn leave(&mut self, vm: VmId, unix_s: u64) -> (Vec<ImageKey>, Vec<Image>) {
         self.owners.remove(&vm);
         for image in self.open.values_mut() {
@@ -191,7 +191,7 @@ impl Images {
         (gone, closed)
     }
 
-    /// A machine had this read from the disk. Returns what is to be read ahead, at most `room` bytes in all.
+    /// A VM had this read from the disk. Returns what is to be read ahead, at most `room` bytes in all.
     pub(super) fn read(&mut self, read: FileRead, threshold: f64, room: u64) -> Option<Ahead> {
         let vm = VmId(read.vm);
         let owner = self.owners.get(&vm)?.clone();
@@ -372,13 +372,13 @@ mod tests {
     const VM: VmId = VmId(1);
     const OTHER: VmId = VmId(2);
 
-    /// An image of 200 extents, and a machine that has it open: this process.
+    /// An image of 200 extents, and a VM that has it open: this process.
     fn image() -> (tempfile::NamedTempFile, Vm) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[1]).unwrap();
         file.as_file().set_len(200 * EXTENT_BYTES).unwrap();
         let key = ProcessKey { pid: std::process::id().cast_signed(), start_time_ticks: 1 };
-        let mut vm = testing::machine(key, Hva(0x10_0000), 4096);
+        let mut vm = testing::vm(key, Hva(0x10_0000), 4096);
         vm.images = [(FileId::of(&file.as_file().metadata().unwrap()), file.as_file().as_raw_fd())].into();
         (file, vm)
     }
@@ -395,7 +395,7 @@ mod tests {
         images.numbers.keys().next().unwrap().device
     }
 
-    /// Has all of it read, by the machine or ahead for it. Returns how many extents were read ahead.
+    /// Has all of it read, by the VM or ahead for it. Returns how many extents were read ahead.
     fn walk(images: &mut Images, vm: VmId) -> usize {
         let mut cached = BTreeSet::new();
         for number in 0..200u32 {
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_machine_read_is_read_ahead_for_those_of_its_owner_alone() {
+    fn what_one_vm_read_is_read_ahead_for_those_of_its_owner_alone() {
         let (_file, vm) = image();
         let mut images = Images::default();
         assert!(join(&mut images, "tenant/a", VM, &vm).is_some());

@@ -1,10 +1,10 @@
-//! What is remembered of machines when the agent ends, and what the next agent makes of it.
+//! What is remembered of VMs when the agent ends, and what the next agent makes of it.
 //!
 //! In: summaries of blocks as they change; records that an earlier agent wrote. Out: records; pages that begin with the
-//! back-off and the heat that their block had, if the machine is still the same process. Pure: time is an argument.
+//! back-off and the heat that their block had, if the VM is still the same process. Pure: time is an argument.
 //!
-//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a machine, and nothing for addresses without
-//! memory. A machine is known again by its UUID, else by its name: another process of that identity takes over the
+//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a VM, and nothing for addresses without
+//! memory. A VM is known again by its UUID, else by its name: another process of that identity takes over the
 //! totals, and its tape (see [`Tapes`]).
 //!
 //! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the
@@ -42,10 +42,10 @@ const HEAT_MOST: u8 = 15;
 const BACKOFF_MOST: u8 = 3;
 const IN_USE: u8 = 0b0100_0000;
 const IN_USE_BITS: u8 = 0b1100_0000;
-/// No machine has more: 16 TiB.
+/// No VM has more: 16 TiB.
 const MOST_BLOCKS: u32 = 1 << 23;
 
-/// A machine, as it is written down.
+/// A VM, as it is written down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct VmRecord {
@@ -61,7 +61,7 @@ pub(super) struct VmRecord {
     seemed: Option<(Class, f32)>,
 }
 
-/// What is known of one machine beyond this agent.
+/// What is known of one VM beyond this agent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Knowledge {
     /// By block; where there is none the block has no habit.
@@ -137,7 +137,7 @@ fn pack(habits: &Sparse<u8>) -> Vec<u8> {
     let all: Vec<(u32, u8)> = habits.iter().map(|(block, byte)| (block, *byte)).collect();
     let mut packed = Vec::new();
     for run in all.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-        // No machine has as many blocks.
+        // No VM has as many blocks.
         let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
         packed.extend(run[0].0.to_le_bytes().into_iter().chain(count.to_le_bytes()));
         packed.extend(run.iter().map(|(_, byte)| byte));
@@ -164,12 +164,12 @@ fn unpack(packed: &[u8]) -> Sparse<u8> {
     habits
 }
 
-/// What is known of machines that are not there, by identity.
+/// What is known of VMs that are not there, by identity.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     boot_id: String,
     known: BTreeMap<String, (VmRecord, Vec<u8>)>,
-    /// What must be written down beside the machines that are there.
+    /// What must be written down beside the VMs that are there.
     due: Vec<Record>,
     tapes: Tapes,
     histories: Histories,
@@ -211,22 +211,22 @@ impl Memory {
         (memory, tenants)
     }
 
-    /// A machine has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of
-    /// two machines of one identity that are there at once, neither is the other one's earlier self.
+    /// A VM has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of
+    /// two VMs of one identity that are there at once, neither is the other one's earlier self.
     pub(super) fn recall_past<'a>(
         &mut self,
-        machine: &mut ManagedVm,
+        vm: &mut ManagedVm,
         mut others: impl Iterator<Item = &'a ManagedVm>,
         unix_s: u64,
     ) {
-        let identity = identity(&machine.info.vm);
+        let identity = identity(&vm.info.vm);
         if others.all(|other| self::identity(&other.info.vm) != identity) {
-            self.tapes.recall(&identity, machine, &self.boot_id);
-            self.histories.recall(&identity, machine, unix_s);
+            self.tapes.recall(&identity, vm, &self.boot_id);
+            self.histories.recall(&identity, vm, unix_s);
         }
     }
 
-    /// A machine has come.
+    /// A VM has come.
     pub(super) fn recall(&mut self, vm: &Vm, pages: u32) -> Knowledge {
         let Some((record, blocks)) = self.known.remove(&identity(vm)) else { return Knowledge::default() };
         let process = ProcessKey { pid: record.pid, start_time_ticks: record.start_time_ticks };
@@ -247,37 +247,37 @@ impl Memory {
         }
     }
 
-    /// A machine has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
-    pub(super) fn keep(&mut self, machine: &mut ManagedVm, unix_s: u64) {
-        let (identity, record) = (identity(&machine.info.vm), self.record(machine, unix_s));
-        self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), 1, true);
-        self.histories.gone(&identity, machine, unix_s);
+    /// A VM has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
+    pub(super) fn keep(&mut self, vm: &mut ManagedVm, unix_s: u64) {
+        let (identity, record) = (identity(&vm.info.vm), self.record(vm, unix_s));
+        self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), 1, true);
+        self.histories.gone(&identity, vm, unix_s);
         self.due.extend(records(&identity, Some(&record), Some(None)));
         if self.known.len() >= MOST_MACHINES
             && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
         {
             let oldest = oldest.0.clone();
-            self.forget_machine(&oldest);
+            self.forget_vm(&oldest);
         }
-        self.known.insert(identity, (record, pack(&machine.knowledge.habits)));
+        self.known.insert(identity, (record, pack(&vm.knowledge.habits)));
     }
 
-    /// What is on record of machines, and their tapes.
+    /// What is on record of VMs, and their tapes.
     pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
-        let machines = self.known.iter().map(|(identity, (record, habits))| Remembered {
-            what: What::MachineOnRecord(identity.clone()),
+        let vms = self.known.iter().map(|(identity, (record, habits))| Remembered {
+            what: What::VmOnRecord(identity.clone()),
             used: record.saved_unix_s,
             bytes: (size_of::<VmRecord>() + habits.len()) as u64 + self.histories.bytes(identity),
         });
-        machines.chain(self.tapes.remembered())
+        vms.chain(self.tapes.remembered())
     }
 
     pub(super) fn forget_tape(&mut self, identity: &str) {
         self.tapes.remove(identity);
     }
 
-    /// Forgets all that is on record of a machine that is gone.
-    pub(super) fn forget_machine(&mut self, identity: &str) {
+    /// Forgets all that is on record of a VM that is gone.
+    pub(super) fn forget_vm(&mut self, identity: &str) {
         self.known.remove(identity);
         self.tapes.remove(identity);
         self.histories.remove(identity);
@@ -287,21 +287,21 @@ impl Memory {
     /// All that must be written down now; tapes that are little changed only if it is the `last` time.
     pub(super) fn records<'a>(
         &mut self,
-        machines: impl ExactSizeIterator<Item = &'a mut ManagedVm>,
+        vms: impl ExactSizeIterator<Item = &'a mut ManagedVm>,
         unix_s: u64,
         last: bool,
     ) -> Vec<Record> {
         let mut due = std::mem::take(&mut self.due);
         let mut seen = std::collections::BTreeSet::new();
-        let count = machines.len();
-        for machine in machines {
-            let identity = identity(&machine.info.vm);
-            // Of two machines with one identity the first counts.
+        let count = vms.len();
+        for vm in vms {
+            let identity = identity(&vm.info.vm);
+            // Of two VMs with one identity the first counts.
             if seen.insert(identity.clone()) {
-                let record = self.record(machine, unix_s);
-                self.tapes.keep(&identity, machine, (&self.boot_id, unix_s), count, last);
-                self.histories.keep(&identity, machine, unix_s, last);
-                let knowledge = &mut machine.knowledge;
+                let record = self.record(vm, unix_s);
+                self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), count, last);
+                self.histories.keep(&identity, vm, unix_s, last);
+                let knowledge = &mut vm.knowledge;
                 let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(pack(&knowledge.habits)));
                 due.extend(records(&identity, Some(&record), blocks));
             }
@@ -311,18 +311,18 @@ impl Memory {
         due
     }
 
-    fn record(&self, machine: &ManagedVm, unix_s: u64) -> VmRecord {
-        let ProcessKey { pid, start_time_ticks } = machine.info.vm.key;
-        let before = machine.knowledge.before;
+    fn record(&self, vm: &ManagedVm, unix_s: u64) -> VmRecord {
+        let ProcessKey { pid, start_time_ticks } = vm.info.vm.key;
+        let before = vm.knowledge.before;
         VmRecord {
             saved_unix_s: unix_s,
             boot_id: self.boot_id.clone(),
             pid,
             start_time_ticks,
-            pages: machine.pages.layout().pages(),
-            demoted_pages: before.demoted + machine.moves.totals.demoted,
-            promoted_pages: before.promoted + machine.promoted_pages(),
-            seemed: machine.class.seems(),
+            pages: vm.pages.layout().pages(),
+            demoted_pages: before.demoted + vm.moves.totals.demoted,
+            promoted_pages: before.promoted + vm.promoted_pages(),
+            seemed: vm.class.seems(),
         }
     }
 }
@@ -334,7 +334,7 @@ impl ManagedVm {
     }
 }
 
-/// What a machine is called when its process is another one.
+/// What a VM is called when its process is another one.
 pub(super) fn identity(vm: &Vm) -> String {
     match (&vm.uuid, &vm.namespace) {
         (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
@@ -344,7 +344,7 @@ pub(super) fn identity(vm: &Vm) -> String {
     }
 }
 
-/// The records of one machine: written, removed if `None`; the blocks left as they are if there are none at all.
+/// The records of one VM: written, removed if `None`; the blocks left as they are if there are none at all.
 fn records(identity: &str, record: Option<&VmRecord>, blocks: Option<Option<Vec<u8>>>) -> Vec<Record> {
     // Plain numbers and text always become JSON.
     let header = record.and_then(|record| serde_json::to_vec(record).ok());

@@ -11,7 +11,7 @@ const PAGES: u32 = 2000;
 
 fn vm(pid: i32, uuid: Option<&str>) -> Vm {
     let key = ProcessKey { pid, start_time_ticks: 5 };
-    let vm = testing::machine(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
+    let vm = testing::vm(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
     Vm { uuid: uuid.map(str::to_owned), ..vm }
 }
 
@@ -81,13 +81,13 @@ fn another_process_or_boot_gets_the_totals_only() {
 #[test]
 fn what_one_agent_writes_down_the_next_one_reads() {
     let own = 7;
-    let machine = || {
+    let managed = || {
         let settings = Config::default().vm_settings("web-1");
         ManagedVm::new(VmId(1), "u".into(), vm(own, Some("u")), settings, NodeTiers(1), None, Monotonic(0))
     };
     let folder = tempfile::tempdir().unwrap();
     let mut first = Memory::load("boot".into(), &[], |_| None, 100).0;
-    let mut there = machine();
+    let mut there = managed();
     there.knowledge.note(1, Habit { backoff: 3, ..Habit::default() }, false);
     there.moves.totals.demoted = 11;
     there.class.seemed(Class::Cache, 0.75);
@@ -109,7 +109,7 @@ fn what_one_agent_writes_down_the_next_one_reads() {
     known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
     assert_eq!([511, 512, 1023, 1024].map(|page| pages.get(page).backoff()), [0, 3, 3, 0]);
 
-    // A machine that has gone is known by its totals when it comes again, as another process.
+    // A VM that has gone is known by its totals when it comes again, as another process.
     next.keep(&mut there, 150);
     assert!(store.write(&next.records(std::iter::empty(), 150, false)));
     assert_eq!(store.names(""), ["machine/uuid/u", "version"]);
@@ -150,7 +150,7 @@ fn habits_are_as_long_as_they_are_many_wherever_they_are() {
     let mut known = Knowledge { recalled: Some(far), ..Knowledge::default() };
     let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
     known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
-    assert_eq!(known.blocks_recalled, 0, "the machine has four blocks");
+    assert_eq!(known.blocks_recalled, 0, "the VM has four blocks");
 }
 
 #[test]

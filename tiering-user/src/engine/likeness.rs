@@ -1,7 +1,7 @@
-//! How alike the machines of one tenant are, and who learns from whom.
+//! How alike the VMs of one tenant are, and who learns from whom.
 //!
 //! In: what goes to swap and what is touched, as it happens; what became of stages. Out, brought up to date every
-//! [`COMPARE_EVERY`]: for each machine the leaders that it follows, best first, and how likely they are to be right.
+//! [`COMPARE_EVERY`]: for each VM the leaders that it follows, best first, and how likely they are to be right.
 //!
 //! # Limits
 //! Only content that has been to swap is known, and it counts for [`GENERATION`] to twice as long after it came up,
@@ -25,13 +25,13 @@ const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// What is touched in this time counts as touched together; about as long as a stage waits for its use.
 const EPOCH: Duration = Duration::from_secs(10);
 /// What is staged for a page of the same content, or address, is used so often before more is known of the two
-/// machines.
+/// VMs.
 const AT_LEAST: f64 = 2.0 / 3.0;
 
-/// What a machine held counts so long, at least.
+/// What a VM held counts so long, at least.
 const GENERATION: Duration = Duration::from_mins(10);
 
-/// A machine's portrait.
+/// A VM's portrait.
 #[derive(Debug, Default)]
 struct Drawn {
     portrait: Portrait,
@@ -43,7 +43,7 @@ struct Drawn {
     since: Monotonic,
 }
 
-/// The machines of one tenant.
+/// The VMs of one tenant.
 #[derive(Debug, Default)]
 pub(super) struct Likeness {
     similarity: Similarity,
@@ -112,7 +112,7 @@ impl Likeness {
         }
     }
 
-    /// The machines whose portraits are to be drawn anew now: few at a time, and all of them in a generation.
+    /// The VMs whose portraits are to be drawn anew now: few at a time, and all of them in a generation.
     pub(super) fn outdated(&self, now: Monotonic) -> Vec<VmId> {
         let turns = (GENERATION.as_secs() / COMPARE_EVERY.as_secs()) as usize;
         let mut due: Vec<_> =
@@ -121,7 +121,7 @@ impl Likeness {
         due.into_iter().take(self.drawn.len().div_ceil(turns)).map(|(vm, _)| *vm).collect()
     }
 
-    /// A generation of a machine has ended; it has this in swap now.
+    /// A generation of a VM has ended; it has this in swap now.
     pub(super) fn redraw(&mut self, vm: VmId, held: impl Iterator<Item = (u64, Tag)>, now: Monotonic) {
         let Some(drawn) = self.drawn.get_mut(&vm) else { return };
         let Portrait { content, placed, .. } = std::mem::take(&mut drawn.next);
@@ -177,12 +177,12 @@ impl Likeness {
         }
     }
 
-    /// The machines that this one learns from, best first.
+    /// The VMs that this one learns from, best first.
     pub(super) fn leaders(&self, follower: VmId) -> &[VmId] {
         self.leaders.get(&follower).map_or(&[], Vec::as_slice)
     }
 
-    /// The machines that learn from this one.
+    /// The VMs that learn from this one.
     pub(super) fn followers(&self, leader: VmId) -> &[VmId] {
         self.followers.get(&leader).map_or(&[], Vec::as_slice)
     }
@@ -195,7 +195,7 @@ impl Likeness {
 
     /// How likely what a leader predicts is to be right, for each that was compared.
     pub(super) fn expectations(&self, follower: VmId) -> impl Iterator<Item = (VmId, f64)> + '_ {
-        // That pages correspond speaks for them, and so does, independently of that, how alike the machines are.
+        // That pages correspond speaks for them, and so does, independently of that, how alike the VMs are.
         let expected = |score: f64| 1.0 - (1.0 - AT_LEAST) * (1.0 - score);
         let near = self.similarity.neighbours(follower).iter();
         near.map(move |neighbour| (neighbour.vm, expected(neighbour.score)))
@@ -203,49 +203,47 @@ impl Likeness {
 }
 
 impl Engine {
-    /// Brings up to date how alike machines are, and tells each what to expect of its leaders.
-    pub(super) fn compare_machines(&mut self) {
+    /// Brings up to date how alike VMs are, and tells each what to expect of its leaders.
+    pub(super) fn compare_vms(&mut self) {
         let now = self.clock.now;
         for tenant in self.tenants.all_mut().filter(|tenant| tenant.likeness.is_due(now)) {
-            for vm in tenant.likeness.outdated(now) {
-                let Some(machine) = self.machines.get(&vm) else { continue };
-                let held = tenant.tags.of_machine(vm).map(|(page, tag)| (machine.guest_page(page), tag));
-                tenant.likeness.redraw(vm, held, now);
+            for id in tenant.likeness.outdated(now) {
+                let Some(vm) = self.vms.get(&id) else { continue };
+                let held = tenant.tags.of_vm(id).map(|(page, tag)| (vm.guest_page(page), tag));
+                tenant.likeness.redraw(id, held, now);
             }
-            for vm in tenant.members.clone() {
-                let Some(machine) = self.machines.get_mut(&vm) else { continue };
-                if let Some(behaviour) = machine.profile.vector().filter(|_| machine.profile.is_at_work()) {
-                    tenant.likeness.behaves(vm, behaviour);
+            for id in tenant.members.clone() {
+                let Some(vm) = self.vms.get_mut(&id) else { continue };
+                if let Some(behaviour) = vm.profile.vector().filter(|_| vm.profile.is_at_work()) {
+                    tenant.likeness.behaves(id, behaviour);
                 }
-                for (leader, used, ended) in machine.prefetch.stages.take_ends() {
+                for (leader, used, ended) in vm.prefetch.stages.take_ends() {
                     if self.config.prefetch.feedback {
-                        tenant.likeness.learn(leader, vm, used, ended);
+                        tenant.likeness.learn(leader, id, used, ended);
                     }
                 }
             }
             tenant.likeness.compare(now);
-            for vm in &tenant.members {
-                if let Some(machine) = self.machines.get_mut(vm) {
-                    for (leader, probability) in tenant.likeness.expectations(*vm) {
-                        machine.prefetch.stages.expect(leader, probability);
+            for id in &tenant.members {
+                if let Some(vm) = self.vms.get_mut(id) {
+                    for (leader, probability) in tenant.likeness.expectations(*id) {
+                        vm.prefetch.stages.expect(leader, probability);
                     }
                 }
             }
         }
     }
 
-    /// How alike machines are: all that were compared, or one and those it may learn from.
+    /// How alike VMs are: all that were compared, or one and those it may learn from.
     pub(super) fn similar(&self, id: Option<&str>) -> Result<Similar, ApiError> {
-        let only = id.map(|id| self.machine(id).map(|machine| machine.info.id)).transpose()?;
+        let only = id.map(|id| self.vm(id).map(|vm| vm.info.id)).transpose()?;
         let mut pairs = Vec::new();
         for tenant in self.tenants.all() {
             for (follower, neighbour) in tenant.likeness.similarity.pairs() {
                 if only.is_some_and(|only| only != follower) {
                     continue;
                 }
-                let (Some(one), Some(leader)) =
-                    (self.machines.get(&follower), self.machines.get(&neighbour.vm))
-                else {
+                let (Some(one), Some(leader)) = (self.vms.get(&follower), self.vms.get(&neighbour.vm)) else {
                     continue;
                 };
                 let counts = one.prefetch.stages.counts_of(neighbour.vm);
@@ -277,9 +275,9 @@ mod tests {
         Monotonic(seconds * 1_000_000_000)
     }
 
-    fn of(machines: impl Iterator<Item = u32>) -> Likeness {
+    fn of(vms: impl Iterator<Item = u32>) -> Likeness {
         let mut likeness = Likeness::default();
-        machines.for_each(|vm| likeness.join(VmId(vm), [], &RandomState::new(), second(0)));
+        vms.for_each(|vm| likeness.join(VmId(vm), [], &RandomState::new(), second(0)));
         likeness
     }
 
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn few_machines_all_learn_from_each_other_and_of_many_the_alike_ones() {
+    fn few_vms_all_learn_from_each_other_and_of_many_the_alike_ones() {
         let mut likeness = of(1..=3);
         assert_eq!(likeness.leaders(VmId(2)), [VmId(3), VmId(1)], "nothing is known yet");
         likeness.leave(VmId(1));
@@ -311,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_machine_held_counts_for_one_generation_more_and_what_is_in_swap_always() {
+    fn what_a_vm_held_counts_for_one_generation_more_and_what_is_in_swap_always() {
         let mut likeness = of(1..=2);
         fill(&mut likeness, ONE, 0..1000);
         fill(&mut likeness, OTHER, 0..1000);

@@ -1,6 +1,6 @@
 //! Which pages a question is about: by address in the process, by address in the guest, by frame.
 //!
-//! In: a machine, and addresses as somebody asks for them. Out: whether there is RAM of it, which pages are meant, and
+//! In: a VM, and addresses as somebody asks for them. Out: whether there is RAM of it, which pages are meant, and
 //! where each is in the guest. Addresses of a guest whose RAM was found elsewhere than its machine type says are not
 //! known. Pure.
 
@@ -26,7 +26,7 @@ impl ManagedVm {
         self.guest_ranges().iter().find_map(|range| range.gpa_of(hva))
     }
 
-    /// The number of a page in the guest, where its addresses are known; else its number here, which no other machine's
+    /// The number of a page in the guest, where its addresses are known; else its number here, which no other VM's
     /// corresponds to.
     pub(super) fn guest_page(&self, page: PageIndex) -> u64 {
         let hva = self.info.layout.locate(page).map(|(hva, _)| hva);
@@ -41,7 +41,7 @@ impl ManagedVm {
         hva.ok_or_else(|| ApiError::BadRequest(format!("{:#x} is no RAM of the guest", gpa.0)))
     }
 
-    /// Whether any RAM of the machine is meant.
+    /// Whether any RAM of the VM is meant.
     pub(super) fn check(&self, pages: &Pages) -> Result<(), ApiError> {
         let name = &self.info.vm.name;
         let (wanted, kind, ram) = match pages {

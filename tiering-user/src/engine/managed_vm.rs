@@ -1,4 +1,4 @@
-//! One virtual machine, as the agent keeps it.
+//! One VM, as the agent keeps it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -255,7 +255,7 @@ impl ManagedVm {
         came_up.then_some(page)
     }
 
-    /// The page at the same guest-physical address in `other`, a machine of the same shape: as much RAM below the hole
+    /// The page at the same guest-physical address in `other`, a VM of the same shape: as much RAM below the hole
     /// for devices, as much above it.
     pub(super) fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
         let (here, there) = (&self.info.vm.guest_ranges, &other.info.vm.guest_ranges);

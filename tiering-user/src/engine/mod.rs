@@ -116,18 +116,18 @@ pub struct Engine {
     /// Of the last second.
     facts: Facts,
     boot_id: String,
-    machines: BTreeMap<VmId, ManagedVm>,
+    vms: BTreeMap<VmId, ManagedVm>,
     bystanders: Bystanders,
     tenants: Tenants,
     images: Images,
     /// Why processes could not be looked at, as the scanner says.
     not_looked_at: Vec<String>,
     classes: Classes,
-    /// Counters of machines that have gone.
+    /// Counters of VMs that have gone.
     gone: Counters,
     /// Bytes that moves wrote, by level.
     written_bytes: Vec<u64>,
-    /// Bytes that came up, by the level they came from; machines add what they counted when the status is made.
+    /// Bytes that came up, by the level they came from; VMs add what they counted when the status is made.
     read_bytes: Vec<u64>,
     budgets: Vec<Budget>,
     /// Of what is read ahead of need.
@@ -154,17 +154,17 @@ pub struct Engine {
     may_map_stages: bool,
     /// What DAMON watches now.
     region_watch: RegionWatch,
-    /// Bytes in use in each swap tier; written once a second, for the plans of all machines.
+    /// Bytes in use in each swap tier; written once a second, for the plans of all VMs.
     swap_used: BTreeMap<TierId, u64>,
     /// What may still come up to the first tier in this second.
     promotable_pages: u64,
     /// Something was done that somebody waits for: the status is published at once.
     status_due: bool,
-    /// What is known of machines that are not there.
+    /// What is known of VMs that are not there.
     memory: Memory,
     /// How much memory the agent itself may take.
     ceiling: Ceiling,
-    /// Of how many accesses of each machine one is sampled, and how many samples came since that was looked at.
+    /// Of how many accesses of each VM one is sampled, and how many samples came since that was looked at.
     sampling: Sampling,
     samples_since_look: u64,
     /// Pages that others than the agent had moved when that was looked at, and when there were many more.
@@ -199,7 +199,7 @@ impl Engine {
             commands: Vec::new(),
             facts: Facts::default(),
             boot_id: String::new(),
-            machines: BTreeMap::new(),
+            vms: BTreeMap::new(),
             bystanders: Bystanders::default(),
             tenants: Tenants::default(),
             images: Images::default(),
@@ -242,7 +242,7 @@ impl Engine {
 
     /// What is known of how a VM uses its memory.
     pub fn profile(&self, vm: VmId) -> Option<&Profile> {
-        self.machines.get(&vm).map(|machine| &machine.profile)
+        self.vms.get(&vm).map(|vm| &vm.profile)
     }
 
     /// Why processes could not be looked at.
@@ -258,10 +258,8 @@ impl Engine {
     /// Whether something waits that no event tells of: a stage for its turn, a VM that all accesses of are looked at
     /// again, what DAMON finds.
     pub fn waits_for_time(&self) -> bool {
-        let stages = self.machines.values().any(|machine| !machine.prefetch.to_stage.is_empty());
-        stages
-            || self.sampling.is_reduced()
-            || matches!(self.region_watch.watching, Watching::Machines { .. })
+        let stages = self.vms.values().any(|vm| !vm.prefetch.to_stage.is_empty());
+        stages || self.sampling.is_reduced() || matches!(self.region_watch.watching, Watching::Vms { .. })
     }
 
     /// Whether anything is to be staged now.
@@ -302,14 +300,14 @@ impl Engine {
         self.samples_since_look += samples.len() as u64;
         let mut touched = Vec::new();
         for access in samples.iter().copied().map(Access::from) {
-            let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
-            let rules = machine.rules(self.config.policy.demote_after.0);
-            if access.kvm && !machine.gpa_proof.trusts(access.hva) {
+            let Some(vm) = self.vms.get_mut(&access.vm) else { continue };
+            let rules = vm.rules(self.config.policy.demote_after.0);
+            if access.kvm && !vm.gpa_proof.trusts(access.hva) {
                 continue;
             }
             self.record_access(&access);
-            let Some(machine) = self.machines.get_mut(&access.vm) else { continue };
-            let came_up = machine.on_access(&access, &rules, self.clock.seconds_at(access.time));
+            let Some(vm) = self.vms.get_mut(&access.vm) else { continue };
+            let came_up = vm.on_access(&access, &rules, self.clock.seconds_at(access.time));
             touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
         }
         if self.may_predict() {

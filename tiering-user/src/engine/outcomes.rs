@@ -17,14 +17,14 @@ use crate::tiermap::Place;
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// Pages of a batch that may land in another area than the one meant before the machine is given a rest.
+/// Pages of a batch that may land in another area than the one meant before the VM is given a rest.
 const ASTRAY_MOST: u64 = 512;
 /// What others have touched waits so long while anything is staged that is needed sooner.
 const LATER_WAITS: Duration = Duration::from_millis(50);
 
 impl Engine {
-    /// Hands the stager what waits to be staged: what a machine is on its way to for each at once, and what others have
-    /// touched step by step while there is nothing of the former. Else a machine that runs would wait for those that
+    /// Hands the stager what waits to be staged: what a VM is on its way to for each at once, and what others have
+    /// touched step by step while there is nothing of the former. Else a VM that runs would wait for those that
     /// sleep.
     pub(super) fn send_stages(&mut self) {
         if !self.may_stage {
@@ -32,27 +32,27 @@ impl Engine {
         }
         let (tier0_threshold, now) = (self.config.prefetch.tier0_threshold, self.clock.now);
         let (commands, budget) = (&mut self.commands, &mut self.read_budget);
-        let mut send = |machine: &mut ManagedVm, urgency| {
+        let mut send = |vm: &mut ManagedVm, urgency| {
             let most = usize::try_from(budget.available(now) / PAGE_BYTES).unwrap_or(usize::MAX);
-            if let Some(step) = machine.next_stage(urgency, most, tier0_threshold, now) {
+            if let Some(step) = vm.next_stage(urgency, most, tier0_threshold, now) {
                 budget.spend(step.pages.len() as u64 * PAGE_BYTES);
-                commands.push(Command::Step(machine.info.clone(), step));
+                commands.push(Command::Step(vm.info.clone(), step));
             }
         };
-        self.machines.values_mut().for_each(|machine| send(machine, Urgency::Now));
-        let busy = self.machines.values().any(|machine| machine.prefetch.staging.is_some());
+        self.vms.values_mut().for_each(|vm| send(vm, Urgency::Now));
+        let busy = self.vms.values().any(|vm| vm.prefetch.staging.is_some());
         // Who stages for itself all the time must not keep all others waiting.
         let least = if busy { LATER_WAITS } else { Duration::ZERO };
-        let since = |machine: &ManagedVm| {
-            machine.prefetch.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
+        let since = |vm: &ManagedVm| {
+            vm.prefetch.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
         };
         let first = self
-            .machines
+            .vms
             .values_mut()
-            .filter(|machine| machine.prefetch.staging.is_none() && machine.braking.may_stage())
-            .filter(|machine| since(machine).is_some());
-        if let Some(machine) = first.min_by_key(|machine| since(machine)) {
-            send(machine, Urgency::Later);
+            .filter(|vm| vm.prefetch.staging.is_none() && vm.braking.may_stage())
+            .filter(|vm| since(vm).is_some());
+        if let Some(vm) = first.min_by_key(|vm| since(vm)) {
+            send(vm, Urgency::Later);
         }
     }
 
@@ -76,9 +76,9 @@ impl Engine {
     fn take_in_flight(&mut self, outcome: &Outcome) -> Option<Queued> {
         // Before the next batch goes: one for a tier that failed is not sent.
         self.note_trouble(outcome);
-        let machine = self.machines.get_mut(&outcome.vm).filter(|_| is_of_mover(outcome))?;
-        machine.moves.moved_at = self.clock.now;
-        let done = machine.moves.in_flight.take();
+        let vm = self.vms.get_mut(&outcome.vm).filter(|_| is_of_mover(outcome))?;
+        vm.moves.moved_at = self.clock.now;
+        let done = vm.moves.in_flight.take();
         self.send_next(outcome.vm);
         done
     }
@@ -105,21 +105,21 @@ impl Engine {
             }
         }
         self.record_move(outcome);
-        let Some(machine) = self.machines.get_mut(&outcome.vm) else { return };
-        let own_reads = machine.note_own_reads(outcome);
+        let Some(vm) = self.vms.get_mut(&outcome.vm) else { return };
+        let own_reads = vm.note_own_reads(outcome);
         self.host_reclaim.note_own_read(own_reads, outcome.finished);
-        machine.on_outcome(outcome, now);
-        machine.note_for_brakes(outcome, self.clock.now);
-        machine.note_for_reclaim(outcome, self.clock.now);
+        vm.on_outcome(outcome, now);
+        vm.note_for_brakes(outcome, self.clock.now);
+        vm.note_for_reclaim(outcome, self.clock.now);
         if !is_of_mover(outcome) {
             if matches!(outcome.action, Action::Stage { .. })
                 && self.may_map_stages
-                && machine.braking.may_stage()
-                && let Some(step) = machine.next_mapping(outcome, self.clock.now)
+                && vm.braking.may_stage()
+                && let Some(step) = vm.next_mapping(outcome, self.clock.now)
             {
-                self.commands.push(Command::Step(machine.info.clone(), step));
+                self.commands.push(Command::Step(vm.info.clone(), step));
             }
-            self.tenants.take_tags(machine, outcome);
+            self.tenants.take_tags(vm, outcome);
             return;
         }
         let (mut refused, time) = (None, self.clock.now);
@@ -127,22 +127,22 @@ impl Engine {
             match skip {
                 Skip::DryRun => {
                     tracing::info!(
-                        vm = machine.info.vm.name, action = ?outcome.action, reason = %outcome.reason,
+                        vm = vm.info.vm.name, action = ?outcome.action, reason = %outcome.reason,
                         bytes = pages * PAGE_BYTES, "dry run: would move"
                     );
-                    machine.rest(10, time);
+                    vm.rest(10, time);
                 }
                 Skip::Refused(reason) => {
                     refused = Some(reason.clone());
-                    machine.rest(10, time);
+                    vm.rest(10, time);
                 }
                 Skip::Failed(reason) => {
-                    tracing::warn!(vm = machine.info.vm.name, pages, reason, "not moved");
-                    machine.rest(10, time);
+                    tracing::warn!(vm = vm.info.vm.name, pages, reason, "not moved");
+                    vm.rest(10, time);
                 }
-                Skip::TierFull | Skip::NoRoom(_) | Skip::NoSwap => machine.rest(10, time),
+                Skip::TierFull | Skip::NoRoom(_) | Skip::NoSwap => vm.rest(10, time),
                 // A few go astray now and then.
-                Skip::ElsewhereInSwap if *pages > ASTRAY_MOST => machine.rest(10, time),
+                Skip::ElsewhereInSwap if *pages > ASTRAY_MOST => vm.rest(10, time),
                 Skip::ElsewhereInSwap
                 | Skip::Stayed
                 | Skip::Merged
@@ -159,18 +159,18 @@ impl Engine {
                 | Skip::Gone => {}
             }
         }
-        if refused != machine.moves.refused_now {
+        if refused != vm.moves.refused_now {
             match &refused {
-                Some(reason) => tracing::info!(vm = machine.info.vm.name, reason, "not moved for now"),
-                None => tracing::info!(vm = machine.info.vm.name, "moved again"),
+                Some(reason) => tracing::info!(vm = vm.info.vm.name, reason, "not moved for now"),
+                None => tracing::info!(vm = vm.info.vm.name, "moved again"),
             }
-            machine.moves.refused_now = refused;
+            vm.moves.refused_now = refused;
         }
         if let Some(ticket) = done.and_then(|done| done.ticket) {
             self.on_ticket(ticket, outcome);
         }
-        if let Some(machine) = self.machines.get(&outcome.vm) {
-            self.tenants.take_tags(machine, outcome);
+        if let Some(vm) = self.vms.get(&outcome.vm) {
+            self.tenants.take_tags(vm, outcome);
         }
     }
 
@@ -187,8 +187,8 @@ impl Engine {
                 if self.tier_health.note(to, reason, self.clock.now) {
                     tracing::warn!(tier, reason, "the tier takes nothing for a while");
                 }
-                for machine in self.machines.values_mut() {
-                    machine.forget_plans_for(to);
+                for vm in self.vms.values_mut() {
+                    vm.forget_plans_for(to);
                 }
             }
             None if outcome.moved_pages > 0 && self.tier_health.clear(to) => {
@@ -203,8 +203,8 @@ impl Engine {
         for (tier, reason) in &tiers {
             let name = self.place_name(Place::In(*tier));
             tracing::warn!(tier = name, reason, "the tier takes nothing until that area is gone");
-            for machine in self.machines.values_mut() {
-                machine.forget_plans_for(*tier);
+            for vm in self.vms.values_mut() {
+                vm.forget_plans_for(*tier);
             }
         }
         for tier in self.tier_health.hinder(tiers) {
@@ -216,14 +216,14 @@ impl Engine {
         self.status_due = true;
     }
 
-    /// Hands the machine's next batch to the mover.
+    /// Hands the VM's next batch to the mover.
     pub(super) fn send_next(&mut self, id: VmId) {
         let now = self.clock.seconds();
-        if let Some(machine) = self.machines.get_mut(&id)
-            && let Some(step) = machine.next_batch(now)
+        if let Some(vm) = self.vms.get_mut(&id)
+            && let Some(step) = vm.next_batch(now)
         {
-            machine.moves.moved_at = self.clock.now;
-            self.commands.push(Command::Step(machine.info.clone(), step));
+            vm.moves.moved_at = self.clock.now;
+            self.commands.push(Command::Step(vm.info.clone(), step));
         }
     }
 }

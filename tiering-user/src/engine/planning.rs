@@ -22,9 +22,9 @@ use crate::tiers::{TierId, TierKind};
 use crate::trace::Event;
 use crate::track::VmId;
 
-/// Most pages planned for one machine at a time: 256 MiB.
+/// Most pages planned for one VM at a time: 256 MiB.
 const PLAN_PAGES: u64 = 65_536;
-/// Least and longest time between two sweeps of one machine.
+/// Least and longest time between two sweeps of one VM.
 const SWEEP_LEAST: Duration = Duration::from_secs(2);
 const SWEEP_MOST: Duration = Duration::from_secs(30);
 /// How often the working set of a VM is counted.
@@ -39,7 +39,7 @@ const COVER_DIVISOR: u64 = 4;
 const OPEN_LEAST: Duration = Duration::from_secs(2);
 const OPEN_FOR: Duration = Duration::from_secs(1);
 const OPEN_MOST: Duration = Duration::from_secs(60);
-/// Huge pages made of one machine at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
+/// Huge pages made of one VM at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
 
 /// How long after a sweep of so much RAM one looks what the kernel has reclaimed: it reads 7 ms a GiB (Linux 6.18).
@@ -61,7 +61,7 @@ impl Engine {
         self.swap_used = self.facts.swap.used_by_tier();
         let load = self.host_load();
         let demote_after = self.config.policy.demote_after.0;
-        let ids: Vec<VmId> = self.machines.keys().copied().collect();
+        let ids: Vec<VmId> = self.vms.keys().copied().collect();
         let pace = self.braking.pace;
         let staging = self.may_predict();
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST) * pace.every_s().into();
@@ -73,59 +73,56 @@ impl Engine {
                 continue;
             }
             self.look_at_round(id);
-            let Some(machine) = self.machines.get_mut(&id) else { continue };
-            let rules = machine.rules(demote_after);
+            let Some(vm) = self.vms.get_mut(&id) else { continue };
+            let rules = vm.rules(demote_after);
             // Between two rounds nothing shows that would keep a page warm.
-            let cool = match machine.watch.armed_at {
-                Some(_) => machine.watch.rounds.take_epoch(),
+            let cool = match vm.watch.armed_at {
+                Some(_) => vm.watch.rounds.take_epoch(),
                 None => {
-                    let since = Duration::from_secs(clock.0.wrapping_sub(machine.cooled_at.0).into());
+                    let since = Duration::from_secs(clock.0.wrapping_sub(vm.cooled_at.0).into());
                     since >= cooling_epoch(&rules)
                 }
             };
             if cool {
-                machine.cooled_at = clock;
+                vm.cooled_at = clock;
             }
             let now = self.clock.now;
-            machine.pages.age(clock, cool);
-            machine.pages.refresh(clock);
-            if machine.working_set_at.is_none_or(|at| now.since(at) >= WORKING_SET_EVERY) {
-                machine.working_set_at = Some(now);
+            vm.pages.age(clock, cool);
+            vm.pages.refresh(clock);
+            if vm.working_set_at.is_none_or(|at| now.since(at) >= WORKING_SET_EVERY) {
+                vm.working_set_at = Some(now);
                 let within = rules.in_use_within(clock).max(demote_after);
-                machine.working_set_pages = machine.pages.used_in_memory(within, clock);
+                vm.working_set_pages = vm.pages.used_in_memory(within, clock);
             }
-            let ended = machine.end_profile_epoch(now, clock);
+            let ended = vm.end_profile_epoch(now, clock);
             if let Some(usage) = ended {
                 if staging {
-                    machine.predict_season(self.config.prefetch, now);
+                    vm.predict_season(self.config.prefetch, now);
                 }
                 if let Some(recording) = &mut self.recording {
                     recording.push(now, &Event::Epoch { vm: id, usage });
                 }
             }
-            machine.share.bands = HeatHistogram::of(&machine.pages).bands(machine.share.room_pages);
-            let counts = machine.prefetch.stages.counts();
+            vm.share.bands = HeatHistogram::of(&vm.pages).bands(vm.share.room_pages);
+            let counts = vm.prefetch.stages.counts();
             let moves = VmMoves {
-                demoted: machine.moves.totals.demoted,
-                promoted: machine.promoted_pages(),
+                demoted: vm.moves.totals.demoted,
+                promoted: vm.promoted_pages(),
                 prefetched: counts.issued,
                 used: counts.used,
                 wasted: counts.wasted,
             };
             self.commands.push(Command::ShowMoves(id, moves));
             // Where the kernel has moved something since, at once.
-            let moved_since = machine.sweeps.last.began.is_some_and(|began| began < self.kernel_moved_at);
-            let reclaimed_since = machine
-                .sweeps
-                .last
-                .began
-                .is_some_and(|began| machine.asked.reclaimed_at.is_some_and(|at| began < at));
+            let moved_since = vm.sweeps.last.began.is_some_and(|began| began < self.kernel_moved_at);
+            let reclaimed_since =
+                vm.sweeps.last.began.is_some_and(|began| vm.asked.reclaimed_at.is_some_and(|at| began < at));
             let sweep_after = match () {
                 () if moved_since => SWEEP_LEAST,
-                () if reclaimed_since => sweep_every.min(reclaim_sweep(machine.info.vm.ram_bytes())),
+                () if reclaimed_since => sweep_every.min(reclaim_sweep(vm.info.vm.ram_bytes())),
                 () => sweep_every,
             };
-            if machine.sweeps.last.is_over(sweep_after, now) {
+            if vm.sweeps.last.is_over(sweep_after, now) {
                 self.sweep_if_moved(id);
             }
             if ended.is_some() {
@@ -138,7 +135,7 @@ impl Engine {
         self.ask_host();
         self.go_on_recording();
         self.rearm_one();
-        self.compare_machines();
+        self.compare_vms();
         self.show_blocks();
         self.look_at_savings();
         self.status_due = true;
@@ -154,74 +151,74 @@ impl Engine {
         }
     }
 
-    /// Plans demotions of a machine whose last plan is done.
+    /// Plans demotions of a VM whose last plan is done.
     fn plan(&mut self, id: VmId) {
         let clock = self.clock.seconds();
         let now = self.clock.now;
-        let Some(machine) = self.machines.get(&id) else { return };
-        let busy = machine.moves.in_flight.is_some() || !machine.moves.queue.is_empty();
+        let Some(vm) = self.vms.get(&id) else { return };
+        let busy = vm.moves.in_flight.is_some() || !vm.moves.queue.is_empty();
         // Before its page tables were read once, most of its pages are not known.
-        let unknown = !machine.sweeps.any || machine.unmovable().is_some();
-        if busy || unknown || machine.moves.rest_until > now || machine.braking.rests(now) {
+        let unknown = !vm.sweeps.any || vm.unmovable().is_some();
+        if busy || unknown || vm.moves.rest_until > now || vm.braking.rests(now) {
             return;
         }
-        if machine.sweeps.last.is_overdue(now) {
+        if vm.sweeps.last.is_overdue(now) {
             return self.start_sweep(id);
         }
-        let rules = machine.rules(self.config.policy.demote_after.0);
-        let chosen_by = self.chosen_by(machine, now);
+        let rules = vm.rules(self.config.policy.demote_after.0);
+        let chosen_by = self.chosen_by(vm, now);
         let mut allowance = self.allowance();
         let promotable = self.promotable_pages;
-        let Some(machine) = self.machines.get(&id) else { return };
+        let Some(vm) = self.vms.get(&id) else { return };
         for (level, allowed) in (0u8..).zip(&mut allowance) {
-            if machine.refuses(TierId(level)).is_some() {
+            if vm.refuses(TierId(level)).is_some() {
                 *allowed = 0;
             }
-            *allowed = (*allowed).min(machine.braking.allowed(TierId(level), machine.pages.node_tiers()));
+            *allowed = (*allowed).min(vm.braking.allowed(TierId(level), vm.pages.node_tiers()));
         }
-        let swap = usize::from(machine.pages.node_tiers().0);
+        let swap = usize::from(vm.pages.node_tiers().0);
         let mut steps = Vec::new();
         if let Some(allowed) = allowance.get_mut(swap)
-            && let Some(machine) = self.machines.get_mut(&id)
+            && let Some(vm) = self.vms.get_mut(&id)
             && self.may_stage
-            && machine.braking.may_stage()
+            && vm.braking.may_stage()
             && let most = (self.read_budget.available(now) / PAGE_BYTES).min(*allowed)
-            && let Some(lift) = machine.next_lift(most, now)
+            && let Some(lift) = vm.next_lift(most, now)
         {
             *allowed -= lift.pages.len() as u64;
             self.read_budget.spend(lift.pages.len() as u64 * PAGE_BYTES);
             steps.push(lift);
         }
         let mut ask = 0;
-        if let Some(machine) = self.machines.get_mut(&id)
+        if let Some(vm) = self.vms.get_mut(&id)
             && let Some(allowed) = allowance.get_mut(swap)
             && *allowed > 0
         {
             match chosen_by {
-                ChosenBy::Agent(_) => *allowed = machine.may_send(*allowed, now),
+                ChosenBy::Agent(_) => *allowed = vm.may_send(*allowed, now),
                 ChosenBy::Group => {
                     ask = *allowed;
                     *allowed = 0;
-                    if machine.asks_nothing(now).is_none() {
+                    if vm.asks_nothing(now).is_none() {
                         // The kernel chooses what goes to lower memory tiers too.
                         allowance[..swap].fill(0);
                     }
                 }
                 ChosenBy::Host => {
-                    *allowed = (*allowed).min(machine.share.excess_pages);
+                    *allowed = (*allowed).min(vm.share.excess_pages);
                 }
             }
         }
-        let Some(machine) = self.machines.get(&id) else { return };
-        let verdict = |block| machine.reclaim.verdict(block, now);
-        let mut down = demotions(id, &machine.pages, &rules, (&allowance, &verdict), clock);
-        down.retain(|step| self.is_worth_opening(machine, &rules, step, now));
+        let Some(vm) = self.vms.get(&id) else { return };
+        let verdict = |block| vm.reclaim.verdict(block, now);
+        let mut down = demotions(id, &vm.pages, &rules, (&allowance, &verdict), clock);
+        down.retain(|step| self.is_worth_opening(vm, &rules, step, now));
         steps.extend(down);
-        let promotable = if machine.info.vm.numa_bound { 0 } else { promotable };
-        let promotable = promotable.min(machine.braking.allowed(TierId(1), machine.pages.node_tiers()));
-        steps.extend(promotions(id, &machine.pages, &rules, promotable, clock));
-        steps.extend(collapses(id, &machine.pages, &rules, COLLAPSE_BLOCKS, clock));
-        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let promotable = if vm.info.vm.numa_bound { 0 } else { promotable };
+        let promotable = promotable.min(vm.braking.allowed(TierId(1), vm.pages.node_tiers()));
+        steps.extend(promotions(id, &vm.pages, &rules, promotable, clock));
+        steps.extend(collapses(id, &vm.pages, &rules, COLLAPSE_BLOCKS, clock));
+        let Some(vm) = self.vms.get_mut(&id) else { return };
         let mut opened = false;
         for step in steps {
             if let Action::Place { to } = step.action
@@ -236,7 +233,7 @@ impl Engine {
             if step.reason == Reason::AccessedThere {
                 self.promotable_pages = self.promotable_pages.saturating_sub(step.pages.len() as u64);
             }
-            machine.enqueue(&step, clock, None);
+            vm.enqueue(&step, clock, None);
         }
         if opened && now.since(self.opened_at) >= OPEN_FOR {
             self.opened_at = now;
@@ -249,9 +246,9 @@ impl Engine {
 
     /// Whether a step goes to a swap tier that is reached as it is, or is large enough to cover what is free above its
     /// tier, or nothing has gone there for a while.
-    fn is_worth_opening(&self, machine: &ManagedVm, rules: &Rules, step: &Step, now: Monotonic) -> bool {
+    fn is_worth_opening(&self, vm: &ManagedVm, rules: &Rules, step: &Step, now: Monotonic) -> bool {
         let Action::Place { to } = step.action else { return true };
-        if to.0 <= machine.pages.node_tiers().0 {
+        if to.0 <= vm.pages.node_tiers().0 {
             return true;
         }
         let patience = rules.demote_after.clamp(OPEN_LEAST, OPEN_MOST);
@@ -299,34 +296,33 @@ impl Engine {
     }
 
     fn expire_stages(&mut self, id: VmId) {
-        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let Some(vm) = self.vms.get_mut(&id) else { return };
         let now = self.clock.now;
-        for predicted in machine.prefetch.to_stage.expire(now) {
-            machine.prefetch.stages.dropped(predicted.origin);
+        for predicted in vm.prefetch.to_stage.expire(now) {
+            vm.prefetch.stages.dropped(predicted.origin);
         }
-        let Wasted { unmapped, mapped, in_use } =
-            machine.prefetch.stages.expire(now, machine.watch.seen_since);
+        let Wasted { unmapped, mapped, in_use } = vm.prefetch.stages.expire(now, vm.watch.seen_since);
         for page in in_use {
             // Where it is the next sweep tells.
-            machine.pages.update(page, |entry| entry.with_staged(false));
+            vm.pages.update(page, |entry| entry.with_staged(false));
         }
         for (pages, mapped) in
             [(unmapped, false), (mapped, true)].into_iter().filter(|(pages, _)| !pages.is_empty())
         {
             for page in &pages {
-                machine.pages.update(*page, |entry| entry.with_staged(false));
+                vm.pages.update(*page, |entry| entry.with_staged(false));
             }
-            machine.prefetch.dropping.extend(&pages);
+            vm.prefetch.dropping.extend(&pages);
             let step =
                 Step { vm: id, action: Action::DropStage { mapped }, pages, reason: Reason::NotUsedInTime };
-            self.commands.push(Command::Step(machine.info.clone(), step));
+            self.commands.push(Command::Step(vm.info.clone(), step));
         }
     }
 
-    /// How full the first tier is, and what each machine may have of it.
+    /// How full the first tier is, and what each VM may have of it.
     fn look_at_memory(&mut self) {
-        for machine in self.machines.values_mut() {
-            (machine.share.excess_pages, machine.share.excess_of) = (0, None);
+        for vm in self.vms.values_mut() {
+            (vm.share.excess_pages, vm.share.excess_of) = (0, None);
         }
         self.look_at_first_tier();
         self.divide_shared_groups();
@@ -342,7 +338,7 @@ impl Engine {
         let Some(memory) = memory else { return };
         let target = self.free_target_bytes(memory.total);
         // Staged pages are in the swap cache too, and are not there to be freed.
-        let staged: u64 = self.machines.values().map(ManagedVm::staged_in_swap_cache).sum();
+        let staged: u64 = self.vms.values().map(ManagedVm::staged_in_swap_cache).sum();
         let available = memory.available - (staged * PAGE_BYTES).min(memory.copies);
         self.braking.short_bytes = target.saturating_sub(memory.available - memory.copies);
         self.braking.free_percent = Some(available as f64 / memory.total as f64 * 100.0);
@@ -354,15 +350,15 @@ impl Engine {
         self.divide_first_tier(missing_pages, spare_pages);
     }
 
-    /// Bytes that machines will bring up from lower tiers soon, at most, as their loads come again.
+    /// Bytes that VMs will bring up from lower tiers soon, at most, as their loads come again.
     fn expected_rise(&self) -> u64 {
-        let of = |machine: &ManagedVm| {
-            let counts = machine.pages.counts();
+        let of = |vm: &ManagedVm| {
+            let counts = vm.pages.counts();
             let up = counts.get(Place::In(TierId(0))) + counts.get(Place::Untouched);
-            let below = u64::from(machine.pages.layout().pages()).saturating_sub(up);
-            machine.profile.rise(RISE).min(below) * PAGE_BYTES
+            let below = u64::from(vm.pages.layout().pages()).saturating_sub(up);
+            vm.profile.rise(RISE).min(below) * PAGE_BYTES
         };
-        self.machines.values().map(of).sum()
+        self.vms.values().map(of).sum()
     }
 
     fn free_target_bytes(&self, total: u64) -> u64 {
@@ -373,18 +369,18 @@ impl Engine {
         bytes
     }
 
-    /// Tells each machine its share of the first tier, of which `missing_pages` should become free.
+    /// Tells each VM its share of the first tier, of which `missing_pages` should become free.
     fn divide_first_tier(&mut self, missing_pages: u64, spare_pages: u64) {
         let floor = self.config.policy.floor;
         // What cannot go down is no room for anybody else.
-        let movable = || self.machines.values().filter(|machine| machine.unmovable().is_none());
+        let movable = || self.vms.values().filter(|vm| vm.unmovable().is_none());
         let holdings: Vec<Holding> =
-            movable().map(|machine| machine.holding(floor, missing_pages > 0, self.clock.now)).collect();
+            movable().map(|vm| vm.holding(floor, missing_pages > 0, self.clock.now)).collect();
         let spare_pages = spare_pages / (holdings.len() as u64).max(1);
         for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
-            if let Some(machine) = self.machines.get_mut(&holding.claim.vm) {
-                machine.share.excess_pages = relief.excess_pages;
-                machine.share.room_pages = relief.share_pages + spare_pages;
+            if let Some(vm) = self.vms.get_mut(&holding.claim.vm) {
+                vm.share.excess_pages = relief.excess_pages;
+                vm.share.room_pages = relief.share_pages + spare_pages;
             }
         }
     }

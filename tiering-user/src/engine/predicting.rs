@@ -1,9 +1,9 @@
-//! What a touch predicts: for the machine itself, and for the others of its tenant.
+//! What a touch predicts: for the VM itself, and for the others of its tenant.
 //!
-//! Two ways. *Push*: what one machine touches, the others may touch soon, so what corresponds to it there is to be
+//! Two ways. *Push*: what one VM touches, the others may touch soon, so what corresponds to it there is to be
 //! staged. *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it
-//! was started anew, or another machine's, so what comes next there is to be staged, a window ahead. Pages of two
-//! machines correspond if they have the same content, else if they have the same guest-physical address; whether it is
+//! was started anew, or another VM's, so what comes next there is to be staged, a window ahead. Pages of two
+//! VMs correspond if they have the same content, else if they have the same guest-physical address; whether it is
 //! known that their contents differ makes two kinds of the latter.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// Touches of one machine that are looked for on tapes, of those that are read in one go.
+/// Touches of one VM that are looked for on tapes, of those that are read in one go.
 const PULLS_A_BATCH: usize = 4;
 
 /// Who is no more than so many touches behind its leader gains nothing by following it: both wait for the same disk.
@@ -31,18 +31,18 @@ pub(super) struct Touched {
     /// What it held, where that is known.
     tag: Option<Tag>,
     time: Monotonic,
-    /// Where it stood on its machine's tape.
+    /// Where it stood on its VM's tape.
     before: Option<Position>,
 }
 
-/// Of the touches of each machine, in their order, the last one and a few before it: on a tape, what comes after the
+/// Of the touches of each VM, in their order, the last one and a few before it: on a tape, what comes after the
 /// others comes after these too, and each costs a look at every leader's.
 fn some_of_each(touched: &[Touched]) -> Vec<Touched> {
-    let mut by_machine: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
+    let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
-        by_machine.entry(touched.vm).or_default().push(*touched);
+        by_vm.entry(touched.vm).or_default().push(*touched);
     }
-    let some = by_machine.into_values().flat_map(|touched| {
+    let some = by_vm.into_values().flat_map(|touched| {
         let step = touched.len().div_ceil(PULLS_A_BATCH);
         let last = touched.len() - 1;
         let of_it =
@@ -63,17 +63,17 @@ fn uses(rules: Prefetch, origin: Origin) -> bool {
 }
 
 impl Engine {
-    /// `vm` touched `page` at `time`; it had been in swap or was staged.
-    pub(super) fn note_touch(&mut self, vm: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
-        let machine = self.machines.get_mut(&vm)?;
+    /// The VM `id` touched `page` at `time`; it had been in swap or was staged.
+    pub(super) fn note_touch(&mut self, id: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
+        let vm = self.vms.get_mut(&id)?;
         let mut tag = None;
-        if let Some(tenant) = self.tenants.of_mut(machine) {
-            tag = tenant.tags.remove(vm, page);
-            tenant.likeness.touch(vm, machine.guest_page(page), tag);
+        if let Some(tenant) = self.tenants.of_mut(vm) {
+            tag = tenant.tags.remove(id, page);
+            tenant.likeness.touch(id, vm.guest_page(page), tag);
         }
-        let before = machine.prefetch.tape.record(page, tag);
+        let before = vm.prefetch.tape.record(page, tag);
         let tag = tag.filter(|_| self.config.prefetch.by_content);
-        Some(Touched { vm, page, tag, time, before })
+        Some(Touched { vm: id, page, tag, time, before })
     }
 
     /// Stages what these touches predict. All of them are noted by then: what was touched since need not be staged.
@@ -94,23 +94,23 @@ impl Engine {
     fn push(&mut self, touched: Touched) {
         let rules = self.config.prefetch;
         let Touched { vm, page, tag, time, .. } = touched;
-        let Some(leader) = self.machines.get(&vm) else { return };
+        let Some(leader) = self.vms.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
         let mut predicted = Vec::new();
         for neighbour in tenant.likeness.followers(vm) {
-            let Some(there) = self.machines.get(neighbour) else { continue };
+            let Some(there) = self.vms.get(neighbour) else { continue };
             let same_page = leader.same_page_in(there, page);
             let corresponding = tenant.corresponding(tag, *neighbour, same_page);
             predicted.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
         }
         for (neighbour, page, origin) in predicted.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
-            let Some(machine) = self.machines.get_mut(&neighbour) else { continue };
-            if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
+            let Some(vm) = self.vms.get_mut(&neighbour) else { continue };
+            if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
                 continue;
             }
-            match machine.prefetch.stages.chance(origin, rules.threshold, time) {
-                Chance::Taken => drop(machine.predicted(page, origin, time)),
-                Chance::Shadowed => machine.shadowed(page, origin, rules.threshold, time),
+            match vm.prefetch.stages.chance(origin, rules.threshold, time) {
+                Chance::Taken => drop(vm.predicted(page, origin, time)),
+                Chance::Shadowed => vm.shadowed(page, origin, rules.threshold, time),
                 Chance::NoRoom => {}
             }
         }
@@ -118,8 +118,8 @@ impl Engine {
 
     fn pull(&mut self, touched: Touched) {
         let rules = self.config.prefetch;
-        let Some(machine) = self.machines.get(&touched.vm) else { return };
-        if machine.never_to_swap().is_some() || !machine.braking.may_stage() {
+        let Some(vm) = self.vms.get(&touched.vm) else { return };
+        if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
             return;
         }
         let mut places = Vec::new();
@@ -134,13 +134,13 @@ impl Engine {
                         .extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
                 }
             };
-        if let Some(Earlier { tape, same_shape }) = &machine.prefetch.earlier {
+        if let Some(Earlier { tape, same_shape }) = &vm.prefetch.earlier {
             by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page), 0);
         }
-        if let Some(tenant) = self.tenants.of(machine) {
+        if let Some(tenant) = self.tenants.of(vm) {
             for leader in tenant.likeness.leaders(touched.vm) {
-                let Some(there) = self.machines.get(leader) else { continue };
-                let same_page = machine.same_page_in(there, touched.page);
+                let Some(there) = self.vms.get(leader) else { continue };
+                let same_page = vm.same_page_in(there, touched.page);
                 by_each(&|by| Origin::Followed(*leader, by), &there.prefetch.tape, same_page, IN_STEP);
             }
         }
@@ -152,65 +152,65 @@ impl Engine {
     /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
     /// its window says.
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
-        let vm = touched.vm;
-        let Some(machine) = self.machines.get_mut(&vm) else { return };
-        let chance = machine.prefetch.stages.chance(origin, threshold, touched.time);
+        let id = touched.vm;
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let chance = vm.prefetch.stages.chance(origin, threshold, touched.time);
         // What has no room now is offered again at the next touch.
         if chance == Chance::NoRoom {
             return;
         }
-        let window = machine.prefetch.stages.window(origin);
+        let window = vm.prefetch.stages.window(origin);
         let window = if chance == Chance::Taken { window } else { window.min(SHADOW_PAGES) };
-        let Some(machine) = self.machines.get(&vm) else { return };
-        let Some(tape) = self.tape_of(machine, origin) else { return };
-        let part = machine.prefetch.ahead.part(origin, tape, place, window);
+        let Some(vm) = self.vms.get(&id) else { return };
+        let Some(tape) = self.tape_of(vm, origin) else { return };
+        let part = vm.prefetch.ahead.part(origin, tape, place, window);
         let end = part.end;
         let next: Vec<_> = tape
             .part(part)
-            .filter_map(|(at, page, tag)| Some((at, self.corresponding(machine, origin, page, tag)?)))
+            .filter_map(|(at, page, tag)| Some((at, self.corresponding(vm, origin, page, tag)?)))
             .collect();
-        let Some(machine) = self.machines.get_mut(&vm) else { return };
+        let Some(vm) = self.vms.get_mut(&id) else { return };
         let mut next = next.into_iter();
         if chance == Chance::Shadowed {
             // What is not touched before the origin is trusted is staged then.
-            next.for_each(|(_, page)| machine.shadowed(page, origin, threshold, touched.time));
+            next.for_each(|(_, page)| vm.shadowed(page, origin, threshold, touched.time));
             return;
         }
         // What finds no room is offered again.
-        let refused = next.find(|(_, page)| !machine.predicted(*page, origin, touched.time));
-        machine.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+        let refused = next.find(|(_, page)| !vm.predicted(*page, origin, touched.time));
+        vm.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
     }
 
-    fn tape_of<'a>(&'a self, machine: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {
+    fn tape_of<'a>(&'a self, vm: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {
         match origin {
-            Origin::OwnPast | Origin::Season(_) => Some(&machine.prefetch.tape),
-            Origin::Earlier(_) => machine.prefetch.earlier.as_ref().map(|earlier| &earlier.tape),
+            Origin::OwnPast | Origin::Season(_) => Some(&vm.prefetch.tape),
+            Origin::Earlier(_) => vm.prefetch.earlier.as_ref().map(|earlier| &earlier.tape),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
-                self.machines.get(&leader).map(|there| &there.prefetch.tape)
+                self.vms.get(&leader).map(|there| &there.prefetch.tape)
             }
         }
     }
 
-    /// The page of `machine` that corresponds to this one on the tape that `origin` is about, if it does in the way
+    /// The page of `vm` that corresponds to this one on the tape that `origin` is about, if it does in the way
     /// that `origin` says.
     fn corresponding(
         &self,
-        machine: &ManagedVm,
+        vm: &ManagedVm,
         origin: Origin,
         page: PageIndex,
         tag: Option<Tag>,
     ) -> Option<PageIndex> {
         let same_page = match origin {
             Origin::OwnPast | Origin::Season(_) => return Some(page),
-            Origin::Earlier(_) => machine.prefetch.earlier.as_ref()?.same_shape.then_some(page),
+            Origin::Earlier(_) => vm.prefetch.earlier.as_ref()?.same_shape.then_some(page),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
-                self.machines.get(&leader)?.same_page_in(machine, page)
+                self.vms.get(&leader)?.same_page_in(vm, page)
             }
         };
-        let found = match self.tenants.of(machine) {
+        let found = match self.tenants.of(vm) {
             Some(tenant) => {
                 let tag = tag.filter(|_| self.config.prefetch.by_content);
-                tenant.corresponding(tag, machine.info.id, same_page)
+                tenant.corresponding(tag, vm.info.id, same_page)
             }
             // What has no tenant has no tags.
             None => same_page.map(|page| (page, Match::Page)),

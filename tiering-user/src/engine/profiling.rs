@@ -1,4 +1,4 @@
-//! The profiles of machines: kept up to date, and told.
+//! The profiles of VMs: kept up to date, and told.
 
 use super::managed_vm::ManagedVm;
 use crate::policy::Waits;
@@ -29,7 +29,7 @@ impl ManagedVm {
     /// Accesses of a round that would wait if it had parts of so many pages of the first tier. None where accesses to
     /// pages in memory do not show.
     ///
-    /// Of rounds, not of seconds: rounds of machines that do the same all the time are far apart, though they use as
+    /// Of rounds, not of seconds: rounds of VMs that do the same all the time are far apart, though they use as
     /// much.
     pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
         self.watch.armed_at?;

@@ -23,18 +23,18 @@ impl Engine {
         let now = self.clock.now;
         self.samples_since_look = 0;
         let mut seen = Vec::with_capacity(counters.len());
-        for (vm, counters) in counters {
-            let Some(machine) = self.machines.get_mut(vm) else { continue };
-            seen.push((*vm, counters.seen));
-            let dropped = std::mem::replace(&mut machine.watch.dropped_samples, counters.dropped);
-            if self.sampling.one_in(*vm) > 1 || counters.dropped > dropped {
-                machine.is_not_seen(now);
+        for (id, counters) in counters {
+            let Some(vm) = self.vms.get_mut(id) else { continue };
+            seen.push((*id, counters.seen));
+            let dropped = std::mem::replace(&mut vm.watch.dropped_samples, counters.dropped);
+            if self.sampling.one_in(*id) > 1 || counters.dropped > dropped {
+                vm.is_not_seen(now);
             }
         }
         for (id, log2) in self.sampling.look(&seen, now) {
-            let Some(machine) = self.machines.get_mut(&id) else { continue };
-            machine.is_not_seen(now);
-            self.commands.push(Command::SampleOneIn(machine.info.clone(), log2));
+            let Some(vm) = self.vms.get_mut(&id) else { continue };
+            vm.is_not_seen(now);
+            self.commands.push(Command::SampleOneIn(vm.info.clone(), log2));
         }
     }
 }

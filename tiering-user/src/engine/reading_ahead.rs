@@ -1,6 +1,6 @@
-//! Images that machines read are watched, and what comes next is read ahead.
+//! Images that VMs read are watched, and what comes next is read ahead.
 //!
-//! In: machines that come and go; what they read. Out: commands to open, close and watch images, and to read parts of
+//! In: VMs that come and go; what they read. Out: commands to open, close and watch images, and to read parts of
 //! them into the page cache.
 
 use tiering_common::FileRead;
@@ -14,38 +14,38 @@ use crate::track::VmId;
 use crate::vm::FileId;
 
 impl Engine {
-    /// A machine has come: its images are watched, if reads of images are of use.
-    pub(super) fn admit_images(&mut self, machine: &ManagedVm) {
+    /// A VM has come: its images are watched, if reads of images are of use.
+    pub(super) fn admit_images(&mut self, vm: &ManagedVm) {
         let rules = self.config.prefetch;
         if !(rules.enabled && rules.pull && rules.by_file) {
             return;
         }
-        let vm = &machine.info.vm;
-        let owner = match &machine.settings.tenant {
+        let process = &vm.info.vm;
+        let owner = match &vm.settings.tenant {
             Some(tenant) => format!("tenant/{tenant}"),
-            // Whoever starts a machine chooses its identity: it is not another one's that is there.
-            None if self.machines.values().any(|other| {
-                other.info.id != machine.info.id && identity(&other.info.vm) == identity(vm)
+            // Whoever starts a VM chooses its identity: it is not another one's that is there.
+            None if self.vms.values().any(|other| {
+                other.info.id != vm.info.id && identity(&other.info.vm) == identity(process)
             }) =>
             {
-                format!("process/{}/{}", vm.key.pid, vm.key.start_time_ticks)
+                format!("process/{}/{}", process.key.pid, process.key.start_time_ticks)
             }
-            None => identity(vm),
+            None => identity(process),
         };
-        let number = machine.info.id;
+        let number = vm.info.id;
         self.images.enter(owner, number);
-        for (id, fd) in &vm.images {
+        for (id, fd) in &process.images {
             if self.images.is_open(number, *id) {
                 self.join_image(number, *id, None);
                 continue;
             }
-            self.commands.push(Command::OpenImage { vm: machine.info.clone(), id: *id, fd: *fd });
+            self.commands.push(Command::OpenImage { vm: vm.info.clone(), id: *id, fd: *fd });
         }
     }
 
-    /// A machine has this image open, which was opened for its owner if it was not before.
+    /// A VM has this image open, which was opened for its owner if it was not before.
     pub(super) fn join_image(&mut self, vm: VmId, id: FileId, opened: Option<Opened>) {
-        // The machine may have ended meanwhile, or another one have had the image opened.
+        // The VM may have ended meanwhile, or another one have had the image opened.
         let opened = match opened {
             Some(opened) if !self.images.is_here(vm) || self.images.is_open(vm, id) => {
                 let name = opened.name().to_owned();
@@ -59,7 +59,7 @@ impl Engine {
         }
     }
 
-    /// A machine has gone.
+    /// A VM has gone.
     pub(super) fn leave_images(&mut self, vm: VmId) {
         let (unwatched, closed) = self.images.leave(vm, self.facts.unix_s);
         self.commands.extend(unwatched.into_iter().map(Command::UnwatchImage));
@@ -69,7 +69,7 @@ impl Engine {
         }
     }
 
-    /// Has read ahead what comes next in the images that machines read.
+    /// Has read ahead what comes next in the images that VMs read.
     pub(super) fn on_reads(&mut self, reads: Vec<FileRead>) {
         let staging = self.may_stage && !self.dry_run;
         for read in reads {

@@ -1,7 +1,7 @@
 //! Rounds of watching: the mapped pages of KVM guests are armed anew, so that they show their accesses.
 //!
-//! In: what is known of a machine, what re-arming cost. Out: machines sent to the sweeper to be armed; since when all
-//! that a machine accesses shows, for the policy.
+//! In: what is known of a VM, what re-arming cost. Out: VMs sent to the sweeper to be armed; since when all
+//! that a VM accesses shows, for the policy.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::vm::Accel;
 const ROUNDS_PER_IDLE_TIME: u32 = 8;
 const EVERY_LEAST: Duration = Duration::from_secs(1);
 const EVERY_MOST: Duration = Duration::from_mins(1);
-/// Rounds after which KVM has mapped anew what could prove where a machine's RAM lies.
+/// Rounds after which KVM has mapped anew what could prove where a VM's RAM lies.
 const ROUNDS_TO_PROVE: u64 = 8;
 
 /// Which accesses of a VM are seen.
@@ -40,82 +40,79 @@ pub(super) struct Watch {
 }
 
 impl Engine {
-    /// Ends the round of a machine of which accesses were missed, or that is not watched in rounds any more.
+    /// Ends the round of a VM of which accesses were missed, or that is not watched in rounds any more.
     pub(super) fn look_at_round(&mut self, id: VmId) {
         let (now, clock) = (self.clock.now, self.clock.seconds());
-        let ends = self.machines.get(&id).is_some_and(|machine| self.why_not_rearmed(machine).is_some());
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        if machine.watch.rounds.began().is_some_and(|began| began < machine.watch.unseen_until) {
-            machine.watch.rounds.missed(now);
-            machine.disarmed(clock);
-        } else if ends && machine.watch.armed_at.is_some() {
-            machine.watch.rounds.forget();
-            machine.disarmed(clock);
+        let ends = self.vms.get(&id).is_some_and(|vm| self.why_not_rearmed(vm).is_some());
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        if vm.watch.rounds.began().is_some_and(|began| began < vm.watch.unseen_until) {
+            vm.watch.rounds.missed(now);
+            vm.disarmed(clock);
+        } else if ends && vm.watch.armed_at.is_some() {
+            vm.watch.rounds.forget();
+            vm.disarmed(clock);
         }
-        if machine.share.excess_pages > 0 {
-            machine.watch.rounds.hurry();
+        if vm.share.excess_pages > 0 {
+            vm.watch.rounds.hurry();
         }
     }
 
-    /// Has a machine armed anew, if that is due for any: the one that waits longest. All at once would show more
+    /// Has a VM armed anew, if that is due for any: the one that waits longest. All at once would show more
     /// accesses than are looked at.
     pub(super) fn rearm_one(&mut self) {
         let (limits, now) = (self.rearm_limits(), self.clock.now);
-        let is_due = |machine: &&ManagedVm| {
+        let is_due = |vm: &&ManagedVm| {
             // Its page tables are locked while it is moved. What comes while accesses are missed would not be seen.
-            let busy = machine.moves.in_flight.is_some()
-                || machine.prefetch.staging.is_some()
-                || now < machine.watch.unseen_until;
+            let busy =
+                vm.moves.in_flight.is_some() || vm.prefetch.staging.is_some() || now < vm.watch.unseen_until;
             !busy
-                && self.why_not_rearmed(machine).is_none()
-                && machine
+                && self.why_not_rearmed(vm).is_none()
+                && vm
                     .entries()
-                    .is_some_and(|entries| machine.watch.rounds.turn(entries, &limits, now) == Turn::Due)
+                    .is_some_and(|entries| vm.watch.rounds.turn(entries, &limits, now) == Turn::Due)
         };
-        if self.machines.values().any(|machine| machine.watch.arming) {
+        if self.vms.values().any(|vm| vm.watch.arming) {
             return;
         }
-        let longest =
-            self.machines.values().filter(is_due).min_by_key(|machine| machine.watch.rounds.last_began());
-        let Some(id) = longest.map(|machine| machine.info.id) else { return };
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.watch.arming = true;
-            self.commands.push(Command::Look(machine.info.clone(), Look::Rearm));
+        let longest = self.vms.values().filter(is_due).min_by_key(|vm| vm.watch.rounds.last_began());
+        let Some(id) = longest.map(|vm| vm.info.id) else { return };
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.watch.arming = true;
+            self.commands.push(Command::Look(vm.info.clone(), Look::Rearm));
         }
     }
 
     pub(super) fn on_rearmed(&mut self, rearmed: Rearmed) {
         let (now, limits) = (self.clock.seconds(), self.rearm_limits());
         let clock = self.clock;
-        let Some(machine) = self.machines.get_mut(&rearmed.vm) else { return };
-        machine.watch.arming = false;
+        let Some(vm) = self.vms.get_mut(&rearmed.vm) else { return };
+        vm.watch.arming = false;
         match rearmed.took {
             Ok(took) => {
                 let again = clock.seconds_at(rearmed.began);
                 let written = rearmed.written.unwrap_or_default();
-                let ended = machine.watch.armed_at.map(|began| {
-                    machine.watch.seen_by.written += machine.pages.written(&written, began, again);
-                    machine.pages.end_round(began, again, now)
+                let ended = vm.watch.armed_at.map(|began| {
+                    vm.watch.seen_by.written += vm.pages.written(&written, began, again);
+                    vm.pages.end_round(began, again, now)
                 });
-                let entries = machine.entries().unwrap_or(0);
-                machine.watch.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
+                let entries = vm.entries().unwrap_or(0);
+                vm.watch.rounds.begin(rearmed.began, took, entries, ended.unwrap_or_default(), &limits);
                 // Until it is proved where its RAM lies no access counts; re-arming has KVM map what proves it.
-                machine.watch.armed_at = machine.gpa_proof.is_complete().then_some(again);
-                if machine.watch.armed_at.is_some() {
+                vm.watch.armed_at = vm.gpa_proof.is_complete().then_some(again);
+                if vm.watch.armed_at.is_some() {
                     self.record_event(rearmed.began, &Event::Armed(rearmed.vm));
                 }
             }
             Err(error) => {
-                let vm = machine.info.vm.name.as_str();
-                tracing::debug!(vm, %error, "its pages cannot be armed anew");
-                machine.watch.rounds.failed(clock.now);
-                machine.disarmed(now);
+                tracing::debug!(vm = vm.info.vm.name, %error, "its pages cannot be armed anew");
+                vm.watch.rounds.failed(clock.now);
+                vm.disarmed(now);
             }
         }
     }
 
-    /// Why a machine's mapped pages do not show their accesses in rounds.
-    pub(super) fn why_not_rearmed(&self, machine: &ManagedVm) -> Option<String> {
+    /// Why a VM's mapped pages do not show their accesses in rounds.
+    pub(super) fn why_not_rearmed(&self, vm: &ManagedVm) -> Option<String> {
         let too_long = |pause: Duration| {
             let ms = pause.as_secs_f64() * 1e3;
             format!("it would hold up page faults for {ms:.0} ms (tracking.rearm_pause)")
@@ -126,10 +123,10 @@ impl Engine {
         if self.facts.shown_access.is_none() {
             return Some("see the source `rearming`".to_owned());
         }
-        if let Some(why_not) = machine.why_not_armed() {
+        if let Some(why_not) = vm.why_not_armed() {
             return Some(why_not.to_owned());
         }
-        match machine.watch.rounds.turn(machine.entries()?, &self.rearm_limits(), self.clock.now) {
+        match vm.watch.rounds.turn(vm.entries()?, &self.rearm_limits(), self.clock.now) {
             Turn::TooLong(pause) => Some(too_long(pause)),
             Turn::Resting => {
                 Some("it rests: accesses of the last rounds were missed, or arming took too long".to_owned())
@@ -138,17 +135,17 @@ impl Engine {
         }
     }
 
-    /// What `status` says of a machine's rounds.
-    pub(super) fn rearm_status(&self, machine: &ManagedVm) -> RearmStatus {
-        let entries = machine.entries().unwrap_or(0);
-        let every = machine.watch.rounds.every(entries, &self.rearm_limits(), self.clock.now);
+    /// What `status` says of a VM's rounds.
+    pub(super) fn rearm_status(&self, vm: &ManagedVm) -> RearmStatus {
+        let entries = vm.entries().unwrap_or(0);
+        let every = vm.watch.rounds.every(entries, &self.rearm_limits(), self.clock.now);
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         RearmStatus {
-            why_not: self.why_not_rearmed(machine),
-            rounds_total: machine.watch.rounds.count(),
+            why_not: self.why_not_rearmed(vm),
+            rounds_total: vm.watch.rounds.count(),
             every_ns: nanos(every),
-            pause_ns: machine.watch.rounds.took().map(nanos),
-            used_bytes: machine.watch.rounds.last().used * PAGE_BYTES,
+            pause_ns: vm.watch.rounds.took().map(nanos),
+            used_bytes: vm.watch.rounds.last().used * PAGE_BYTES,
         }
     }
 
@@ -165,7 +162,7 @@ impl Engine {
     }
 }
 
-/// Accesses of a machine, by what told of them.
+/// Accesses of a VM, by what told of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SeenBy {
     /// Faults of QEMU itself, or of a guest that it emulates.

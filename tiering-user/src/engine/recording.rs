@@ -1,6 +1,6 @@
-//! Tells whoever records it what happens to the memory of machines.
+//! Tells whoever records it what happens to the memory of VMs.
 //!
-//! In: accesses, moves, machines that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too
+//! In: accesses, moves, VMs that come and go. Out: blocks of a trace, into a bounded channel. Who reads them too
 //! slowly loses whole blocks, and is told how many accesses were in them. While nobody records it costs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,9 +22,9 @@ use crate::track::{Access, VmId};
 #[derive(Debug)]
 pub(super) struct Recording {
     sink: mpsc::Sender<Vec<u8>>,
-    /// Ids in the status of the machines that are recorded; none for all of them.
+    /// Ids in the status of the VMs that are recorded; none for all of them.
     only: BTreeSet<String>,
-    /// Machines that the reader was told of, and whether it knows them now: what told of them may have been lost.
+    /// VMs that the reader was told of, and whether it knows them now: what told of them may have been lost.
     told: BTreeMap<VmId, bool>,
     block: Block,
     lost: u64,
@@ -57,18 +57,17 @@ impl Recording {
         }
     }
 
-    /// The machine as it is now.
-    fn tell(&mut self, machine: &ManagedVm, now: Monotonic) {
-        let vm = machine.info.id;
-        let pages = &machine.pages;
+    /// The VM as it is now.
+    fn tell(&mut self, vm: &ManagedVm, now: Monotonic) {
+        let pages = &vm.pages;
         let appeared = Appeared {
-            vm,
-            name: machine.info.vm.name.clone(),
+            vm: vm.info.id,
+            name: vm.info.vm.name.clone(),
             pages: pages.layout().pages(),
-            priority: machine.priority(),
+            priority: vm.priority(),
             node_tiers: pages.node_tiers().0,
         };
-        self.told.insert(vm, true);
+        self.told.insert(vm.info.id, true);
         self.push(now, &Event::Appeared(appeared));
         let mut found: Option<(PageRun, Place)> = None;
         let mut runs = Vec::new();
@@ -78,8 +77,8 @@ impl Recording {
         });
         for (run, place) in runs.into_iter().chain(found) {
             // A block of them may be lost, and with it all that it told.
-            if self.knows(vm) {
-                self.push(now, &Event::Found { vm, run, place });
+            if self.knows(vm.info.id) {
+                self.push(now, &Event::Found { vm: vm.info.id, run, place });
             }
         }
     }
@@ -102,19 +101,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Once a second: machines that the reader does not know yet, and what was not sent yet.
+    /// Once a second: VMs that the reader does not know yet, and what was not sent yet.
     pub(super) fn go_on_recording(&mut self) {
         let now = self.clock.now;
         self.recording.take_if(|recording| recording.sink.is_closed());
         let Some(recording) = &mut self.recording else { return };
-        let wanted =
-            |machine: &&ManagedVm, only: &BTreeSet<String>| only.is_empty() || only.contains(&machine.id);
-        // A machine that is not moved is not swept: what its accesses have told of it is all that is known.
-        let told = |machine: &&ManagedVm| machine.sweeps.any || machine.unmovable().is_some();
-        for machine in self.machines.values().filter(told) {
+        let wanted = |vm: &&ManagedVm, only: &BTreeSet<String>| only.is_empty() || only.contains(&vm.id);
+        // A VM that is not moved is not swept: what its accesses have told of it is all that is known.
+        let told = |vm: &&ManagedVm| vm.sweeps.any || vm.unmovable().is_some();
+        for vm in self.vms.values().filter(told) {
             let room = recording.sink.capacity() > 0;
-            if room && wanted(&machine, &recording.only) && !recording.knows(machine.info.id) {
-                recording.tell(machine, now);
+            if room && wanted(&vm, &recording.only) && !recording.knows(vm.info.id) {
+                recording.tell(vm, now);
             }
         }
         if !recording.block.is_empty() || recording.lost > 0 {
@@ -122,7 +120,7 @@ impl Engine {
         }
     }
 
-    /// Something happened to a machine.
+    /// Something happened to a VM.
     pub(super) fn record_event(&mut self, time: Monotonic, event: &Event) {
         if let Some(recording) = &mut self.recording {
             recording.push(time, event);
@@ -131,8 +129,8 @@ impl Engine {
 
     pub(super) fn record_access(&mut self, access: &Access) {
         if let Some(recording) = &mut self.recording
-            && let Some(machine) = self.machines.get(&access.vm)
-            && let Some(page) = machine.pages.layout().page(access.hva)
+            && let Some(vm) = self.vms.get(&access.vm)
+            && let Some(page) = vm.pages.layout().page(access.hva)
         {
             let Access { vm, write, weight, time, .. } = *access;
             let weight_log2 = u8::try_from(weight.checked_ilog2().unwrap_or(0)).unwrap_or(0);
@@ -175,7 +173,7 @@ mod tests {
         while let Ok(block) = blocks.try_recv() {
             trace.extend(block);
         }
-        // It is told of the machine again.
+        // It is told of the VM again.
         recording.told.insert(VM, true);
         push(&mut recording, 200_000..200_010);
         recording.send(Monotonic(1 << 40));
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_of_which_nothing_was_told_is_not_recorded() {
+    fn a_vm_of_which_nothing_was_told_is_not_recorded() {
         let (sink, mut blocks) = mpsc::channel(4);
         let (only, told) = (BTreeSet::new(), BTreeMap::new());
         let mut recording = Recording { sink, only, told, block: Block::default(), lost: 0 };

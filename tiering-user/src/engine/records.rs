@@ -80,7 +80,7 @@ impl Engine {
     /// time.
     pub fn records(&mut self, last: bool) -> Vec<Record> {
         let now = self.facts.unix_s;
-        let mut records = self.memory.records(self.machines.values_mut(), now, last);
+        let mut records = self.memory.records(self.vms.values_mut(), now, last);
         records.extend(self.images.records(now, last));
         records.extend(self.classes.record(last, self.clock.now));
         let tiers = self.ladder.tiers().iter().zip(&mut self.budgets);

@@ -1,6 +1,6 @@
-//! Machines that cannot be re-armed, watched by DAMON.
+//! VMs that cannot be re-armed, watched by DAMON.
 //!
-//! In: which machines those are, the regions that DAMON finds accessed. Out: tasks for its worker; the pages of those
+//! In: which VMs those are, the regions that DAMON finds accessed. Out: tasks for its worker; the pages of those
 //! regions count as accessed.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ const SAMPLES: u32 = 8;
 const SAMPLES_PER_IDLE_TIME: u32 = 32;
 const SAMPLE_EVERY_LEAST: Duration = Duration::from_millis(50);
 const SAMPLE_EVERY_MOST: Duration = Duration::from_secs(5);
-/// Which machines are watched is changed at most once in so many counts: all regions are found anew then.
+/// Which VMs are watched is changed at most once in so many counts: all regions are found anew then.
 const COUNTS_PER_CHANGE: u32 = 2;
 /// After DAMON could not be used it is tried again.
 const TRY_EVERY: Duration = Duration::from_mins(1);
@@ -52,14 +52,14 @@ impl Default for RegionWatch {
 }
 
 impl Engine {
-    /// Has DAMON watch the machines that need it.
+    /// Has DAMON watch the VMs that need it.
     pub(super) fn watch_regions(&mut self) {
         let now = self.clock.now;
         let wanted: Vec<VmId> = if self.config.tracking.damon {
-            let needs = |machine: &&super::managed_vm::ManagedVm| {
-                machine.unmovable().is_none() && self.why_not_rearmed(machine).is_some()
+            let needs = |vm: &&super::managed_vm::ManagedVm| {
+                vm.unmovable().is_none() && self.why_not_rearmed(vm).is_some()
             };
-            self.machines.values().filter(needs).map(|machine| machine.info.id).collect()
+            self.vms.values().filter(needs).map(|vm| vm.info.id).collect()
         } else {
             Vec::new()
         };
@@ -67,7 +67,7 @@ impl Engine {
         let wait = match self.region_watch.watching {
             Watching::Failed(_) if !wanted.is_empty() && wanted == self.region_watch.asked => TRY_EVERY,
             _ if wanted == self.region_watch.asked => return,
-            Watching::Machines { .. } => setup.sample_every * SAMPLES * COUNTS_PER_CHANGE,
+            Watching::Vms { .. } => setup.sample_every * SAMPLES * COUNTS_PER_CHANGE,
             Watching::Failed(_) | Watching::Nothing => Duration::from_secs(1),
         };
         if self.region_watch.asked_at.is_some_and(|at| now.since(at) < wait) {
@@ -79,17 +79,17 @@ impl Engine {
     }
 
     fn region_setup(&self, ids: &[VmId]) -> Setup {
-        let machines = || ids.iter().filter_map(|id| self.machines.get(id));
-        let watched = machines().map(|machine| Watched {
-            pid: machine.info.vm.key.pid,
-            ranges: machine
+        let vms = || ids.iter().filter_map(|id| self.vms.get(id));
+        let watched = vms().map(|vm| Watched {
+            pid: vm.info.vm.key.pid,
+            ranges: vm
                 .pages
                 .layout()
                 .regions()
                 .map(|(run, start, _)| Span { start: start.0, bytes: u64::from(run.count) * PAGE_BYTES })
                 .collect(),
         });
-        let ram: u64 = machines().map(|machine| machine.info.vm.ram_bytes()).sum();
+        let ram: u64 = vms().map(|vm| vm.info.vm.ram_bytes()).sum();
         let regions = (ram / REGION_BYTES).clamp(*REGIONS.start(), *REGIONS.end());
         let sample_every = self.config.policy.demote_after.0 / SAMPLES_PER_IDLE_TIME;
         Setup {
@@ -104,7 +104,7 @@ impl Engine {
     /// The worker has done what it was asked for.
     pub(super) fn on_watching(&mut self, watching: Watching) {
         match &watching {
-            Watching::Machines { ids, .. } => tracing::debug!(machines = ids.len(), "watched by DAMON"),
+            Watching::Vms { ids, .. } => tracing::debug!(vms = ids.len(), "watched by DAMON"),
             Watching::Failed(why) => tracing::debug!(why, "not watched by DAMON"),
             Watching::Nothing => {}
         }
@@ -113,19 +113,18 @@ impl Engine {
 
     /// Follows up what DAMON found.
     pub(super) fn on_regions(&mut self, regions: &mut dyn Iterator<Item = Region>) {
-        let Watching::Machines { ids, samples, .. } = &self.region_watch.watching else { return };
+        let Watching::Vms { ids, samples, .. } = &self.region_watch.watching else { return };
         let now = self.clock.seconds();
         let mut pages = 0;
         while pages < DRAIN_PAGES
             && let Some(region) = regions.next()
         {
             let id = ids.get(region.target as usize);
-            let Some(machine) = id.and_then(|id| self.machines.get_mut(id)) else { continue };
-            let Some(first) = machine.pages.layout().page(Hva(region.start)) else { continue };
+            let Some(vm) = id.and_then(|id| self.vms.get_mut(id)) else { continue };
+            let Some(first) = vm.pages.layout().page(Hva(region.start)) else { continue };
             if let Some(times) = times(&region, *samples) {
                 let count = u32::try_from((region.end - region.start) / PAGE_BYTES).unwrap_or(0);
-                machine.watch.seen_by.damon +=
-                    machine.pages.touch_region(PageRun { first, count }, now, times);
+                vm.watch.seen_by.damon += vm.pages.touch_region(PageRun { first, count }, now, times);
                 pages += u64::from(count);
             }
         }

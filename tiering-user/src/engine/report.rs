@@ -24,7 +24,7 @@ use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
 use crate::track::VmId;
 use crate::vm::{Accel, FileId};
 
-/// What a sweep found of a machine that is not moved is out of date after that.
+/// What a sweep found of a VM that is not moved is out of date after that.
 const SWEPT_LATELY: Duration = Duration::from_mins(1);
 
 /// What the status tells and the decisions do not need.
@@ -48,26 +48,26 @@ pub struct Readings {
 impl Engine {
     pub fn status(&mut self, readings: Readings) -> Status {
         let now = self.clock.now;
-        for machine in self.machines.values_mut() {
-            machine.came_up.add_to(&mut self.read_bytes);
-            for (place, pages) in places(machine, self.clock.now) {
-                let peak = machine.peaks.entry(place).or_default();
+        for vm in self.vms.values_mut() {
+            vm.came_up.add_to(&mut self.read_bytes);
+            for (place, pages) in places(vm, self.clock.now) {
+                let peak = vm.peaks.entry(place).or_default();
                 *peak = pages.max(*peak);
             }
         }
         let mut sum = self.gone;
         let mut vms = Vec::new();
-        for machine in self.machines.values() {
-            let counters = readings.counters.get(&machine.info.id).copied().unwrap_or_default();
+        for vm in self.vms.values() {
+            let counters = readings.counters.get(&vm.info.id).copied().unwrap_or_default();
             sum = sum.plus(counters);
-            vms.push(self.vm_status(machine, counters));
+            vms.push(self.vm_status(vm, counters));
         }
         vms.extend(self.bystanders.status());
         let savings = HostSavingsStatus::of(&vms);
         let used = readings.swap.used_by_tier();
         let tiers = self.ladder.tiers().iter().map(|tier| {
-            let pages = |machine| places(machine, now).get(&Place::In(tier.id)).copied().unwrap_or(0);
-            let vm_pages: u64 = self.machines.values().map(pages).sum();
+            let pages = |vm| places(vm, now).get(&Place::In(tier.id)).copied().unwrap_or(0);
+            let vm_pages: u64 = self.vms.values().map(pages).sum();
             let swap_used = used.get(&tier.id).copied().unwrap_or(0);
             TierStatus {
                 vm_bytes: vm_pages * PAGE_BYTES,
@@ -108,8 +108,8 @@ impl Engine {
 
     /// What is known of where the RAM of KVM guests lies, for the source that sees their accesses.
     pub fn proved_layouts(&self) -> String {
-        let guests = || self.machines.values().filter(|machine| machine.info.vm.accel == Accel::Kvm);
-        let proved = guests().filter(|machine| machine.gpa_proof.is_proved()).count();
+        let guests = || self.vms.values().filter(|vm| vm.info.vm.accel == Accel::Kvm);
+        let proved = guests().filter(|vm| vm.gpa_proof.is_proved()).count();
         format!("layout proved for {proved} of {} guests", guests().count())
     }
 
@@ -120,7 +120,7 @@ impl Engine {
             device: format!("{}:{}", major(id.device), minor(id.device)),
             inode: id.inode,
             bytes: image.bytes(),
-            vms: self.readers(image).map(|machine| machine.id.clone()).collect(),
+            vms: self.readers(image).map(|vm| vm.id.clone()).collect(),
             known_bytes: image.tape.tape().len() as u64 * EXTENT_PAGES * PAGE_BYTES,
             read_ahead_bytes_total: image.asked_bytes,
             confidence: image.tape.confidence(),
@@ -130,10 +130,10 @@ impl Engine {
     }
 
     fn readers(&self, image: &Image) -> impl Iterator<Item = &ManagedVm> {
-        image.readers.iter().filter_map(|vm| self.machines.get(vm))
+        image.readers.iter().filter_map(|vm| self.vms.get(vm))
     }
 
-    fn origins(&self, machine: &ManagedVm) -> Vec<PrefetchOrigin> {
+    fn origins(&self, vm: &ManagedVm) -> Vec<PrefetchOrigin> {
         let status = |(origin, known): (Origin, OriginCounts)| {
             let (leader, way, by) = match origin {
                 Origin::OwnPast => (None, PrefetchWay::Followed, None),
@@ -143,8 +143,8 @@ impl Engine {
                 Origin::Followed(vm, by) => (Some(vm), PrefetchWay::Followed, Some(by)),
             };
             let leader = match leader {
-                None => machine.id.clone(),
-                Some(vm) => self.machines.get(&vm)?.id.clone(),
+                None => vm.id.clone(),
+                Some(vm) => self.vms.get(&vm)?.id.clone(),
             };
             Some(PrefetchOrigin {
                 leader,
@@ -160,60 +160,60 @@ impl Engine {
                 window_pages: known.window,
             })
         };
-        machine.prefetch.stages.origins().filter_map(status).collect()
+        vm.prefetch.stages.origins().filter_map(status).collect()
     }
 
-    fn vm_status(&self, machine: &ManagedVm, counters: Counters) -> VmStatus {
-        let vm = &machine.info.vm;
-        let blocked = machine.unmovable().or_else(|| machine.moves.refused_now.clone());
-        let stages = machine.prefetch.stages.counts();
-        let class = machine.class.class().map(|(class, confidence, source)| ClassStatus {
+    fn vm_status(&self, vm: &ManagedVm, counters: Counters) -> VmStatus {
+        let process = &vm.info.vm;
+        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now.clone());
+        let stages = vm.prefetch.stages.counts();
+        let class = vm.class.class().map(|(class, confidence, source)| ClassStatus {
             name: class.name().to_owned(),
             confidence: confidence.into(),
             source: Some(source.name().to_owned()),
         });
         VmStatus {
-            id: machine.id.clone(),
-            name: vm.name.clone(),
-            namespace: vm.namespace.clone(),
-            pid: vm.key.pid.cast_unsigned(),
-            tenant: tenant(machine),
-            priority: machine.priority(),
+            id: vm.id.clone(),
+            name: process.name.clone(),
+            namespace: process.namespace.clone(),
+            pid: process.key.pid.cast_unsigned(),
+            tenant: tenant(vm),
+            priority: vm.priority(),
             class: class.unwrap_or_default(),
             movable: blocked.is_none(),
-            reason: blocked.or_else(|| machine.never_to_swap()),
-            limited_by: machine.braking.limited_by(),
-            ram_bytes: vm.ram_bytes().saturating_sub(machine.sweeps.unplugged_bytes),
-            left_alone: machine.left_alone(),
-            tier_bytes: self.bytes_by_name(&places(machine, self.clock.now)),
-            page_tables_read: page_tables_read(machine, self.clock.now),
-            tier_bytes_peak: self.bytes_by_name(&machine.peaks),
-            huge_bytes: machine.sweeps.huge_bytes,
-            huge_lost_bytes: machine.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
-            huge_kept_bytes: machine.huge_kept_pages() * PAGE_BYTES,
-            huge_split_bytes_total: machine.moves.totals.huge_split * PAGE_BYTES,
-            collapsed_bytes_total: machine.moves.totals.collapsed * PAGE_BYTES,
-            ksm_bytes: machine.braking.ksm_bytes(),
-            swap_cached_bytes: Some(machine.swap_cached_bytes()),
-            freed_bytes: machine.freed_bytes(),
-            savings: self.savings_status(machine),
-            free_page_reporting: Some(vm.free_page_reporting),
-            untouched_bytes: vm
+            reason: blocked.or_else(|| vm.never_to_swap()),
+            limited_by: vm.braking.limited_by(),
+            ram_bytes: process.ram_bytes().saturating_sub(vm.sweeps.unplugged_bytes),
+            left_alone: vm.left_alone(),
+            tier_bytes: self.bytes_by_name(&places(vm, self.clock.now)),
+            page_tables_read: page_tables_read(vm, self.clock.now),
+            tier_bytes_peak: self.bytes_by_name(&vm.peaks),
+            huge_bytes: vm.sweeps.huge_bytes,
+            huge_lost_bytes: vm.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
+            huge_kept_bytes: vm.huge_kept_pages() * PAGE_BYTES,
+            huge_split_bytes_total: vm.moves.totals.huge_split * PAGE_BYTES,
+            collapsed_bytes_total: vm.moves.totals.collapsed * PAGE_BYTES,
+            ksm_bytes: vm.braking.ksm_bytes(),
+            swap_cached_bytes: Some(vm.swap_cached_bytes()),
+            freed_bytes: vm.freed_bytes(),
+            savings: self.savings_status(vm),
+            free_page_reporting: Some(process.free_page_reporting),
+            untouched_bytes: process
                 .ram_bytes()
-                .saturating_sub(places(machine, self.clock.now).values().sum::<u64>() * PAGE_BYTES)
-                .saturating_sub(machine.sweeps.unplugged_bytes),
-            wss_bytes: machine.working_set_pages * PAGE_BYTES,
-            profile: machine.profile_status(self.clock.now),
+                .saturating_sub(places(vm, self.clock.now).values().sum::<u64>() * PAGE_BYTES)
+                .saturating_sub(vm.sweeps.unplugged_bytes),
+            wss_bytes: vm.working_set_pages * PAGE_BYTES,
+            profile: vm.profile_status(self.clock.now),
             reads_total: counters.reads,
             writes_total: counters.writes,
             faults_total: counters.seen,
             sampled_total: counters.produced,
-            sampled_one_in: self.sampling.one_in(machine.info.id),
-            rearm: self.rearm_status(machine),
+            sampled_one_in: self.sampling.one_in(vm.info.id),
+            rearm: self.rearm_status(vm),
             stall_ns_total: None,
-            demoted_bytes_total: machine.moves.totals.demoted * PAGE_BYTES,
-            promoted_bytes_total: machine.promoted_pages() * PAGE_BYTES,
-            ping_pong_pages: machine.moves.totals.ping_pong,
+            demoted_bytes_total: vm.moves.totals.demoted * PAGE_BYTES,
+            promoted_bytes_total: vm.promoted_pages() * PAGE_BYTES,
+            ping_pong_pages: vm.moves.totals.ping_pong,
             prefetch: PrefetchCounts {
                 issued_pages: stages.issued,
                 used_pages: stages.used,
@@ -221,20 +221,20 @@ impl Engine {
                 late_pages: stages.late,
                 mapped_pages: stages.mapped,
                 lifted_pages: stages.lifted,
-                delay_ns: delay(&machine.prefetch.stages.delays),
-                mapping_delay_ns: delay(&machine.prefetch.stages.mapping_delays),
+                delay_ns: delay(&vm.prefetch.stages.delays),
+                mapping_delay_ns: delay(&vm.prefetch.stages.mapping_delays),
                 from: PrefetchOrigins {
-                    own: machine.prefetch.stages.counts_by(None).issued,
+                    own: vm.prefetch.stages.counts_by(None).issued,
                     gfn: [Match::Page, Match::Address]
-                        .map(|by| machine.prefetch.stages.counts_by(Some(by)).issued)
+                        .map(|by| vm.prefetch.stages.counts_by(Some(by)).issued)
                         .into_iter()
                         .sum(),
-                    tag: machine.prefetch.stages.counts_by(Some(Match::Content)).issued,
+                    tag: vm.prefetch.stages.counts_by(Some(Match::Content)).issued,
                     ..PrefetchOrigins::default()
                 },
-                by_match: by_match(&machine.prefetch.stages),
-                origins: self.origins(machine),
-                calibration: calibration(machine.prefetch.stages.calibration()),
+                by_match: by_match(&vm.prefetch.stages),
+                origins: self.origins(vm),
+                calibration: calibration(vm.prefetch.stages.calibration()),
             },
         }
     }
@@ -252,8 +252,8 @@ impl ManagedVm {
     }
 }
 
-fn tenant(machine: &ManagedVm) -> String {
-    machine.settings.tenant.clone().unwrap_or_else(|| machine.id.clone())
+fn tenant(vm: &ManagedVm) -> String {
+    vm.settings.tenant.clone().unwrap_or_else(|| vm.id.clone())
 }
 
 fn kind(by: Option<Match>) -> PrefetchMatch {
@@ -296,21 +296,20 @@ fn calibration(known: &Calibration) -> PrefetchCalibration {
     PrefetchCalibration { brier: known.brier(), bins: bins.collect() }
 }
 
-/// Whether the table tells where the machine's pages are. One that is not moved is swept only when somebody asks.
-fn page_tables_read(machine: &ManagedVm, now: Monotonic) -> bool {
+/// Whether the table tells where the VM's pages are. One that is not moved is swept only when somebody asks.
+fn page_tables_read(vm: &ManagedVm, now: Monotonic) -> bool {
     let lately = |began| now.since(began) < SWEPT_LATELY;
-    machine.sweeps.any && (machine.unmovable().is_none() || machine.sweeps.last.began.is_some_and(lately))
+    vm.sweeps.any && (vm.unmovable().is_none() || vm.sweeps.last.began.is_some_and(lately))
 }
 
-/// Pages by place. Of a machine whose page tables are not read, since it is not moved, what its process has in memory.
-fn places(machine: &ManagedVm, now: Monotonic) -> BTreeMap<Place, u64> {
-    if let Some(usage) =
-        machine.braking.usage().filter(|_| !page_tables_read(machine, now) && machine.unmovable().is_some())
+/// Pages by place. Of a VM whose page tables are not read, since it is not moved, what its process has in memory.
+fn places(vm: &ManagedVm, now: Monotonic) -> BTreeMap<Place, u64> {
+    if let Some(usage) = vm.braking.usage().filter(|_| !page_tables_read(vm, now) && vm.unmovable().is_some())
     {
         let pages = (usage.anonymous_bytes + usage.shared_bytes) / PAGE_BYTES;
-        return [(Place::In(TierId(0)), pages.min(machine.pages.layout().pages().into()))].into();
+        return [(Place::In(TierId(0)), pages.min(vm.pages.layout().pages().into()))].into();
     }
-    let counts = machine.pages.counts();
+    let counts = vm.pages.counts();
     let tiers = (0..14).map(|level| Place::In(TierId(level)));
     tiers.chain([Place::OtherSwap]).map(|place| (place, counts.get(place))).filter(|(_, n)| *n > 0).collect()
 }

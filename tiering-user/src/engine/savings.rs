@@ -55,21 +55,21 @@ impl Engine {
     pub(super) fn look_at_savings(&mut self) {
         let now = self.clock.now;
         self.ask_for_ages(now);
-        for machine in self.machines.values_mut().filter(|machine| machine.sweeps.any) {
-            let free = machine.freed_bytes();
-            machine.savings.free.note(free, now);
+        for vm in self.vms.values_mut().filter(|vm| vm.sweeps.any) {
+            let free = vm.freed_bytes();
+            vm.savings.free.note(free, now);
         }
-        let made = |machine: &ManagedVm| machine.savings.estimated.as_ref().map(|(at, _)| *at);
+        let made = |vm: &ManagedVm| vm.savings.estimated.as_ref().map(|(at, _)| *at);
         let is_due = |at: Option<Monotonic>| at.is_none_or(|at| now.since(at) >= ESTIMATE_EVERY);
-        let all = self.machines.values().map(|machine| (made(machine), machine.info.id));
+        let all = self.vms.values().map(|vm| (made(vm), vm.info.id));
         let mut due: Vec<(Option<Monotonic>, VmId)> = all.filter(|(at, _)| is_due(*at)).collect();
         due.sort_unstable();
         // Not all in one second: an estimate goes through the blocks of which pages went out.
-        due.truncate(self.machines.len() / EACH_SECOND_DIVISOR + 1);
+        due.truncate(self.vms.len() / EACH_SECOND_DIVISOR + 1);
         for (_, id) in due {
-            let estimate = self.machines.get(&id).map(|machine| self.estimate(machine, now));
-            if let Some(machine) = self.machines.get_mut(&id) {
-                machine.savings.estimated = estimate.map(|estimate| (now, estimate));
+            let estimate = self.vms.get(&id).map(|vm| self.estimate(vm, now));
+            if let Some(vm) = self.vms.get_mut(&id) {
+                vm.savings.estimated = estimate.map(|estimate| (now, estimate));
             }
         }
     }
@@ -81,7 +81,7 @@ impl Engine {
             return;
         }
         let groups: BTreeSet<String> =
-            self.machines.values().filter_map(|machine| machine.own_group().map(str::to_owned)).collect();
+            self.vms.values().filter_map(|vm| vm.own_group().map(str::to_owned)).collect();
         if groups.is_empty() {
             return;
         }
@@ -95,55 +95,55 @@ impl Engine {
         self.savings.read = Some((self.clock.now, read));
     }
 
-    fn estimate(&self, machine: &ManagedVm, now: Monotonic) -> Result<Estimate, String> {
+    fn estimate(&self, vm: &ManagedVm, now: Monotonic) -> Result<Estimate, String> {
         let no_swap = || {
             let none = self.ladder.swap_tiers().next().is_none();
             none.then(|| "there is no swap tier".to_owned())
         };
-        let not_moved = machine.never_to_swap().or_else(no_swap);
-        if not_moved.is_none() && !machine.sweeps.any {
+        let not_moved = vm.never_to_swap().or_else(no_swap);
+        if not_moved.is_none() && !vm.sweeps.any {
             return Err("its page tables were not read yet, which takes seconds".to_owned());
         }
-        let counts = machine.pages.counts();
-        let levels = 0..machine.pages.node_tiers().0;
-        let chooser = match self.chosen_by(machine, now) {
+        let counts = vm.pages.counts();
+        let levels = 0..vm.pages.node_tiers().0;
+        let chooser = match self.chosen_by(vm, now) {
             _ if self.dry_run => Chooser::DryRun,
             ChosenBy::Agent(_) => Chooser::Agent,
-            ChosenBy::Group => Chooser::Kernel { found_no_cold: machine.reclaim.has_found_no_cold() },
+            ChosenBy::Group => Chooser::Kernel { found_no_cold: vm.reclaim.has_found_no_cold() },
             ChosenBy::Host => Chooser::Kernel { found_no_cold: self.host_reclaim.has_found_no_cold() },
         };
-        let ages = self.page_ages(machine, now);
+        let ages = self.page_ages(vm, now);
         let needs_trials = chooser == Chooser::Agent && !ages.as_ref().is_ok_and(|idle| idle.is_known);
         savings::estimate(&Facts {
             in_memory_pages: levels.map(|level| counts.get(Place::In(TierId(level)))).sum(),
-            touched_pages: machine.touched_pages(),
-            in_use_pages: machine.working_set_pages,
-            copied_pages: machine.swap_cached_bytes() / PAGE_BYTES,
+            touched_pages: vm.touched_pages(),
+            in_use_pages: vm.working_set_pages,
+            copied_pages: vm.swap_cached_bytes() / PAGE_BYTES,
             not_moved,
             ages,
             chooser,
-            tried: if needs_trials { machine.reclaim.tried(now) } else { Tried::default() },
+            tried: if needs_trials { vm.reclaim.tried(now) } else { Tried::default() },
         })
     }
 
     /// What the kernel says of the ages of a VM's pages, or why it says nothing.
-    fn page_ages(&self, machine: &ManagedVm, now: Monotonic) -> Result<Idle, String> {
-        let Some(group) = machine.own_group() else {
+    fn page_ages(&self, vm: &ManagedVm, now: Monotonic) -> Result<Idle, String> {
+        let Some(group) = vm.own_group() else {
             return Err("page ages are known only of a VM with a control group (v2) of its own".to_owned());
         };
         let read = self.savings.read.as_ref().filter(|(at, _)| now.since(*at) <= READ_LATELY);
         let Some((_, read)) = read else { return Err("page ages were not read yet".to_owned()) };
         let ages = read.as_ref().map_err(ToString::to_string)?;
-        if machine.info.vm.accel == Accel::Kvm && !ages.sees_kvm {
+        if vm.info.vm.accel == Accel::Kvm && !ages.sees_kvm {
             return Err("page ages leave out what KVM guests access before Linux 6.12".to_owned());
         }
         let group = ages.of(group).ok_or_else(|| format!("the kernel tells no page ages of {group}"))?;
-        Ok(group.idle(machine.rules(self.config.policy.demote_after.0).demote_after, STALE))
+        Ok(group.idle(vm.rules(self.config.policy.demote_after.0).demote_after, STALE))
     }
 
     /// For the status, and for who asks why.
     pub(super) fn can_free(&self, id: VmId) -> CanFreeStatus {
-        let estimated = self.machines.get(&id).and_then(|machine| machine.savings.estimated.as_ref());
+        let estimated = self.vms.get(&id).and_then(|vm| vm.savings.estimated.as_ref());
         match estimated {
             None => CanFreeStatus::default(),
             Some((_, Ok(estimate))) => CanFreeStatus {
@@ -157,14 +157,14 @@ impl Engine {
         }
     }
 
-    pub(super) fn savings_status(&self, machine: &ManagedVm) -> SavingsStatus {
+    pub(super) fn savings_status(&self, vm: &ManagedVm) -> SavingsStatus {
         let now = self.clock.now;
-        let can_free = self.can_free(machine.info.id);
-        let free = &machine.savings.free;
-        let reusable_bytes = free.through(REUSABLE_AFTER, now).min(machine.freed_bytes());
-        let touched = machine.touched_pages() * PAGE_BYTES;
-        let counts = machine.pages.counts();
-        let levels = 0..machine.pages.node_tiers().0;
+        let can_free = self.can_free(vm.info.id);
+        let free = &vm.savings.free;
+        let reusable_bytes = free.through(REUSABLE_AFTER, now).min(vm.freed_bytes());
+        let touched = vm.touched_pages() * PAGE_BYTES;
+        let counts = vm.pages.counts();
+        let levels = 0..vm.pages.node_tiers().0;
         let in_memory: u64 = levels.map(|level| counts.get(Place::In(TierId(level)))).sum();
         let is_moved = can_free.source.is_some_and(|source| source != SavingsSource::NotMoved);
         let expected = can_free.expected_bytes.filter(|_| is_moved);
@@ -172,8 +172,8 @@ impl Engine {
         SavingsStatus {
             reusable_bytes,
             over_s: free.known(now).as_secs(),
-            free_for_1h_bytes: free.through(Duration::from_hours(1), now).min(machine.freed_bytes()),
-            opportunistic_bytes: machine.freed_bytes().saturating_sub(reusable_bytes),
+            free_for_1h_bytes: free.through(Duration::from_hours(1), now).min(vm.freed_bytes()),
+            opportunistic_bytes: vm.freed_bytes().saturating_sub(reusable_bytes),
             can_free,
             working_set_bytes,
             cold_share: working_set_bytes

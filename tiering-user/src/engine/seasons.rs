@@ -1,4 +1,4 @@
-//! What a machine whose load comes again will touch soon: what it touched a period ago.
+//! What a VM whose load comes again will touch soon: what it touched a period ago.
 //!
 //! In: the end of each epoch. Out: stages, of the part of its own tape that was recorded one period before the next few
 //! points of the history that shows the period. What comes after these pages the tape predicts, when they are touched.
@@ -54,7 +54,7 @@ mod tests {
 
     /// Works for two epochs in every eight, on the same hundred pages, which are in swap by then.
     struct Periodic {
-        machine: ManagedVm,
+        vm: ManagedVm,
         now: Monotonic,
         epoch: u32,
     }
@@ -62,32 +62,31 @@ mod tests {
     impl Periodic {
         fn new() -> Self {
             let own = 7;
-            let vm =
-                testing::machine(ProcessKey { pid: own, start_time_ticks: 1 }, Hva(0x10_0000), 4096 * 1000);
+            let vm = testing::vm(ProcessKey { pid: own, start_time_ticks: 1 }, Hva(0x10_0000), 4096 * 1000);
             let settings = Config::default().vm_settings("web-1");
             let now = Monotonic(1_000_000_000);
-            let mut machine = ManagedVm::new(VmId(1), "web-1".into(), vm, settings, NodeTiers(1), None, now);
-            machine.pages.place(PageRun { first: 0, count: 1000 }, Place::In(TierId(1)));
-            Self { machine, now, epoch: 0 }
+            let mut vm = ManagedVm::new(VmId(1), "web-1".into(), vm, settings, NodeTiers(1), None, now);
+            vm.pages.place(PageRun { first: 0, count: 1000 }, Place::In(TierId(1)));
+            Self { vm, now, epoch: 0 }
         }
 
         /// One epoch; `touch` what it works on. Returns what was predicted in it.
         fn epoch(&mut self, touch: bool) -> Vec<PageIndex> {
-            let Self { machine, now, epoch } = self;
+            let Self { vm, now, epoch } = self;
             if touch && *epoch % 8 < 2 {
                 for page in 0..100 {
                     let page = *epoch % 8 * 100 + page;
-                    machine.profile.access(page, false, *now, 1);
-                    machine.prefetch.tape.record(page, None);
-                    machine.prefetch.stages.came_up(page, true, now.after(EPOCH / 2));
+                    vm.profile.access(page, false, *now, 1);
+                    vm.prefetch.tape.record(page, None);
+                    vm.prefetch.stages.came_up(page, true, now.after(EPOCH / 2));
                 }
             }
             *now = now.after(EPOCH);
             *epoch += 1;
-            machine.prefetch.marks.mark(*now, machine.prefetch.tape.end());
-            machine.profile.end_epoch(*now, Observed::default());
-            machine.predict_season(Prefetch::default(), *now);
-            let waiting = |page: &PageIndex| machine.prefetch.to_stage.contains(*page);
+            vm.prefetch.marks.mark(*now, vm.prefetch.tape.end());
+            vm.profile.end_epoch(*now, Observed::default());
+            vm.predict_season(Prefetch::default(), *now);
+            let waiting = |page: &PageIndex| vm.prefetch.to_stage.contains(*page);
             (0..1000).filter(waiting).collect()
         }
     }
@@ -111,6 +110,6 @@ mod tests {
     fn what_has_no_period_foretells_nothing() {
         let mut periodic = Periodic::new();
         assert!((0..120).all(|_| periodic.epoch(false).is_empty()));
-        assert_eq!(periodic.machine.profile.rise(Duration::from_mins(10)), 0);
+        assert_eq!(periodic.vm.profile.rise(Duration::from_mins(10)), 0);
     }
 }

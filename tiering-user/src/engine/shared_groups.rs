@@ -17,35 +17,34 @@ impl Engine {
             return;
         }
         let now = self.clock.now;
-        let readings = self.machines.values().filter_map(|machine| {
-            let gauge = machine.braking.gauge.as_ref()?;
+        let readings = self.vms.values().filter_map(|vm| {
+            let gauge = vm.braking.gauge.as_ref()?;
             Some(GroupReading {
-                vm: machine.info.id,
+                vm: vm.info.id,
                 limits: &gauge.memory.charge_limits,
                 at: gauge.at,
-                staged_bytes: machine.staged_in_swap_cache() * PAGE_BYTES,
+                staged_bytes: vm.staged_in_swap_cache() * PAGE_BYTES,
             })
         });
         for SharedGroup { name, vms, missing_pages, read_at } in self.shared_groups.look(readings, now) {
-            let members = || vms.iter().filter_map(|vm| self.machines.get(vm));
+            let members = || vms.iter().filter_map(|vm| self.vms.get(vm));
             // What left memory since the group was looked at is missing no more.
             let since = now.since(read_at);
-            let left = |machine: &ManagedVm| {
-                machine.reclaimed_lately.within(since, now) + machine.moves.lately.within(since, now)
-            };
+            let left =
+                |vm: &ManagedVm| vm.reclaimed_lately.within(since, now) + vm.moves.lately.within(since, now);
             let missing_pages = missing_pages.saturating_sub(members().map(left).sum());
             if missing_pages == 0 {
                 continue;
             }
-            let movable = members().filter(|machine| machine.unmovable().is_none());
+            let movable = members().filter(|vm| vm.unmovable().is_none());
             let holdings: Vec<Holding> =
-                movable.map(|machine| machine.holding(self.config.policy.floor, true, now)).collect();
+                movable.map(|vm| vm.holding(self.config.policy.floor, true, now)).collect();
             for (holding, relief) in holdings.iter().zip(relief(&holdings, missing_pages)) {
-                let Some(machine) = self.machines.get_mut(&holding.claim.vm) else { continue };
-                machine.share.room_pages = machine.share.room_pages.min(relief.share_pages);
-                if relief.excess_pages > machine.share.excess_pages {
-                    machine.share.excess_pages = relief.excess_pages;
-                    machine.share.excess_of = Some(name.clone());
+                let Some(vm) = self.vms.get_mut(&holding.claim.vm) else { continue };
+                vm.share.room_pages = vm.share.room_pages.min(relief.share_pages);
+                if relief.excess_pages > vm.share.excess_pages {
+                    vm.share.excess_pages = relief.excess_pages;
+                    vm.share.excess_of = Some(name.clone());
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! What is predicted of one machine, and the steps that stage it.
+//! What is predicted of one VM, and the steps that stage it.
 //!
 //! In: pages that origins predict. Out: steps for the stager, each with pages for one memory tier; and, once a second,
 //! a step for the mover with pages that are not likely enough to be touched to take memory for: these go from a slower
 //! swap tier to the first one, where their touch will wait for less.
 //!
 //! # Limits
-//! A machine is never on its way to what goes to a faster swap tier: it would be there before.
+//! A VM is never on its way to what goes to a faster swap tier: it would be there before.
 
 use super::managed_vm::ManagedVm;
 use super::waiting::{Predicted, Urgency};
@@ -54,7 +54,7 @@ impl ManagedVm {
         }
     }
 
-    /// Forgets what another machine, which has gone, predicts.
+    /// Forgets what another VM, which has gone, predicts.
     pub(super) fn forget_leader(&mut self, leader: VmId) {
         self.prefetch.to_stage.forget(leader);
         self.prefetch.stages.forget(leader);
@@ -206,105 +206,105 @@ mod tests {
     const QLC: TierId = TierId(2);
     const PUSHED: Origin = Origin::Touched(VmId(2), Match::Page);
 
-    fn machine() -> ManagedVm {
+    fn vm() -> ManagedVm {
         let own = 7;
         let key = ProcessKey { pid: own, start_time_ticks: 1 };
-        let vm = testing::machine(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
+        let vm = testing::vm(key, Hva(0x10_0000), u64::from(PAGES) * 4096);
         let settings = Config::default().vm_settings("web-1");
         ManagedVm::new(VmId(1), "web-1".into(), vm, settings, NodeTiers(1), None, Monotonic(0))
     }
 
-    fn place(machine: &mut ManagedVm, pages: std::ops::Range<u32>, tier: TierId) {
+    fn place(vm: &mut ManagedVm, pages: std::ops::Range<u32>, tier: TierId) {
         let run = PageRun { first: pages.start, count: pages.end - pages.start };
-        machine.pages.place(run, Place::In(tier));
+        vm.pages.place(run, Place::In(tier));
     }
 
     fn at(seconds: u64) -> Monotonic {
         Monotonic(seconds * 1_000_000_000)
     }
 
-    /// Pages 0 to 4 are in QLC, 5 to 9 in `NVMe`; another machine predicts them all, and is not sure enough.
+    /// Pages 0 to 4 are in QLC, 5 to 9 in `NVMe`; another VM predicts them all, and is not sure enough.
     fn predicted() -> ManagedVm {
-        let mut machine = machine();
-        place(&mut machine, 0..5, QLC);
-        place(&mut machine, 5..10, NVME);
+        let mut vm = vm();
+        place(&mut vm, 0..5, QLC);
+        place(&mut vm, 5..10, NVME);
         for page in 0..10 {
-            assert!(machine.predicted(page, PUSHED, at(1)));
+            assert!(vm.predicted(page, PUSHED, at(1)));
         }
-        machine
+        vm
     }
 
-    fn carried_out(machine: &mut ManagedVm, step: Step, found: TierId) {
+    fn carried_out(vm: &mut ManagedVm, step: Step, found: TierId) {
         let mut outcome = Outcome::new(step.vm, step.action, step.reason, step.pages);
         let run = |page: &PageIndex| (PageRun { first: *page, count: 1 }, Place::In(found));
         outcome.found = outcome.asked.iter().map(run).collect();
         outcome.moved_pages = outcome.asked.len() as u64;
         outcome.finished = at(2);
-        machine.on_outcome(&outcome, Seconds(500));
+        vm.on_outcome(&outcome, Seconds(500));
     }
 
     #[test]
     fn what_is_doubtful_goes_from_a_slow_swap_tier_to_a_faster_one_and_what_is_there_into_memory() {
-        let mut machine = predicted();
-        let step = machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
+        let mut vm = predicted();
+        let step = vm.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
         assert_eq!(step.action, Action::Stage { to: TierId(0) });
         assert_eq!(step.pages, (5..10).collect::<Vec<_>>());
-        let step = machine.next_lift(100, at(1)).unwrap();
+        let step = vm.next_lift(100, at(1)).unwrap();
         assert_eq!((step.action, step.reason), (Action::Place { to: NVME }, Reason::MayBeTouched));
         assert_eq!(step.pages, (0..5).collect::<Vec<_>>());
-        carried_out(&mut machine, step, NVME);
-        let counts = machine.prefetch.stages.counts();
+        carried_out(&mut vm, step, NVME);
+        let counts = vm.prefetch.stages.counts();
         assert_eq!(counts, StageCounts { issued: 10, lifted: 5, ..StageCounts::default() });
-        assert_eq!(machine.pages.get(3).idle(Seconds(500)), 0, "it does not go down again at once");
-        assert!(!machine.pages.get(3).staged() && machine.moves.totals.demoted == 0);
+        assert_eq!(vm.pages.get(3).idle(Seconds(500)), 0, "it does not go down again at once");
+        assert!(!vm.pages.get(3).staged() && vm.moves.totals.demoted == 0);
 
-        let dropped = machine.prefetch.stages.expire(at(20), at(0));
+        let dropped = vm.prefetch.stages.expire(at(20), at(0));
         assert_eq!(dropped.unmapped, (5..10).collect::<Vec<_>>(), "what is in swap takes no memory");
-        assert_eq!(machine.prefetch.stages.counts().wasted, 10);
+        assert_eq!(vm.prefetch.stages.counts().wasted, 10);
     }
 
     #[test]
     fn what_is_sure_goes_into_memory_from_any_tier() {
-        let mut machine = predicted();
-        let step = machine.next_stage(Urgency::Later, 100, 0.5, at(1)).unwrap();
+        let mut vm = predicted();
+        let step = vm.next_stage(Urgency::Later, 100, 0.5, at(1)).unwrap();
         assert_eq!(step.pages, (0..10).collect::<Vec<_>>());
-        assert_eq!(machine.next_lift(100, at(1)), None);
+        assert_eq!(vm.next_lift(100, at(1)), None);
     }
 
     #[test]
-    fn what_waits_for_little_is_staged_at_once_where_the_machine_itself_is_on_its_way_there() {
-        let mut machine = predicted();
-        machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
-        machine.prefetch.staging = None;
-        assert!(machine.predicted(3, Origin::OwnPast, at(1)));
-        assert!(machine.predicted(4, PUSHED, at(1)), "for no other reason");
-        let step = machine.next_stage(Urgency::Now, 100, 0.5, at(1)).unwrap();
+    fn what_waits_for_little_is_staged_at_once_where_the_vm_itself_is_on_its_way_there() {
+        let mut vm = predicted();
+        vm.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
+        vm.prefetch.staging = None;
+        assert!(vm.predicted(3, Origin::OwnPast, at(1)));
+        assert!(vm.predicted(4, PUSHED, at(1)), "for no other reason");
+        let step = vm.next_stage(Urgency::Now, 100, 0.5, at(1)).unwrap();
         assert_eq!((step.action, step.pages), (Action::Stage { to: TierId(0) }, vec![3]));
-        machine.prefetch.staging = None;
-        let step = machine.next_lift(100, at(1)).unwrap();
+        vm.prefetch.staging = None;
+        let step = vm.next_lift(100, at(1)).unwrap();
         assert_eq!(step.pages, [0, 1, 2, 4]);
         // What is on its way to the faster tier is not staged beside that.
-        assert!(machine.predicted(0, Origin::OwnPast, at(1)));
-        assert_eq!(machine.next_stage(Urgency::Now, 100, 0.5, at(1)), None);
-        carried_out(&mut machine, step, NVME);
-        assert!(machine.predicted(0, Origin::OwnPast, at(3)));
-        let step = machine.next_stage(Urgency::Now, 100, 0.5, at(3)).unwrap();
+        assert!(vm.predicted(0, Origin::OwnPast, at(1)));
+        assert_eq!(vm.next_stage(Urgency::Now, 100, 0.5, at(1)), None);
+        carried_out(&mut vm, step, NVME);
+        assert!(vm.predicted(0, Origin::OwnPast, at(3)));
+        let step = vm.next_stage(Urgency::Now, 100, 0.5, at(3)).unwrap();
         assert_eq!(step.pages, [0]);
-        let StageCounts { issued, lifted, .. } = machine.prefetch.stages.counts();
+        let StageCounts { issued, lifted, .. } = vm.prefetch.stages.counts();
         assert_eq!((issued, lifted), (10, 3), "each page once");
     }
 
     #[test]
     fn what_was_touched_or_did_not_get_there_is_no_stage() {
-        let mut machine = predicted();
-        machine.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
+        let mut vm = predicted();
+        vm.next_stage(Urgency::Later, 100, 0.99, at(1)).unwrap();
         // Page 0 came up while it waited.
-        place(&mut machine, 0..1, TierId(0));
-        let step = machine.next_lift(100, at(1)).unwrap();
+        place(&mut vm, 0..1, TierId(0));
+        let step = vm.next_lift(100, at(1)).unwrap();
         assert_eq!(step.pages, (1..5).collect::<Vec<_>>());
-        carried_out(&mut machine, step, QLC);
-        let counts = machine.prefetch.stages.counts();
+        carried_out(&mut vm, step, QLC);
+        let counts = vm.prefetch.stages.counts();
         assert_eq!(counts, StageCounts { issued: 5, ..StageCounts::default() }, "those staged into memory");
-        assert_eq!(machine.next_lift(100, at(1)), None);
+        assert_eq!(vm.next_lift(100, at(1)), None);
     }
 }

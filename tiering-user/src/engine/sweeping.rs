@@ -1,10 +1,10 @@
-//! Sweeps: the page tables of a machine are read part by part, and each part is taken over as soon as it was read.
+//! Sweeps: the page tables of a VM are read part by part, and each part is taken over as soon as it was read.
 //!
-//! The sweeper has one part of a machine at a time, so that a large machine does not keep others waiting, and the sweep
+//! The sweeper has one part of a VM at a time, so that a large VM does not keep others waiting, and the sweep
 //! of one that ends is over with the part under way. A part tells of the time at which it was read: what was accessed
 //! or moved since then is known better. While pages move, what a sweep finds is out of date. So that a VM whose pages
 //! always move is seen all the same, nothing more is planned for it once the last sweep that held is too long ago.
-//! Machines that are never moved are swept when somebody asks for their map, and else not at all.
+//! VMs that are never moved are swept when somebody asks for their map, and else not at all.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::sys::Monotonic;
 use crate::tiermap::{PageIndex, Sweep, part};
 use crate::track::VmId;
 
-/// A machine rests from being swept for so many times as long as that took.
+/// A VM rests from being swept for so many times as long as that took.
 const REST_FACTOR: u32 = 4;
 
 /// A sweep that held is no longer ago, or so many times as long as one takes, before moves wait for one.
@@ -63,7 +63,7 @@ impl SweepUnderWay {
     }
 }
 
-/// When a machine was swept last.
+/// When a VM was swept last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LastSweep {
     pub began: Option<Monotonic>,
@@ -85,21 +85,20 @@ impl LastSweep {
 }
 
 impl Engine {
-    /// Sends a machine to the sweeper, if it is one that is moved.
+    /// Sends a VM to the sweeper, if it is one that is moved.
     pub(super) fn sweep_if_moved(&mut self, id: VmId) {
-        if self.machines.get(&id).is_some_and(|machine| machine.unmovable().is_none()) {
+        if self.vms.get(&id).is_some_and(|vm| vm.unmovable().is_none()) {
             self.start_sweep(id);
         }
     }
 
-    /// Sends a machine to the sweeper, unless it is there already.
+    /// Sends a VM to the sweeper, unless it is there already.
     pub(super) fn start_sweep(&mut self, id: VmId) {
-        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.sweeps.under_way.is_none())
-        else {
+        let Some(vm) = self.vms.get_mut(&id).filter(|vm| vm.sweeps.under_way.is_none()) else {
             return;
         };
         let began = self.clock.now;
-        machine.sweeps.last.began = Some(began);
+        vm.sweeps.last.began = Some(began);
         let all = SweepUnderWay {
             began,
             next: 0,
@@ -108,17 +107,16 @@ impl Engine {
             shared_huge_bytes: 0,
             plugged_pages: 0,
         };
-        machine.sweeps.under_way = Some(all);
+        vm.sweeps.under_way = Some(all);
         self.sweep_next_part(id);
     }
 
     /// Returns false where no part is left.
     fn sweep_next_part(&mut self, id: VmId) -> bool {
-        let Some(machine) = self.machines.get(&id) else { return false };
-        let next =
-            machine.sweeps.under_way.as_ref().and_then(|sweep| part(machine.pages.layout(), sweep.next));
+        let Some(vm) = self.vms.get(&id) else { return false };
+        let next = vm.sweeps.under_way.as_ref().and_then(|sweep| part(vm.pages.layout(), sweep.next));
         let Some(part) = next else { return false };
-        self.commands.push(Command::Look(machine.info.clone(), Look::Sweep(part)));
+        self.commands.push(Command::Look(vm.info.clone(), Look::Sweep(part)));
         true
     }
 
@@ -134,32 +132,30 @@ impl Engine {
     fn on_swept(&mut self, swept: Swept) {
         let (now, id) = (self.clock.seconds(), swept.vm);
         let began = self.clock.seconds_at(swept.began);
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let plugged_pages = swept.sweep.as_ref().map_or(0, |sweep| machine.plugged_pages(sweep));
-        let Some(under_way) = &mut machine.sweeps.under_way else { return };
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let plugged_pages = swept.sweep.as_ref().map_or(0, |sweep| vm.plugged_pages(sweep));
+        let Some(under_way) = &mut vm.sweeps.under_way else { return };
         match swept.sweep {
             Ok(sweep) => {
-                let fresh = machine.moves.in_flight.is_none()
-                    && !machine.freeing
-                    && machine.moves.moved_at < swept.began;
+                let fresh = vm.moves.in_flight.is_none() && !vm.freeing && vm.moves.moved_at < swept.began;
                 if fresh {
-                    machine.watch.seen_by.sweeps += machine.pages.apply(&sweep, began, now);
-                    machine.pages.set_huge(sweep.part, &sweep.huge);
+                    vm.watch.seen_by.sweeps += vm.pages.apply(&sweep, began, now);
+                    vm.pages.set_huge(sweep.part, &sweep.huge);
                     let part = sweep.part.first..sweep.part.first + sweep.part.count;
-                    let pages = &machine.pages;
-                    machine.reclaim.keep(part, |page| pages.in_swap(pages.get(page).place()));
+                    let pages = &vm.pages;
+                    vm.reclaim.keep(part, |page| pages.in_swap(pages.get(page).place()));
                 }
                 let part_pages = sweep.part.count;
                 under_way.note(&sweep, fresh);
                 under_way.plugged_pages += plugged_pages;
-                // A machine without RAM has one part, without pages.
+                // A VM without RAM has one part, without pages.
                 if part_pages == 0 || !self.sweep_next_part(id) {
                     self.end_sweep(id);
                 }
             }
             Err(error) => {
-                tracing::debug!(vm = machine.info.vm.name, %error, "sweep failed");
-                machine.sweeps.under_way = None;
+                tracing::debug!(vm = vm.info.vm.name, %error, "sweep failed");
+                vm.sweeps.under_way = None;
                 self.fail_pending(id);
             }
         }
@@ -167,53 +163,52 @@ impl Engine {
 
     /// VMs of which frames that KVM maps are wanted now: more would tell where their RAM lies.
     pub fn wants_frames(&self) -> Vec<VmId> {
-        let wants = |machine: &&ManagedVm| machine.gpa_proof.is_open() && !machine.gpa_proof.is_asked();
-        self.machines.values().filter(wants).map(|machine| machine.info.id).collect()
+        let wants = |vm: &&ManagedVm| vm.gpa_proof.is_open() && !vm.gpa_proof.is_asked();
+        self.vms.values().filter(wants).map(|vm| vm.info.id).collect()
     }
 
     /// Has what KVM has mapped lately compared with the page tables.
     pub(super) fn on_frames(&mut self, id: VmId, frames: &[Frame]) {
         let now = self.clock.now;
-        let Some(machine) = self.machines.get_mut(&id).filter(|machine| machine.gpa_proof.is_open()) else {
+        let Some(vm) = self.vms.get_mut(&id).filter(|vm| vm.gpa_proof.is_open()) else {
             return;
         };
-        if !frames.is_empty() && !machine.gpa_proof.is_asked() {
-            let frames = machine.gpa_proof.ask(frames, now);
-            self.commands.push(Command::Look(machine.info.clone(), Look::Compare(frames)));
+        if !frames.is_empty() && !vm.gpa_proof.is_asked() {
+            let frames = vm.gpa_proof.ask(frames, now);
+            self.commands.push(Command::Look(vm.info.clone(), Look::Compare(frames)));
         }
     }
 
     fn on_compared(&mut self, compared: &Compared) {
         let now = self.clock.now;
-        let Some(machine) = self.machines.get_mut(&compared.vm).filter(|machine| machine.gpa_proof.is_open())
-        else {
+        let Some(vm) = self.vms.get_mut(&compared.vm).filter(|vm| vm.gpa_proof.is_open()) else {
             return;
         };
-        let moved_at = if machine.moves.in_flight.is_some() { now } else { machine.moves.moved_at };
-        machine.gpa_proof.answer(&compared.found, moved_at);
-        if machine.gpa_proof.is_open() {
+        let moved_at = if vm.moves.in_flight.is_some() { now } else { vm.moves.moved_at };
+        vm.gpa_proof.answer(&compared.found, moved_at);
+        if vm.gpa_proof.is_open() {
             return;
         }
-        self.commands.push(Command::EnoughFrames(machine.info.id));
-        let vm = machine.info.vm.name.as_str();
-        match machine.gpa_proof.is_wrong() {
-            false => tracing::info!(vm, "guest-physical addresses proved"),
-            true => tracing::warn!(vm, "{}", machine.unmovable().unwrap_or_default()),
+        self.commands.push(Command::EnoughFrames(vm.info.id));
+        let name = vm.info.vm.name.as_str();
+        match vm.gpa_proof.is_wrong() {
+            false => tracing::info!(vm = name, "guest-physical addresses proved"),
+            true => tracing::warn!(vm = name, "{}", vm.unmovable().unwrap_or_default()),
         }
     }
 
     fn end_sweep(&mut self, id: VmId) {
         let now = self.clock.seconds();
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        let Some(ended) = machine.sweeps.under_way.take() else { return };
-        machine.sweeps.last.took = self.clock.now.since(ended.began);
-        machine.sweeps.huge_bytes = ended.huge_bytes;
-        machine.sweeps.shared_huge_bytes = ended.shared_huge_bytes;
-        machine.note_plugged(ended.plugged_pages);
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        let Some(ended) = vm.sweeps.under_way.take() else { return };
+        vm.sweeps.last.took = self.clock.now.since(ended.began);
+        vm.sweeps.huge_bytes = ended.huge_bytes;
+        vm.sweeps.shared_huge_bytes = ended.shared_huge_bytes;
+        vm.note_plugged(ended.plugged_pages);
         if ended.fresh {
-            machine.sweeps.last.held = Some(ended.began);
-            machine.sweeps.any = true;
-            machine.knowledge.recall(&mut machine.pages, &mut machine.reclaim, (self.clock.now, now));
+            vm.sweeps.last.held = Some(ended.began);
+            vm.sweeps.any = true;
+            vm.knowledge.recall(&mut vm.pages, &mut vm.reclaim, (self.clock.now, now));
         }
         self.answer_swept(id, ended.began, ended.fresh);
     }
@@ -224,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_that_takes_long_to_sweep_is_swept_less_often() {
+    fn a_vm_that_takes_long_to_sweep_is_swept_less_often() {
         let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
         let every = Duration::from_secs(30);
         assert!(LastSweep::default().is_over(every, at(0)));

@@ -1,18 +1,18 @@
 //! Tapes beyond the process whose touches they hold, and beyond this agent.
 //!
-//! In: the tapes of machines that are there, or have just gone; records of an earlier agent. Out: records; for a
-//! machine that comes its own tape, if it is the same process, or that of its earlier self, if it was started anew.
+//! In: the tapes of VMs that are there, or have just gone; records of an earlier agent. Out: records; for a
+//! VM that comes its own tape, if it is the same process, or that of its earlier self, if it was started anew.
 //! Pure: time is an argument.
 //!
-//! A tape belongs to the tenant and the namespace for which it was recorded: a machine of another one gets nothing of
+//! A tape belongs to the tenant and the namespace for which it was recorded: a VM of another one gets nothing of
 //! it. With each tape that has a tenant, the key of the tenant's tags is written, and the key is removed with the last
 //! of them.
 //!
 //! # Limits
 //! At most [`MOST_BYTES`] of records, in memory and on disk alike; what was written longest ago is dropped first. Each
-//! machine that is there has an equal share. Encoding a tape of the longest, all of it tagged, took 37 ms, reading it
+//! VM that is there has an equal share. Encoding a tape of the longest, all of it tagged, took 37 ms, reading it
 //! 41 ms (2 busy cores), in which the agent does nothing else. Earlier selves of another layout of RAM are known by
-//! content only, and until the machine's own tape is written.
+//! content only, and until the VM's own tape is written.
 
 use std::collections::BTreeMap;
 
@@ -30,11 +30,11 @@ const KEYS: &str = "tenant/";
 const MOST_BYTES: usize = 64 << 20;
 /// What a touch takes at most, as a rule: a tag, and a step of up to 1 GiB.
 const TOUCH_BYTES: usize = 11;
-/// While the machine is there, its tape is written when so much of it, at least of this length, is new: a quarter.
+/// While the VM is there, its tape is written when so much of it, at least of this length, is new: a quarter.
 const WORTH_IT: u64 = 1024;
 const NEW_PART: u64 = 4;
 
-/// What the machine touched before it was started anew.
+/// What the VM touched before it was started anew.
 #[derive(Debug)]
 pub(super) struct Earlier {
     pub tape: Tape,
@@ -60,24 +60,24 @@ struct Header {
 }
 
 impl Header {
-    fn of(machine: &ManagedVm, boot_id: &str) -> Self {
-        let ProcessKey { pid, start_time_ticks } = machine.info.vm.key;
-        let layout = machine.pages.layout();
-        let parts = machine.info.vm.guest_ranges.iter();
+    fn of(vm: &ManagedVm, boot_id: &str) -> Self {
+        let ProcessKey { pid, start_time_ticks } = vm.info.vm.key;
+        let layout = vm.pages.layout();
+        let parts = vm.info.vm.guest_ranges.iter();
         let shape = parts.map(|part| Some((part.gpa?.0, part.bytes, layout.page(part.start)?)));
         Self {
             boot_id: boot_id.to_owned(),
             pid,
             start_time_ticks,
             pages: layout.pages(),
-            tenant: machine.settings.tenant.clone(),
-            namespace: machine.info.vm.namespace.clone(),
+            tenant: vm.settings.tenant.clone(),
+            namespace: vm.info.vm.namespace.clone(),
             shape: shape.collect::<Option<_>>().unwrap_or_default(),
             ..Self::default()
         }
     }
 
-    /// Whether they may know of each other. A UUID is chosen by whoever starts the machine: it does not lead out of a
+    /// Whether they may know of each other. A UUID is chosen by whoever starts the VM: it does not lead out of a
     /// namespace.
     fn same_owner(&self, other: &Self) -> bool {
         (&self.tenant, &self.namespace) == (&other.tenant, &other.namespace)
@@ -101,7 +101,7 @@ pub(super) struct Tapes {
 }
 
 impl Tapes {
-    /// What the records say of machines that are known, and the keys of their tenants. All others are to be removed.
+    /// What the records say of VMs that are known, and the keys of their tenants. All others are to be removed.
     pub(super) fn load(
         names: &[String],
         read: &impl Fn(&str) -> Option<Vec<u8>>,
@@ -130,19 +130,19 @@ impl Tapes {
         (tapes, keys)
     }
 
-    /// A machine has come, and no other one of its identity is there: gives it its own tape, or that of its earlier
+    /// A VM has come, and no other one of its identity is there: gives it its own tape, or that of its earlier
     /// self.
-    pub(super) fn recall(&mut self, identity: &str, machine: &mut ManagedVm, boot_id: &str) {
+    pub(super) fn recall(&mut self, identity: &str, vm: &mut ManagedVm, boot_id: &str) {
         let Some(Kept { header, bytes }) = self.kept.get(identity) else { return };
-        let now = Header::of(machine, boot_id);
+        let now = Header::of(vm, boot_id);
         let Some(touches) = decode(bytes).filter(|_| header.same_owner(&now)) else {
             self.remove(identity);
             return;
         };
         let own = if header.same_process(&now) { header.own.min(touches.len()) } else { 0 };
         let (earlier, own) = touches.split_at(touches.len() - own);
-        machine.prefetch.tape = Tape::of(own, now.pages);
-        machine.knowledge.tape_kept = machine.prefetch.tape.end();
+        vm.prefetch.tape = Tape::of(own, now.pages);
+        vm.knowledge.tape_kept = vm.prefetch.tape.end();
         let same_shape = header.same_shape(&now);
         if !earlier.is_empty() && (same_shape || now.tenant.is_some()) {
             let tape = if same_shape {
@@ -152,34 +152,34 @@ impl Tapes {
                 let contents: Vec<_> = earlier.iter().map(|(_, tag)| (0, *tag)).collect();
                 Tape::of(&contents, now.pages)
             };
-            machine.prefetch.earlier = Some(Earlier { tape, same_shape });
+            vm.prefetch.earlier = Some(Earlier { tape, same_shape });
         }
     }
 
-    /// Keeps the tape of a machine, one of `machines`, if much of it is new, or anything at all if it is the `last`
+    /// Keeps the tape of a VM, one of `VMs`, if much of it is new, or anything at all if it is the `last`
     /// chance.
     pub(super) fn keep(
         &mut self,
         identity: &str,
-        machine: &mut ManagedVm,
+        vm: &mut ManagedVm,
         (boot_id, unix_s): (&str, u64),
-        machines: usize,
+        vms: usize,
         last: bool,
     ) {
-        let new = machine.prefetch.tape.end().since(machine.knowledge.tape_kept);
-        let worth_it = (machine.prefetch.tape.len() as u64).max(WORTH_IT) / NEW_PART;
+        let new = vm.prefetch.tape.end().since(vm.knowledge.tape_kept);
+        let worth_it = (vm.prefetch.tape.len() as u64).max(WORTH_IT) / NEW_PART;
         if new == 0 || !last && new < worth_it {
             return;
         }
-        machine.knowledge.tape_kept = machine.prefetch.tape.end();
-        let most = MOST_TOUCHES.min(MOST_BYTES / TOUCH_BYTES / machines.max(1));
-        let mut header = Header { saved_unix_s: unix_s, ..Header::of(machine, boot_id) };
+        vm.knowledge.tape_kept = vm.prefetch.tape.end();
+        let most = MOST_TOUCHES.min(MOST_BYTES / TOUCH_BYTES / vms.max(1));
+        let mut header = Header { saved_unix_s: unix_s, ..Header::of(vm, boot_id) };
         let most = most.min(header.pages as usize);
-        header.own = machine.prefetch.tape.len().min(most);
-        let before = machine.prefetch.earlier.as_ref().filter(|earlier| earlier.same_shape);
+        header.own = vm.prefetch.tape.len().min(most);
+        let before = vm.prefetch.earlier.as_ref().filter(|earlier| earlier.same_shape);
         let before = before.into_iter().flat_map(|earlier| earlier.tape.latest(most - header.own));
-        let kept = Kept { bytes: encode(before.chain(machine.prefetch.tape.latest(header.own))), header };
-        if let (Some(tenant), Some(key)) = (&kept.header.tenant, &machine.info.tag_key) {
+        let kept = Kept { bytes: encode(before.chain(vm.prefetch.tape.latest(header.own))), header };
+        if let (Some(tenant), Some(key)) = (&kept.header.tenant, &vm.info.tag_key) {
             self.due.insert(format!("{KEYS}{tenant}"), Some(key.as_bytes().to_vec()));
         }
         self.due.insert(format!("{TAPES}{identity}"), Some(kept.record()));
@@ -197,7 +197,7 @@ impl Tapes {
         })
     }
 
-    /// Forgets the tape of a machine.
+    /// Forgets the tape of a VM.
     pub(super) fn remove(&mut self, identity: &str) {
         if let Some(kept) = self.kept.remove(identity) {
             self.due.insert(format!("{TAPES}{identity}"), None);
@@ -251,21 +251,21 @@ mod tests {
 
     const PAGES: u32 = 4000;
 
-    /// A machine of process `start_time_ticks`.
-    fn machine(start_time_ticks: u64, pages: u32, tenant: Option<&str>) -> ManagedVm {
+    /// A VM of process `start_time_ticks`.
+    fn vm(start_time_ticks: u64, pages: u32, tenant: Option<&str>) -> ManagedVm {
         let own = 7;
         let key = ProcessKey { pid: own, start_time_ticks };
-        let vm = testing::machine(key, Hva(0x10_0000), u64::from(pages) * 4096);
+        let vm = testing::vm(key, Hva(0x10_0000), u64::from(pages) * 4096);
         let mut settings = Config::default().vm_settings("web-1");
         settings.tenant = tenant.map(str::to_owned);
         let key = tenant.map(|_| Arc::new(TagKey::new(&RandomState::new())));
         ManagedVm::new(VmId(1), "web-1".into(), vm, settings, NodeTiers(1), key, Monotonic(0))
     }
 
-    fn walk(machine: &mut ManagedVm, pages: std::ops::Range<u32>) {
+    fn walk(vm: &mut ManagedVm, pages: std::ops::Range<u32>) {
         for page in pages {
-            let tag = machine.settings.tenant.is_some().then_some(Tag(u64::from(page) + 1));
-            machine.prefetch.tape.record(page, tag);
+            let tag = vm.settings.tenant.is_some().then_some(Tag(u64::from(page) + 1));
+            vm.prefetch.tape.record(page, tag);
         }
     }
 
@@ -296,27 +296,27 @@ mod tests {
         }
     }
 
-    /// What is on disk when this machine has gone.
-    fn disk_after(machine: &mut ManagedVm) -> Disk {
+    /// What is on disk when this VM has gone.
+    fn disk_after(vm: &mut ManagedVm) -> Disk {
         let (mut tapes, mut disk) = (Tapes::default(), Disk::default());
-        tapes.keep("web", machine, ("boot", 100), 1, true);
+        tapes.keep("web", vm, ("boot", 100), 1, true);
         disk.write(tapes.take_due());
         disk
     }
 
     #[test]
     fn the_same_process_goes_on_with_its_tape_and_another_one_has_an_earlier_self() {
-        let mut first = machine(1, PAGES, None);
+        let mut first = vm(1, PAGES, None);
         walk(&mut first, 0..100);
         let disk = disk_after(&mut first);
 
-        let mut same = machine(1, PAGES, None);
+        let mut same = vm(1, PAGES, None);
         disk.load().0.recall("web", &mut same, "boot");
         assert_eq!(touches(&same.prefetch.tape), touches(&first.prefetch.tape));
         assert!(same.prefetch.earlier.is_none());
 
         for (boot, ticks) in [("boot", 2), ("later", 1)] {
-            let mut other = machine(ticks, PAGES, None);
+            let mut other = vm(ticks, PAGES, None);
             disk.load().0.recall("web", &mut other, boot);
             assert!(other.prefetch.tape.is_empty(), "{boot} {ticks}");
             let earlier = other.prefetch.earlier.unwrap();
@@ -325,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_restarted_machine_touches_stands_behind_what_its_earlier_self_did() {
-        let mut first = machine(1, PAGES, None);
+    fn what_a_restarted_vm_touches_stands_behind_what_its_earlier_self_did() {
+        let mut first = vm(1, PAGES, None);
         walk(&mut first, 0..100);
         let disk = disk_after(&mut first);
         let (mut tapes, _) = disk.load();
-        let mut second = machine(2, PAGES, None);
+        let mut second = vm(2, PAGES, None);
         tapes.recall("web", &mut second, "boot");
         walk(&mut second, 50..60);
         tapes.keep("web", &mut second, ("boot", 200), 1, true);
 
-        let mut same = machine(2, PAGES, None);
+        let mut same = vm(2, PAGES, None);
         tapes.recall("web", &mut same, "boot");
         assert_eq!(
             touches(&same.prefetch.tape),
@@ -343,7 +343,7 @@ mod tests {
             "its own and the other one's are told apart"
         );
         assert_eq!(touches(&same.prefetch.earlier.unwrap().tape), touches(&first.prefetch.tape));
-        let mut third = machine(3, PAGES, None);
+        let mut third = vm(3, PAGES, None);
         tapes.recall("web", &mut third, "boot");
         assert_eq!(
             touches(&third.prefetch.earlier.unwrap().tape),
@@ -351,10 +351,10 @@ mod tests {
         );
 
         // One that ends before it touched anything takes nothing away.
-        let mut idle = machine(4, PAGES, None);
+        let mut idle = vm(4, PAGES, None);
         tapes.recall("web", &mut idle, "boot");
         tapes.keep("web", &mut idle, ("boot", 300), 1, true);
-        let mut fifth = machine(5, PAGES, None);
+        let mut fifth = vm(5, PAGES, None);
         tapes.recall("web", &mut fifth, "boot");
         assert_eq!(fifth.prefetch.earlier.unwrap().tape.len(), 110);
     }
@@ -362,10 +362,10 @@ mod tests {
     #[test]
     fn of_another_size_it_is_known_by_content_only_and_not_at_all_without() {
         for tenant in [None, Some("a")] {
-            let mut first = machine(1, PAGES, tenant);
+            let mut first = vm(1, PAGES, tenant);
             walk(&mut first, 0..100);
             let disk = disk_after(&mut first);
-            let mut larger = machine(2, 2 * PAGES, tenant);
+            let mut larger = vm(2, 2 * PAGES, tenant);
             disk.load().0.recall("web", &mut larger, "boot");
             let found = larger.prefetch.earlier.map(|it| (it.same_shape, it.tape.find_tag(Tag(8)).is_some()));
             assert_eq!(found, tenant.map(|_| (false, true)));
@@ -375,12 +375,12 @@ mod tests {
     #[test]
     fn nothing_of_it_is_for_another_tenant() {
         for (before, now) in [(Some("a"), Some("b")), (Some("a"), None), (None, Some("a"))] {
-            let mut first = machine(1, PAGES, before);
+            let mut first = vm(1, PAGES, before);
             walk(&mut first, 0..100);
             let mut disk = disk_after(&mut first);
             for ticks in [1, 2] {
                 let (mut tapes, _) = disk.load();
-                let mut other = machine(ticks, PAGES, now);
+                let mut other = vm(ticks, PAGES, now);
                 tapes.recall("web", &mut other, "boot");
                 assert!(
                     other.prefetch.tape.is_empty() && other.prefetch.earlier.is_none(),
@@ -396,8 +396,8 @@ mod tests {
 
     #[test]
     fn a_uuid_does_not_lead_into_another_namespace() {
-        let disk = disk_after(&mut machine_that_walked());
-        let mut other = machine(2, PAGES, None);
+        let disk = disk_after(&mut vm_that_walked());
+        let mut other = vm(2, PAGES, None);
         Arc::get_mut(&mut other.info.vm).unwrap().namespace = Some("b".into());
         disk.load().0.recall("web", &mut other, "boot");
         assert!(other.prefetch.earlier.is_none());
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn the_key_of_a_tenant_is_kept_as_long_as_a_tape_of_it() {
-        let (mut one, mut two) = (machine(1, PAGES, Some("a/b")), machine(2, PAGES, Some("a/b")));
+        let (mut one, mut two) = (vm(1, PAGES, Some("a/b")), vm(2, PAGES, Some("a/b")));
         walk(&mut one, 0..100);
         walk(&mut two, 0..100);
         let mut disk = disk_after(&mut one);
@@ -422,11 +422,11 @@ mod tests {
         disk.write(tapes.take_due());
         assert_eq!(disk.names(), [""; 0]);
 
-        // A key alone, tapes that are damaged, and those of machines that are not known.
+        // A key alone, tapes that are damaged, and those of VMs that are not known.
         disk.write(vec![
             ("tenant/c".to_owned(), Some(vec![0; 192])),
             ("tape/web".to_owned(), Some(b"{}".to_vec())),
-            ("tape/unknown".to_owned(), disk_after(&mut machine_that_walked()).0.remove("tape/web")),
+            ("tape/unknown".to_owned(), disk_after(&mut vm_that_walked()).0.remove("tape/web")),
         ]);
         let (mut tapes, keys) = disk.load();
         assert!(keys.is_empty());
@@ -434,17 +434,17 @@ mod tests {
         assert_eq!(disk.names(), [""; 0]);
     }
 
-    fn machine_that_walked() -> ManagedVm {
-        let mut machine = machine(1, PAGES, None);
-        walk(&mut machine, 0..100);
-        machine
+    fn vm_that_walked() -> ManagedVm {
+        let mut vm = vm(1, PAGES, None);
+        walk(&mut vm, 0..100);
+        vm
     }
 
     #[test]
     fn it_is_written_when_a_good_part_is_new_and_at_the_end() {
-        let (mut tapes, mut there) = (Tapes::default(), machine(1, PAGES, None));
-        let mut written = |machine: &mut ManagedVm, last| {
-            tapes.keep("web", machine, ("boot", 100), 1, last);
+        let (mut tapes, mut there) = (Tapes::default(), vm(1, PAGES, None));
+        let mut written = |vm: &mut ManagedVm, last| {
+            tapes.keep("web", vm, ("boot", 100), 1, last);
             !tapes.take_due().is_empty()
         };
         assert!(!written(&mut there, true), "nothing was touched");
@@ -474,8 +474,8 @@ mod tests {
         tapes.trim();
         assert_eq!(tapes.kept.keys().collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "5"]);
         assert_eq!(tapes.take_due(), ["tape/6", "tape/7", "tape/8"].map(|name| (name.to_owned(), None)));
-        // Of many machines that are there each has its share.
-        let mut one = machine_that_walked();
+        // Of many VMs that are there each has its share.
+        let mut one = vm_that_walked();
         tapes.keep("web", &mut one, ("boot", 100), MOST_BYTES / TOUCH_BYTES / 10, true);
         assert_eq!(tapes.kept["web"].header.own, 10);
     }

@@ -1,6 +1,6 @@
-//! Which machines may learn from each other, and what each of them holds in swap.
+//! Which VMs may learn from each other, and what each of them holds in swap.
 //!
-//! Machines of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned
+//! VMs of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned
 //! outlives the agent as long as the key does.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::vm::FileId;
 /// Records of what was learned of a tenant's pairs.
 const WEIGHTS: &str = "weights/";
 
-/// The machines of one tenant.
+/// The VMs of one tenant.
 pub(super) struct Tenant {
     key: Arc<TagKey>,
     /// Makes names of files that no other tenant has.
@@ -67,7 +67,7 @@ impl Tenant {
     }
 }
 
-/// The tenants that the configuration names. A machine without one is its own tenant, and is not here.
+/// The tenants that the configuration names. A VM without one is its own tenant, and is not here.
 #[derive(Default)]
 pub(super) struct Tenants(BTreeMap<String, Tenant>);
 
@@ -120,7 +120,7 @@ impl Tenants {
         changed.map(record).collect()
     }
 
-    /// A machine joins its tenant. Returns the key for its tags.
+    /// A VM joins its tenant. Returns the key for its tags.
     pub(super) fn join(
         &mut self,
         name: &str,
@@ -135,7 +135,7 @@ impl Tenants {
         Arc::clone(&tenant.key)
     }
 
-    /// A machine has gone.
+    /// A VM has gone.
     pub(super) fn leave(&mut self, name: &str, vm: VmId) {
         if let Some(tenant) = self.0.get_mut(name) {
             tenant.members.retain(|member| *member != vm);
@@ -144,22 +144,20 @@ impl Tenants {
         }
     }
 
-    /// A step of `machine` is done: what of its pages is in swap now can be found by its content, what is not cannot.
-    pub(super) fn take_tags(&mut self, machine: &ManagedVm, outcome: &Outcome) {
-        let Some(tenant) = self.of_mut(machine) else { return };
+    /// A step of `vm` is done: what of its pages is in swap now can be found by its content, what is not cannot.
+    pub(super) fn take_tags(&mut self, vm: &ManagedVm, outcome: &Outcome) {
+        let Some(tenant) = self.of_mut(vm) else { return };
         // What is staged is as it was until it is touched.
         let may_change = |page: &&PageIndex| {
-            let entry = machine.pages.get(**page);
-            !machine.pages.in_swap(entry.place()) && !entry.staged()
+            let entry = vm.pages.get(**page);
+            !vm.pages.in_swap(entry.place()) && !entry.staged()
         };
         for page in outcome.asked.iter().filter(may_change) {
             tenant.tags.remove(outcome.vm, *page);
         }
         for (page, tag) in &outcome.tags {
-            if machine.pages.in_swap(machine.pages.get(*page).place())
-                && tenant.tags.insert(outcome.vm, *page, *tag)
-            {
-                tenant.likeness.hold(outcome.vm, machine.guest_page(*page), *tag);
+            if vm.pages.in_swap(vm.pages.get(*page).place()) && tenant.tags.insert(outcome.vm, *page, *tag) {
+                tenant.likeness.hold(outcome.vm, vm.guest_page(*page), *tag);
             }
         }
     }
@@ -172,12 +170,12 @@ impl Tenants {
         self.0.values_mut()
     }
 
-    pub(super) fn of(&self, machine: &ManagedVm) -> Option<&Tenant> {
-        self.0.get(machine.settings.tenant.as_deref()?)
+    pub(super) fn of(&self, vm: &ManagedVm) -> Option<&Tenant> {
+        self.0.get(vm.settings.tenant.as_deref()?)
     }
 
-    pub(super) fn of_mut(&mut self, machine: &ManagedVm) -> Option<&mut Tenant> {
-        self.0.get_mut(machine.settings.tenant.as_deref()?)
+    pub(super) fn of_mut(&mut self, vm: &ManagedVm) -> Option<&mut Tenant> {
+        self.0.get_mut(vm.settings.tenant.as_deref()?)
     }
 }
 

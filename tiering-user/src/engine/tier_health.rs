@@ -6,7 +6,7 @@
 //! on. Pure: the time is an argument. What an operator asks for is tried all the same.
 //!
 //! # Limits
-//! A tier whose disk fails still holds what it held: what cannot be read there any more is lost to its machine.
+//! A tier whose disk fails still holds what it held: what cannot be read there any more is lost to its VM.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

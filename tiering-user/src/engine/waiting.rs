@@ -1,4 +1,4 @@
-//! Pages of one machine that wait to be staged.
+//! Pages of one VM that wait to be staged.
 //!
 //! In: pages, in the order in which they are likely to be needed, by reason. Out: a step's worth of one reason, the
 //! first ones first; reasons of one [`Urgency`] take turns.
@@ -23,7 +23,7 @@ pub(super) struct Predicted {
 /// How soon pages are likely to be needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// The machine itself is on its way there.
+    /// The VM itself is on its way there.
     Now,
     /// Another one was there.
     Later,
@@ -145,7 +145,7 @@ impl Waiting {
         Some((reason, taken))
     }
 
-    /// Nothing is staged any more because of this machine.
+    /// Nothing is staged any more because of this VM.
     pub(super) fn forget(&mut self, leader: VmId) {
         self.pages.retain(|_, (_, predicted)| predicted.origin.leader() != Some(leader));
         self.clean();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_machine_that_is_gone_foretold_is_dropped() {
+    fn what_a_vm_that_is_gone_foretold_is_dropped() {
         let (gone, there) =
             (Origin::Touched(VmId(1), Match::Content), Origin::Touched(VmId(2), Match::Content));
         let mut waiting = Waiting::default();

@@ -1,8 +1,8 @@
-//! How fast pages of one machine may go to one tier.
+//! How fast pages of one VM may go to one tier.
 //!
 //! In, once a second: a [`Load`]. Out: a [`Rate`], and what limits it. Fast down, slow up: while something brakes, the
 //! rate halves every second; when nothing does, it grows by [`STEP`] every second, so that it is whole again after a
-//! minute. Where the machine waits for memory more than it does by itself, where too many pages come back, and where
+//! minute. Where the VM waits for memory more than it does by itself, where too many pages come back, and where
 //! pages would have to come up first and there is no memory for that, nothing goes at all; a slow device leaves a
 //! trickle, which shows when it is over.
 //!
@@ -47,7 +47,7 @@ pub struct TierLoad {
 /// What the brakes go by; none where it cannot be told, which brakes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// The machine waits for memory more than it does by itself.
+    /// The VM waits for memory more than it does by itself.
     pub stall: Option<Stall>,
     /// Percent of the first tier that is free, and the least of it for moves that need memory on the way.
     pub free_percent: Option<f64>,
@@ -57,9 +57,9 @@ pub struct Load {
     pub tier: TierLoad,
     /// Below which mean no device is slow: a fast disk that is merely in use is no reason to wait.
     pub slow_read: Duration,
-    /// The machine waited for too many of the pages that went down.
+    /// The VM waited for too many of the pages that went down.
     pub refaults: Option<TooMany>,
-    /// Pages that make room which others lack: those go whatever the machine itself waits for.
+    /// Pages that make room which others lack: those go whatever the VM itself waits for.
     pub relief_pages: u64,
 }
 
@@ -186,7 +186,7 @@ impl fmt::Display for Limited {
     }
 }
 
-/// The brakes of one machine towards one tier.
+/// The brakes of one VM towards one tier.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Governor {
     all: Ramp,
@@ -238,7 +238,7 @@ pub struct Pace {
     every_s: u16,
 }
 
-/// At the sparsest, a machine's pages are walked once in so many seconds.
+/// At the sparsest, a VM's pages are walked once in so many seconds.
 const SPARSEST_S: u16 = 16;
 
 impl Default for Pace {
@@ -263,9 +263,9 @@ impl Pace {
         self.every_s
     }
 
-    /// Whether it is the turn of the machine with this number. Not all have theirs in the same second.
-    pub fn is_turn(self, machine: u32, second: u16) -> bool {
-        u32::from(second).wrapping_add(machine).is_multiple_of(self.every_s.into())
+    /// Whether it is the turn of the VM with this number. Not all have theirs in the same second.
+    pub fn is_turn(self, vm: u32, second: u16) -> bool {
+        u32::from(second).wrapping_add(vm).is_multiple_of(self.every_s.into())
     }
 }
 
@@ -338,7 +338,7 @@ mod tests {
         }
 
         #[test]
-        fn what_makes_room_is_held_back_by_nothing_that_the_machine_waits_for(
+        fn what_makes_room_is_held_back_by_nothing_that_the_vm_waits_for(
             loads in proptest::collection::vec(load(), 1..50), relief_pages in 1..1_000_000_u64,
         ) {
             let (mut stalls, mut calm) = (Governor::default(), Governor::default());
@@ -356,12 +356,12 @@ mod tests {
         }
 
         #[test]
-        fn each_machine_has_its_turn(machine: u32, used in proptest::collection::vec(0.0..20.0_f64, 0..20)) {
+        fn each_vm_has_its_turn(vm: u32, used in proptest::collection::vec(0.0..20.0_f64, 0..20)) {
             let mut pace = Pace::default();
             for used in used {
                 pace.adjust(used, 5.0);
             }
-            let turns = (0..16u16 * 15).filter(|second| pace.is_turn(machine % 1_000_000, *second)).count();
+            let turns = (0..16u16 * 15).filter(|second| pace.is_turn(vm % 1_000_000, *second)).count();
             prop_assert!(turns >= usize::from(16u16 * 15 / pace.every_s()));
             prop_assert!(pace.every_s() <= SPARSEST_S);
         }
@@ -374,14 +374,14 @@ mod tests {
     }
 
     #[test]
-    fn while_the_machine_waits_for_memory_nothing_goes_and_the_reason_is_told() {
+    fn while_the_vm_waits_for_memory_nothing_goes_and_the_reason_is_told() {
         let rate = brake(|load| load.stall = Some(STALL));
         assert_eq!(rate, Rate { pages_per_s: 0, limited_by: Limited::By(Brake::Stalls(STALL)) });
         assert!(rate.limited_by.to_string().starts_with("its control group waited for memory for 3.25 % of"));
     }
 
     #[test]
-    fn what_makes_room_goes_while_the_machine_waits_but_not_faster_than_the_device_bears() {
+    fn what_makes_room_goes_while_the_vm_waits_but_not_faster_than_the_device_bears() {
         let mut load = Load { stall: Some(STALL), relief_pages: 700, ..CALM };
         let rate = Governor::default().second(&load);
         assert_eq!(rate, Rate { pages_per_s: 700, limited_by: Limited::ButForRelief(Brake::Stalls(STALL)) });

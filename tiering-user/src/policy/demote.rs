@@ -2,7 +2,7 @@
 //!
 //! Nothing tells for sure whether a page that stays mapped is used. So a block leaves memory for swap as what became of
 //! others of its pages says ([`Verdict`]): a few first, the rest when these stayed away. A huge page would be split by
-//! that, and goes as a whole. Of a machine whose pages are armed anew in rounds what showed in the round under way does
+//! that, and goes as a whole. Of a VM whose pages are armed anew in rounds what showed in the round under way does
 //! not go at all, however long ago that was: it may be in use since.
 
 use std::fmt;
@@ -23,14 +23,14 @@ const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 const LEVEL_FACTOR: u32 = 4;
 /// How much sooner pages go while the first tier has too little free.
 const PRESSURE_DIVISOR: u32 = 4;
-/// What the policy goes by for one virtual machine at one moment.
+/// What the policy goes by for one VM at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// Least idle time in the first tier, before scaling.
     pub demote_after: Duration,
     /// 0 to 100; 50 is neutral, 100 doubles the idle time, 0 halves it.
     pub priority: u8,
-    /// Pages of the first tier beyond the machine's share of it, while the tier has less free than it should.
+    /// Pages of the first tier beyond the VM's share of it, while the tier has less free than it should.
     pub excess_pages: u64,
     pub bands: Bands,
     /// Since when the first access to each mapped page shows; none where it does not.
@@ -41,7 +41,7 @@ pub struct Rules {
 
 #[cfg(test)]
 impl Rules {
-    /// Of a machine like any other, on a host with room.
+    /// Of a VM like any other, on a host with room.
     pub(super) const ORDINARY: Self = Self {
         demote_after: Duration::from_secs(10),
         priority: 50,
@@ -57,7 +57,7 @@ impl Rules {
 pub enum Held {
     /// Its heat says that it is used now and then.
     Warm,
-    /// It was accessed since its machine's pages were armed, and would show no access after that.
+    /// It was accessed since its VM's pages were armed, and would show no access after that.
     MayBeInUse,
     /// Others of its block went out a moment ago, and it is not known yet whether they come back.
     NotJudgedYet,
@@ -101,7 +101,7 @@ impl Rules {
         }
     }
 
-    /// The same where the tier at `level` is short of room and the machine has more of it than its share.
+    /// The same where the tier at `level` is short of room and the VM has more of it than its share.
     pub(super) fn least_idle_under_pressure(&self, level: u8, backoff: u32) -> Duration {
         let least = self.least_idle(level, backoff);
         if self.excess_pages > 0 && level == 0 { least / PRESSURE_DIVISOR } else { least }
@@ -125,7 +125,7 @@ impl Rules {
     }
 }
 
-/// The steps that take the pages of one machine down that were idle for long enough, longest idle first: at most
+/// The steps that take the pages of one VM down that were idle for long enough, longest idle first: at most
 /// `allowance` pages to each tier (indexed by level; 0 where the tier takes nothing now), and of each block as many to
 /// swap as the `verdict` on it says.
 pub fn demotions(
@@ -192,7 +192,7 @@ fn old_in_tier(
 }
 
 /// Of what is old in the first tier, as much of each block as is known of it; beyond what is old anyway, no more
-/// than the machine has in excess.
+/// than the VM has in excess.
 fn old_in_first_tier(
     pages: &VmPages,
     rules: &Rules,
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn under_pressure_a_machine_gives_what_it_has_in_excess_sooner() {
+    fn under_pressure_a_vm_gives_what_it_has_in_excess_sooner() {
         let pages = pages();
         let under_pressure = |excess_pages| {
             let steps = plan(&pages, &Rules { excess_pages, ..RULES }, &[0, 1000], 25);

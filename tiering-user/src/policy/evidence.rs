@@ -9,8 +9,8 @@ use crate::sys::Monotonic;
 
 /// Pages of a block that go first.
 pub const FIRST_PAGES: u32 = 8;
-/// A block is in use where more than so many of so many came back soon: what comes back so costs no read, and the others
-/// are worth more than that.
+/// A block is in use where more than so many of so many came back soon: what comes back so costs no read, and the
+/// others are worth more than that.
 const IN_USE: (u32, u32) = (3, 4);
 /// What is in use comes back within this part of the least idle time, within these bounds.
 const WINDOW_DIVISOR: u32 = 4;

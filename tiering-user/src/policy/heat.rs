@@ -1,11 +1,11 @@
-//! How the heat of a machine's pages is spread, and what counts as hot, warm and cold.
+//! How the heat of a VM's pages is spread, and what counts as hot, warm and cold.
 //!
-//! The hot set is what is hottest and still fits into the share of the first tier that the machine may have; the bin
+//! The hot set is what is hottest and still fits into the share of the first tier that the VM may have; the bin
 //! below is warm: not worth a promotion, and not yet one to demote. After MEMTIS (Lee et al., SOSP 2023).
 //!
 //! # Limits
 //! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is,
-//! unless its machine's pages are armed anew in rounds.
+//! unless its VM's pages are armed anew in rounds.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl HeatHistogram {
         Self { pages: pages.heat() }
     }
 
-    /// The bands for a machine that may have `room` pages in the first tier.
+    /// The bands for a VM that may have `room` pages in the first tier.
     pub fn bands(&self, room: u64) -> Bands {
         let mut hottest = 0;
         let mut hot_bin = BINS;

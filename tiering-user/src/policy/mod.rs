@@ -2,11 +2,11 @@
 //!
 //! In five rules:
 //!
-//! 1. A page that was idle for long enough goes one tier down. How long is `demote_after`, times 4 for each tier
-//!    it has gone down already, scaled by the machine's priority, and doubled for each time the page came back soon
-//!    after it had gone. Longest idle first (LRU within the tier), of a block as what went of it before says ([`Verdict`]),
-//!    and nothing that is warm ([`HeatHistogram`]).
-//! 2. While the first tier has less free than it should, machines that have more of it than their share ([`shares`])
+//! 1. A page that was idle for long enough goes one tier down. How long is `demote_after`, times 4 for each tier it has
+//!    gone down already, scaled by the VM's priority, and doubled for each time the page came back soon after it had
+//!    gone. Longest idle first (LRU within the tier), of a block as what went of it before says ([`Verdict`]), and
+//!    nothing that is warm ([`HeatHistogram`]).
+//! 2. While the first tier has less free than it should, VMs that have more of it than their share ([`shares`])
 //!    give what they have in excess after a quarter of that time ([`relief()`]).
 //! 3. A page of a lower memory tier that is hot, or warm and getting warmer, goes to the first tier, as long as that
 //!    has room.
@@ -17,7 +17,7 @@
 //! Staging is proposed by `predict`; [`Step`] and [`Reason`] serve both.
 //!
 //! # Limits
-//! A page that stays mapped shows no accesses to this policy, but for machines whose pages are armed anew in rounds: of
+//! A page that stays mapped shows no accesses to this policy, but for VMs whose pages are armed anew in rounds: of
 //! each block a few go to swap to find out, and what comes back soon is left alone for longer and longer. In a lower
 //! memory tier no page comes back by itself: there the third rule needs a source that sees accesses to mapped pages.
 
@@ -60,7 +60,7 @@ use crate::tiermap::PageIndex;
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// Pages of one virtual machine that should move.
+/// Pages of one VM that should move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub vm: VmId,
@@ -96,17 +96,17 @@ pub enum Reason {
     AccessedThere,
     /// They were huge pages, and are in the first tier again.
     WereHuge,
-    /// The same machine touched it right after a page it touched now.
+    /// The same VM touched it right after a page it touched now.
     FollowedLastTime,
-    /// The same machine touched it a period ago.
+    /// The same VM touched it a period ago.
     TouchedLastPeriod,
-    /// Another machine of its tenant touched the page at the same guest-physical address.
+    /// Another VM of its tenant touched the page at the same guest-physical address.
     TouchedElsewhere,
-    /// Another machine of its tenant touched a page of the same content.
+    /// Another VM of its tenant touched a page of the same content.
     ContentTouchedElsewhere,
-    /// Another machine of its tenant touched what corresponds to it, right after what this one touched now.
+    /// Another VM of its tenant touched what corresponds to it, right after what this one touched now.
     FollowedElsewhere,
-    /// Another machine of its tenant touched what corresponds to it, which was not always right.
+    /// Another VM of its tenant touched what corresponds to it, which was not always right.
     MayBeTouched,
     /// Brought up ahead of need and not touched before the deadline.
     NotUsedInTime,

@@ -9,7 +9,7 @@ use crate::tiermap::{Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;
 
-/// The step that takes pages of one machine to the first tier which were accessed, often or lately enough, since they
+/// The step that takes pages of one VM to the first tier which were accessed, often or lately enough, since they
 /// were placed in a lower memory tier: at most `allowed` pages, last accessed first. None where there is none.
 pub fn promotions(vm: VmId, pages: &VmPages, rules: &Rules, allowed: u64, now: Seconds) -> Option<Step> {
     let most = usize::try_from(allowed).unwrap_or(usize::MAX);

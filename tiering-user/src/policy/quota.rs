@@ -2,10 +2,10 @@
 //!
 //! In three steps:
 //!
-//! 1. Weighted max-min fairness: a machine that wants less than its share keeps what it wants, and the rest is shared
-//!    among those that want more, by weight. Every machine has a floor.
-//! 2. Of a machine whose accesses to pages in memory show, it is known how many would wait if it had less or more (its
-//!    miss-ratio curve). Half of such a machine's fair share goes where it spares the most waits for a page, times the
+//! 1. Weighted max-min fairness: a VM that wants less than its share keeps what it wants, and the rest is shared
+//!    among those that want more, by weight. Every VM has a floor.
+//! 2. Of a VM whose accesses to pages in memory show, it is known how many would wait if it had less or more (its
+//!    miss-ratio curve). Half of such a VM's fair share goes where it spares the most waits for a page, times the
 //!    weight (lookahead of utility-based partitioning; M. K. Qureshi, Y. N. Patt, [MICRO
 //!    2006](https://doi.org/10.1109/MICRO.2006.49)). Where one part alone spares nothing and several do, as with walks,
 //!    they go together or not at all.
@@ -14,8 +14,8 @@
 //! A share is a bound only while the tier is short of room.
 //!
 //! # Limits
-//! A machine of which not enough shows keeps its fair share. A curve tells what was, not what will be, and in steps:
-//! machines that are alike can end up a few parts apart.
+//! A VM of which not enough shows keeps its fair share. A curve tells what was, not what will be, and in steps:
+//! VMs that are alike can end up a few parts apart.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,18 +23,18 @@ use std::collections::BinaryHeap;
 use super::priority_scale;
 use crate::track::VmId;
 
-/// Equal parts of what a machine wants, for which it is told how many accesses wait.
+/// Equal parts of what a VM wants, for which it is told how many accesses wait.
 pub const PARTS: usize = 16;
-/// Of its fair share, what a machine keeps whatever others would do with it.
+/// Of its fair share, what a VM keeps whatever others would do with it.
 const KEPT: u64 = 2;
 /// Gains that differ by less, as a factor, count as equal: chance makes them different.
 const ALIKE: f64 = 1.1;
 
-/// Accesses in some time, the same for all machines, that wait if a machine has 0, 1, ... [`PARTS`] parts of what it
+/// Accesses in some time, the same for all VMs, that wait if a VM has 0, 1, ... [`PARTS`] parts of what it
 /// wants.
 pub type Waits = [f64; PARTS + 1];
 
-/// What a machine wants of the first tier.
+/// What a VM wants of the first tier.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Claim {
     pub vm: VmId,
@@ -48,7 +48,7 @@ pub struct Claim {
     pub waits: Option<Waits>,
 }
 
-/// The weight of a machine: 1 for priority 50, 4 for 100, a quarter for 0.
+/// The weight of a VM: 1 for priority 50, 4 for 100, a quarter for 0.
 pub fn weight(priority: u8) -> f64 {
     priority_scale(priority).powi(2)
 }
@@ -101,20 +101,20 @@ fn max_min(claims: &[Claim], mut shares: Vec<u64>, pages: u64) -> Vec<u64> {
     shares
 }
 
-/// What more pages would spare a machine.
+/// What more pages would spare a VM.
 ///
-/// Ordered by what is given first: the greatest gain; of like ones that of the machine that has the least of what it
+/// Ordered by what is given first: the greatest gain; of like ones that of the VM that has the least of what it
 /// wants, and the fewest pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Gain {
-    /// Accesses that need not wait, for each of these pages, times the machine's weight: the logarithm by [`ALIKE`].
+    /// Accesses that need not wait, for each of these pages, times the VM's weight: the logarithm by [`ALIKE`].
     a_page: i64,
     /// In thousandths.
     lacks: u64,
     pages: Reverse<u64>,
 }
 
-/// The most that a machine that has so many pages would gain for a page by up to `most` more, in whole parts. None
+/// The most that a VM that has so many pages would gain for a page by up to `most` more, in whole parts. None
 /// where nothing is gained.
 fn next_gain(claim: &Claim, has: u64, most: u64) -> Option<Gain> {
     let waits = claim.waits?;
@@ -162,7 +162,7 @@ mod tests {
         assert!(divided.iter().sum::<u64>() <= 500);
     }
 
-    /// Of a machine that accesses a page in so many, evenly, so many times a second.
+    /// Of a VM that accesses a page in so many, evenly, so many times a second.
     fn evenly(wants: u64, pages: u64, rate: f64) -> Claim {
         let missed = |part| (1.0 - part as f64 * wants as f64 / (PARTS as u64 * pages) as f64).max(0.0);
         let waits = std::array::from_fn(|part| rate * missed(part));

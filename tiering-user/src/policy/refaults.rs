@@ -1,4 +1,4 @@
-//! How many demoted pages a machine may have to wait for.
+//! How many demoted pages a VM may have to wait for.
 //!
 //! In, once a second: the pages it waited for, and how much it has in memory. Out: whether that is too many. Each such
 //! page is a debt, which is forgiven at the rate the operator allows; while the debt is too large nothing more goes
@@ -7,17 +7,17 @@
 //! Memory in Warehouse-Scale Computers" (ASPLOS 2019).
 //!
 //! # Limits
-//! What the machine has in memory stands for its working set: too large until all that is idle has gone. What is down
+//! What the VM has in memory stands for its working set: too large until all that is idle has gone. What is down
 //! already comes back also while nothing more goes: only that is bounded which follows. Who sent a page down is not
 //! told apart.
 
-/// A debt of this many pages is nothing yet, however little memory the machine has: what is idle is found out by paging
+/// A debt of this many pages is nothing yet, however little memory the VM has: what is idle is found out by paging
 /// some of it out.
 const ALWAYS_ALLOWED: f64 = 256.0;
-/// A debt of so many minutes is not exceeded: a machine whose work has changed is tried again after that.
+/// A debt of so many minutes is not exceeded: a VM whose work has changed is tried again after that.
 const MOST_MINUTES: f64 = 30.0;
 
-/// What one machine waited for.
+/// What one VM waited for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Refaults {
     debt_pages: f64,
@@ -34,7 +34,7 @@ pub struct TooMany {
 }
 
 impl Refaults {
-    /// A second has passed, in which the machine waited for `returned` pages; it has `in_memory` in memory tiers, of
+    /// A second has passed, in which the VM waited for `returned` pages; it has `in_memory` in memory tiers, of
     /// which it may wait for `limit_percent` a minute. From 100 % on there is no limit.
     pub fn second(&mut self, returned: u64, in_memory: u64, limit_percent: f64) {
         if limit_percent >= 100.0 {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_machine_may_wait_for_some_pages_and_a_limit_of_100_percent_is_none() {
+    fn a_small_vm_may_wait_for_some_pages_and_a_limit_of_100_percent_is_none() {
         let mut refaults = Refaults::default();
         refaults.second(256, 5000, 0.2);
         assert_eq!(refaults.too_many(), None);

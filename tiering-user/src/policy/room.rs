@@ -1,4 +1,4 @@
-//! How many pages of a machine its control groups have room for.
+//! How many pages of a VM its control groups have room for.
 //!
 //! In: [`GroupMemory`], as read right before a batch. Out: a [`Room`], and what limits it. Pure.
 //!
@@ -66,7 +66,7 @@ impl Room {
         if unprotected.pages < swap.pages { unprotected } else { swap }
     }
 
-    /// Pages that may be read from swap: they are charged to the machine's group, where too many would have the kernel
+    /// Pages that may be read from swap: they are charged to the VM's group, where too many would have the kernel
     /// reclaim from it, throttle it, or kill in it.
     pub fn from_swap(memory: &GroupMemory) -> Self {
         Self::within(&memory.charge, |group| GroupLimit::Charge { group })

@@ -1,6 +1,6 @@
-//! How far each tape has been followed ahead of a virtual machine.
+//! How far each tape has been followed ahead of a VM.
 //!
-//! In: where on a tape the page stands that the machine touches now. Out: the part of that tape which is to be staged:
+//! In: where on a tape the page stands that the VM touches now. Out: the part of that tape which is to be staged:
 //! as many pages ahead as the window says, without those that were in such a part already.
 
 use std::collections::BTreeMap;
@@ -9,12 +9,12 @@ use std::ops::Range;
 use super::{Origin, Position, Tape};
 use crate::track::VmId;
 
-/// For each reason to follow a tape, up to where one machine has followed it.
+/// For each reason to follow a tape, up to where one VM has followed it.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead(BTreeMap<Origin, Position>);
 
 impl Ahead {
-    /// The machine is at `place` on the tape that `origin` is about: what should be staged now, of the next `window`
+    /// The VM is at `place` on the tape that `origin` is about: what should be staged now, of the next `window`
     /// pages there.
     pub fn part(&self, origin: Origin, tape: &Tape, place: Position, window: u32) -> Range<Position> {
         let (first, end) = (place.plus(1), place.plus(1 + window).min(tape.end()));
@@ -28,7 +28,7 @@ impl Ahead {
         self.0.insert(origin, until);
     }
 
-    /// Forgets the tape of a machine that has gone.
+    /// Forgets the tape of a VM that has gone.
     pub fn forget(&mut self, leader: VmId) {
         self.0.retain(|origin, _| origin.leader() != Some(leader));
     }
@@ -41,7 +41,7 @@ mod tests {
 
     const ORIGIN: Origin = Origin::Followed(VmId(1), Match::Content);
 
-    /// The numbers on a tape of 0, 1, 2, … that are to be staged when the machine is at `place`.
+    /// The numbers on a tape of 0, 1, 2, … that are to be staged when the VM is at `place`.
     fn advance(ahead: &mut Ahead, tape: &Tape, place: u32, window: u32) -> Vec<u32> {
         let part = ahead.part(ORIGIN, tape, tape.find(place).unwrap(), window);
         ahead.followed(ORIGIN, part.end);
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn each_page_ahead_is_given_once_while_the_machine_goes_on() {
+    fn each_page_ahead_is_given_once_while_the_vm_goes_on() {
         let (tape, mut ahead) = (tape(50), Ahead::default());
         assert_eq!(advance(&mut ahead, &tape, 10, 4), [11, 12, 13, 14]);
         assert_eq!(advance(&mut ahead, &tape, 11, 4), [15]);

@@ -1,4 +1,4 @@
-//! How long it takes from what one machine touches to what is staged for it in another.
+//! How long it takes from what one VM touches to what is staged for it in another.
 //!
 //! In: times. Out: their quantiles.
 

@@ -1,14 +1,14 @@
-//! The order in which the machines of one tenant read an image, and what of it should be read ahead.
+//! The order in which the VMs of one tenant read an image, and what of it should be read ahead.
 //!
-//! In: extents that a machine had read from the disk. Out: the extents that came next the last time, a window ahead.
+//! In: extents that a VM had read from the disk. Out: the extents that came next the last time, a window ahead.
 //!
 //! What is in the page cache is read unseen. So of what came next one extent in [`HELD_BACK`] is left alone: that the
-//! machine has it read tells how far it is, and that the rest is likely to be used. While the tape is not trusted all
+//! VM has it read tells how far it is, and that the rest is likely to be used. While the tape is not trusted all
 //! is left alone and only compared. For the same reason the tape is not written anew while it is trusted.
 //!
 //! # Limits
 //! Of a sparse image only as many extents are remembered as are allocated: one that reads holes forgets the rest
-//! sooner. Where machines read an image at the same time their orders are mixed on its tape.
+//! sooner. Where VMs read an image at the same time their orders are mixed on its tape.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -27,7 +27,7 @@ const HELD_BACK: u64 = 16;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Extents that are compared at a time while the tape is not trusted.
 const COMPARED: usize = 64;
-/// Extents on the tape by which a machine that goes on may seem to go back: several reads are under way at a time.
+/// Extents on the tape by which a VM that goes on may seem to go back: several reads are under way at a time.
 const BACK_MOST: u64 = 16;
 const WINDOW: Range<u32> = 64..1024;
 /// Extents that are remembered in any case: not all file systems tell at once what is allocated.
@@ -84,7 +84,7 @@ impl Trust {
 pub struct ImageTape {
     tape: Tape,
     trust: Trust,
-    /// Where each machine is, and up to where the tape was followed for it.
+    /// Where each VM is, and up to where the tape was followed for it.
     followed: BTreeMap<VmId, (Position, Position)>,
     /// Extents that are held back, and since when.
     held: HashMap<Extent, Monotonic>,
@@ -171,7 +171,7 @@ impl ImageTape {
         ahead
     }
 
-    /// A machine has gone.
+    /// A VM has gone.
     pub fn forget(&mut self, vm: VmId) {
         self.followed.remove(&vm);
     }
@@ -209,7 +209,7 @@ mod tests {
         (0..1000u32).map(|number| number * 7 % 1000)
     }
 
-    /// A machine reads these, 1 ms each, and not what is in the page cache. Returns how many it waited for, and what
+    /// A VM reads these, 1 ms each, and not what is in the page cache. Returns how many it waited for, and what
     /// was read ahead in vain.
     fn walk(tape: &mut ImageTape, extents: impl Iterator<Item = Extent>, begin: u64) -> (usize, usize) {
         let mut cached = std::collections::HashSet::new();

@@ -1,4 +1,4 @@
-//! When a machine was where on its tape.
+//! When a VM was where on its tape.
 //!
 //! In: the place at which the tape ends, now and then. Out: the part of the tape that was recorded in a stretch of
 //! time.

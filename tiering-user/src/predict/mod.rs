@@ -1,7 +1,7 @@
-//! What a virtual machine will touch next, and whether such guesses were right before.
+//! What a VM will touch next, and whether such guesses were right before.
 //!
 //! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that
-//! went down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other machines of the
+//! went down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other VMs of the
 //! tenant hold, what followed on the tapes of those ([`Ahead`]), tapes as bytes to be kept ([`encode`]), and from what
 //! became of it the window and the confidence ([`Stages`]). Pure: the time is an argument.
 

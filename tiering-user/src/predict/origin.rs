@@ -10,20 +10,20 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Why a page is thought to be touched soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// The machine touched it next, last time.
+    /// The VM touched it next, last time.
     OwnPast,
-    /// The machine touched it a period ago, and its load comes again; within so long, as exactly as the period is
+    /// The VM touched it a period ago, and its load comes again; within so long, as exactly as the period is
     /// known.
     Season(Duration),
-    /// The machine touched what corresponds to it next, before it was started anew.
+    /// The VM touched what corresponds to it next, before it was started anew.
     Earlier(Match),
-    /// Another machine has just touched what corresponds to it.
+    /// Another VM has just touched what corresponds to it.
     Touched(VmId, Match),
-    /// Another machine touched what corresponds to it next, after what corresponds to the page that this one touched.
+    /// Another VM touched what corresponds to it next, after what corresponds to the page that this one touched.
     Followed(VmId, Match),
 }
 
-/// How pages of two machines correspond.
+/// How pages of two VMs correspond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Match {
     /// They have, or had when they were last in swap, the same content.
@@ -35,7 +35,7 @@ pub enum Match {
 }
 
 impl Origin {
-    /// The other machine.
+    /// The other VM.
     pub fn leader(self) -> Option<VmId> {
         match self {
             Self::OwnPast | Self::Season(_) | Self::Earlier(_) => None,
@@ -63,7 +63,7 @@ impl Origin {
 
     /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process
     /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is also how
-    /// far ahead is staged: as far as a machine gets while that is read. What another one touches may be touched here
+    /// far ahead is staged: as far as a VM gets while that is read. What another one touches may be touched here
     /// seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
     /// comes after that is predicted by the tape.
     pub(super) fn window_bounds(self) -> (u32, u32) {

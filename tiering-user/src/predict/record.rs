@@ -3,8 +3,8 @@
 //! In: how its stages ended, and whether what it predicted in the shadow was right. Out: its confidence, the mean of a
 //! Beta distribution; its window; whether it is trusted.
 //!
-//! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a machine so much
-//!   alike that it is expected to. Only for such origins pages are staged. When the machine missed [`SILENT_MISSES`]
+//! - *Trusted* is what has proved itself, in the shadow at first ([`super::shadow`]), or comes from a VM so much
+//!   alike that it is expected to. Only for such origins pages are staged. When the VM missed [`SILENT_MISSES`]
 //!   others since one of its pages was used, an origin has to prove itself anew.
 //! - Each time a quarter as many stages have ended as the window is large (within [`EPISODE`]), it doubles if most were
 //!   used and halves if not.
@@ -21,7 +21,7 @@ use crate::sys::Monotonic;
 /// Ends after which a record is judged: a quarter of its window, within these bounds. So a window is soon as large as
 /// it should be.
 const EPISODE: std::ops::RangeInclusive<u32> = 32..=256;
-/// After this time what was known of an origin weighs half: machines change what they do.
+/// After this time what was known of an origin weighs half: VMs change what they do.
 const FADE: Duration = Duration::from_secs(10);
 /// A window is never smaller.
 const WINDOW_LEAST: u32 = 4;
@@ -63,14 +63,14 @@ pub(super) struct Record {
     window: u32,
     window_first: u32,
     window_most: u32,
-    /// Another machine's touches, not a tape.
+    /// Another VM's touches, not a tape.
     pushed: bool,
     for_later: bool,
     same_content: bool,
     learns: bool,
     /// It was wrong: what is expected of it does not count.
     must_prove: bool,
-    /// Misses of the machine when the last one of its pages was used, or the first one staged.
+    /// Misses of the VM when the last one of its pages was used, or the first one staged.
     misses_at_use: u64,
     /// When it was weighed less for its age the last time.
     faded: Monotonic,
@@ -82,7 +82,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Nothing is known of it but, perhaps, with which probability it will be right, and what kind of machine it is
+    /// Nothing is known of it but, perhaps, with which probability it will be right, and what kind of VM it is
     /// for.
     pub(super) fn of(origin: Origin, expected: Option<f64>, priors: &Priors) -> Self {
         let (window, window_most) = origin.window_bounds();
@@ -153,12 +153,12 @@ impl Record {
         !self.learns || self.has_proof() && self.confidence() >= SURE
     }
 
-    /// Machines that are alike hold the same where they hold it, but not at the same addresses.
+    /// VMs that are alike hold the same where they hold it, but not at the same addresses.
     fn is_expected(&self) -> bool {
         self.same_content && self.expected >= SURE && !self.must_prove
     }
 
-    /// The machine, which missed so many pages by now, does not go where this origin says any more: it has to prove
+    /// The VM, which missed so many pages by now, does not go where this origin says any more: it has to prove
     /// itself anew.
     pub(super) fn look_for_silence(&mut self, misses: u64) {
         let most = if self.for_later { SILENT_MISSES_LATER } else { SILENT_MISSES };
@@ -216,7 +216,7 @@ impl Record {
         self.end(true);
     }
 
-    /// The machine, which missed so many pages by now, touched one that this predicted.
+    /// The VM, which missed so many pages by now, touched one that this predicted.
     pub(super) fn was_right(&mut self, misses: u64) {
         self.misses_at_use = misses;
     }
@@ -378,7 +378,7 @@ mod tests {
         assert!(trusted(&record));
         record.look_for_silence(1064);
         record.expect(0.95);
-        assert!(!trusted(&record), "however alike the machines are");
+        assert!(!trusted(&record), "however alike the VMs are");
         (0..16).for_each(|_| record.foresaw(true, 1100));
         record.look_for_silence(1163);
         assert!(trusted(&record), "what was staged before and is not used yet says nothing new");

@@ -1,5 +1,5 @@
 //! What is predicted by origins that are not trusted. Nothing is staged for it: it is noted, and compared with what the
-//! machine touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it
+//! VM touches. So to find out whether an origin is right costs no page of I/O, before it is trusted and after it
 //! was wrong.
 //!
 //! In: pages that are in swap and that an origin predicts; touches. Out: for each of these pages whether the origin
@@ -38,11 +38,11 @@ impl AddAssign for Foreseen {
 struct Note {
     page: PageIndex,
     at: Monotonic,
-    /// Touches of the machine until then.
+    /// Touches of the VM until then.
     touches: u64,
 }
 
-/// Of one machine.
+/// Of one VM.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shadows {
     by_page: HashMap<PageIndex, Vec<Origin>>,
@@ -69,7 +69,7 @@ impl Shadows {
         self.noted.get(&origin).is_none_or(|noted| noted.len() < SHADOW_PAGES as usize)
     }
 
-    /// The machine touched `page`. Returns the origins that had predicted it, each with whether it was right: what
+    /// The VM touched `page`. Returns the origins that had predicted it, each with whether it was right: what
     /// comes too late was not.
     pub(super) fn touched(&mut self, page: PageIndex, now: Monotonic) -> Vec<(Origin, bool)> {
         self.touches += 1;
@@ -84,7 +84,7 @@ impl Shadows {
         by.into_iter().filter_map(outcome).collect()
     }
 
-    /// Forgets what a machine that has gone predicted.
+    /// Forgets what a VM that has gone predicted.
     pub(super) fn forget(&mut self, leader: VmId) {
         self.noted.retain(|origin, _| origin.leader() != Some(leader));
         self.by_page.retain(|_, by| {
@@ -111,7 +111,7 @@ impl Shadows {
     }
 }
 
-/// Whether what was noted can be right no more, after so many touches of the machine.
+/// Whether what was noted can be right no more, after so many touches of the VM.
 fn is_over(origin: Origin, note: Note, touches: u64, now: Monotonic) -> bool {
     let passed_by = !origin.is_for_later() && touches - note.touches >= TOUCHES;
     now.since(note.at) >= origin.patience() || passed_by

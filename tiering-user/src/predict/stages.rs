@@ -19,7 +19,7 @@ use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// While so many stages of a machine are open or waiting, an origin that has not proved anything gets none.
+/// While so many stages of a VM are open or waiting, an origin that has not proved anything gets none.
 const UNPROVEN_MOST: u32 = 1024;
 
 /// What to do with a chance to stage a page.
@@ -33,7 +33,7 @@ pub enum Chance {
     NoRoom,
 }
 
-/// The stages of one virtual machine.
+/// The stages of one VM.
 #[derive(Clone, Debug, Default)]
 pub struct Stages {
     open: HashMap<PageIndex, Stage>,
@@ -43,18 +43,18 @@ pub struct Stages {
     shadows: Shadows,
     /// Touches of what was in swap and not staged.
     misses: u64,
-    /// Of other machines, where it is known how alike they are.
+    /// Of other VMs, where it is known how alike they are.
     expected: BTreeMap<VmId, f64>,
     /// Stages that wait to be requested.
     waiting: u32,
-    /// Counts of machines that have gone, by the kind of match.
+    /// Counts of VMs that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
     gone_foreseen: BTreeMap<Option<Match>, Foreseen>,
     calibration: Calibration,
     without_feedback: bool,
     /// What origins begin with.
     pub priors: Priors,
-    /// From a touch of another machine until what is staged for it was asked of the kernel; until it was mapped.
+    /// From a touch of another VM until what is staged for it was asked of the kernel; until it was mapped.
     pub delays: Delays,
     pub mapping_delays: Delays,
 }
@@ -70,7 +70,7 @@ impl Stages {
         sum(self.records.values().map(|record| record.counts).chain(self.gone.values().copied()))
     }
 
-    /// Of the machine's own past, or of what was predicted by others by this kind of match.
+    /// Of the VM's own past, or of what was predicted by others by this kind of match.
     pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))
@@ -86,13 +86,13 @@ impl Stages {
         })
     }
 
-    /// Of all that another machine predicted.
+    /// Of all that another VM predicted.
     pub fn counts_of(&self, leader: VmId) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.leader() == Some(leader));
         sum(records.map(|(_, record)| record.counts))
     }
 
-    /// How what other machines predicted ended since the last call: the machine, pages used, and pages that ended.
+    /// How what other VMs predicted ended since the last call: the VM, pages used, and pages that ended.
     pub fn take_ends(&mut self) -> Vec<(VmId, u64, u64)> {
         let mut ends: BTreeMap<VmId, (u64, u64)> = BTreeMap::new();
         for (origin, record) in &mut self.records {
@@ -127,7 +127,7 @@ impl Stages {
         &self.calibration
     }
 
-    /// Before anything is known of what another machine predicts, it is thought right with this probability.
+    /// Before anything is known of what another VM predicts, it is thought right with this probability.
     pub fn expect(&mut self, leader: VmId, probability: f64) {
         self.expected.insert(leader, probability);
         let of_it = self.records.iter_mut().filter(|(origin, _)| origin.leader() == Some(leader));
@@ -360,7 +360,7 @@ impl Stages {
         wasted
     }
 
-    /// Forgets what is known about another machine, which has gone.
+    /// Forgets what is known about another VM, which has gone.
     pub fn forget(&mut self, vm: VmId) {
         self.expected.remove(&vm);
         self.shadows.forget(vm);
@@ -378,7 +378,7 @@ impl Stages {
         }
     }
 
-    /// A stage is not open any more. Of a machine that has gone there is no record.
+    /// A stage is not open any more. Of a VM that has gone there is no record.
     fn close(&mut self, origin: Origin) -> Option<&mut Record> {
         let record = self.records.get_mut(&origin)?;
         record.closed();

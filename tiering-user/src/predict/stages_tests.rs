@@ -243,6 +243,6 @@ fn a_neighbour_that_foretells_nothing_costs_the_others_nothing() {
     assert!(worth_it(&mut stages, good, 0.5, at(1)) && !worth_it(&mut stages, bad, 0.5, at(1)));
     let confidence = stages.confidence(bad);
     stages.forget(VmId(2));
-    assert!(stages.confidence(bad) > confidence, "another machine of that number is another one");
+    assert!(stages.confidence(bad) > confidence, "another VM of that number is another one");
     assert_eq!(stages.counts_by(Some(Match::Content)).issued, 100, "what it did still counts");
 }

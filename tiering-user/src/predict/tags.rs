@@ -1,4 +1,4 @@
-//! Which machines of a tenant hold the same content in lower tiers.
+//! Which VMs of a tenant hold the same content in lower tiers.
 //!
 //! In: tags of pages as they go down, and that they are up again. Out: the others that have the same tag. A page in
 //! swap cannot change, so its tag is true as long as it is there. One index a tenant: what is not in it cannot be
@@ -50,7 +50,7 @@ impl TagKey {
         &self.0
     }
 
-    /// The tag of a page's content (XXH3 with the secret); none for a page of zeroes, which every machine has.
+    /// The tag of a page's content (XXH3 with the secret); none for a page of zeroes, which every VM has.
     pub fn tag(&self, content: &[u8]) -> Option<Tag> {
         let any = |part: &[u8]| part.iter().fold(0, |all, byte| all | byte) != 0;
         if !content.chunks(LOOK_BYTES).any(any) {
@@ -120,17 +120,17 @@ impl Tags {
         Some(tag)
     }
 
-    /// Forgets all pages of a machine.
+    /// Forgets all pages of a VM.
     pub fn forget(&mut self, vm: VmId) {
-        let gone: Vec<_> = self.of_machine(vm).map(|(page, _)| page).collect();
+        let gone: Vec<_> = self.of_vm(vm).map(|(page, _)| page).collect();
         for page in gone {
             self.remove(vm, page);
         }
         self.tags.remove(&vm);
     }
 
-    /// All pages of a machine that have a tag.
-    pub fn of_machine(&self, vm: VmId) -> impl Iterator<Item = (PageIndex, Tag)> + '_ {
+    /// All pages of a VM that have a tag.
+    pub fn of_vm(&self, vm: VmId) -> impl Iterator<Item = (PageIndex, Tag)> + '_ {
         self.tags.get(&vm).into_iter().flatten().map(|(page, tag)| (*page, *tag))
     }
 
@@ -139,7 +139,7 @@ impl Tags {
         self.tags.get(&vm)?.get(&page).copied()
     }
 
-    /// A page of this machine with this content.
+    /// A page of this VM with this content.
     pub fn copy_in(&self, tag: Tag, vm: VmId) -> Option<PageIndex> {
         self.pages.get(&tag)?.iter().find(|(owner, _)| *owner == vm).map(|(_, page)| *page)
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_in_other_machines_are_found_until_they_come_up() {
+    fn copies_in_other_vms_are_found_until_they_come_up() {
         let mut tags = Tags::default();
         tags.insert(ONE, 3, Tag(7));
         tags.insert(ONE, 4, Tag(7));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_one_tag_and_a_machine_that_is_gone_has_none() {
+    fn a_page_has_one_tag_and_a_vm_that_is_gone_has_none() {
         let mut tags = Tags::default();
         tags.insert(OTHER, 9, Tag(7));
         tags.insert(OTHER, 9, Tag(8));
@@ -196,9 +196,6 @@ mod tests {
     fn content_that_is_everywhere_is_not_followed_everywhere() {
         let mut tags = Tags::default();
         let taken = (0..1000).filter(|page| tags.insert(OTHER, *page, Tag(7))).count();
-        assert_eq!(
-            (taken, tags.tagged, tags.of_machine(OTHER).count()),
-            (MOST_COPIES, MOST_COPIES, MOST_COPIES)
-        );
+        assert_eq!((taken, tags.tagged, tags.of_vm(OTHER).count()), (MOST_COPIES, MOST_COPIES, MOST_COPIES));
     }
 }

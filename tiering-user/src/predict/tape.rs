@@ -1,8 +1,8 @@
-//! The order in which one virtual machine touched its pages.
+//! The order in which one VM touched its pages.
 //!
 //! A ring of page numbers, with the tags of their contents where these are known, and for each page and tag where it
-//! stands last. When a page is touched again, what stands behind its former place is what the same machine touched
-//! right after it last time; and what stands there on the tape of another machine, this one may touch next.
+//! stands last. When a page is touched again, what stands behind its former place is what the same VM touched
+//! right after it last time; and what stands there on the tape of another VM, this one may touch next.
 //!
 //! # Limits
 //! One former place a page: of two alternating orders only the last one is known. The ring forgets what is older than
@@ -37,7 +37,7 @@ impl Position {
 /// One touch: the page, and what it held where that is known.
 pub type Touch = (PageIndex, Option<Tag>);
 
-/// The tape of one virtual machine.
+/// The tape of one VM.
 #[derive(Clone, Debug)]
 pub struct Tape {
     ring: Vec<PageIndex>,
@@ -52,14 +52,14 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// An empty tape for a machine of `pages` pages.
+    /// An empty tape for a VM of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let capacity = (pages as usize).clamp(1, MOST);
         let (tags, last_of_tag) = (Vec::new(), Vec::new());
         Self { ring: Vec::new(), capacity, next: 0, last: HashMap::new(), tags, last_of_tag }
     }
 
-    /// The tape of a machine of `pages` pages that touched these, in order. Pages that it cannot have are left out.
+    /// The tape of a VM of `pages` pages that touched these, in order. Pages that it cannot have are left out.
     pub fn of(touches: &[Touch], pages: u32) -> Self {
         let mut tape = Self::new(pages);
         for (page, tag) in touches.iter().filter(|(page, _)| *page < pages) {

@@ -4,7 +4,7 @@
 //! enough, if they are independent; with the origin that is most sure.
 //!
 //! # Limits
-//! They are not independent: machines that are alike are wrong alike. What was predicted more than [`COUNTS_FOR`] ago
+//! They are not independent: VMs that are alike are wrong alike. What was predicted more than [`COUNTS_FOR`] ago
 //! does not count.
 
 use std::collections::{HashMap, VecDeque};
@@ -21,7 +21,7 @@ const MOST_PAGES: usize = 4096;
 /// Who is right less often does not vote.
 const LEAST: f64 = 0.1;
 
-/// What was predicted for one machine.
+/// What was predicted for one VM.
 #[derive(Clone, Debug, Default)]
 pub struct Votes {
     votes: HashMap<PageIndex, Vote>,
@@ -71,7 +71,7 @@ impl Votes {
         vote.by.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(origin, _)| origin)
     }
 
-    /// What a machine that has gone predicted counts no more.
+    /// What a VM that has gone predicted counts no more.
     pub fn forget(&mut self, leader: VmId) {
         for vote in self.votes.values_mut() {
             vote.by.retain(|(origin, _)| origin.leader() != Some(leader));

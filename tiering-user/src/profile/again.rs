@@ -1,4 +1,4 @@
-//! How much of what a machine used in one epoch it uses again in the next, and how much of what it wrote it writes
+//! How much of what a VM used in one epoch it uses again in the next, and how much of what it wrote it writes
 //! again.
 //!
 //! In: what each page was used for, of those that are looked at, epoch by epoch. Out: numbers of pages.

@@ -1,4 +1,4 @@
-//! How a machine behaves: one [`Profile`] each, kept up to date with every access that is seen.
+//! How a VM behaves: one [`Profile`] each, kept up to date with every access that is seen.
 //!
 //! In: accesses, and once an epoch the working sets of the mapping table and what the process used of the host. Out:
 //! rates, the miss-ratio curve, how soon pages are used again, how accesses follow each other and over what they
@@ -7,7 +7,7 @@
 //!
 //! # Limits
 //! It knows what the sources of accesses show (docs/tracking.md): of a page that stays mapped at most one access a
-//! round, and of machines that are not watched in rounds none at all.
+//! round, and of VMs that are not watched in rounds none at all.
 
 mod again;
 mod fenwick;
@@ -68,7 +68,7 @@ struct Recent {
     written_bytes: f64,
 }
 
-/// How a machine behaves.
+/// How a VM behaves.
 #[derive(Debug)]
 pub struct Profile {
     epoch_began: Monotonic,
@@ -95,7 +95,7 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Of a machine with so many pages of RAM.
+    /// Of a VM with so many pages of RAM.
     pub fn new(pages: u32, now: Monotonic) -> Self {
         Self {
             epoch_began: now,
@@ -276,7 +276,7 @@ impl Profile {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "never negative, and pages of a machine"
+            reason = "never negative, and pages of a VM"
         )]
         let rise = (most - now) as u64;
         rise.min(self.pages.into())
@@ -312,7 +312,7 @@ impl Profile {
         self.series.hour()
     }
 
-    /// All of this as a vector, for comparison with that of another machine. As of the end of the last epoch; none
+    /// All of this as a vector, for comparison with that of another VM. As of the end of the last epoch; none
     /// before the first one.
     pub fn vector(&self) -> Option<&Vector> {
         self.vector.as_ref()
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_machine_is_described_as_it_is() {
+    fn a_steady_vm_is_described_as_it_is() {
         let profile = steady(30);
         let (reads, writes) = profile.rates();
         assert!((reads - 150.0).abs() < 1.0 && (writes - 50.0).abs() < 1.0, "{reads} {writes}");
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_machine_that_does_nothing_nothing_is_said() {
+    fn of_a_vm_that_does_nothing_nothing_is_said() {
         let mut profile = Profile::new(4096, at(0.0));
         profile.end_epoch(at(10.0), Observed::default());
         assert_eq!((profile.rates(), profile.sequential()), ((0.0, 0.0), None));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_behave_alike_have_like_vectors() {
+    fn vms_that_behave_alike_have_like_vectors() {
         let other = |stride: u32, write_every: u32| {
             let mut profile = Profile::new(4096, at(0.0));
             for epoch in 0..30 {

@@ -1,4 +1,4 @@
-//! How soon a machine accesses a page again: after how much time, and after how many other pages. The latter is its
+//! How soon a VM accesses a page again: after how much time, and after how many other pages. The latter is its
 //! miss-ratio curve.
 //!
 //! Spatial sampling with a bound on memory (SHARDS, Waldspurger et al., FAST 2015): a page is looked at if its hash is
@@ -22,10 +22,10 @@ const PAGES: usize = 2048;
 const ORDER: usize = 8 * PAGES;
 /// By how much of itself a number of pages may be wrong that a sample tells: a standard deviation, about.
 const UNSURE: f64 = 0.025;
-/// What was accessed within this is known to a machine that is described by parts of what it knows.
+/// What was accessed within this is known to a VM that is described by parts of what it knows.
 const KNOWN: Duration = Duration::from_mins(10);
 
-/// Accesses of a machine's pages, sampled.
+/// Accesses of a VM's pages, sampled.
 #[derive(Debug)]
 pub struct Reuse {
     /// Pages whose hash is below are looked at.

@@ -70,7 +70,7 @@ struct Level {
     epochs: u32,
 }
 
-/// The series of one machine.
+/// The series of one VM.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
     levels: [Level; LEVELS.len()],

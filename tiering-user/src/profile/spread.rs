@@ -1,8 +1,8 @@
-//! Over which parts of its RAM a machine's accesses spread, and when that changes.
+//! Over which parts of its RAM a VM's accesses spread, and when that changes.
 
 use crate::tiermap::{BLOCK_PAGES, PageIndex, Sparse};
 
-/// Equal parts of RAM that are compared: fine enough to tell where a machine works, coarse enough that few accesses
+/// Equal parts of RAM that are compared: fine enough to tell where a VM works, coarse enough that few accesses
 /// show it.
 const PARTS: usize = 64;
 /// Accesses until a comparison says something: two samples of so many from one distribution over all parts differ by
@@ -67,7 +67,7 @@ impl Spread {
         width
     }
 
-    /// How often the machine began to work elsewhere.
+    /// How often the VM began to work elsewhere.
     pub fn phase_changes(&self) -> u64 {
         self.changes
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_goes_on_has_one_phase_and_one_that_moves_another() {
+    fn a_vm_that_goes_on_has_one_phase_and_one_that_moves_another() {
         let mut spread = Spread::new(BLOCKS * BLOCK_PAGES);
         for seed in 0..20 {
             epoch(&mut spread, random(0, BLOCKS, seed));

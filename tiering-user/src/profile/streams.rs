@@ -1,4 +1,4 @@
-//! How much of what a machine accesses goes on where it was: page after page, or in steps of a few; and how far it goes
+//! How much of what a VM accesses goes on where it was: page after page, or in steps of a few; and how far it goes
 //! otherwise.
 //!
 //! As hardware prefetchers do: a handful of streams, each with its last page and its step. An access that is a step
@@ -52,7 +52,7 @@ struct Stream {
     at: u64,
 }
 
-/// The streams of one machine.
+/// The streams of one VM.
 #[derive(Debug, Default)]
 pub struct Streams {
     streams: [Stream; STREAMS],

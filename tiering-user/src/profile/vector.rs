@@ -1,6 +1,6 @@
-//! A profile as a vector, for comparison with those of other machines.
+//! A profile as a vector, for comparison with those of other VMs.
 //!
-//! What depends on how large a machine is, how large its data are, or for how long it was watched is left out, or told
+//! What depends on how large a VM is, how large its data are, or for how long it was watched is left out, or told
 //! as a share: a large database should look like a small one.
 
 use super::Profile;

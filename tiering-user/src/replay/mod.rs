@@ -95,7 +95,7 @@ impl fmt::Display for Decision {
 #[derive(Debug)]
 pub enum Told<'a> {
     Decision(Decision),
-    /// An epoch of a machine has ended, so many seconds after the trace began.
+    /// An epoch of a VM has ended, so many seconds after the trace began.
     Epoch {
         second: u64,
         machine: &'a str,
@@ -103,7 +103,7 @@ pub enum Told<'a> {
     },
 }
 
-/// What became of one machine.
+/// What became of one VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
     pub machine: String,
@@ -151,7 +151,7 @@ pub struct Replay {
     pub lost: u64,
 }
 
-/// A machine of which it is told where its pages were.
+/// A VM of which it is told where its pages were.
 #[derive(Debug)]
 struct Waiting {
     machine: Machine,
@@ -173,7 +173,7 @@ impl Waiting {
     }
 }
 
-/// What is counted of one machine.
+/// What is counted of one VM.
 #[derive(Debug)]
 struct Tracked {
     machine: Machine,
@@ -283,7 +283,7 @@ impl Replay {
         self.silent_gone(self.second, tell);
     }
 
-    /// The trace is over. Returns all machines, in the order in which they went, then those that were there to the end.
+    /// The trace is over. Returns all VMs, in the order in which they went, then those that were there to the end.
     pub fn end(mut self, mut tell: impl FnMut(Told<'_>)) -> Vec<Outcome> {
         self.begin_all(&mut tell);
         if !self.tracked.is_empty() {
@@ -327,7 +327,7 @@ impl Replay {
         }
     }
 
-    /// All is told of where the pages of a machine were when its recording began.
+    /// All is told of where the pages of a VM were when its recording began.
     fn begin(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
         let Some(Waiting { machine, runs, .. }) = self.waiting.remove(&vm) else { return };
         let mut guest = guest(vm, &machine.name, machine.pages);
@@ -346,7 +346,7 @@ impl Replay {
         }
     }
 
-    /// What the machine accesses shows again from now on.
+    /// What the VM accesses shows again from now on.
     fn armed(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
         let now = self.host.as_ref().map(SimulatedHost::now);
         if let Some(began) = now.filter(|_| self.tracked.contains_key(&vm)) {

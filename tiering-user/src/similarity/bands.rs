@@ -1,17 +1,17 @@
-//! Which machines are worth comparing, without comparing all.
+//! Which VMs are worth comparing, without comparing all.
 //!
-//! Locality-sensitive hashing (Broder; Indyk and Motwani): three bins of a sketch are a band, and machines of which a
+//! Locality-sensitive hashing (Broder; Indyk and Motwani): three bins of a sketch are a band, and VMs of which a
 //! band is the same are a pair to compare. With [`BANDS`] bands a Jaccard index of 0.5 is missed once in 600, one of
 //! 0.1 is taken once in 20. A band in which both are empty says nothing and is left out; one that is empty in part says
 //! more than a full one, so sets of few names are found just as well. A file is a bucket as well.
 //!
 //! In: the portraits that changed. Out: pairs, of which at least one changed. A band is a sorted list of keys and
-//! machines: to sort it again is cheap where little changed.
+//! VMs: to sort it again is cheap where little changed.
 //!
 //! # Limits
-//! Of more than [`MOST_TOGETHER`] machines in a bucket each is compared with a few only, by their places in the order
+//! Of more than [`MOST_TOGETHER`] VMs in a bucket each is compared with a few only, by their places in the order
 //! of ids: with 2 in a band, up to 48 over the bands of a sketch, and with 16 of a file. So of a large family each
-//! machine knows some, not all, and not always the best; who they are depends on who was there, and may differ from
+//! VM knows some, not all, and not always the best; who they are depends on who was there, and may differ from
 //! what a fresh start finds. What is contained in something more than twice as large is found through a file, or by
 //! chance.
 
@@ -26,7 +26,7 @@ const _: () = assert!(BANDS * BINS_A_BAND <= BINS);
 const SKETCHES: usize = 3;
 /// In a larger bucket not all are compared with all.
 const MOST_TOGETHER: usize = 64;
-/// With how many others, twice, a machine is compared in a crowded bucket: of a band, and of a file.
+/// With how many others, twice, a VM is compared in a crowded bucket: of a band, and of a file.
 const PARTNERS_BAND: u64 = 1;
 const PARTNERS_FILE: u64 = 8;
 /// In so many bands of a sketch these are other ones.
@@ -46,33 +46,33 @@ impl Default for Bands {
 }
 
 impl Bands {
-    /// Takes these machines out. Sorted.
+    /// Takes these VMs out. Sorted.
     pub fn remove(&mut self, stale: &[VmId]) {
         let bands = self.bands.iter_mut().chain([&mut self.files]);
         bands.for_each(|band| band.0.retain(|entry| stale.binary_search(&entry.vm()).is_err()));
     }
 
-    /// Puts a machine in; [`settle`](Self::settle) when all are.
-    pub fn insert(&mut self, vm: VmId, machine: &Seen<'_>) {
-        let Seen { portrait, seen } = machine;
+    /// Puts a VM in; [`settle`](Self::settle) when all are.
+    pub fn insert(&mut self, id: VmId, member: &Seen<'_>) {
+        let Seen { portrait, seen } = member;
         let sketches: [&Sketch; SKETCHES] = [&portrait.content, &portrait.placed, seen];
         for (bands, sketch) in self.bands.chunks_mut(BANDS).zip(sketches) {
             for (band, bins) in bands.iter_mut().zip(sketch.bins().chunks_exact(BINS_A_BAND)) {
-                band.0.extend(key(bins).map(|key| Entry::new(key, vm)));
+                band.0.extend(key(bins).map(|key| Entry::new(key, id)));
             }
         }
-        self.files.0.extend(portrait.files.iter().map(|file| Entry::new((mix(*file) >> 32) as u32, vm)));
+        self.files.0.extend(portrait.files.iter().map(|file| Entry::new((mix(*file) >> 32) as u32, id)));
     }
 
     /// Makes the buckets ready to be asked.
     pub fn settle(&mut self) {
         // The stable sort sees that most is in order already.
         self.bands.iter_mut().chain([&mut self.files]).for_each(|band| band.0.sort());
-        // Two files of one machine may have one key.
+        // Two files of one VM may have one key.
         self.files.0.dedup();
     }
 
-    /// The pairs, each once, the smaller id first, of which one is among the changed machines, which are sorted; and
+    /// The pairs, each once, the smaller id first, of which one is among the changed VMs, which are sorted; and
     /// the number of crowded buckets.
     pub fn pairs(&self, changed: &[VmId]) -> (Vec<(VmId, VmId)>, usize) {
         let mut pairs = Pairs::new(changed);
@@ -90,11 +90,11 @@ fn key(bins: &[i32]) -> Option<u32> {
     bins.iter().any(|bin| *bin != EMPTY).then(|| (bins.iter().fold(1, all) >> 32) as u32)
 }
 
-/// Keys and machines, sorted.
+/// Keys and VMs, sorted.
 #[derive(Clone, Debug, Default)]
 struct Band(Vec<Entry>);
 
-/// A key and a machine, in one number because that sorts faster.
+/// A key and a VM, in one number because that sorts faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry(u64);
 
@@ -116,7 +116,7 @@ impl Entry {
 struct Pairs<'a> {
     changed: &'a [VmId],
     pairs: Vec<u64>,
-    /// By hash, the pair of that hash which came last. Alike machines share dozens of bands: to sort out all of that
+    /// By hash, the pair of that hash which came last. Alike VMs share dozens of bands: to sort out all of that
     /// would take longer than anything else here.
     lately: Vec<u64>,
     /// Of one bucket, who changed.
@@ -124,7 +124,7 @@ struct Pairs<'a> {
     crowded: usize,
 }
 
-/// Of `lately`, entries for each machine that changed: several times its usual pairs, so that few have the same hash.
+/// Of `lately`, entries for each VM that changed: several times its usual pairs, so that few have the same hash.
 const LATELY: usize = 128;
 const LATELY_MOST: usize = 1 << 20;
 
@@ -165,7 +165,7 @@ impl<'a> Pairs<'a> {
     }
 
     fn offer(&mut self, first: Entry, second: Entry) {
-        // No machine is a pair with itself, so this is never 0.
+        // No VM is a pair with itself, so this is never 0.
         let pair = Entry::new(first.vm().0, second.vm()).0;
         let hash = mix(pair) as usize & (self.lately.len() - 1);
         let lately = &mut self.lately[hash];

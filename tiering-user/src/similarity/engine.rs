@@ -1,7 +1,7 @@
-//! The machines of one tenant and how alike they are, kept up as they change.
+//! The VMs of one tenant and how alike they are, kept up as they change.
 //!
-//! In: portraits of machines that changed, machines that are gone, and what became of stages. Out, after each
-//! [`refresh`](Similarity::refresh): neighbours and scores. Only the pairs of machines that changed are computed anew.
+//! In: portraits of VMs that changed, VMs that are gone, and what became of stages. Out, after each
+//! [`refresh`](Similarity::refresh): neighbours and scores. Only the pairs of VMs that changed are computed anew.
 //!
 //! # Limits
 //! Only candidates have a score (see [`super::bands`]). What was learned shows in the scores after the next refresh.
@@ -18,7 +18,7 @@ use crate::track::VmId;
 /// So many of the best are named as neighbours.
 pub const MOST_NEIGHBOURS: usize = 16;
 
-/// A machine that another one might follow.
+/// A VM that another one might follow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbour {
     /// The leader.
@@ -31,25 +31,25 @@ pub struct Neighbour {
 /// What a refresh did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RefreshCounts {
-    /// Machines that had changed.
-    pub machines: usize,
+    /// VMs that had changed.
+    pub vms: usize,
     /// Pairs that were compared.
     pub pairs: usize,
-    /// Buckets of so many machines that not all of their pairs were.
+    /// Buckets of so many VMs that not all of their pairs were.
     pub crowded: usize,
 }
 
-/// One machine.
+/// One VM.
 #[derive(Clone, Debug)]
-struct Machine {
+struct Member {
     portrait: Portrait,
     /// All that is on its trail.
     seen: Sketch,
-    /// All candidates, best first. Whoever is in this list has this machine in its own.
+    /// All candidates, best first. Whoever is in this list has this VM in its own.
     leaders: Vec<Neighbour>,
 }
 
-impl Machine {
+impl Member {
     fn as_seen(&self) -> Seen<'_> {
         Seen { portrait: &self.portrait, seen: &self.seen }
     }
@@ -61,10 +61,10 @@ impl Machine {
     }
 }
 
-/// The machines of one tenant.
+/// The VMs of one tenant.
 #[derive(Clone, Debug, Default)]
 pub struct Similarity {
-    machines: BTreeMap<VmId, Machine>,
+    members: BTreeMap<VmId, Member>,
     /// Changed, or gone, since the last refresh.
     stale: BTreeSet<VmId>,
     bands: Bands,
@@ -84,23 +84,23 @@ impl Similarity {
         &self.weights
     }
 
-    /// A machine is new, or has changed.
-    pub fn update(&mut self, vm: VmId, portrait: &Portrait) {
+    /// A VM is new, or has changed.
+    pub fn update(&mut self, id: VmId, portrait: &Portrait) {
         let (portrait, seen) = (portrait.clone(), portrait.trail.seen());
-        self.stale.insert(vm);
-        match self.machines.get_mut(&vm) {
-            Some(machine) => (machine.portrait, machine.seen) = (portrait, seen),
-            None => drop(self.machines.insert(vm, Machine { portrait, seen, leaders: Vec::new() })),
+        self.stale.insert(id);
+        match self.members.get_mut(&id) {
+            Some(member) => (member.portrait, member.seen) = (portrait, seen),
+            None => drop(self.members.insert(id, Member { portrait, seen, leaders: Vec::new() })),
         }
     }
 
-    /// A machine is gone; at once it is nobody's neighbour.
-    pub fn forget(&mut self, vm: VmId) {
-        let Some(machine) = self.machines.remove(&vm) else { return };
-        self.stale.insert(vm);
-        for neighbour in machine.leaders {
-            if let Some(other) = self.machines.get_mut(&neighbour.vm) {
-                other.leaders.retain(|leader| leader.vm != vm);
+    /// A VM is gone; at once it is nobody's neighbour.
+    pub fn forget(&mut self, id: VmId) {
+        let Some(member) = self.members.remove(&id) else { return };
+        self.stale.insert(id);
+        for neighbour in member.leaders {
+            if let Some(other) = self.members.get_mut(&neighbour.vm) {
+                other.leaders.retain(|leader| leader.vm != id);
             }
         }
     }
@@ -114,65 +114,62 @@ impl Similarity {
             counts = self.index(&stale);
         }
         if std::mem::take(&mut self.learned) {
-            for (vm, machine) in &mut self.machines {
-                machine
-                    .leaders
-                    .iter_mut()
-                    .for_each(|leader| leader.score = self.weights.score(&leader.parts));
-                machine.sort(*vm);
+            for (id, member) in &mut self.members {
+                member.leaders.iter_mut().for_each(|leader| leader.score = self.weights.score(&leader.parts));
+                member.sort(*id);
             }
         }
         counts
     }
 
-    /// Forgets the pairs of these machines, sorted.
+    /// Forgets the pairs of these VMs, sorted.
     fn part(&mut self, stale: &[VmId]) {
         let mut others = BTreeSet::new();
-        for vm in stale {
-            if let Some(machine) = self.machines.get_mut(vm) {
-                others.extend(machine.leaders.drain(..).map(|leader| leader.vm));
+        for id in stale {
+            if let Some(member) = self.members.get_mut(id) {
+                others.extend(member.leaders.drain(..).map(|leader| leader.vm));
             }
         }
-        for vm in others {
-            if let Some(machine) = self.machines.get_mut(&vm) {
-                machine.leaders.retain(|leader| stale.binary_search(&leader.vm).is_err());
+        for id in others {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.leaders.retain(|leader| stale.binary_search(&leader.vm).is_err());
             }
         }
     }
 
-    /// Finds and compares the pairs of these machines, sorted.
+    /// Finds and compares the pairs of these VMs, sorted.
     fn index(&mut self, stale: &[VmId]) -> RefreshCounts {
         self.bands.remove(stale);
-        let mut machines = 0;
-        for vm in stale {
-            if let Some(machine) = self.machines.get(vm) {
-                machines += 1;
-                self.bands.insert(*vm, &machine.as_seen());
+        let mut vms = 0;
+        for id in stale {
+            if let Some(member) = self.members.get(id) {
+                vms += 1;
+                self.bands.insert(*id, &member.as_seen());
             }
         }
         self.bands.settle();
         let (pairs, crowded) = self.bands.pairs(stale);
-        let known: Vec<_> = self.machines.iter().map(|(vm, machine)| (*vm, machine.as_seen())).collect();
+        let known: Vec<_> = self.members.iter().map(|(id, member)| (*id, member.as_seen())).collect();
         let mut found = vec![Vec::new(); known.len()];
-        let place = |vm: VmId| known.binary_search_by_key(&vm, |(vm, _)| *vm).ok();
+        let place = |id: VmId| known.binary_search_by_key(&id, |(id, _)| *id).ok();
         for (first, second) in &pairs {
             let (Some(one), Some(other)) = (place(*first), place(*second)) else { continue };
             let (forth, back) = Parts::between(&known[one].1, &known[other].1);
-            let neighbour = |vm, parts| Neighbour { vm, score: self.weights.score(&parts), parts };
+            let neighbour = |id, parts| Neighbour { vm: id, score: self.weights.score(&parts), parts };
             found[other].push(neighbour(*first, forth));
             found[one].push(neighbour(*second, back));
         }
-        let found = self.machines.iter_mut().zip(found);
-        for ((vm, machine), leaders) in found.filter(|(_, leaders)| !leaders.is_empty()) {
-            machine.leaders.extend(leaders);
-            machine.sort(*vm);
+        let found = self.members.iter_mut().zip(found);
+        for ((id, member), leaders) in found.filter(|(_, leaders)| !leaders.is_empty()) {
+            member.leaders.extend(leaders);
+            member.sort(*id);
         }
-        RefreshCounts { machines, pairs: pairs.len(), crowded }
+        RefreshCounts { vms, pairs: pairs.len(), crowded }
     }
 
-    /// The machines that this one might follow, best first, at most [`MOST_NEIGHBOURS`].
+    /// The VMs that this one might follow, best first, at most [`MOST_NEIGHBOURS`].
     pub fn neighbours(&self, follower: VmId) -> &[Neighbour] {
-        let all = self.machines.get(&follower).map_or(&[][..], |machine| &machine.leaders);
+        let all = self.members.get(&follower).map_or(&[][..], |member| &member.leaders);
         &all[..all.len().min(MOST_NEIGHBOURS)]
     }
 
@@ -193,12 +190,12 @@ impl Similarity {
 
     /// All pairs that have a score: the follower, and who it might follow.
     pub fn pairs(&self) -> impl Iterator<Item = (VmId, &Neighbour)> {
-        self.machines
+        self.members
             .iter()
-            .flat_map(|(follower, machine)| machine.leaders.iter().map(|leader| (*follower, leader)))
+            .flat_map(|(follower, member)| member.leaders.iter().map(|leader| (*follower, leader)))
     }
 
     fn pair(&self, leader: VmId, follower: VmId) -> Option<&Neighbour> {
-        self.machines.get(&follower)?.leaders.iter().find(|neighbour| neighbour.vm == leader)
+        self.members.get(&follower)?.leaders.iter().find(|neighbour| neighbour.vm == leader)
     }
 }

@@ -1,4 +1,4 @@
-//! In which ways one machine is like another, seen from the one that would follow.
+//! In which ways one VM is like another, seen from the one that would follow.
 //!
 //! In: two portraits. Out: [`Parts`] for each direction. Each part is a share, 0 to 1, or not known.
 
@@ -51,7 +51,7 @@ impl Parts {
         (forth, back)
     }
 
-    /// Of two machines, one of which leads the other.
+    /// Of two VMs, one of which leads the other.
     pub fn of(leader: &Portrait, follower: &Portrait) -> Self {
         let (led, follows) = (leader.trail.seen(), follower.trail.seen());
         let leader = Seen { portrait: leader, seen: &led };
@@ -59,7 +59,7 @@ impl Parts {
     }
 }
 
-/// A portrait and all that its machine touched: made once, as a machine is compared with many.
+/// A portrait and all that its VM touched: made once, as a VM is compared with many.
 pub(super) struct Seen<'a> {
     pub portrait: &'a Portrait,
     pub seen: &'a Sketch,

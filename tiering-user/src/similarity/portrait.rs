@@ -1,27 +1,27 @@
-//! What is known of one machine, in a form in which it can be compared.
+//! What is known of one VM, in a form in which it can be compared.
 
 use std::collections::BTreeSet;
 
 use super::sketch::{Sketch, mix};
 use super::trail::Trail;
 
-/// One machine. What stays empty counts as not known.
+/// One VM. What stays empty counts as not known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Portrait {
     /// Tags of its pages. They must be keyed, by one key for the tenant.
     pub content: Sketch,
     /// Its pages' tags together with where the pages are.
     pub placed: Sketch,
-    /// Names of what it touches: tags where they are known, else page numbers; the same for all machines of a tenant.
+    /// Names of what it touches: tags where they are known, else page numbers; the same for all VMs of a tenant.
     pub trail: Trail,
     /// Identities of the files behind its memory and disks.
     pub files: BTreeSet<u64>,
-    /// What its profile says, as numbers of like scale; as many for each machine.
+    /// What its profile says, as numbers of like scale; as many for each VM.
     pub behaviour: Option<Vec<f32>>,
 }
 
 impl Portrait {
-    /// The machine holds content with this tag in the page of this guest-physical page number.
+    /// The VM holds content with this tag in the page of this guest-physical page number.
     pub fn hold(&mut self, guest_page: u64, tag: u64) {
         self.content.insert(tag);
         self.placed.insert(tag ^ mix(!guest_page));

@@ -1,4 +1,4 @@
-//! Machines that find each other, and that do not.
+//! VMs that find each other, and that do not.
 
 use std::ops::Range;
 
@@ -11,16 +11,16 @@ const ONE: VmId = VmId(1);
 const OTHER: VmId = VmId(2);
 const THIRD: VmId = VmId(3);
 
-/// A machine that holds these contents in pages of the same numbers.
+/// A VM that holds these contents in pages of the same numbers.
 fn holding(contents: Range<u64>) -> Portrait {
     let mut portrait = Portrait::default();
     contents.for_each(|content| portrait.hold(content, mix(content)));
     portrait
 }
 
-fn refreshed<'a>(machines: impl IntoIterator<Item = (VmId, &'a Portrait)>) -> Similarity {
+fn refreshed<'a>(vms: impl IntoIterator<Item = (VmId, &'a Portrait)>) -> Similarity {
     let mut similarity = Similarity::default();
-    machines.into_iter().for_each(|(vm, portrait)| similarity.update(vm, portrait));
+    vms.into_iter().for_each(|(vm, portrait)| similarity.update(vm, portrait));
     similarity.refresh();
     similarity
 }
@@ -30,7 +30,7 @@ fn names(neighbours: &[Neighbour]) -> Vec<VmId> {
 }
 
 #[test]
-fn machines_of_the_same_content_find_each_other_and_unlike_ones_do_not() {
+fn vms_of_the_same_content_find_each_other_and_unlike_ones_do_not() {
     let (clone, unlike) = (holding(0..5000), holding(10_000..15_000));
     let similarity = refreshed([(ONE, &clone), (OTHER, &clone), (THIRD, &unlike)]);
     assert_eq!(names(similarity.neighbours(ONE)), [OTHER]);
@@ -47,7 +47,7 @@ fn the_more_alike_the_better() {
 }
 
 #[test]
-fn a_small_machine_follows_the_large_one_that_holds_all_of_it_but_not_the_other_way_round() {
+fn a_small_vm_follows_the_large_one_that_holds_all_of_it_but_not_the_other_way_round() {
     let (mut large, mut small) = (holding(0..16_000), holding(0..2000));
     large.files.insert(77);
     small.files.insert(77);
@@ -59,7 +59,7 @@ fn a_small_machine_follows_the_large_one_that_holds_all_of_it_but_not_the_other_
 }
 
 #[test]
-fn machines_of_a_handful_of_pages_are_found_too() {
+fn vms_of_a_handful_of_pages_are_found_too() {
     let (five, four, others) = (holding(0..5), holding(0..4), holding(100..104));
     let similarity = refreshed([(ONE, &five), (OTHER, &four), (THIRD, &others)]);
     assert_eq!(names(similarity.neighbours(OTHER)), [ONE]);
@@ -79,7 +79,7 @@ fn who_walks_the_same_way_is_followed_whatever_the_content() {
 }
 
 #[test]
-fn a_machine_that_is_gone_is_in_nobodys_list() {
+fn a_vm_that_is_gone_is_in_nobodys_list() {
     let clone = holding(0..1000);
     let mut similarity = refreshed([(ONE, &clone), (OTHER, &clone), (THIRD, &clone)]);
     similarity.forget(OTHER);
@@ -92,12 +92,12 @@ fn a_machine_that_is_gone_is_in_nobodys_list() {
     similarity.refresh();
     without(&similarity);
     similarity.update(ONE, &clone);
-    assert_eq!(similarity.refresh(), RefreshCounts { machines: 1, pairs: 1, crowded: 0 });
+    assert_eq!(similarity.refresh(), RefreshCounts { vms: 1, pairs: 1, crowded: 0 });
     without(&similarity);
 }
 
 #[test]
-fn a_machine_that_changed_loses_its_neighbours_and_finds_others() {
+fn a_vm_that_changed_loses_its_neighbours_and_finds_others() {
     let (these, those) = (holding(0..1000), holding(5000..6000));
     let mut similarity = refreshed([(ONE, &these), (OTHER, &these), (THIRD, &those)]);
     similarity.update(ONE, &those);
@@ -133,7 +133,7 @@ fn of_a_thousand_clones_each_knows_sixteen_and_nobody_compares_all() {
     assert_eq!(similarity.neighbours(VmId(500)).len(), MOST_NEIGHBOURS);
 }
 
-/// What can happen to a machine between two refreshes.
+/// What can happen to a VM between two refreshes.
 #[derive(Clone, Debug)]
 enum Event {
     Update { vm: u32, from: u64, pages: u64, file: u64 },

@@ -1,6 +1,6 @@
-//! What a machine touched lately, and what before.
+//! What a VM touched lately, and what before.
 //!
-//! In: names of what it touches, and the ends of epochs. Out: how much of what one machine touched in this epoch
+//! In: names of what it touches, and the ends of epochs. Out: how much of what one VM touched in this epoch
 //! another one had touched before, or in the same epoch ([`Trail::lagged`]).
 //!
 //! # Limits
@@ -12,7 +12,7 @@ use super::sketch::Sketch;
 /// Epochs after which what was touched before them begins to be forgotten.
 const EPOCHS_A_GENERATION: u32 = 8;
 
-/// What one machine touched.
+/// What one VM touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trail {
     /// In this epoch.
@@ -24,12 +24,12 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// The machine touches this.
+    /// The VM touches this.
     pub fn note(&mut self, name: u64) {
         self.recent.insert(name);
     }
 
-    /// An epoch has ended: what was recent is earlier now. To be called after machines were compared: with nothing
+    /// An epoch has ended: what was recent is earlier now. To be called after VMs were compared: with nothing
     /// recent there is nothing to compare.
     pub fn turn(&mut self) {
         self.earlier.merge(&self.recent);

@@ -1,4 +1,4 @@
-//! From the ways in which machines are alike to one score that means something, learned from what became of stages.
+//! From the ways in which VMs are alike to one score that means something, learned from what became of stages.
 //!
 //! A logistic model: the score is the probability that what is staged for a follower because of its leader is used.
 //! Each report of stages that have ended is one step of gradient descent on the log-loss.
@@ -16,7 +16,7 @@ const RATE: f64 = 0.1;
 /// Stages that have ended after which a report has half of its full weight.
 const ENDED_HALF: f64 = 64.0;
 const WEIGHT_MOST: f64 = 6.0;
-/// From a score of 0.0025 to one of 0.5, where machines have nothing in common.
+/// From a score of 0.0025 to one of 0.5, where VMs have nothing in common.
 const BIAS: std::ops::RangeInclusive<f64> = -6.0..=0.0;
 
 /// What each part is worth.

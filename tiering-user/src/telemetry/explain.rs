@@ -1,4 +1,4 @@
-//! Why a machine or a page is where it is, and what comes next, as it stands in JSON.
+//! Why a VM or a page is where it is, and what comes next, as it stands in JSON.
 //!
 //! In: nothing; the agent fills it in. Out: serde types, whose fields are added and never renamed.
 
@@ -18,7 +18,7 @@ pub enum Address {
     Gpa(u64),
 }
 
-/// The answer about a machine, and about one of its pages where one was asked for.
+/// The answer about a VM, and about one of its pages where one was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Explanation {
@@ -44,7 +44,7 @@ pub struct Explanation {
     pub resting_ms: Option<u64>,
     /// Pages that wait for the mover, or are with it.
     pub waiting_pages: u64,
-    /// Steps that were carried out or tried, newest first: the last ones of the machine.
+    /// Steps that were carried out or tried, newest first: the last ones of the VM.
     pub decisions: Vec<DecisionInfo>,
     pub page: Option<PageInfo>,
     pub known_before: KnownBefore,

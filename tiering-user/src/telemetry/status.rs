@@ -239,7 +239,7 @@ pub struct VmStatus {
     pub reads_total: u64,
     pub writes_total: u64,
     pub faults_total: u64,
-    /// Of these, those that were looked at: all, but for machines that fault faster than `tracking` allows.
+    /// Of these, those that were looked at: all, but for VMs that fault faster than `tracking` allows.
     pub sampled_total: u64,
     /// Of so many of its faults one is looked at now.
     pub sampled_one_in: u32,
@@ -432,7 +432,7 @@ pub struct PrefetchOrigins {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventCounts {
-    /// Accesses seen in guest RAM; of a machine that makes too many only some are put into the ring.
+    /// Accesses seen in guest RAM; of a VM that makes too many only some are put into the ring.
     pub seen: u64,
     pub produced: u64,
     pub consumed: u64,

@@ -1,6 +1,6 @@
 //! Which blocks of a table changed since they were last looked at.
 //!
-//! In: block numbers, as pages change. Out: as many changed blocks as are asked for, in turn, so that a machine that
+//! In: block numbers, as pages change. Out: as many changed blocks as are asked for, in turn, so that a VM that
 //! changes faster than it is looked at is still seen as a whole.
 
 use super::sparse::Sparse;

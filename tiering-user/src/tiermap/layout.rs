@@ -1,12 +1,12 @@
 //! From host-virtual addresses to page numbers and back.
 //!
-//! The pages of a virtual machine are numbered from 0 through its regions, in order of address.
+//! The pages of a VM are numbered from 0 through its regions, in order of address.
 
 use super::table::BLOCK_PAGES;
 use crate::sys::PAGE_BYTES;
 use crate::vm::{Backing, Hva, RamRegion};
 
-/// Number of a page in one virtual machine.
+/// Number of a page in one VM.
 pub type PageIndex = u32;
 
 /// Pages that are numbered: 16 TiB but for two blocks, so that the number behind any block is a page number, too.
@@ -63,7 +63,7 @@ struct Part {
     hugetlb: bool,
 }
 
-/// Where the pages of one virtual machine lie.
+/// Where the pages of one VM lie.
 #[derive(Clone, Debug)]
 pub struct Layout {
     parts: Vec<Part>,

@@ -1,4 +1,4 @@
-//! The mapping table: for every page of every virtual machine, in which tier it is and how warm.
+//! The mapping table: for every page of every VM, in which tier it is and how warm.
 //!
 //! In: accesses, outcomes of moves, and sweeps of the page tables. Out: look-ups by page, counts per tier, and walks
 //! for the policy. Four bytes a page, allocated for each 2 MiB block of which some page is in memory or in swap. Frames

@@ -63,7 +63,7 @@ impl Sweep {
 /// blocks.
 pub fn part(layout: &Layout, first: PageIndex) -> Option<PageRun> {
     let left = layout.pages().checked_sub(first)?;
-    // A machine without RAM has one part, without pages.
+    // A VM without RAM has one part, without pages.
     (left > 0 || first == 0).then(|| PageRun { first, count: left.min(PART_PAGES) })
 }
 

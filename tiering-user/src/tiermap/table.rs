@@ -1,4 +1,4 @@
-//! The table of one virtual machine.
+//! The table of one VM.
 
 use super::block::BlockInfo;
 use super::digest::Digest;
@@ -78,7 +78,7 @@ pub struct Touch {
     pub was_lower: bool,
 }
 
-/// Every page of one virtual machine.
+/// Every page of one VM.
 #[derive(Clone, Debug)]
 pub struct VmPages {
     pub(super) layout: Layout,

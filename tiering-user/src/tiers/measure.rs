@@ -10,12 +10,12 @@
 //! 3. A swap tier: a file of random bytes ([`ProbeFile`]) is written, read through, then read and written by single
 //!    pages at random. Of a device pages that the agent has put there are read; none before it was made into swap.
 //! 4. Where that says that the ladder is in the wrong order, all is done a second time and the faster figure of each
-//!    tier counts: a busy machine makes any tier look slow for a moment.
+//!    tier counts: a busy host makes any tier look slow for a moment.
 //!
 //! # Limits
 //! Of a memory tier the node with most free is measured. Memory is read in small pages, and what the processor needs to
 //! find them is part of the figure. Caches larger than 64 MiB make memory look faster. Nothing else is
-//! stopped meanwhile: a busy machine measures slower.
+//! stopped meanwhile: a busy host measures slower.
 
 use std::io;
 use std::path::Path;
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_a_disk_of_this_machine_are_measured() {
+    fn memory_and_a_disk_of_this_host_are_measured() {
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let nodes = node_facts(Path::new("/sys"));
         let share = Duration::from_millis(100);

@@ -3,7 +3,7 @@
 //! A block is its length and the XXH3 of what follows (4 and 8 bytes, little-endian), and then its events. An event is
 //! a byte that says which one it is, the microseconds since the one before (since zero in the first), and its fields,
 //! as variable-length integers. Accesses, of which there are most, give their page as the difference to that of the
-//! access before to the same machine, and their machine only where it is another one.
+//! access before to the same VM, and their VM only where it is another one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub const MAGIC: [u8; 8] = [b'T', b'I', b'E', b'R', b'T', b'R', b'C', VERSION];
 pub const BLOCK_BYTES: usize = 64 << 10;
 /// No block is longer, with room for the event that ends it.
 pub(super) const MOST_BYTES: usize = 2 * BLOCK_BYTES;
-/// Longest name of a machine that is kept.
+/// Longest name of a VM that is kept.
 const NAME_BYTES: usize = 256;
 
 /// The lowest bit of the byte that begins an event says that it is an access; of an access these follow.

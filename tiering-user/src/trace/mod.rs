@@ -1,7 +1,7 @@
-//! What happened to the memory of machines, as a file: recorded once, replayed as often as one likes.
+//! What happened to the memory of VMs, as a file: recorded once, replayed as often as one likes.
 //!
 //! In: events, in the order in which the agent took them in. Out: a stream of blocks, and from such a stream the same
-//! events. A block says everything anew but which machines there are, so that one which is lost costs what is in it and
+//! events. A block says everything anew but which VMs there are, so that one which is lost costs what is in it and
 //! no more. Contents of pages, and what follows from them, are never in a trace. docs/replay.md has the format.
 
 mod block;
@@ -15,7 +15,7 @@ use crate::tiermap::{PageRun, Place};
 use crate::track::VmId;
 use crate::vm::Usage;
 
-/// A machine as it was when it appeared.
+/// A VM as it was when it appeared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     pub vm: VmId,
@@ -28,7 +28,7 @@ pub struct Machine {
     pub node_tiers: u8,
 }
 
-/// What happened. Of every machine [`Event::Appeared`] comes before anything else.
+/// What happened. Of every VM [`Event::Appeared`] comes before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Appeared(Machine),
@@ -40,7 +40,7 @@ pub enum Event {
         write: bool,
         weight_log2: u8,
     },
-    /// Pages were found there when the recording of their machine began.
+    /// Pages were found there when the recording of their VM began.
     Found {
         vm: VmId,
         run: PageRun,

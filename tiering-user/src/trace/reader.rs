@@ -94,7 +94,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// The machine an event is of.
+/// The VM an event is of.
 impl Event {
     pub fn vm(&self) -> Option<crate::track::VmId> {
         match self {

@@ -13,7 +13,7 @@ use tiering_common::{SAMPLE_KVM, SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample};
 use crate::sys::Monotonic;
 use crate::vm::Hva;
 
-/// Number the agent gives a virtual machine; never given twice in one run.
+/// Number the agent gives a VM; never given twice in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmId(pub u32);
 

@@ -1,6 +1,6 @@
-//! When the mapped pages of a machine are to show their accesses anew.
+//! When the mapped pages of a VM are to show their accesses anew.
 //!
-//! A round begins with all pages of a machine re-armed: from then on the first access to each shows. In: what a round
+//! A round begins with all pages of a VM re-armed: from then on the first access to each shows. In: what a round
 //! cost and showed. Out: whether the next one is due. Rounds come further apart where they show the same pages again
 //! and again, and at once where pages show up that the last one had not. Pure: time is an argument.
 
@@ -14,7 +14,7 @@ const ENTRY: Duration = Duration::from_nanos(265);
 const REST: Duration = Duration::from_mins(10);
 /// After so many rounds in a row of which accesses were missed it rests as well.
 const MISSED_MOST: u32 = 2;
-/// Most that rounds of a machine that does not change come further apart.
+/// Most that rounds of a VM that does not change come further apart.
 const STRETCH_MOST: u32 = 16;
 /// A round in which less than one page of so many is another than in the one before shows nothing new; nor do as few as
 /// so many pages.
@@ -28,13 +28,13 @@ const EPOCH_ROUNDS: u32 = 4;
 /// What re-arming may cost, and how often it is wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Time between two rounds of a machine whose pages change.
+    /// Time between two rounds of a VM whose pages change.
     pub every: Duration,
-    /// Longest that a machine's page faults may be held up.
+    /// Longest that a VM's page faults may be held up.
     pub pause: Duration,
-    /// Share of its time that a machine may lose, 0 to 1.
+    /// Share of its time that a VM may lose, 0 to 1.
     pub overhead: f64,
-    /// What it costs a machine that an access shows.
+    /// What it costs a VM that an access shows.
     pub access: Duration,
 }
 
@@ -52,13 +52,13 @@ pub struct Shown {
 pub enum Turn {
     Due,
     NotYet,
-    /// It would hold up the machine's page faults for so long.
+    /// It would hold up the VM's page faults for so long.
     TooLong(Duration),
     /// The last rounds ended early, or could not begin: it rests.
     Resting,
 }
 
-/// The rounds of one machine.
+/// The rounds of one VM.
 #[derive(Debug, Default)]
 pub struct Rounds {
     began: Option<Monotonic>,
@@ -112,7 +112,7 @@ impl Rounds {
         self.new += u64::from(new);
     }
 
-    /// Whether a round may begin `now`, in a machine with so many entries in its page tables.
+    /// Whether a round may begin `now`, in a VM with so many entries in its page tables.
     pub fn turn(&self, entries: u64, limits: &Limits, now: Monotonic) -> Turn {
         let pause = self.estimate(entries, limits, now);
         if pause > limits.pause {
@@ -208,7 +208,7 @@ impl Rounds {
         }
     }
 
-    /// Rounds that take a machine this long, and cost it what the last one did, leave it its share of the time.
+    /// Rounds that take a VM this long, and cost it what the last one did, leave it its share of the time.
     fn affordable(&self, pause: Duration, limits: &Limits) -> Duration {
         let shown = limits.access.mul_f64(self.last_faults as f64);
         Duration::try_from_secs_f64((pause + shown).as_secs_f64() / limits.overhead).unwrap_or(Duration::MAX)

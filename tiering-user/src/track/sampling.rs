@@ -1,14 +1,14 @@
-//! How many accesses of each machine become samples.
+//! How many accesses of each VM become samples.
 //!
-//! In: how many accesses of each machine were seen so far, and budgets of samples a second: for each, and for all. Out:
-//! of how many accesses of a machine one is to be sampled, as a power of two. What all may have is divided so that who
+//! In: how many accesses of each VM were seen so far, and budgets of samples a second: for each, and for all. Out:
+//! of how many accesses of a VM one is to be sampled, as a power of two. What all may have is divided so that who
 //! needs less than an equal share gets what it needs, and the others share the rest (max-min fairness). Pure: time is
 //! an argument.
 //!
 //! # Limits
-//! Machines are looked at every [`LOOK_EVERY`] while much comes, and once a second in any case: who begins to flood
+//! VMs are looked at every [`LOOK_EVERY`] while much comes, and once a second in any case: who begins to flood
 //! puts everything into the ring until then. 4 MiB of ring hold what 1.3 million accesses a second produce in
-//! [`LOOK_EVERY`]. A machine that makes more than 65,536 times its share goes beyond it.
+//! [`LOOK_EVERY`]. A VM that makes more than 65,536 times its share goes beyond it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::sys::Monotonic;
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often they are looked at in any case: what came in a long rest says nothing about now.
 pub const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-/// Below this share of its budget a machine is given a finer sampling again, so that it does not change back at once: 3
+/// Below this share of its budget a VM is given a finer sampling again, so that it does not change back at once: 3
 /// / 4.
 const SETTLED: f64 = 0.75;
 
@@ -33,11 +33,11 @@ pub struct Budgets {
     pub all: u64,
 }
 
-/// What is known of the machines' rates.
+/// What is known of the VMs' rates.
 #[derive(Debug)]
 pub struct Sampling {
     budgets: Budgets,
-    machines: BTreeMap<VmId, Rate>,
+    vms: BTreeMap<VmId, Rate>,
     looked: Monotonic,
 }
 
@@ -49,32 +49,32 @@ struct Rate {
 
 impl Sampling {
     pub fn new(budgets: Budgets, now: Monotonic) -> Self {
-        Self { budgets, machines: BTreeMap::new(), looked: now }
+        Self { budgets, vms: BTreeMap::new(), looked: now }
     }
 
     /// Whether it is time to [`look`](Self::look), so many samples having come since the last time.
     pub fn is_due(&self, samples: u64, now: Monotonic) -> bool {
         let since = now.since(self.looked);
-        let reduced = || self.machines.values().any(|rate| rate.one_in_log2 > 0);
+        let reduced = || self.vms.values().any(|rate| rate.one_in_log2 > 0);
         // A quarter of the least that matters.
         let many =
             || samples as f64 * 4.0 >= self.budgets.each.min(self.budgets.all) as f64 * since.as_secs_f64();
         since >= LOOK_AT_LEAST_EVERY || since >= LOOK_EVERY && (reduced() || many())
     }
 
-    /// Of these machines so many accesses were seen so far, those of all machines that are tracked. Returns those whose
+    /// Of these VMs so many accesses were seen so far, those of all VMs that are tracked. Returns those whose
     /// sampling changes.
     pub fn look(&mut self, seen: &[(VmId, u64)], now: Monotonic) -> Vec<(VmId, u32)> {
         let seconds = now.since(self.looked).as_secs_f64();
         self.looked = now;
-        self.machines.retain(|vm, _| seen.iter().any(|(there, _)| there == vm));
+        self.vms.retain(|vm, _| seen.iter().any(|(there, _)| there == vm));
         if seconds <= 0.0 {
             return Vec::new();
         }
         let demands: Vec<f64> = seen
             .iter()
             .map(|(vm, seen)| {
-                let before = self.machines.entry(*vm).or_insert(Rate { seen: *seen, one_in_log2: 0 });
+                let before = self.vms.entry(*vm).or_insert(Rate { seen: *seen, one_in_log2: 0 });
                 let more = seen.saturating_sub(std::mem::replace(&mut before.seen, *seen));
                 more as f64 / seconds
             })
@@ -82,7 +82,7 @@ impl Sampling {
         let level = fair_level(&demands, self.budgets);
         let mut changed = Vec::new();
         for ((vm, _), demand) in seen.iter().zip(demands) {
-            let Some(rate) = self.machines.get_mut(vm) else { continue };
+            let Some(rate) = self.vms.get_mut(vm) else { continue };
             let wanted = one_in_log2(demand / level);
             let next = if wanted >= rate.one_in_log2 {
                 wanted
@@ -99,14 +99,14 @@ impl Sampling {
         changed
     }
 
-    /// Whether of some machine not all accesses are looked at.
+    /// Whether of some VM not all accesses are looked at.
     pub fn is_reduced(&self) -> bool {
-        self.machines.values().any(|rate| rate.one_in_log2 > 0)
+        self.vms.values().any(|rate| rate.one_in_log2 > 0)
     }
 
-    /// Of so many accesses of this machine one is sampled.
+    /// Of so many accesses of this VM one is sampled.
     pub fn one_in(&self, vm: VmId) -> u32 {
-        1 << self.machines.get(&vm).map_or(0, |rate| rate.one_in_log2)
+        1 << self.vms.get(&vm).map_or(0, |rate| rate.one_in_log2)
     }
 }
 
@@ -116,9 +116,9 @@ fn fair_level(demands: &[f64], budgets: Budgets) -> f64 {
     let mut left = budgets.all as f64;
     let mut sorted: Vec<f64> = demands.iter().map(|demand| demand.min(each)).collect();
     sorted.sort_by(f64::total_cmp);
-    let machines = sorted.len();
+    let vms = sorted.len();
     for (number, demand) in sorted.into_iter().enumerate() {
-        let share = left / (machines - number) as f64;
+        let share = left / (vms - number) as f64;
         if demand > share {
             return share;
         }
@@ -142,14 +142,14 @@ mod tests {
         Monotonic(ms * 1_000_000)
     }
 
-    /// What becomes of machines that make so many accesses a second for some seconds.
+    /// What becomes of VMs that make so many accesses a second for some seconds.
     fn settled(sampling: &mut Sampling, from_s: u64, rates: &[u64]) -> Vec<u32> {
-        let machines = || (1..).map(VmId).zip(rates);
+        let vms = || (1..).map(VmId).zip(rates);
         for second in from_s..from_s + 10 {
-            let seen: Vec<_> = machines().map(|(vm, rate)| (vm, rate * second)).collect();
+            let seen: Vec<_> = vms().map(|(vm, rate)| (vm, rate * second)).collect();
             sampling.look(&seen, at(second * 1000));
         }
-        machines().map(|(vm, _)| sampling.one_in(vm)).collect()
+        vms().map(|(vm, _)| sampling.one_in(vm)).collect()
     }
 
     fn after(rates: &[u64]) -> Vec<u32> {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_quiet_again_is_seen_in_full_again() {
+    fn a_vm_that_is_quiet_again_is_seen_in_full_again() {
         let mut sampling = Sampling::new(BUDGETS, at(0));
         assert_eq!(settled(&mut sampling, 0, &[64_000]), [64]);
         // What was seen so far does not go back.

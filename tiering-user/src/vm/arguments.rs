@@ -12,7 +12,7 @@ use super::options::Options;
 use super::printable;
 use super::readconfig::{self, DEADLINE, MOST_BYTES};
 
-/// Options that are kept of one process, sections and pairs of files included. Large machines have some hundred.
+/// Options that are kept of one process, sections and pairs of files included. Large VMs have some hundred.
 const MOST_OPTIONS: usize = 4096;
 /// Files of `-readconfig` that are read.
 const MOST_FILES: usize = 16;

@@ -10,7 +10,7 @@ use super::arguments::{Arguments, Given};
 use super::options::{Options, round_up, size_bytes};
 use super::printable;
 
-/// QEMU's own default for x86 machines (`default_ram_size`, hw/core/machine.c).
+/// QEMU's own default for x86 VMs (`default_ram_size`, hw/core/machine.c).
 const DEFAULT_RAM_BYTES: u64 = 128 << 20;
 /// More memory objects, nodes or DIMMs than QEMU allows (128 nodes, 256 slots) are passed over, so that a process that
 /// rewrites its command line cannot keep us busy.
@@ -23,7 +23,7 @@ pub(super) struct CommandLine {
     pub(super) namespace: Option<String>,
     pub(super) uuid: Option<String>,
     pub(super) board: Board,
-    /// First the RAM that the machine begins with, in guest-physical order; then what is plugged into slots, in the
+    /// First the RAM that the VM begins with, in guest-physical order; then what is plugged into slots, in the
     /// order in which that is done; then memory objects that are no RAM.
     pub(super) blocks: Vec<RamBlock>,
     pub(super) mem_lock: bool,
@@ -59,7 +59,7 @@ pub(super) struct Board {
 /// What a memory object is to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// RAM that the machine begins with.
+    /// RAM that the VM begins with.
     Main,
     /// A DIMM in a slot.
     Dimm,

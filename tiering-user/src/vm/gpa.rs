@@ -158,7 +158,7 @@ impl Board {
     }
 }
 
-/// The ranges of the RAM that the machine begins with, in guest-physical order and cut where the hole begins, and of
+/// The ranges of the RAM that the VM begins with, in guest-physical order and cut where the hole begins, and of
 /// what is in slots; all of unknown addresses without a board.
 pub(super) fn guest_ranges(
     main: &[RamRegion],

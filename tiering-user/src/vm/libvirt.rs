@@ -1,6 +1,6 @@
-//! Labels that libvirt keeps with a machine, in the metadata of its domain.
+//! Labels that libvirt keeps with a VM, in the metadata of its domain.
 //!
-//! In: the state file that libvirt's QEMU driver writes for each machine that runs (`NAME.xml`). Out: labels, by key.
+//! In: the state file that libvirt's QEMU driver writes for each VM that runs (`NAME.xml`). Out: labels, by key.
 //! Not by the API: that would be a connection to a daemon for what a file says.
 //!
 //! Whoever starts a process chooses its name: the file counts only if it says that it is about this process.
@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use super::Vm;
 
-/// Where the QEMU driver of the system keeps the state of machines.
+/// Where the QEMU driver of the system keeps the state of VMs.
 pub const STATE_FOLDER: &str = "/run/libvirt/qemu";
 /// Namespace of the element in the metadata.
 const NAMESPACE: &str = "https://tiering.dev/labels";
-/// More is no machine's state.
+/// More is no VM's state.
 const MOST_BYTES: u64 = 4 << 20;
 
 /// Labels that cannot be read.
@@ -28,12 +28,12 @@ pub enum LabelError {
     Xml { path: PathBuf, source: roxmltree::Error },
 }
 
-/// The labels of a machine; none where libvirt does not know it.
+/// The labels of a VM; none where libvirt does not know it.
 ///
 /// # Errors
 /// [`LabelError`] where its file is there and cannot be read.
 pub fn labels(folder: &Path, vm: &Vm) -> Result<BTreeMap<String, String>, LabelError> {
-    // KubeVirt's machines have a libvirt each, of their own.
+    // KubeVirt's VMs have a libvirt each, of their own.
     if vm.namespace.is_some() || vm.name.contains('/') {
         return Ok(BTreeMap::new());
     }
@@ -90,7 +90,7 @@ WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
 </domstatus>"#;
 
     fn machine(name: &str, pid: i32) -> Vm {
-        let vm = testing::machine(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096);
+        let vm = testing::vm(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096);
         Vm { name: name.to_owned(), ..vm }
     }
 

@@ -1,4 +1,4 @@
-//! Virtual machines as the host sees them: which processes are QEMU guests, where their RAM lies in the process's
+//! VMs as the host sees them: which processes are QEMU guests, where their RAM lies in the process's
 //! address space, and whether it may be moved.
 //!
 //! In: `/proc` and the cgroup v2 hierarchy, both given as paths. Out: [`Vm`] values, what appeared and what went
@@ -148,7 +148,7 @@ impl RamRegion {
     }
 }
 
-/// A virtual machine.
+/// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
     pub key: ProcessKey,

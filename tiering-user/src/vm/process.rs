@@ -26,7 +26,7 @@ const MAPS_FIELDS_BYTES: u64 = 128;
 /// Device (major, minor) and inode of a file.
 pub(super) type FileId = ((i32, i32), u64);
 
-/// Why virtual machines, or one of them, could not be read.
+/// Why VMs, or one of them, could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// The process list itself.

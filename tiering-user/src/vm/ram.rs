@@ -7,7 +7,7 @@
 //! one with a guard page counts. Something else may lie right below a block, and the kernel may split a block or merge
 //! neighbouring ones: a block, or several in a row, is the upper part of a run of neighbouring mappings.
 //!
-//! Memory that is plugged by a monitor command is announced nowhere. In a machine with memory slots, an anonymous
+//! Memory that is plugged by a monitor command is announced nowhere. In a VM with memory slots, an anonymous
 //! mapping that begins at a multiple of 2 MiB, is as large as a DIMM and ends at a guard page is taken for one, and so
 //! is a file that QEMU names as a memory object.
 //!
@@ -52,7 +52,7 @@ pub(super) struct Layout {
     /// In the order of the announced blocks, and behind them what was plugged later; when not `complete`, whatever is
     /// likely to be RAM. Objects that are no RAM are not in it.
     pub(super) found: Vec<Found>,
-    /// All RAM that the machine begins with was found.
+    /// All RAM that the VM begins with was found.
     pub(super) complete: bool,
     /// So was all that is plugged into slots by the command line.
     pub(super) slots_complete: bool,

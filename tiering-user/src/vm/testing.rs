@@ -1,6 +1,6 @@
 //! For tests. A fake `/proc` and cgroup tree for those of this module: in, a [`Guest`] by the properties a test is
 //! about; out, the files of a process in a temporary folder, in the kernel's formats (6.18). For those of others a
-//! [`machine`] as it would be found.
+//! [`vm`] as it would be found.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
@@ -10,8 +10,8 @@ use super::{Hva, ProcessKey, Scanner, Trust, Vm};
 
 pub(super) const MIB: u64 = 1 << 20;
 
-/// The emulated machine `web-1` with one range of RAM, at guest-physical address 0.
-pub(crate) fn machine(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
+/// The emulated VM `web-1` with one range of RAM, at guest-physical address 0.
+pub(crate) fn vm(key: ProcessKey, start: Hva, bytes: u64) -> Vm {
     Vm::plain(key, "web-1", start, bytes)
 }
 

@@ -1,4 +1,4 @@
-//! What a user sees of a host's virtual machines, on a fake `/proc`.
+//! What a user sees of a host's VMs, on a fake `/proc`.
 
 use super::scan::MOST_STRANGERS;
 use super::testing::{FakeHost, Guest, MIB};
@@ -455,7 +455,7 @@ fn a_vm_whose_memory_is_in_a_configuration_file_is_found_and_one_without_the_fil
     assert!(refusal.to_string().contains("/run/qemu.conf: No such file"), "{refusal}");
 }
 
-/// A machine with memory slots.
+/// A VM with memory slots.
 fn pluggable() -> Guest {
     Guest::kvm("a", 64).more_arguments(&["-m", "slots=4,maxmem=8G"])
 }

@@ -1,9 +1,9 @@
-//! Whose processes are taken for virtual machines that may be managed.
+//! Whose processes are taken for VMs that may be managed.
 //!
 //! In: the users that the configuration names; the owner of a process and its control group. Out: whether it is
 //! trusted, or which user is not. Any user can start a process that looks like QEMU. What is learned of such a process
 //! costs memory, and what is moved of it takes room from others, so only the processes of users that run virtual
-//! machines for this host are managed.
+//! VMs for this host are managed.
 //!
 //! # Limits
 //! A process that changed its user by halves is not trusted: all four of its user ids must be. What runs as root in a
@@ -17,7 +17,7 @@ use procfs::process::{Process, Status};
 use super::Refusal;
 use super::process::{Proc, VmError};
 
-/// Under which libvirt, Proxmox and the distributions run virtual machines.
+/// Under which libvirt, Proxmox and the distributions run VMs.
 const USUAL_USERS: [&str; 3] = ["libvirt-qemu", "qemu", "kvm"];
 const ROOT: u32 = 0;
 
@@ -26,7 +26,7 @@ const ROOT: u32 = 0;
 pub struct Trust(BTreeSet<u32>);
 
 impl Trust {
-    /// root, the users that usually run virtual machines, and those that are `named`, by name or number. Returns also
+    /// root, the users that usually run VMs, and those that are `named`, by name or number. Returns also
     /// which of these this host does not have.
     #[must_use]
     pub fn new(named: &[String]) -> (Self, Vec<String>) {

@@ -1,6 +1,6 @@
 //! DAMON's files in sysfs (Documentation/admin-guide/mm/damon/usage.rst).
 //!
-//! In: the machines to watch. Out: a kdamond that does, and the number of its thread. Nothing is written while there is
+//! In: the VMs to watch. Out: a kdamond that does, and the number of its thread. Nothing is written while there is
 //! any kdamond that is not ours: to set their number deletes all there are.
 
 use std::fs;

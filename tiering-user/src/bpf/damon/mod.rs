@@ -1,7 +1,7 @@
-//! What DAMON, the kernel's own monitor of accesses, finds out about machines.
+//! What DAMON, the kernel's own monitor of accesses, finds out about VMs.
 //!
-//! In: the loaded object, the machines to watch. Out: regions with how often they were accessed; or why there are none.
-//! DAMON is used where nobody else uses it, by one kdamond of ours for all machines, and given back.
+//! In: the loaded object, the VMs to watch. Out: regions with how often they were accessed; or why there are none.
+//! DAMON is used where nobody else uses it, by one kdamond of ours for all VMs, and given back.
 //!
 //! # Limits
 //! A region is looked at by one page of it at a time: of one page nothing is certain.

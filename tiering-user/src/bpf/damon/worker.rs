@@ -1,6 +1,6 @@
 //! The thread that sets DAMON up: to end a kdamond takes as long as it sleeps between two looks.
 //!
-//! In: which machines to watch. Out: which are. While a kdamond of ours is there a file says so, with the processes
+//! In: which VMs to watch. Out: which are. While a kdamond of ours is there a file says so, with the processes
 //! that it watches, so that the next agent gives back what one left that was killed.
 
 use std::fs;
@@ -19,8 +19,8 @@ use crate::track::VmId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Watching {
     Nothing,
-    /// These machines, in the order of the targets; how, and by which thread.
-    Machines {
+    /// These VMs, in the order of the targets; how, and by which thread.
+    Vms {
         ids: Vec<VmId>,
         kdamond: u32,
         samples: u32,
@@ -33,7 +33,7 @@ impl Watching {
     /// The thread that watches.
     pub fn kdamond(&self) -> Option<u32> {
         match self {
-            Self::Machines { kdamond, .. } => Some(*kdamond),
+            Self::Vms { kdamond, .. } => Some(*kdamond),
             Self::Nothing | Self::Failed(_) => None,
         }
     }
@@ -49,7 +49,7 @@ impl Watching {
     pub(super) fn delivery(&self) -> Delivery {
         match self {
             Self::Nothing => Delivery::Idle("no VM needs it".to_owned()),
-            Self::Machines { ids, kdamond, .. } => {
+            Self::Vms { ids, kdamond, .. } => {
                 Delivery::Active(format!("thread {kdamond} watches {} VMs", ids.len()))
             }
             Self::Failed(why) => Delivery::Unavailable(why.clone()),
@@ -85,7 +85,7 @@ impl Worker {
         Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
 
-    /// Has these machines be watched, and no others.
+    /// Has these VMs be watched, and no others.
     pub fn watch(&self, ids: Vec<VmId>, setup: Setup) {
         if let Some(tasks) = &self.tasks {
             // The thread lives as long as this value.
@@ -171,7 +171,7 @@ impl Ours {
                 // Without that line the processes tell.
                 fs::write(&self.mark, running.mark()).ok();
                 self.running = Some(running);
-                Watching::Machines { ids, kdamond, samples: setup.samples }
+                Watching::Vms { ids, kdamond, samples: setup.samples }
             }
             Err(error) => {
                 fs::remove_file(&self.mark).ok();
