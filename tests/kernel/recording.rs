@@ -42,7 +42,7 @@ fn what_happens_is_recorded_and_another_policy_is_tried_on_it() {
     let agent = Agent::start(&(host.config("1h") + "[prefetch]\nenabled = false\n"), &[]).unwrap();
     let before = accesses(&agent);
     let trace = host.scratch.path().join("trace");
-    let record = ["record", "--output", trace.to_str().unwrap(), "--vm", NAME, "--duration", "30s"];
+    let record = ["record", "--output", trace.to_str().unwrap(), "--vm", NAME, "--duration", "40s"];
     let said = std::thread::scope(|scope| {
         let recording = scope.spawn(|| agent.tiering(&record).unwrap());
         // Long enough for the replay to have sent down all that is idle.
