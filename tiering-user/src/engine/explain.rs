@@ -131,8 +131,8 @@ impl Engine {
     fn next_move(&self, vm: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
         let stays = |why: String| NextMove { when: why, ..NextMove::default() };
         let waits = vm.moves.queue.iter().chain(&vm.moves.in_flight).find(|queued| {
-            // Pages of a step are in ascending order.
-            queued.step.pages.binary_search(&page).is_ok()
+            // In ascending order, or in that of the tape.
+            queued.step.pages.contains(&page)
         });
         if let Some(queued) = waits {
             let to = self.target_name(queued.step.action);

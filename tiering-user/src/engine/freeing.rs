@@ -65,7 +65,8 @@ impl Engine {
         let load = self.braking.tier_loads.get(&TierId(vm.pages.node_tiers().0));
         vm.read_wait = load.map_or(READ_WAIT, read_wait);
         let budget = Budget::new(vm.info.vm.vcpus, touched, limit, vm.read_wait);
-        vm.reclaim.set_limits(budget, self.config.policy.demote_after.0);
+        let least_idle = vm.rules(self.config.policy.demote_after.0).least_idle(0, 0);
+        vm.reclaim.set_limits(budget, least_idle);
     }
 
     /// Has copies freed that are due.
@@ -93,9 +94,7 @@ impl Engine {
         // What a sweep found in memory came back unseen.
         let (away, back): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|page| vm.pages.in_swap(vm.pages.get(*page).place()));
-        for page in back {
-            vm.reclaim.is_back(page);
-        }
+        back.into_iter().for_each(|page| vm.reclaim.is_back(page));
         // What was staged meanwhile is to stay until it is used, or dropped.
         let away: Vec<_> = away.into_iter().filter(|page| !vm.pages.get(*page).staged()).collect();
         if away.is_empty() {
@@ -171,14 +170,15 @@ impl ManagedVm {
         let (away, back) = (found(true), found(false));
         match outcome.action {
             Action::Place { to } if !self.pages.node_tiers().contains(to) => {
-                self.reclaim.sent(&away, outcome.finished);
+                // From one swap tier to the next nothing leaves memory.
+                let from_memory = to == TierId(self.pages.node_tiers().0);
+                let were_idle = from_memory && matches!(outcome.reason, Reason::Idle(_));
+                self.reclaim.sent(&away, were_idle, outcome.finished);
                 let left = outcome.moved_pages.saturating_sub(outcome.raised_pages);
                 self.moves.lately.add(left, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
-                for page in back {
-                    self.reclaim.is_back(page);
-                }
+                back.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
             Action::Free | Action::DropStage { .. } => {
                 if outcome.action == Action::Free {
@@ -186,9 +186,7 @@ impl ManagedVm {
                     self.moves.moved_at = now;
                 }
                 self.reclaim.freed(&away);
-                for page in back {
-                    self.reclaim.is_back(page);
-                }
+                back.into_iter().for_each(|page| self.reclaim.is_back(page));
             }
             Action::Collapse | Action::Stage { .. } => {}
         }

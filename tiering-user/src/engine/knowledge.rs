@@ -35,9 +35,9 @@ const BLOCKS: &str = "habits/";
 const FORMER_BLOCKS: &str = "blocks/";
 /// What was not seen for so long is forgotten, and what is beyond this number.
 const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
-const MOST_MACHINES: usize = 1024;
-/// Most that a byte can say of heat and of back-off; and whether the block was in use, in two bits as they were once
-/// written.
+const MOST_VMS: usize = 1024;
+/// Most that a byte can say of heat and of back-off. Any of the two upper bits says that the block was in use: earlier
+/// agents wrote there how often trials of it had failed.
 const HEAT_MOST: u8 = 15;
 const BACKOFF_MOST: u8 = 3;
 const IN_USE: u8 = 0b0100_0000;
@@ -195,7 +195,7 @@ impl Memory {
         }
         found.sort_by_key(|(_, record)| std::cmp::Reverse(record.saved_unix_s));
         for (number, (identity, record)) in found.into_iter().enumerate() {
-            if number >= MOST_MACHINES || record.saved_unix_s.saturating_add(FORGET_AFTER_S) < unix_s {
+            if number >= MOST_VMS || record.saved_unix_s.saturating_add(FORGET_AFTER_S) < unix_s {
                 memory.due.extend(records(&identity, None, Some(None)));
                 continue;
             }
@@ -253,7 +253,7 @@ impl Memory {
         self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), 1, true);
         self.histories.gone(&identity, vm, unix_s);
         self.due.extend(records(&identity, Some(&record), Some(None)));
-        if self.known.len() >= MOST_MACHINES
+        if self.known.len() >= MOST_VMS
             && let Some(oldest) = self.known.iter().min_by_key(|(_, (record, _))| record.saved_unix_s)
         {
             let oldest = oldest.0.clone();

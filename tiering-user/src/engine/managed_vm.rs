@@ -238,7 +238,7 @@ impl ManagedVm {
         }
         let in_time = ready.is_some_and(|used| used.in_time);
         let back = touch.was_lower.then(|| match in_time {
-            true => self.reclaim.is_back(page),
+            true => self.reclaim.touched(page, access.weight),
             false => self.reclaim.waited_for(page, access.weight, self.read_wait, access.time),
         });
         if back.is_some_and(|back| back.read && !in_time) {

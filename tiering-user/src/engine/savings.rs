@@ -113,7 +113,7 @@ impl Engine {
             ChosenBy::Host => Chooser::Kernel { found_no_cold: self.host_reclaim.has_found_no_cold() },
         };
         let ages = self.page_ages(vm, now);
-        let needs_trials = chooser == Chooser::Agent && !ages.as_ref().is_ok_and(|idle| idle.is_known);
+        let needs_tried = chooser == Chooser::Agent && !ages.as_ref().is_ok_and(|idle| idle.is_known);
         savings::estimate(&Facts {
             in_memory_pages: levels.map(|level| counts.get(Place::In(TierId(level)))).sum(),
             touched_pages: vm.touched_pages(),
@@ -122,7 +122,7 @@ impl Engine {
             not_moved,
             ages,
             chooser,
-            tried: if needs_trials { vm.reclaim.tried(now) } else { Tried::default() },
+            tried: if needs_tried { vm.reclaim.tried(now) } else { Tried::default() },
         })
     }
 

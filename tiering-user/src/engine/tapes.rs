@@ -156,7 +156,7 @@ impl Tapes {
         }
     }
 
-    /// Keeps the tape of a VM, one of `VMs`, if much of it is new, or anything at all if it is the `last`
+    /// Keeps the tape of a VM, one of `vms`, if much of it is new, or anything at all if it is the `last`
     /// chance.
     pub(super) fn keep(
         &mut self,

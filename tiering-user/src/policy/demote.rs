@@ -23,6 +23,7 @@ const IDLE_MOST: Duration = Duration::from_secs(IDLE_CAP as u64);
 const LEVEL_FACTOR: u32 = 4;
 /// How much sooner pages go while the first tier has too little free.
 const PRESSURE_DIVISOR: u32 = 4;
+
 /// What the policy goes by for one VM at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -212,7 +213,7 @@ fn old_in_first_tier(
             Verdict::Open | Verdict::InUse => continue,
             Verdict::Calm => BLOCK_PAGES,
         };
-        if info.huge && keep_huge {
+        if info.huge && (keep_huge || allowed < BLOCK_PAGES.into()) {
             continue;
         }
         let old = (first..).zip(entries).filter(|(_, entry)| is_old.may_leave(pages, **entry, now));
@@ -362,6 +363,10 @@ mod tests {
         );
         let steps = demotions(VmId(1), &pages, &RULES, (&[0, 700], &verdict), Seconds(20));
         assert_eq!(steps[0].pages.len(), 512, "no part of one");
+        pages.set_huge(PageRun { first: 0, count: blocks * BLOCK_PAGES }, &firsts[..3]);
+        let calm = |_| Verdict::Calm;
+        let steps = demotions(VmId(1), &pages, &RULES, (&[0, 100], &calm), Seconds(20));
+        assert_eq!(steps[0].pages.len(), 100, "small pages, where there is no room for a huge one");
     }
 
     #[test]

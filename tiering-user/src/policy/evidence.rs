@@ -47,12 +47,15 @@ impl Evidence {
         Self { sent: FIRST_PAGES, back: FIRST_PAGES, began: now }
     }
 
-    /// So many pages went out, where a page must be idle for `demote_after`.
-    pub fn sent(&mut self, pages: u32, demote_after: Duration, now: Monotonic) {
-        if self.sent == 0 || now.since(self.began) >= window(demote_after) {
+    /// So many pages went out, where a page must be idle for `demote_after`. Returns whether they are the first that
+    /// count, and none that went before does any more.
+    pub fn sent(&mut self, pages: u32, demote_after: Duration, now: Monotonic) -> bool {
+        let anew = self.sent == 0 || now.since(self.began) >= window(demote_after);
+        if anew {
             *self = Self { began: now, ..Self::default() };
         }
         self.sent = self.sent.saturating_add(pages);
+        anew
     }
 
     /// So many of them came back soon.

@@ -151,10 +151,10 @@ impl Reclaim {
         self.lru.demoted(pages);
     }
 
-    /// These pages went out.
-    pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
+    /// These ascending pages went out. Those that left memory because they were idle say whether others are.
+    pub fn sent(&mut self, pages: &[PageIndex], were_idle: bool, now: Monotonic) {
         self.pacer.sent(pages.len() as u64);
-        self.probation.sent(pages, now);
+        self.probation.sent(pages, were_idle, now);
     }
 
     /// A page came back that the VM waited for; it stands for so many. A read takes `read_wait`.
@@ -165,15 +165,20 @@ impl Reclaim {
         read_wait: Duration,
         now: Monotonic,
     ) -> Return {
-        let back = self.probation.returned(page, weight);
+        let back = self.probation.returned(page, weight, weight);
         let wait = if back.read { read_wait } else { COPY_WAIT };
         self.pacer.waited(wait * weight, now);
         back
     }
 
-    /// A page is in memory, and nobody waited for it.
-    pub fn is_back(&mut self, page: PageIndex) -> Return {
-        self.probation.returned(page, 0)
+    /// A page was touched so many times that nobody had to wait for.
+    pub fn touched(&mut self, page: PageIndex, weight: u32) -> Return {
+        self.probation.returned(page, weight, 0)
+    }
+
+    /// A page is in memory, and nobody is known to have touched it.
+    pub fn is_back(&mut self, page: PageIndex) {
+        self.probation.returned(page, 0, 0);
     }
 
     /// Time has passed: what came back is counted.

@@ -103,8 +103,9 @@ struct Block {
     tried: Bits,
     /// When pages went out last.
     sent_at: Monotonic,
-    /// How many of those that went lately came back soon.
+    /// How many of those that went last came back soon, and which of them have not.
     evidence: Evidence,
+    last: Bits,
     /// Came back since the last count, by class.
     returns: [u32; CLASSES],
     /// By class.
@@ -175,6 +176,7 @@ impl Block {
             tried: Bits::default(),
             sent_at: now,
             evidence: Evidence::default(),
+            last: Bits::default(),
             returns: [0; CLASSES],
             rates: Default::default(),
             calm_since: now,
@@ -218,38 +220,42 @@ impl Probation {
         self.blocks.entry(block).or_insert_with(|| Block::new(now)).evidence = Evidence::in_use(now);
     }
 
-    /// These ascending pages went out.
-    pub fn sent(&mut self, pages: &[PageIndex], now: Monotonic) {
+    /// These ascending pages went out. Those that left memory because they were idle say whether others are.
+    pub fn sent(&mut self, pages: &[PageIndex], were_idle: bool, now: Monotonic) {
         for pages in pages.chunk_by(|a, b| a / BLOCK_PAGES == b / BLOCK_PAGES) {
             let block = self.blocks.entry(pages[0] / BLOCK_PAGES).or_insert_with(|| Block::new(now));
             block.sent_at = now;
-            block.evidence.sent(u32::try_from(pages.len()).unwrap_or(BLOCK_PAGES), self.demote_after, now);
+            let count = u32::try_from(pages.len()).unwrap_or(BLOCK_PAGES);
+            if were_idle && block.evidence.sent(count, self.demote_after, now) {
+                block.last = Bits::default();
+            }
             for page in pages.iter().map(|page| page % BLOCK_PAGES) {
                 block.away.iter_mut().for_each(|bits| _ = bits.set(page, false));
                 block.away[0].set(page, true);
                 block.tried.set(page, true);
+                block.last.set(page, were_idle);
                 self.copies += u64::from(!block.copies.set(page, true));
             }
         }
     }
 
-    /// A page came back, or is known to be there; it stands for so many that did.
-    pub fn returned(&mut self, page: PageIndex, weight: u32) -> Return {
+    /// A page came back, or is known to be there: it was touched so many times, and waited for so many.
+    pub fn returned(&mut self, page: PageIndex, touches: u32, waits: u32) -> Return {
         let Some(block) = self.blocks.get_mut(&(page / BLOCK_PAGES)) else {
-            self.reads += u64::from(weight);
+            self.reads += u64::from(waits);
             return Return { read: true, soon: None };
         };
         let page = page % BLOCK_PAGES;
         let class = (0..CLASSES).find(|class| block.away[*class].set(page, false));
         if let Some(class) = class {
-            block.returns[class] += weight;
-            if class < SETTLED {
-                block.evidence.came_back(weight);
-            }
+            block.returns[class] += waits;
+        }
+        if block.last.set(page, false) && class.is_some_and(|class| class < SETTLED) {
+            block.evidence.came_back(touches);
         }
         let read = !block.copies.set(page, false);
         if read {
-            self.reads += u64::from(weight);
+            self.reads += u64::from(waits);
         } else {
             self.copies -= 1;
         }
@@ -402,7 +408,9 @@ impl Probation {
                 self.wakes[calm].events += 1.0;
                 block.calm_since = now;
                 // Times have changed.
-                block.evidence = Evidence::default();
+                if block.evidence.verdict(self.demote_after, now) != Verdict::InUse {
+                    block.evidence = Evidence::default();
+                }
             }
             let of_block = block.rates.iter_mut().zip(&mut self.rates);
             for (class, (rate, of_vm)) in of_block.enumerate() {

@@ -165,7 +165,7 @@ impl Simulated {
             for page in &step.pages {
                 self.pages.update(*page, |entry| entry.with_place(SWAP));
             }
-            self.reclaim.sent(&step.pages, time);
+            self.reclaim.sent(&step.pages, true, time);
         }
         self.sent.push(sent);
         let due = self.reclaim.due(65_536, time, |_| true);

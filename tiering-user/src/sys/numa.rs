@@ -65,7 +65,7 @@ pub fn move_pages(process: &Pidfd, addresses: &[u64], node: u32) -> io::Result<V
 /// nodes it was made with as long as they have room.
 ///
 /// `MPOL_PREFERRED_MANY`, not `MPOL_BIND`: where these nodes are full, a page goes elsewhere, which is read back;
-/// bound, it would call the OOM killer on VMs that have memory elsewhere.
+/// bound, it would call the OOM killer on hosts that have memory on other nodes.
 #[derive(Debug)]
 pub struct PreferNodes {
     mode_before: i32,

@@ -248,7 +248,8 @@ pub struct VmStatus {
     pub stall_ns_total: Option<u64>,
     pub demoted_bytes_total: u64,
     pub promoted_bytes_total: u64,
-    /// Pages that came back soon after they went down: within half of `demote_after`, a minute at most.
+    /// Pages that came back soon after they went down: within ten minutes, or where it is not known when they went,
+    /// within half of `demote_after` (a minute at most) of the moment they had become old enough.
     pub ping_pong_pages: u64,
     pub prefetch: PrefetchCounts,
 }
