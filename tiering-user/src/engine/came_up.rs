@@ -1,4 +1,4 @@
-//! Pages of a VM that came up, by the tier they came from.
+//! Pages of a VM that were promoted, by the tier they came from.
 //!
 //! In: where a page was before an access or a move. Out: bytes a level, for the status.
 //!

@@ -110,7 +110,8 @@ impl Simulated {
     fn tell(&self, guest: &str) {
         let free = |minutes: usize| self.free_by_minute.get(minutes - 1);
         println!(
-            "{guest}: free {:?} MiB after 5 min, {:?} after 10, {:?} after 30; {} reads in 10 min, {} in the worst minute; {} MiB sent in 10 min, {} in all; {} copies in all",
+            "{guest}: free {:?} MiB after 5 min, {:?} after 10, {:?} after 30; \
+             {} reads in 10 min, {} in the worst minute; {} MiB sent in 10 min, {} in all; {} copies in all",
             free(5),
             free(10),
             free(30),

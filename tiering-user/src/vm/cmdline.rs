@@ -10,7 +10,7 @@ use super::arguments::{Arguments, Given};
 use super::options::{Options, round_up, size_bytes};
 use super::printable;
 
-/// QEMU's own default for x86 VMs (`default_ram_size`, hw/core/machine.c).
+/// QEMU's own default for x86 machine types (`default_ram_size`, hw/core/machine.c).
 const DEFAULT_RAM_BYTES: u64 = 128 << 20;
 /// More memory objects, nodes or DIMMs than QEMU allows (128 nodes, 256 slots) are passed over, so that a process that
 /// rewrites its command line cannot keep us busy.
