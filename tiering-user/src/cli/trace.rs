@@ -234,7 +234,7 @@ mod tests {
                 block.push(Monotonic(second * 1_000_000_000), &event);
             }
             if second % 10 == 9 {
-                block.push(Monotonic(second * 1_000_000_000), &Event::Epoch { vm, usage: None });
+                block.push(Monotonic(second * 1_000_000_000), &Event::Used { vm, usage: None });
             }
         }
         let mut bytes = MAGIC.to_vec();

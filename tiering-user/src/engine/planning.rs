@@ -100,7 +100,7 @@ impl Engine {
                     vm.predict_season(self.config.prefetch, now);
                 }
                 if let Some(recording) = &mut self.recording {
-                    recording.push(now, &Event::Epoch { vm: id, usage });
+                    recording.push(now, &Event::Used { vm: id, usage });
                 }
             }
             vm.share.bands = HeatHistogram::of(&vm.pages).bands(vm.share.room_pages);

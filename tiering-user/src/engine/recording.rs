@@ -81,6 +81,10 @@ impl Recording {
                 self.push(now, &Event::Found { vm: vm.info.id, run, place });
             }
         }
+        // The end of its next epoch may be a while off, and says nothing of what was used since without this.
+        if let Some(usage) = vm.braking.usage() {
+            self.push(now, &Event::Used { vm: vm.info.id, usage: Some(usage) });
+        }
     }
 }
 

@@ -261,7 +261,7 @@ impl Replay {
                 self.begin(*vm, tell);
                 self.armed(*vm, tell);
             }
-            Event::Epoch { vm, usage } => {
+            Event::Used { vm, usage } => {
                 self.begin(*vm, tell);
                 self.used(*vm, *usage);
             }

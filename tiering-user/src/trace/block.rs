@@ -41,7 +41,7 @@ const FOUND: u8 = 3 << 1;
 const MOVED: u8 = 4 << 1;
 const ARMED: u8 = 5 << 1;
 const LOST: u8 = 6 << 1;
-const EPOCH: u8 = 7 << 1;
+const USED: u8 = 7 << 1;
 
 const UNTOUCHED: u8 = 0;
 const OTHER_SWAP: u8 = 1;
@@ -116,8 +116,8 @@ impl Block {
                 self.begin(ARMED, since);
                 self.number(vm.0);
             }
-            Event::Epoch { vm, usage } => {
-                self.begin(EPOCH, since);
+            Event::Used { vm, usage } => {
+                self.begin(USED, since);
                 self.number(vm.0);
                 self.bytes.push(usage.is_some().into());
                 for number in usage.iter().flat_map(usage_numbers) {
@@ -206,7 +206,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Timed>> {
                     Event::Moved { vm, run, place }
                 }
                 ARMED => Event::Armed(VmId(bytes.number()?)),
-                EPOCH => Event::Epoch { vm: VmId(bytes.number()?), usage: bytes.usage()? },
+                USED => Event::Used { vm: VmId(bytes.number()?), usage: bytes.usage()? },
                 LOST => Event::Lost(bytes.number()?),
                 _ => return None,
             }

@@ -54,8 +54,9 @@ pub enum Event {
     },
     /// From here on the first access to each mapped page shows again.
     Armed(VmId),
-    /// An epoch of its profile ended; what its process had used by then, where it tells.
-    Epoch {
+    /// What its process had used by then, where it tells: when the recording of the VM begins, and whenever an epoch of
+    /// its profile ends.
+    Used {
         vm: VmId,
         usage: Option<Usage>,
     },

@@ -101,7 +101,7 @@ impl Event {
             Self::Appeared(machine) => Some(machine.vm),
             Self::Gone(vm)
             | Self::Armed(vm)
-            | Self::Epoch { vm, .. }
+            | Self::Used { vm, .. }
             | Self::Accessed { vm, .. }
             | Self::Found { vm, .. }
             | Self::Moved { vm, .. } => Some(*vm),
@@ -143,7 +143,7 @@ mod tests {
             ),
             1 => vm().prop_map(Event::Gone),
             1 => vm().prop_map(Event::Armed),
-            1 => (vm(), prop::option::of(usage)).prop_map(|(vm, usage)| Event::Epoch { vm, usage }),
+            1 => (vm(), prop::option::of(usage)).prop_map(|(vm, usage)| Event::Used { vm, usage }),
             1 => any::<u64>().prop_map(Event::Lost),
             1 => (vm(), run.clone(), place.clone()).prop_map(|(vm, run, place)| Event::Found { vm, run, place }),
             1 => (vm(), run, place).prop_map(|(vm, run, place)| Event::Moved { vm, run, place }),
