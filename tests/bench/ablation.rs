@@ -9,8 +9,8 @@ use crate::prefetch::Pair;
 use crate::walk::{Round, follow, show};
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::readahead::Readahead;
-use tiering_tests::results::Results;
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::results::Results;
 
 const LAG: Duration = Duration::from_millis(250);
 

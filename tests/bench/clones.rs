@@ -8,9 +8,9 @@ use crate::prefetch::Pair;
 use crate::walk::{Round, builder, follow, on_command, show};
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::pattern::Pattern;
-use tiering_tests::readahead::Readahead;
-use tiering_tests::results::Results;
+use tiering_testkit::pattern::Pattern;
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::results::Results;
 
 const BOOT: Duration = Duration::from_secs(120);
 

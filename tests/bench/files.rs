@@ -11,13 +11,13 @@
 use crate::host::{self, Host};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
-use tiering_tests::agent::Agent;
-use tiering_tests::disk_image::{DiskImage, fetched_bytes};
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, PAGE_BYTES, Pattern};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::disk_image::{DiskImage, fetched_bytes};
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, PAGE_BYTES, Pattern};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 const MIB: usize = 256;
 const IMAGE_SEED: u64 = 11;

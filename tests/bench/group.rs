@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tiering_tests::stop;
+use tiering_testkit::stop;
 const LIMIT: Duration = Duration::from_secs(60);
 /// So much of the group may stay in the swap cache.
 const LEFT_BYTES: u64 = 256 << 10;

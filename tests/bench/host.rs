@@ -6,14 +6,14 @@ use procfs::process::Process;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{PAGE, meminfo};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{need_guests, need_root};
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::{PAGE, meminfo};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{need_guests, need_root};
+use tiering_testkit::stop;
 
 /// Of both tiers, and room to breathe.
 const ROOM_BYTES: u64 = 6 << 30;

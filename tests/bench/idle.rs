@@ -7,10 +7,10 @@
 use crate::host::{Host, cpu_seconds, known, still};
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 /// Until the agent has read the page tables, and measured its tiers.
 const SETTLE: Duration = Duration::from_secs(60);

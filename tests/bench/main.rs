@@ -32,9 +32,9 @@ mod walk;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
-use tiering_tests::faulter;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::faulter;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 fn main() -> ExitCode {
     faulter::be_one();

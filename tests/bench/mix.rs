@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tiering_tests::agent::Agent;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 /// A stage that was not used by then is wasted, and the status tells so.
 const SETTLED: Duration = Duration::from_secs(13);

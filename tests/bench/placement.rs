@@ -7,10 +7,10 @@
 
 use crate::host::{self, Host};
 use anyhow::{Context, Result};
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::Backend;
-use tiering_tests::observe::{At, PAGE, area_numbers, pagemap};
-use tiering_tests::results::Results;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::observe::{At, PAGE, area_numbers, pagemap};
+use tiering_testkit::results::Results;
 
 const MEMORY_MIB: u32 = 512;
 const TARGET_PERCENT: f64 = 99.0;

@@ -15,11 +15,11 @@ use crate::walk::{
 };
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::guest::Snapshot;
-use tiering_tests::pattern::Access;
-use tiering_tests::readahead::Readahead;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::guest::Snapshot;
+use tiering_testkit::pattern::Access;
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 pub const LEADER: &str = "tt-leader";
 pub const FOLLOWER: &str = "tt-follower";

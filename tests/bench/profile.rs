@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tiering_tests::random::Random;
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::random::Random;
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 use tiering_user::profile::{EPOCH, Observed, Profile};
 use tiering_user::sys::Monotonic;
 

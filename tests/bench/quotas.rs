@@ -5,9 +5,9 @@
 use std::collections::HashSet;
 
 use anyhow::{Context, Result, ensure};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 use tiering_user::policy::{Claim, Waits, shares};
 use tiering_user::profile::{EPOCH, Observed, Profile};
 use tiering_user::replay::{AccessAt, lru};

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 use tiering_user::config::Config;
 use tiering_user::replay::{Outcome, Replay};
 use tiering_user::sys::Monotonic;

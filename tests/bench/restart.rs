@@ -12,9 +12,9 @@ use crate::walk::{
     DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Round, SET_MIB, Staged, follow, send_down, show,
 };
 use anyhow::{Context, Result};
-use tiering_tests::pattern::{Access, PhaseResult};
-use tiering_tests::readahead::Readahead;
-use tiering_tests::results::Results;
+use tiering_testkit::pattern::{Access, PhaseResult};
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::results::Results;
 
 /// Has a tenant.
 const TENANT: &str = "tt-follower";

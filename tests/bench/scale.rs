@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
-use tiering_tests::results::Results;
+use tiering_testkit::results::Results;
 use tiering_user::config::Config;
 use tiering_user::engine::Readings;
 use tiering_user::replay::{SimulatedHost, guest};

@@ -11,9 +11,9 @@
 use anyhow::{Context, Result};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
-use tiering_tests::random::Random;
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::random::Random;
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 use tiering_user::similarity::{Portrait, Similarity, Sketch};
 use tiering_user::track::VmId;
 

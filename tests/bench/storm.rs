@@ -9,10 +9,10 @@
 use crate::host::Host;
 use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, follow, send_to};
 use anyhow::Result;
-use tiering_tests::agent::Agent;
-use tiering_tests::readahead::Readahead;
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 
 const GUESTS: u64 = 6;
 

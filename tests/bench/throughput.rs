@@ -11,12 +11,12 @@
 use crate::host::{self, Host};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::Backend;
-use tiering_tests::observe::{At, PAGE, pagemap};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::observe::{At, PAGE, pagemap};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 use tiering_user::sys::{Advice, MAX_RANGES_PER_CALL, Pidfd, Span, advise, touch_read};
 
 const MEMORY_MIB: u32 = 256;

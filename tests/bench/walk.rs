@@ -8,12 +8,12 @@ use crate::host;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::time::Duration;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Builder, Guest};
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Builder, Guest};
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 /// Few enough that a leader, which waits for the disk as well, is through in a quarter of a second.
 pub const SET_MIB: usize = 8;

@@ -3,10 +3,10 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
-use tiering_tests::agent::Agent;
-use tiering_tests::paths;
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{need_root, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::paths;
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{need_root, skip_or_fail};
 
 use crate::host::{Host, Mounted, assert_nothing_left};
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, drain_and_end, guest, vm};
 

@@ -9,7 +9,7 @@ use tiering_common::{
     LAYOUT_VERSION, MAX_BLOCKS, MAX_RANGES, RING_BYTES, Range, SAMPLE_KERNEL, SAMPLE_KVM,
     SAMPLE_WEIGHT_SHIFT, SAMPLE_WRITE, Sample, VmBlock, VmEntry, VmStats,
 };
-use tiering_tests::skip::{need_root, skip_or_fail};
+use tiering_testkit::skip::{need_root, skip_or_fail};
 use tiering_user::bpf::{AttachKind, Faults, OBJECT};
 use tiering_user::sys::ZeroPages;
 use tiering_user::track::VmId;

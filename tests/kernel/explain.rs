@@ -1,9 +1,9 @@
 //! Why a machine and a page of it are where they are, as `tiering explain` tells it.
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, guest, runs, vm, wait_for};
 

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
-use tiering_tests::guest::{Accel, Backend, Guest, kvm_works};
-use tiering_tests::locate::locate;
-use tiering_tests::pattern::{Access, PAGE_BYTES, Pattern};
-use tiering_tests::skip::{Skip, need_guests, need_root, skip_or_fail};
+use tiering_testkit::guest::{Accel, Backend, Guest, kvm_works};
+use tiering_testkit::locate::locate;
+use tiering_testkit::pattern::{Access, PAGE_BYTES, Pattern};
+use tiering_testkit::skip::{Skip, need_guests, need_root, skip_or_fail};
 
 const BOOT: Duration = Duration::from_secs(120);
 

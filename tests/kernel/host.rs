@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tiering_tests::agent::{Agent, Ended};
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe;
-pub use tiering_tests::observe::{At, PAGE};
-use tiering_tests::paths;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{Skip, need_guests, need_root};
+use tiering_testkit::agent::{Agent, Ended};
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe;
+pub use tiering_testkit::observe::{At, PAGE};
+use tiering_testkit::paths;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{Skip, need_guests, need_root};
 
 const ROOM_BYTES: u64 = 2 << 30;
 pub const BOOT: Duration = Duration::from_secs(120);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::disk_image::{DiskImage, fetched_bytes};
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::disk_image::{DiskImage, fetched_bytes};
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, drain_and_end, vm, wait_for};
 

@@ -3,9 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, guest, vm, wait_for};
 

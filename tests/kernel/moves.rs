@@ -1,11 +1,11 @@
 //! An operator's moves end where they were meant to, by pagemap.
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::{Skip, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::{Skip, skip_or_fail};
 
 use crate::host::{
     At, BOOT, Host, PAGE, area_numbers, assert_memory_right, drain_and_end, guest, no_swap_is_on, pagemap,

@@ -1,12 +1,12 @@
 //! What leaves memory is on probation first, comes back without a read meanwhile, and becomes free afterwards.
 
 use procfs::process::Process;
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::meminfo;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::meminfo;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, drain_and_end, no_swap_is_on, vm, wait_for};
 

@@ -1,10 +1,10 @@
 //! A machine's profile says how its guest behaves, and its history outlives the agent.
 
 use serde_json::{Value, json};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, vm, wait_for};
 

@@ -1,9 +1,9 @@
 //! Real programs in guests: each answers, does what its client is for, and ends with its data as it should be.
 
 use std::time::{Duration, Instant};
-use tiering_tests::guest::Guest;
-use tiering_tests::program::{Kind, Program};
-use tiering_tests::skip::{need_guests, need_programs, skip_or_fail};
+use tiering_testkit::guest::Guest;
+use tiering_testkit::program::{Kind, Program};
+use tiering_testkit::skip::{need_guests, need_programs, skip_or_fail};
 
 /// An emulated guest that shares two busy processors: PostgreSQL needs most of it.
 const BOOT: Duration = Duration::from_secs(240);

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::{Skip, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::{Skip, skip_or_fail};
 
 use crate::bpftool::dump;
 use crate::host::{

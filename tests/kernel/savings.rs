@@ -1,9 +1,9 @@
 //! What is saved and what more can be freed is told with its source, and no figure is made up.
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::skip_or_fail;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, guest, no_swap_is_on, vm, wait_for};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tiering_tests::skip::{need_root, skip_or_fail};
+use tiering_testkit::skip::{need_root, skip_or_fail};
 use tiering_user::store::{Record, Store};
 
 /// A file system of one MiB, gone when dropped.

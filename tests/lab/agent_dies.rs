@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{At, PAGE, area_numbers, pagemap};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
-use tiering_tests::scratch::swap_areas_below;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::{At, PAGE, area_numbers, pagemap};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
+use tiering_testkit::scratch::swap_areas_below;
 
 use crate::host::{BOOT, Host, drain_and_end, known_vm, kvm_guest, move_to, number, runs, wait_for};
 use crate::scenario::Scenario;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, number, wait_for};
 use crate::scenario::Scenario;

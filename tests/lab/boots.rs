@@ -1,9 +1,9 @@
 //! The lab boots, does what it is told, tells how it went, and is gone.
 
 use std::time::Duration;
-use tiering_tests::kernel;
-use tiering_tests::lab::{Job, Lab};
-use tiering_tests::skip::{need_lab, skip_or_fail};
+use tiering_testkit::kernel;
+use tiering_testkit::lab::{Job, Lab};
+use tiering_testkit::skip::{need_lab, skip_or_fail};
 
 struct Ran {
     ended: anyhow::Result<u8>,
@@ -57,7 +57,7 @@ fn a_command_sees_a_host_with_tiers_and_its_exit_code_output_and_files_come_back
     "#;
     let ran = run_in_lab(script, PATIENT);
     assert_eq!(ran.ended.unwrap(), 3, "{}{}", ran.stdout, ran.stderr);
-    let root = tiering_tests::paths::workspace_root();
+    let root = tiering_testkit::paths::workspace_root();
     let release = kernel::of_line(kernel::LINES[0]).unwrap().release;
     let disks = [(256 << 11, "tiering-nvme"), (512 << 11, "tiering-qlc")];
     let disks = disks.map(|(sectors, serial)| format!("disk {sectors} {serial}"));

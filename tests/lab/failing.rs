@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::observe::meminfo;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::observe::meminfo;
+use tiering_testkit::results::Results;
 
 use crate::host::{Host, Memcg, drain_and_end, move_to, number, runs, shell, wait_for};
 use crate::scenario::Scenario;

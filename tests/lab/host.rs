@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Accel, Backend, Builder, Guest};
-use tiering_tests::results::Results;
-use tiering_tests::scratch::swap_areas_below;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Accel, Backend, Builder, Guest};
+use tiering_testkit::results::Results;
+use tiering_testkit::scratch::swap_areas_below;
 
 /// A nested guest in an emulated lab takes 10 s on a machine at rest.
 pub const BOOT: Duration = Duration::from_secs(90);

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tiering_tests::paths;
-use tiering_tests::results::Results;
+use tiering_testkit::paths;
+use tiering_testkit::results::Results;
 use tiering_user::sys::ZeroPages;
 
 use crate::host::{Host, shell};

@@ -2,9 +2,9 @@
 //! cannot be moved is refused with its reason.
 
 use anyhow::{Result, ensure};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::results::Results;
 
 use crate::host::{Host, drain_and_end, known_vm, move_to, number, wait_for};
 use crate::scenario::Scenario;

@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Host, known_vm, kvm_guest, number, ready, vm, wait_for};
 use crate::scenario::Scenario;

@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::paths;
-use tiering_tests::results::Results;
-use tiering_tests::scratch::swap_areas_below;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::paths;
+use tiering_testkit::results::Results;
+use tiering_testkit::scratch::swap_areas_below;
 
 use crate::host::{Host, number, wait_for};
 use crate::scenario::Scenario;

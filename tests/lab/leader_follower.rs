@@ -10,11 +10,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::meminfo;
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::meminfo;
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Host, Memcg, STATE_DIR, known_vm, kvm_guest, number, vm, wait_for};
 use crate::scenario::Scenario;

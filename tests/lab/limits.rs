@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::results::Results;
 
 use crate::host::{Host, Memcg, drain_and_end, known_vm, move_to, number, wait_for};
 use crate::scenario::Scenario;

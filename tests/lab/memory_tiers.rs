@@ -3,11 +3,11 @@
 
 use anyhow::Result;
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::observe::PAGE;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::observe::PAGE;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Host, drain_and_end, known_vm, kvm_guest, move_to, number, wait_for};
 use crate::scenario::Scenario;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use crate::host::{
     BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, move_to, number, shell, wait_at_most, wait_for,

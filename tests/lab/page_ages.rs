@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::results::Results;
 
 use crate::asking::{self, HOT_MIB};
 use crate::host::{Host, known_vm, number, shell, wait_at_most};

@@ -4,11 +4,11 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::program::{Kind, Program};
-use tiering_tests::results::Results;
-use tiering_tests::skip::{need_programs, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::program::{Kind, Program};
+use tiering_testkit::results::Results;
+use tiering_testkit::skip::{need_programs, skip_or_fail};
 
 use crate::host::{BOOT, Host, drain_and_end, kvm_guest, number, vm, wait_for};
 use crate::scenario::Scenario;

@@ -8,11 +8,11 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use tiering_common::{SAMPLE_KVM, SAMPLE_WRITE, Sample};
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::locate::locate;
-use tiering_tests::observe::{At, PAGE, pagemap};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::locate::locate;
+use tiering_testkit::observe::{At, PAGE, pagemap};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 use tiering_user::bpf::{Faults, KvmSource, PROBE_ATTACH_KINDS};
 use tiering_user::sys::{Advice, Pidfd, Span, advise, rearm};
 use tiering_user::tiermap::{Layout, PageRun, written};

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tiering_tests::kernel;
-use tiering_tests::lab::{Job, Lab, stood_still};
-use tiering_tests::results::Results;
-use tiering_tests::skip::{Skip, need_lab, skip_or_fail};
+use tiering_testkit::kernel;
+use tiering_testkit::lab::{Job, Lab, stood_still};
+use tiering_testkit::results::Results;
+use tiering_testkit::skip::{Skip, need_lab, skip_or_fail};
 
 /// A lab that stands still has shown nothing about what is tested.
 const TRIES: u32 = 3;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tiering_tests::observe::{At, PAGE, area_numbers, pagemap};
+use tiering_testkit::observe::{At, PAGE, area_numbers, pagemap};
 
 use crate::host::Host;
 

@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use crate::host::{Host, Memcg, known_vm, move_to, runs};
 use crate::spread::Spread;

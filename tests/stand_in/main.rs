@@ -1,5 +1,5 @@
-//! A process that the agent takes for a machine: see `tiering_tests::stand_in`. Started under the name of QEMU.
+//! A process that the agent takes for a machine: see `tiering_testkit::stand_in`. Started under the name of QEMU.
 
 fn main() -> anyhow::Result<()> {
-    tiering_tests::stand_in::run()
+    tiering_testkit::stand_in::run()
 }

@@ -7,7 +7,7 @@ use crate::{command, setup};
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
 use std::process::Command;
-use tiering_tests::paths::{GUEST_TARGET, guest_target_dir, target_dir};
+use tiering_testkit::paths::{GUEST_TARGET, guest_target_dir, target_dir};
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -58,7 +58,7 @@ pub fn build(release: bool) -> Result<Built> {
 /// must not get these flags.
 fn guest_cargo() -> Command {
     let mut cargo = command::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "tiering-tests", "--bin", "tiering-guest"]);
+    cargo.args(["build", "--quiet", "--release", "--package", "tiering-testkit", "--bin", "tiering-guest"]);
     cargo.args(["--target", GUEST_TARGET, "--target-dir"]).arg(guest_target_dir());
     cargo
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")

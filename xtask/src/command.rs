@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use tiering_tests::paths::workspace_root;
+use tiering_testkit::paths::workspace_root;
 
 /// Runs a command whose output is for the user.
 pub fn run(command: &mut Command) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `cargo xtask lab`: a command, or a shell, in a virtual host with a stock kernel, memory tiers, NVMe disks and KVM.
 //!
 //! In: what the host is made of, and a command. Out: the command's output and exit code, and what it left in
-//! `$LAB_OUT`. The lab itself is `tiering_tests::lab`, since tests use it too; docs/lab.md is its page.
+//! `$LAB_OUT`. The lab itself is `tiering_testkit::lab`, since tests use it too; docs/lab.md is its page.
 
 use crate::setup;
 use anyhow::{Result, ensure};
@@ -10,10 +10,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use tiering_tests::kernel::{self, Kernel};
-use tiering_tests::lab::{Disk, Job, Lab, Nodes};
-use tiering_tests::paths::target_dir;
-use tiering_tests::stop;
+use tiering_testkit::kernel::{self, Kernel};
+use tiering_testkit::lab::{Disk, Job, Lab, Nodes};
+use tiering_testkit::paths::target_dir;
+use tiering_testkit::stop;
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const INTERRUPTED: u8 = 130;

@@ -6,9 +6,9 @@
 use crate::{build, command, setup};
 use anyhow::Result;
 use std::process::{Command, ExitCode};
-use tiering_tests::kernel;
-use tiering_tests::paths::workspace_root;
-use tiering_tests::results::Results;
+use tiering_testkit::kernel;
+use tiering_testkit::paths::workspace_root;
+use tiering_testkit::results::Results;
 
 /// Licences and advisories of dependencies, where cargo-deny is installed: to build it takes longer than all tests.
 fn dependencies() -> Result<()> {

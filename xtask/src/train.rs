@@ -7,7 +7,7 @@ use crate::bench::here;
 use crate::{command, setup};
 use anyhow::Result;
 use std::process::ExitCode;
-use tiering_tests::results::Results;
+use tiering_testkit::results::Results;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {

@@ -20,11 +20,11 @@ use rows::{by_minute, show};
 use std::path::Path;
 use std::time::Duration;
 use stretch::{MINUTE, Stretch, free_of_all_mib, watch};
-use tiering_tests::agent::Agent;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::program::{Kind, Program};
-use tiering_tests::results::Results;
-use tiering_tests::skip::need_programs;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::program::{Kind, Program};
+use tiering_testkit::results::Results;
+use tiering_testkit::skip::need_programs;
 use vm::{Load, Vm};
 
 const NODE_RECLAIM: &str = "/sys/devices/system/node/node0/reclaim";

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tiering_tests::scratch::swap_areas_below;
+use tiering_testkit::scratch::swap_areas_below;
 
 /// A swap file in a folder of its own. Switched off, which brings back what is in it, and removed when dropped.
 pub struct PlainSwap(PathBuf);

@@ -2,7 +2,7 @@
 
 use super::stretch::{Stretch, free_of_all_mib};
 use super::vm::Vm;
-use tiering_tests::results::Results;
+use tiering_testkit::results::Results;
 
 /// The rows of each guest, and those of all together where there is more than one. So much of each should be free as
 /// `wanted_mib` says.

@@ -5,7 +5,7 @@
 use super::vm::{Done, Vm};
 use anyhow::Result;
 use std::time::{Duration, Instant};
-use tiering_tests::stop;
+use tiering_testkit::stop;
 
 pub const MINUTE: Duration = Duration::from_mins(1);
 /// Minutes after which it is told how much is free.

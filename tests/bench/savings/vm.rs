@@ -4,10 +4,10 @@ use crate::group::Group;
 use crate::host::major_faults;
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{PAGE, mapped_and_swapped};
-use tiering_tests::pattern::Pattern;
-use tiering_tests::program::Program;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::{PAGE, mapped_and_swapped};
+use tiering_testkit::pattern::Pattern;
+use tiering_testkit::program::Program;
 
 /// Some guests boot at once, emulated, and their programs make their data.
 const BOOT: Duration = Duration::from_secs(240);

@@ -13,10 +13,10 @@ use crate::walk::PAGE_CLUSTERS;
 use anyhow::{Result, ensure};
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::readahead::Readahead;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::readahead::Readahead;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 const MEM_MIB: usize = 192;
 const MEMORY_MIB: u32 = 320;

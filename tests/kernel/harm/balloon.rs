@@ -6,13 +6,13 @@ use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::{At, PAGE, pagemap};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::skip_or_fail;
-use tiering_tests::stand_in::StandIn;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::{At, PAGE, pagemap};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::skip_or_fail;
+use tiering_testkit::stand_in::StandIn;
 
 use crate::host::{Host, drain_and_end, vm};
 

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::paths::tiering_bin;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::skip::{Skip, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::paths::tiering_bin;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::skip::{Skip, skip_or_fail};
 
 use crate::host::{Host, no_swap_is_on, vm, wait_for};
 

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::paths;
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{Skip, need_guests, need_root, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::paths;
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{Skip, need_guests, need_root, skip_or_fail};
 
 use crate::host::{assert_memory_right, guest, refusal, vm};
 

@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::qemu::QEMU;
-use tiering_tests::skip::skip_or_fail;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::qemu::QEMU;
+use tiering_testkit::skip::skip_or_fail;
 use tiering_user::store::Store;
 
 use crate::host::{Host, assert_memory_right, drain_and_end, guest, vm, wait_for};

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::hung_files::HungFiles;
-use tiering_tests::paths;
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{Skip, need_guests, need_root, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::hung_files::HungFiles;
+use tiering_testkit::paths;
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{Skip, need_guests, need_root, skip_or_fail};
 use tiering_user::sys::{Pidfd, Span, move_pages, read_pages, rearm, touch_read, touch_write};
 
 use crate::host::{Host, assert_nothing_left, wait_for};

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::scratch::Scratch;
-use tiering_tests::skip::{Skip, need_root, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::skip::{Skip, need_root, skip_or_fail};
 use tiering_user::sys::ZeroPages;
 
 use crate::host::{

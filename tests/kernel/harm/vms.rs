@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tiering_tests::agent::Agent;
-use tiering_tests::paused::Paused;
-use tiering_tests::skip::{Skip, skip_or_fail};
+use tiering_testkit::agent::Agent;
+use tiering_testkit::paused::Paused;
+use tiering_testkit::skip::{Skip, skip_or_fail};
 
 use crate::host::{At, Host, PAGE, drain_and_end, pagemap};
 

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::skip::skip_or_fail;
-use tiering_tests::stand_in::StandIn;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::skip::skip_or_fail;
+use tiering_testkit::stand_in::StandIn;
 
 use crate::host::{Host, drain_and_end, guest, runs, vm, wait_for};
 

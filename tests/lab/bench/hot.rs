@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::locate::locate;
-use tiering_tests::observe::PAGE;
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::locate::locate;
+use tiering_testkit::observe::PAGE;
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::results::Results;
 
 use super::quick;
 use crate::host::{Host, known_vm, kvm_guest, number, ready, runs, wait_for};

@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Host, drain_and_end, known_vm, kvm_guest, move_to, number};
 use crate::scenario::Scenario;

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 
 use super::quick;
 use super::window::{self, Member, Seen};

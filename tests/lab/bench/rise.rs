@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::Backend;
-use tiering_tests::observe::meminfo;
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::Backend;
+use tiering_testkit::observe::meminfo;
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 
 use super::quick;
 use crate::host::{BOOT, Host, Memcg, known_vm, kvm_guest, number};

@@ -9,11 +9,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::repeats::Repeats;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::repeats::Repeats;
+use tiering_testkit::results::Results;
 
 use super::quick;
 use crate::host::{BOOT, Host, known_vm, kvm_guest, number, ready};

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::observe::mapped_and_swapped;
-use tiering_tests::pattern::{Access, Pattern, PhaseResult};
-use tiering_tests::results::Results;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::observe::mapped_and_swapped;
+use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::results::Results;
 
 use crate::host::{BOOT, Memcg, kvm_guest};
 

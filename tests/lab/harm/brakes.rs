@@ -4,8 +4,8 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tiering_tests::agent::Agent;
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::results::Results;
 
 use crate::host::{Host, Memcg, drain_and_end, known_vm, number, shell, wait_for};
 use crate::scenario::Scenario;

@@ -1,11 +1,11 @@
 //! Pages that come up land on the node that they left, though the agent runs on another one.
 
 use anyhow::{Context, Result, ensure};
-use tiering_tests::agent::Agent;
-use tiering_tests::filled::Filled;
-use tiering_tests::guest::{Backend, Guest};
-use tiering_tests::pattern::{Access, Pattern};
-use tiering_tests::results::Results;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::filled::Filled;
+use tiering_testkit::guest::{Backend, Guest};
+use tiering_testkit::pattern::{Access, Pattern};
+use tiering_testkit::results::Results;
 use tiering_user::sys::{Pidfd, PreferNodes, move_pages};
 
 use crate::host::{BOOT, Host, drain_and_end, known_vm, kvm_guest, move_to, number, vm, wait_for};
@@ -63,7 +63,7 @@ fn staged(results: &mut Results, host: &Host) -> Result<()> {
     let access = Access::Stride { set_mib: 8, stride_pages: 7 };
     let pattern = Pattern { mem_mib: 16, rounds_on_command: true, access, ..Pattern::default() };
     let name = "tt-staged";
-    let start = |guest: tiering_tests::guest::Builder| -> Result<Guest> {
+    let start = |guest: tiering_testkit::guest::Builder| -> Result<Guest> {
         // What it touches itself lands there, as on a host where its processors are.
         let _there = PreferNodes::set(&[1])?;
         guest.start()

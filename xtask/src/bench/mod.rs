@@ -18,9 +18,9 @@ use part::Part;
 pub use part::here;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tiering_tests::kernel;
-use tiering_tests::results::Results;
-use tiering_tests::stop;
+use tiering_testkit::kernel;
+use tiering_testkit::results::Results;
+use tiering_testkit::stop;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {

@@ -1,8 +1,8 @@
 //! The demo's three guests, and what became of each.
 
 use anyhow::Result;
-use tiering_tests::guest::Guest;
-use tiering_tests::pattern::{Access, GuestResult, Pattern};
+use tiering_testkit::guest::Guest;
+use tiering_testkit::pattern::{Access, GuestResult, Pattern};
 
 /// Their names, as the agent sees them.
 pub const NAMES: [&str; 3] = ["web-1", "web-2", "db-1"];

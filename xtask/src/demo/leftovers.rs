@@ -1,7 +1,7 @@
 //! What a demo can leave behind on a machine, and whether it did.
 
 use std::path::{Path, PathBuf};
-use tiering_tests::scratch::swap_areas_below;
+use tiering_testkit::scratch::swap_areas_below;
 
 /// Things of the agent that a machine has once.
 const SHARED: [&str; 2] = ["/sys/fs/bpf/tiering", "/run/tiering/tiering.sock"];

@@ -26,9 +26,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use table::Table;
-use tiering_tests::agent::Agent;
-use tiering_tests::scratch::Scratch;
-use tiering_tests::stop;
+use tiering_testkit::agent::Agent;
+use tiering_testkit::scratch::Scratch;
+use tiering_testkit::stop;
 
 /// Swap files of 3 GiB, and room to breathe.
 const ROOM_BYTES: u64 = 4 << 30;

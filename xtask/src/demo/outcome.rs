@@ -6,7 +6,7 @@ use super::table::{count, items, mib};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tiering_tests::pattern::TouchNs;
+use tiering_testkit::pattern::TouchNs;
 
 /// Where the agent writes its report.
 pub fn report_in(folder: &Path) -> PathBuf {

@@ -5,7 +5,7 @@ use crate::command;
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
-use tiering_tests::program::image;
+use tiering_testkit::program::image;
 
 pub fn apt_update() -> Result<()> {
     command::run(apt_get().args(["-q", "update"]))
@@ -27,7 +27,7 @@ pub fn apply(steps: &[Step]) -> Result<()> {
                 command::run(Command::new(program).args(args).envs(env).env_remove("RUSTC_BOOTSTRAP"))?;
             }
             Action::FetchKernel { line, .. } => {
-                println!("{what}: {}", tiering_tests::kernel::fetch(*line)?.display());
+                println!("{what}: {}", tiering_testkit::kernel::fetch(*line)?.display());
             }
             Action::BuildPrograms => {
                 let began = Instant::now();

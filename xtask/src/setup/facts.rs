@@ -3,8 +3,8 @@
 use crate::command::{ask, find};
 use std::path::Path;
 use std::process::Command;
-use tiering_tests::program::image::{self, MKFS, MMDEBSTRAP};
-use tiering_tests::{kernel, lab};
+use tiering_testkit::program::image::{self, MKFS, MMDEBSTRAP};
+use tiering_testkit::{kernel, lab};
 
 /// Debian's compiler of which the archive also has a prebuilt `core` for BPF.
 pub const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];

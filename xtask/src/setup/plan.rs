@@ -7,8 +7,8 @@
 use super::Purpose;
 use super::facts::{DEBIAN_COMPILER, Facts, LINKED, PROGRAMS};
 use std::fmt;
-use tiering_tests::kernel;
-use tiering_tests::program::image::{MKFS, MMDEBSTRAP};
+use tiering_testkit::kernel;
+use tiering_testkit::program::image::{MKFS, MMDEBSTRAP};
 
 const LINKER_VERSION: &str = "0.13.0";
 /// The LLVM of Debian's rustc-web 1.96.

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
-use tiering_tests::content::{self, Page};
-use tiering_tests::pattern::{DISK_PATH, IMAGE_PATH, PAGE_BYTES, Pattern};
+use tiering_testkit::content::{self, Page};
+use tiering_testkit::pattern::{DISK_PATH, IMAGE_PATH, PAGE_BYTES, Pattern};
 
 pub struct Memory {
     pattern: Pattern,
@@ -100,7 +100,7 @@ fn map_image(path: &Path, pages: usize) -> Result<&'static [Page]> {
 mod tests {
     use super::*;
     use std::io::Write;
-    use tiering_tests::pattern::Access;
+    use tiering_testkit::pattern::Access;
 
     #[test]
     fn a_changed_page_is_noticed_until_it_is_written_again() {

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
-use tiering_tests::lines::tail;
-use tiering_tests::pattern::{READY, RESULT};
-use tiering_tests::program::{PROGRESS, Program, ProgramResult, Progress, Recipe};
+use tiering_testkit::lines::tail;
+use tiering_testkit::pattern::{READY, RESULT};
+use tiering_testkit::program::{PROGRESS, Program, ProgramResult, Progress, Recipe};
 
 /// What the server says; the console is too slow for it.
 const SERVER_LOG: &str = "/var/log/server.log";

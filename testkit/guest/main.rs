@@ -2,7 +2,7 @@
 //! a real program.
 //!
 //! In: the pattern or program on the kernel command line, commands on the serial console. Out: a few lines there. They
-//! are described in `tiering_tests::pattern` and `tiering_tests::program`. It runs as process 1 and does not return: it
+//! are described in `tiering_testkit::pattern` and `tiering_testkit::program`. It runs as process 1 and does not return: it
 //! switches the machine off. To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
 
 mod disk;
@@ -18,8 +18,8 @@ use anyhow::{Context, Result};
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use tiering_tests::pattern::{DISK_PATH, MODULES_PATH, PHASE, Pattern, READY, RESULT};
-use tiering_tests::program::Program;
+use tiering_testkit::pattern::{DISK_PATH, MODULES_PATH, PHASE, Pattern, READY, RESULT};
+use tiering_testkit::program::Program;
 use walker::Walker;
 
 fn main() {

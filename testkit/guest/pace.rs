@@ -3,7 +3,7 @@
 //! In: the pattern, the time after each burst. Out: the size of a burst and the pause after it.
 
 use std::time::Duration;
-use tiering_tests::pattern::{Access, Pattern};
+use tiering_testkit::pattern::{Access, Pattern};
 
 /// Touches of one step, at most: commands are heard after each.
 const BURST: u64 = 64;

@@ -1,6 +1,6 @@
 //! Durations in a fixed, small space: buckets of an eighth of an octave, so a quantile is at most an eighth too high.
 
-use tiering_tests::pattern::TouchNs;
+use tiering_testkit::pattern::TouchNs;
 
 /// Three bits behind the leading one.
 const SUB_BITS: u32 = 3;

@@ -11,8 +11,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
-use tiering_tests::content::Page;
-use tiering_tests::pattern::PAGE_BYTES;
+use tiering_testkit::content::Page;
+use tiering_testkit::pattern::PAGE_BYTES;
 
 /// Maps zeroed anonymous memory of its own, never to be unmapped, in small pages.
 pub fn map_pages(pages: usize) -> Result<&'static mut [Page]> {

@@ -8,7 +8,7 @@ use crate::pace::Pace;
 use crate::phase::{Phase, Totals};
 use anyhow::Result;
 use std::time::Duration;
-use tiering_tests::pattern::{GuestResult, Pattern, PhaseResult, Touch, Touches};
+use tiering_testkit::pattern::{GuestResult, Pattern, PhaseResult, Touch, Touches};
 
 /// Touches between the rounds in one step, and the pause after it: at most 640 touches a second.
 const BETWEEN_BURST: usize = 64;
@@ -177,7 +177,7 @@ impl Walker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tiering_tests::pattern::Access;
+    use tiering_testkit::pattern::Access;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -8,8 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use tiering_tests::content::{Page, WORDS};
-use tiering_tests::pattern::PAGE_BYTES;
+use tiering_testkit::content::{Page, WORDS};
+use tiering_testkit::pattern::PAGE_BYTES;
 
 /// Where a read goes: what is read past the page cache has to lie so.
 #[repr(align(4096))]
@@ -74,7 +74,7 @@ pub fn load_modules(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tiering_tests::content;
+    use tiering_testkit::content;
 
     #[test]
     fn pages_are_read_as_they_were_written() {

@@ -4,7 +4,7 @@
 
 use crate::histogram::Histogram;
 use std::time::Duration;
-use tiering_tests::pattern::{Pattern, PhaseResult};
+use tiering_testkit::pattern::{Pattern, PhaseResult};
 
 pub struct Phase {
     pub began: Duration,
