@@ -14,8 +14,10 @@
 //! Of a batch that moves, the checks before it share one read of the page tables ([`page_states::PageStates`]), and one
 //! more follows each try. Moves between memory tiers also read before each try.
 
+mod bring_up;
 mod collapse;
 mod drain;
+mod existing;
 mod group_reclaim;
 mod homes;
 mod huge;

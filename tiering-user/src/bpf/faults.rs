@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use thiserror::Error;
 use tiering_common::{
     Frame, ImageKey, LAYOUT_VERSION, MAX_FRAMES, MAX_RANGES, NO_GPA, Range, Sample, VmBlock, VmEntry,
     VmFrames, VmMoves, VmStats,
@@ -15,8 +14,10 @@ use zerocopy::FromBytes as _;
 use super::attach_kind::{AttachKind, Attachment, chain};
 use super::blocks::BlockMap;
 use super::damon::{self, Regions};
+use super::error::BpfError;
 use super::kernel_moves::KernelMoveSource;
 use super::kvm::{KVM_ATTACH_KINDS, KvmSource};
+use super::maps::{map_error, typed};
 use super::pins::{PinError, Pins};
 use super::reads::{PROGRAM, Reads};
 use super::rearming::Rearming;
@@ -26,25 +27,6 @@ use crate::vm::Vm;
 
 /// The eBPF object, as built and embedded.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tiering-bpf"));
-
-/// The kernel side cannot be had.
-#[derive(Debug, Error)]
-pub enum BpfError {
-    #[error("the kernel refuses BPF: run as root, or with CAP_BPF and CAP_PERFMON ({0})")]
-    NotPermitted(String),
-    #[error("cannot load the eBPF object: {0}")]
-    Load(#[from] EbpfError),
-    #[error("no way to see page faults works here: {0}")]
-    NoAttachKind(String),
-    #[error("the eBPF object has no `{0}`")]
-    Missing(&'static str),
-    #[error("map `{map}`: {source}")]
-    Map { map: &'static str, source: MapError },
-    #[error("{0} has more RAM ranges than the {MAX_RANGES} that can be tracked")]
-    TooManyRanges(String),
-    #[error(transparent)]
-    Pin(#[from] PinError),
-}
 
 /// Sums over CPUs and VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -371,18 +353,6 @@ impl Source for Faults {
 
 fn pid_key(vm: &Vm) -> u32 {
     vm.key.pid.cast_unsigned()
-}
-
-pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
-    move |source| BpfError::Map { map, source }
-}
-
-pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError>
-where
-    T: TryFrom<aya::maps::Map, Error = MapError>,
-{
-    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
-    T::try_from(map).map_err(map_error(name))
 }
 
 /// The program for each of the two events, by attach kind.

@@ -13,7 +13,8 @@ use aya::maps::{MapData, PerCpuArray};
 use tiering_common::KernelMoves;
 
 use super::attach_kind::AttachKind;
-use super::faults::{BpfError, typed};
+use super::error::BpfError;
+use super::maps::typed;
 use super::source::{Delivery, Source};
 
 /// Program, and the event that it is for.

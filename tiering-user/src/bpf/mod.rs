@@ -6,9 +6,11 @@
 mod attach_kind;
 mod blocks;
 mod damon;
+mod error;
 mod faults;
 mod kernel_moves;
 mod kvm;
+mod maps;
 mod pins;
 mod reads;
 mod rearming;
@@ -16,7 +18,8 @@ mod source;
 
 pub use attach_kind::{AttachKind, PROBE_ATTACH_KINDS};
 pub use damon::{Admin, Availability, Setup, Watched, Watching, Worker, host_admin, host_mark};
-pub use faults::{BpfError, Counters, Faults, OBJECT};
+pub use error::BpfError;
+pub use faults::{Counters, Faults, OBJECT};
 pub use kernel_moves::KernelMoveSource;
 pub use kvm::{KVM_ATTACH_KINDS, KvmSource};
 pub use pins::{PIN_DIR, PinError, Pins};

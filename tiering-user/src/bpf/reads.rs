@@ -15,7 +15,8 @@ use tiering_common::{FileRead, ImageEntry, ImageKey, Reading};
 use zerocopy::FromBytes as _;
 
 use super::attach_kind::{self, AttachKind};
-use super::faults::{BpfError, map_error, typed};
+use super::error::BpfError;
+use super::maps::{map_error, typed};
 use super::source::{Delivery, Source};
 
 pub(super) const PROGRAM: &str = "file_read_tp";

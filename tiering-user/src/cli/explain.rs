@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::render::{NONE, location, nanoseconds, or_none, size};
 use super::savings::can_free;
 use super::table::Table;
+use super::units::{NONE, location, nanoseconds, or_none, size};
 use crate::telemetry::explain::{DecisionInfo, Explanation, PageInfo};
 
 pub fn explanation(answer: &Explanation) -> String {

@@ -13,6 +13,7 @@ mod savings;
 mod similar;
 mod table;
 mod trace;
+mod units;
 
 use std::io::IsTerminal as _;
 use std::ops::Range;

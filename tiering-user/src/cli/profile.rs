@@ -1,6 +1,6 @@
 //! The profile of a VM, as `tiering vm show` prints it: rows, and two small plots.
 
-use super::render::{nanoseconds, size};
+use super::units::{nanoseconds, size};
 use crate::telemetry::profile::{AheadStatus, ProfileStatus};
 
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

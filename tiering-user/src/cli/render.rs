@@ -3,14 +3,13 @@
 //! In: the same types that `--json` prints. Out: text with aligned tables; sizes in KiB, MiB, GiB. Not here:
 //! anything a script should read.
 
-use bytesize::ByteSize;
-
 use super::profile;
 use super::savings;
 use super::table::{Table, printable};
+use super::units::{location, nanoseconds, or_none, size};
 use crate::config::Config;
 use crate::host::{Check, State};
-use crate::telemetry::request::{DrainOutcome, Location, MapRun, MoveOutcome, VmMap};
+use crate::telemetry::request::{DrainOutcome, MapRun, MoveOutcome, VmMap};
 use crate::telemetry::status::{
     ClassStatus, Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, RearmStatus, SourceState, Status,
     TierKind, VmStatus,
@@ -18,7 +17,6 @@ use crate::telemetry::status::{
 
 const SHARING_OFF: &str =
     "every VM is its own tenant: set `tenant` in [[vm]] to let alike VMs learn from each other\n";
-pub(super) const NONE: &str = "-";
 
 pub fn status(status: &Status) -> String {
     let dry_run = if status.dry_run { ", dry run: plans are made, nothing is moved" } else { "" };
@@ -415,13 +413,6 @@ fn page_state(run: &MapRun) -> String {
     }
 }
 
-pub(super) fn location(location: Location) -> String {
-    match location {
-        Location::Frame { pfn } => format!("frame {pfn:#x}"),
-        Location::Slot { area, slot } => format!("area {area} slot {slot}"),
-    }
-}
-
 /// How often mapped pages show their accesses anew, or why they do not.
 fn rounds(rearm: &RearmStatus) -> String {
     if let Some(why_not) = &rearm.why_not {
@@ -437,24 +428,6 @@ fn rounds(rearm: &RearmStatus) -> String {
             size(rearm.used_bytes)
         ),
     }
-}
-
-pub(super) fn size(bytes: u64) -> String {
-    ByteSize(bytes).display().iec().to_string()
-}
-
-/// In the unit that leaves one to three digits before the point.
-pub(super) fn nanoseconds(ns: u64) -> String {
-    match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{}.{} us", ns / 1_000, ns % 1_000 / 100),
-        1_000_000..1_000_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
-        _ => format!("{}.{} s", ns / 1_000_000_000, ns % 1_000_000_000 / 100_000_000),
-    }
-}
-
-pub(super) fn or_none(value: Option<String>) -> String {
-    value.unwrap_or_else(|| NONE.to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::request::Location;
 use crate::telemetry::status::{EventCounts, Latency, SourceStatus, TierStatus};
 
 fn example() -> Status {

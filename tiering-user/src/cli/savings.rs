@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use super::render::size;
 use super::table::printable;
+use super::units::size;
 use crate::telemetry::savings::{CanFreeStatus, HostSavingsStatus, SavingsSource, SavingsStatus};
 use crate::telemetry::status::Status;
 

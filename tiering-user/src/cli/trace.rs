@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::{Failure, INTERNAL, IO, USAGE};
-use super::render::size;
 use super::table::Table;
+use super::units::size;
 use crate::config::Config;
 use crate::profile::COMPONENTS;
 use crate::replay::{Outcome, Replay, Told, TooLarge};

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use super::refaults::TooMany;
 use super::stalls::Stall;
+use super::tier_load::TierLoad;
 
 /// Most pages a second: 256 MiB, as many as are planned at a time.
 pub const MOST: u64 = 65_536;
@@ -31,18 +32,6 @@ pub const LEAST: u64 = 256;
 const SLOW_FACTOR: u64 = 4;
 /// Requests that a device has at a time when it is busy enough.
 const LONG_QUEUE: u64 = 64;
-
-/// How busy the device of a tier is; none where it cannot be told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TierLoad {
-    /// Mean of the last reads.
-    pub read_latency_ns: Option<u64>,
-    /// The same, when nothing else was going on.
-    pub read_latency_at_rest_ns: Option<u64>,
-    pub in_flight: Option<u64>,
-    /// Reads of the last second, whoever asked for them.
-    pub reads: u64,
-}
 
 /// What the brakes go by; none where it cannot be told, which brakes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -4,7 +4,8 @@
 //! who took them out of memory: the agent, the kernel that the agent asked (`memory.reclaim`), or the kernel by itself.
 //! That a block was huge is known from sweeps, so one must have seen it before.
 
-use super::{Action, Reason, Rules, Step};
+use super::rules::Rules;
+use super::{Action, Reason, Step};
 use crate::tiermap::{BLOCK_PAGES, Place, Seconds, VmPages};
 use crate::tiers::TierId;
 use crate::track::VmId;

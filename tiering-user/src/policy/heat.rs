@@ -7,20 +7,7 @@
 //! Heat counts accesses that are seen. A page that stays mapped shows none, and counts as cold however hot it is,
 //! unless its VM's pages are armed anew in rounds.
 
-use std::time::Duration;
-
-use super::Rules;
 use crate::tiermap::{HEAT_BINS as BINS, VmPages};
-
-/// An epoch, over which accesses are counted: this many times the least idle time, within these bounds.
-const EPOCH_FACTOR: u32 = 2;
-const EPOCH_LEAST: Duration = Duration::from_secs(1);
-const EPOCH_MOST: Duration = Duration::from_mins(10);
-
-/// After how long heat cools, where accesses show all the time.
-pub fn cooling_epoch(rules: &Rules) -> Duration {
-    (rules.least_idle(0, 0) * EPOCH_FACTOR).clamp(EPOCH_LEAST, EPOCH_MOST)
-}
 
 /// Pages in memory by heat, in bins of powers of two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,26 +35,30 @@ mod refaults;
 mod relief;
 mod returns;
 mod room;
+mod rules;
 mod shared_group;
 mod stalls;
+mod tier_load;
 
 use std::fmt;
 use std::time::Duration;
 
-pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP, TierLoad};
+pub use brakes::{Brake, Governor, Limited, Load, MOST, Pace, Rate, STEP};
 pub use collapse::collapses;
-pub use demote::{Held, Rules, demotions};
+pub use demote::demotions;
 pub use evidence::{Evidence, Verdict};
 pub use free::FreeSpace;
-pub use heat::{Bands, HeatHistogram, cooling_epoch};
+pub use heat::{Bands, HeatHistogram};
 pub use promote::promotions;
 pub use quota::{Claim, Waits, shares, weight};
 pub use refaults::{Refaults, TooMany};
 pub use relief::{Holding, Relief, relief};
 pub use returns::note_return;
 pub use room::{GroupLimit, Room};
+pub use rules::{Held, Rules, cooling_epoch};
 pub use shared_group::{GroupReading, SharedGroup, SharedGroups};
-pub use stalls::{Stall, StallSource, Stalls, Waited, fault_wait};
+pub use stalls::{Stall, StallSource, Stalls, Waited};
+pub use tier_load::{TierLoad, fault_wait};
 
 use crate::tiermap::PageIndex;
 use crate::tiers::TierId;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::demote::Rules;
+use super::rules::Rules;
 use crate::tiermap::{BACKOFF_MAX, PageEntry, Place, Seconds, VmPages};
 use crate::tiers::TierId;
 

@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 
-use super::demote::Rules;
 use super::old::Old;
+use super::rules::Rules;
 use super::{Action, Reason, Step};
 use crate::tiermap::{Place, Seconds, VmPages};
 use crate::tiers::TierId;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Rules, cooling_epoch};
+use super::rules::{Rules, cooling_epoch};
 use crate::tiermap::{PageEntry, PageIndex, Place, Seconds, Touch, VmPages};
 use crate::tiers::TierId;
 

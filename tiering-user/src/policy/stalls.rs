@@ -22,7 +22,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use super::TierLoad;
 use crate::sys::Monotonic;
 
 /// Over which the share of time is taken.
@@ -152,14 +151,6 @@ impl Stalls {
     }
 }
 
-/// How long a VM waited in a second for `pages` of a tier whose device was as busy as `load` says. A page whose copy
-/// was still in the swap cache, or that came with its neighbours, needed no read of its own: no more are counted than
-/// the device did.
-pub fn fault_wait(pages: u64, load: &TierLoad) -> Duration {
-    let reads = pages.min(load.reads);
-    Duration::from_nanos(reads.saturating_mul(load.read_latency_ns.unwrap_or(0)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,14 +248,6 @@ mod tests {
         let again = Waited { source: StallSource::Group, total: Duration::ZERO, at: vm.now() };
         vm.stalls.look(Some(again));
         assert_eq!(vm.stalls.above(LIMIT), None, "a group that was made anew");
-    }
-
-    #[test]
-    fn a_page_that_needed_no_read_was_not_waited_for() {
-        let load = |reads, read_latency_ns| TierLoad { reads, read_latency_ns, ..TierLoad::default() };
-        assert_eq!(fault_wait(100, &load(1000, Some(90_000))), Duration::from_millis(9));
-        assert_eq!(fault_wait(1000, &load(10, Some(90_000))), Duration::from_micros(900));
-        assert_eq!(fault_wait(1000, &load(0, None)), Duration::ZERO);
     }
 
     proptest! {

@@ -112,6 +112,14 @@ impl Pagemap {
         Ok(Self { file: Arc::new(File::open("/proc/self/pagemap")?), held: None })
     }
 
+    /// Where `count` pages of the agent's own, from page `first`, are now. For [`Self::of_self`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_zero_pages(&self, pages: &ZeroPages, first: usize, count: usize) -> io::Result<Vec<PageState>> {
+        self.read(pages.start() as u64 + first as u64 * PAGE_BYTES, count)
+    }
+
     /// Reads `count` pages from address `hva`.
     ///
     /// # Errors
@@ -384,7 +392,7 @@ mod tests {
             memory.page_out(page, 1).unwrap();
         }
         let own = Pagemap::of_self().unwrap();
-        let states = memory.states(0, pages, &own).unwrap();
+        let states = own.read(memory.start() as u64, pages).unwrap();
         let start = memory.start() as u64;
         let mut scanned = vec![false; pages];
         match own.scan(start, start + pages as u64 * PAGE_BYTES, |range| {

@@ -2,8 +2,8 @@
 
 use std::io;
 
+use super::PAGE_BYTES;
 use super::mapping::Mapping;
-use super::{PAGE_BYTES, PageState, Pagemap};
 
 /// A mapping of our own whose pages can be made present (all zero), paged out and freed, part by part.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl ZeroPages {
     }
 
     /// Makes `count` pages from page `first` present and pages them out. A page that the kernel would not take
-    /// stays present; see [`Self::states`].
+    /// stays present; see [`super::Pagemap::of_zero_pages`].
     ///
     /// # Errors
     /// As `madvise(MADV_PAGEOUT)`.
@@ -67,14 +67,6 @@ impl ZeroPages {
     /// As `madvise(MADV_DONTNEED)`.
     pub fn free(&mut self, first: usize, count: usize) -> io::Result<()> {
         self.advise(first, count, libc::MADV_DONTNEED)
-    }
-
-    /// Where `count` pages from page `first` are now.
-    ///
-    /// # Errors
-    /// As [`Pagemap::read`].
-    pub fn states(&self, first: usize, count: usize, own: &Pagemap) -> io::Result<Vec<PageState>> {
-        own.read(self.page(first) as u64, count)
     }
 
     /// Address of the first page.

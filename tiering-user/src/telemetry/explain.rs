@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::request::Location;
+use super::location::Location;
 use super::savings::CanFreeStatus;
 
 /// One address that a question is about.

@@ -7,6 +7,8 @@
 pub mod api;
 pub mod client;
 pub mod explain;
+mod host_savings;
+mod location;
 pub mod metrics;
 pub mod profile;
 mod record;

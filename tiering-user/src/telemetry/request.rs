@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{Address, Explanation};
+pub use super::location::Location;
 use super::similar::Similar;
 
 /// Where the agent puts its answer.
@@ -109,16 +110,6 @@ pub struct MapRun {
     pub written: bool,
 }
 
-/// Where a page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Location {
-    /// In memory: its page frame number.
-    Frame { pfn: u64 },
-    /// Swapped out: number of the swap area, as the kernel counts them, and slot in it.
-    Slot { area: u32, slot: u64 },
-}
-
 /// What became of a move.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveOutcome {
@@ -202,15 +193,5 @@ mod tests {
     fn a_formatted_range_reads_back() {
         let range = 0x7f12_3400_0000..u64::MAX;
         assert_eq!(parse_range(&format_range(&range)), Ok(range));
-    }
-
-    #[test]
-    fn a_location_is_a_frame_or_a_slot_in_json() {
-        let frame = Some(Location::Frame { pfn: 7 });
-        let slot = Some(Location::Slot { area: 1, slot: 9 });
-        assert_eq!(serde_json::to_string(&frame).unwrap(), r#"{"pfn":7}"#);
-        assert_eq!(serde_json::to_string(&slot).unwrap(), r#"{"area":1,"slot":9}"#);
-        let read: Option<Location> = serde_json::from_str(r#"{"area":1,"slot":9}"#).unwrap();
-        assert_eq!(read, slot);
     }
 }

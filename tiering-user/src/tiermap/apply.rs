@@ -1,9 +1,9 @@
 //! Takes over into the table what a sweep found.
 
 use super::entry::{PageEntry, Place, Seconds};
-use super::layout::PageRun;
+use super::layout::{BLOCK_PAGES, PageRun};
 use super::sweep::Sweep;
-use super::table::{BLOCK_PAGES, VmPages};
+use super::table::VmPages;
 
 impl VmPages {
     /// Takes over what a sweep of a part found that began at `began`; an access since then knows better, but not on

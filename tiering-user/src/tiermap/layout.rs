@@ -2,13 +2,14 @@
 //!
 //! The pages of a VM are numbered from 0 through its regions, in order of address.
 
-use super::table::BLOCK_PAGES;
 use crate::sys::PAGE_BYTES;
 use crate::vm::{Backing, Hva, RamRegion};
 
 /// Number of a page in one VM.
 pub type PageIndex = u32;
 
+/// Pages of a block, the unit in which the table is allocated: 2 MiB.
+pub const BLOCK_PAGES: u32 = 512;
 /// Pages that are numbered: 16 TiB but for two blocks, so that the number behind any block is a page number, too.
 const MOST_PAGES: u32 = u32::MAX - (2 * BLOCK_PAGES - 1);
 

@@ -10,6 +10,7 @@
 
 mod apply;
 mod block;
+mod by_block;
 mod digest;
 mod dirty;
 mod entry;
@@ -27,10 +28,10 @@ mod tests;
 pub use block::BlockInfo;
 pub use digest::{HEAT_BINS, heat_bin};
 pub use entry::{BACKOFF_MAX, IDLE_CAP, PageEntry, Place, Seconds};
-pub use layout::{Layout, PageIndex, PageRun, into_runs};
+pub use layout::{BLOCK_PAGES, Layout, PageIndex, PageRun, into_runs};
 pub use places::Places;
 pub use shared_file::SharedFile;
 pub use sparse::Sparse;
 pub use summary::{BlockSummary, Habit};
 pub use sweep::{Sweep, is_huge, part, sweep, written};
-pub use table::{BLOCK_PAGES, PlaceCounts, Touch, VmPages};
+pub use table::{PlaceCounts, Touch, VmPages};

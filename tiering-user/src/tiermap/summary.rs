@@ -3,7 +3,8 @@
 //! In: the entries of its pages. Out: how many are where, their back-off and heat. Pure.
 
 use super::entry::{PageEntry, Place};
-use super::table::{BLOCK_PAGES, VmPages};
+use super::layout::BLOCK_PAGES;
+use super::table::VmPages;
 use crate::config::MAX_TIERS;
 use crate::tiers::TierId;
 

@@ -12,10 +12,9 @@
 use std::io;
 
 use super::entry::Place;
-use super::layout::{Layout, PageIndex, PageRun, pages_between};
+use super::layout::{BLOCK_PAGES, Layout, PageIndex, PageRun, pages_between};
 use super::places::Places;
 use super::shared_file::SharedFile;
-use super::table::BLOCK_PAGES;
 use crate::sys::{PAGE_BYTES, PageState, Pagemap, Pidfd};
 use crate::tiers::TierId;
 use crate::vm::Hva;

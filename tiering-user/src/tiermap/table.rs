@@ -5,13 +5,11 @@ use super::digest::Digest;
 use super::dirty::DirtyBlocks;
 use super::entry::{PageEntry, Place, Seconds};
 use super::freshness::Freshness;
-use super::layout::{Layout, PageIndex, PageRun};
+use super::layout::{BLOCK_PAGES, Layout, PageIndex, PageRun};
 use super::sparse::Sparse;
 use crate::tiers::{NodeTiers, TierId};
 use crate::track::Shown;
 
-/// Pages of a block, the unit of allocation: 2 MiB.
-pub const BLOCK_PAGES: u32 = 512;
 /// A block of whose pages 1 / this are in swap has left memory.
 const GONE_DIVISOR: usize = 2;
 /// How often idle ages are kept from wrapping around, seconds.

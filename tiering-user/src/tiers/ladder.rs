@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::swap::device_capacity_bytes;
+use super::device_layout::Layout;
+use super::disk_facts::{device_itself, real_folder, text};
 use crate::config::{self, Backing, Config};
 
 /// A tier's place in the ladder: 0 is the fastest.
@@ -56,6 +57,14 @@ impl SwapPlace {
             }
         }
     }
+}
+
+/// What the tier on this device can hold; none where there is no such device, or one that is too small.
+fn device_capacity_bytes(sys_root: &Path, path: &Path) -> Option<u64> {
+    let folder = real_folder(sys_root, device_itself(path).ok()?)?;
+    // In units of 512 bytes, whatever the disk's own are (Documentation/ABI/stable/sysfs-block).
+    let sectors: u64 = text(&folder.join("size"))?.parse().ok()?;
+    Layout::of(sectors << 9).map(|layout| layout.area_bytes())
 }
 
 /// How many of the tiers are memory nodes. They come first in the ladder: a page in one of them is in memory, and a

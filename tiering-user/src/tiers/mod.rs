@@ -10,6 +10,7 @@
 mod budget;
 mod candidates;
 mod demotion;
+mod device_layout;
 mod device_load;
 mod disk_facts;
 mod facts;

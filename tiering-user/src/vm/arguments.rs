@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use super::options::Options;
+use super::options::{Given, Options};
 use super::printable;
 use super::readconfig::{self, DEADLINE, MOST_BYTES};
 
@@ -66,14 +66,6 @@ const FLAGS: [&str; 46] = [
     "xen-attach",
     "xen-domid-restrict",
 ];
-
-/// One option.
-#[derive(Debug)]
-pub(super) struct Given {
-    /// As a section of a `-readconfig` file is called.
-    pub(super) group: String,
-    pub(super) options: Options,
-}
 
 /// All options.
 #[derive(Debug, Default)]

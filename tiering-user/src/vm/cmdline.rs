@@ -6,8 +6,8 @@
 //!
 //! Limits: what monitor commands changed is not seen here. Memory of CXL devices and SGX is not RAM here.
 
-use super::arguments::{Arguments, Given};
-use super::options::{Options, round_up, size_bytes};
+use super::arguments::Arguments;
+use super::options::{Given, Options, round_up, size_bytes};
 use super::printable;
 
 /// QEMU's own default for x86 machine types (`default_ram_size`, hw/core/machine.c).

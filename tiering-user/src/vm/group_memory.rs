@@ -31,6 +31,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use procfs::{FromRead as _, MemoryPressure};
+
 use super::ProcessKey;
 use super::cgroup;
 use super::process::Proc;
@@ -187,8 +189,9 @@ impl GroupMemory {
         let name = this.group.as_deref().or_else(|| domain(cgroup_root, path));
         let folder = |name: &str| cgroup_root.join(name.trim_start_matches('/'));
         this.pressure = name.and_then(|name| {
-            let text = std::fs::read_to_string(folder(name).join("memory.pressure")).ok()?;
-            Some(Pressure { group: name.to_owned(), some: some_total(&text)? })
+            // Empty where it is switched off.
+            let pressure = MemoryPressure::from_file(folder(name).join("memory.pressure")).ok()?;
+            Some(Pressure { group: name.to_owned(), some: Duration::from_micros(pressure.some.total) })
         });
         this
     }
@@ -367,13 +370,6 @@ fn domain<'a>(cgroup_root: &Path, path: &'a str) -> Option<&'a str> {
         group = &group[..group.rfind('/')?];
     }
     None
-}
-
-/// Time in which some task waited, from a pressure file's text.
-fn some_total(text: &str) -> Option<Duration> {
-    let line = text.lines().find(|line| line.starts_with("some "))?;
-    let us = line.split(' ').find_map(|field| field.strip_prefix("total="))?.parse().ok()?;
-    Some(Duration::from_micros(us))
 }
 
 /// Of all VMs of the host: takes away the pressure of groups that hold more than one of them.

@@ -9,6 +9,14 @@ use serde_json::Value;
 #[derive(Debug, Default)]
 pub(super) struct Options(Vec<(String, String)>);
 
+/// One option of a process, and its pairs.
+#[derive(Debug)]
+pub(super) struct Given {
+    /// As a section of a `-readconfig` file is called.
+    pub(super) group: String,
+    pub(super) options: Options,
+}
+
 impl Options {
     /// Pairs that were read elsewhere.
     pub(super) fn of(pairs: Vec<(String, String)>) -> Options {

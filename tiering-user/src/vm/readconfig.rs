@@ -22,8 +22,7 @@ use std::time::Duration;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::statfs::{self, FsType, fstatfs};
 
-use super::arguments::Given;
-use super::options::Options;
+use super::options::{Given, Options};
 use super::process::Proc;
 
 /// Of all files of a process together. Those of Incus have some 10 KiB.

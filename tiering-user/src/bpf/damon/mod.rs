@@ -20,7 +20,8 @@ pub use admin::{Admin, Availability, Setup, Watched};
 pub use worker::{Watching, Worker};
 
 use super::attach_kind::{self, AttachKind};
-use super::faults::{BpfError, map_error, typed};
+use super::error::BpfError;
+use super::maps::{map_error, typed};
 use super::source::{Delivery, Source};
 
 pub(super) const PROGRAM: &str = "damon_region";

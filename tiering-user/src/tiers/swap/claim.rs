@@ -18,10 +18,10 @@ use std::fmt;
 use std::path::Path;
 
 use super::area::{Memory, Own};
+use super::error::SwapError;
 use super::files::{FileId, Found, OnArea};
+use super::order::priorities;
 use super::proc_swaps::SwapLine;
-use super::segments::priorities;
-use super::tiers::SwapError;
 
 /// What of a tier's folder is the agent's.
 #[derive(Clone, Debug, Default)]

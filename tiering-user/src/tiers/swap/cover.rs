@@ -44,7 +44,7 @@ impl Cover {
             let mut pages = ZeroPages::map(chunk)?;
             pages.page_out(0, chunk)?;
             let mut got = 0;
-            for (page, state) in pages.states(0, chunk, own)?.into_iter().enumerate() {
+            for (page, state) in own.of_zero_pages(&pages, 0, chunk)?.into_iter().enumerate() {
                 match state {
                     PageState::Swapped { area, .. } if areas.contains(&area) => {
                         *self.held.entry(area).or_default() += 1;

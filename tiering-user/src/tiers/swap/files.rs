@@ -13,8 +13,8 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::{Path, PathBuf};
 
 use super::header::{HEADER_BYTES, Header};
+use super::order::segment_number;
 use super::proc_swaps::SwapLine;
-use super::segments::segment_number;
 use crate::sys::PAGE_BYTES;
 
 /// No file has it.

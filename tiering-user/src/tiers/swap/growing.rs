@@ -10,10 +10,12 @@ use std::io;
 use std::path::Path;
 
 use super::area::Own;
+use super::error::SwapError;
 use super::folder;
+use super::order::segment_name;
 use super::proc_swaps::{self, SwapLine};
-use super::segments::{Area, Place, Segment, SwapTier, segment_name};
-use super::tiers::{PRIMER_PAGES, SwapError, SwapTiers};
+use super::segments::{Area, Place, Segment, SwapTier};
+use super::tiers::{PRIMER_PAGES, SwapTiers};
 use crate::sys::{OneCpu, PAGE_BYTES, PageState, SWAP_PRIORITY_MAX, ZeroPages};
 
 impl SwapTiers {
@@ -91,7 +93,7 @@ impl SwapTiers {
     fn primer_landing(&self) -> io::Result<Option<u8>> {
         let mut pages = ZeroPages::map(PRIMER_PAGES)?;
         pages.page_out(0, PRIMER_PAGES)?;
-        let last = pages.states(PRIMER_PAGES - 1, 1, &self.own)?;
+        let last = self.own.of_zero_pages(&pages, PRIMER_PAGES - 1, 1)?;
         Ok(last.first().and_then(|state| match state {
             PageState::Swapped { area, .. } => Some(*area),
             _ => None,

@@ -4,9 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::area::Memory;
+use super::error::SwapError;
 use super::proc_swaps;
 use super::segments::{Segment, used_bytes};
-use super::tiers::{SwapError, SwapTiers};
+use super::tiers::SwapTiers;
 use crate::sys::PAGE_BYTES;
 use crate::tiers::TierId;
 

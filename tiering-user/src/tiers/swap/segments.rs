@@ -1,4 +1,4 @@
-//! The areas of the swap tiers: how many, how large, where, with which priority.
+//! The areas of the swap tiers: how many, how large, where.
 //!
 //! The slowest swap tier is one file or device. The faster ones share [`UPPER_SEGMENTS`], added as they fill, so that
 //! few of their slots are free: a batch for a lower tier has to cover them. Nothing here moves a page.
@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::area::Own;
 use super::device::Device;
 use super::folder;
+use super::order::priorities;
 use super::proc_swaps::SwapLine;
-use crate::sys::{PAGE_BYTES, SWAP_PRIORITY_MAX};
+use crate::sys::PAGE_BYTES;
 use crate::tiers::TierId;
 
 /// Most files of all tiers but the slowest together. With that one's there are some left to the host of the 23 areas
@@ -21,28 +22,6 @@ const UPPER_SEGMENTS: u64 = 16;
 const SEGMENT_MIN_BYTES: u64 = 256 << 20;
 /// A rest smaller than this is not worth a file.
 const SEGMENT_LEAST_BYTES: u64 = 16 << 20;
-/// No area of ours has a lower priority.
-pub const BASE_PRIORITY: i32 = SWAP_PRIORITY_MAX - 700;
-pub(super) const PRIORITY_STEP: i32 = 50;
-/// More than there can be swap tiers.
-const MOST_PLACES: i32 = 12;
-
-/// The priorities that areas of the swap tier in this place, counted from the fastest, can have.
-pub(super) fn priorities(place: usize) -> Range<i32> {
-    let below = MOST_PLACES - i32::try_from(place).unwrap_or(MOST_PLACES).min(MOST_PLACES);
-    let first = BASE_PRIORITY + below * PRIORITY_STEP;
-    first..first + PRIORITY_STEP
-}
-
-/// The number in the name of a swap file that a tier makes.
-pub(super) fn segment_number(name: &str) -> Option<i32> {
-    let number = name.strip_prefix("segment-")?.strip_suffix(".swap")?.parse().ok()?;
-    (segment_name(number) == name && (0..PRIORITY_STEP).contains(&number)).then_some(number)
-}
-
-pub(super) fn segment_name(number: i32) -> String {
-    format!("segment-{number}.swap")
-}
 
 /// An area of ours that is on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +210,7 @@ pub(super) fn used_bytes(on: &[SwapLine], area: &Area) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::files::FileId;
+    use super::super::order::BASE_PRIORITY;
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -263,27 +243,6 @@ mod tests {
         // The longest ladder: one tier of memory and seven of swap.
         let files: usize = (0..7).map(|place| sizes(&tier(1 << 40, (place, 7))).len()).sum();
         assert!(files <= 17, "{files} areas");
-    }
-
-    #[test]
-    fn the_priorities_follow_the_ladder() {
-        let all: Vec<i32> = (0..7).rev().flat_map(priorities).collect();
-        assert!(
-            all.is_sorted()
-                && all.iter().all(|priority| (BASE_PRIORITY..SWAP_PRIORITY_MAX).contains(priority))
-        );
-    }
-
-    #[test]
-    fn only_names_that_a_tier_gives_are_names_of_its_files() {
-        assert_eq!(segment_number("segment-0.swap"), Some(0));
-        assert_eq!(segment_number(&segment_name(PRIORITY_STEP - 1)), Some(PRIORITY_STEP - 1));
-        for name in
-            ["segment-50.swap", "segment-01.swap", "segment-+1.swap", "segment--1.swap", "segment-.swap"]
-        {
-            assert_eq!(segment_number(name), None, "{name}");
-        }
-        assert_eq!(segment_number("segment-1.swap.bak"), None);
     }
 
     #[test]

@@ -24,20 +24,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
-
-use thiserror::Error;
 
 use super::area::AreaError;
 use super::cover::Cover;
-use super::device::DeviceError;
+use super::error::SwapError;
 use super::files;
 use super::numbers::Numbers;
 use super::passage::Passage;
 use super::proc_swaps::{self, SwapLine};
 use super::read_back::Probes;
-use super::segments::{Areas, BASE_PRIORITY, Place, Segment, SwapTier};
+use super::segments::{Areas, Place, Segment, SwapTier};
 use crate::sys::{self, Monotonic, OneCpu, PAGE_BYTES, PageState, Pagemap, ZeroPages};
 use crate::tiers::TierId;
 
@@ -51,62 +48,6 @@ const UNCOVERED_DIVISOR: u64 = 8;
 const GROW_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// How often a tier gives up a file: what guests leave now they may send again soon.
 const SHED_EVERY: Duration = Duration::from_secs(30);
-
-/// Why a swap tier cannot be used.
-#[derive(Debug, Error)]
-pub enum SwapError {
-    #[error(transparent)]
-    Area(#[from] AreaError),
-    #[error("tier `{tier}`: {error}")]
-    Device { tier: String, error: DeviceError },
-    #[error("cannot read /proc/swaps: {0}")]
-    ProcSwaps(io::Error),
-    #[error(
-        "tier `{tier}`: {} is {what}, and not the agent's: nothing in {} is touched; give the tier a folder of its own, or \
-         switch that file off and move it elsewhere", path.display(), folder.display()
-    )]
-    Foreign { tier: String, path: PathBuf, folder: PathBuf, what: String },
-    #[error(
-        "tiers `{first}` and `{second}` have one folder, by the paths {} and {}: nothing in it is touched; give each tier a \
-         folder of its own", paths[0].display(), paths[1].display()
-    )]
-    OneFolder { first: String, second: String, paths: [PathBuf; 2] },
-    #[error(
-        "{misfits}: to bring {needed_mib} MiB up, {available_mib} MiB of memory are too little, and nothing is changed; start \
-         the agent with the tiers as they were and drain these first (`tiering drain TIER`), or free memory"
-    )]
-    DrainFirst { misfits: String, needed_mib: u64, available_mib: u64 },
-    #[error(
-        "{} has priority {priority} and would be filled before the tiers: switch it off with swapoff, or on again \
-         with a priority below {BASE_PRIORITY}", path.display()
-    )]
-    Above { path: PathBuf, priority: i32 },
-    #[error("the tier is not drained: the agent ends; what came up so far is in memory")]
-    Stopped,
-    #[error("tier `{0}` is no swap tier")]
-    NotSwap(String),
-    #[error("pages cannot be directed to tier `{tier}`: {source}")]
-    Direct { tier: String, source: io::Error },
-    #[error(
-        "{left_mib} MiB are free in faster swap tiers and cannot be covered: may the control group of the agent not swap \
-         (memory.swap.max)?"
-    )]
-    Uncovered { left_mib: u64 },
-    #[error("the kernel's number of {} cannot be found out: is another swap area filled first?", path.display())]
-    NoNumber { path: PathBuf },
-}
-
-impl DeviceError {
-    pub(super) fn of_tier(self, tier: &str) -> SwapError {
-        SwapError::Device { tier: tier.to_owned(), error: self }
-    }
-}
-
-impl SwapError {
-    pub(super) fn above(line: &SwapLine) -> Self {
-        Self::Above { path: line.path.clone(), priority: line.priority }
-    }
-}
 
 /// The swap tiers, owned by the one thread that pages out.
 #[derive(Debug)]
@@ -208,7 +149,7 @@ impl SwapTiers {
         while first < PRIMER_PAGES {
             let chunk = CHUNKS[usize::from(first > 0)].min(PRIMER_PAGES - first);
             pages.page_out(first, chunk)?;
-            let states = pages.states(first, chunk, &self.own)?;
+            let states = self.own.of_zero_pages(&pages, first, chunk)?;
             first += chunk;
             if let Some(PageState::Swapped { area, .. }) = states.last()
                 && numbers.contains(area)

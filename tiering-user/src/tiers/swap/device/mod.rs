@@ -14,9 +14,9 @@
 //! Between the end of that and swapon(2), which opens the device exclusively by itself, nobody holds it. An empty disk
 //! of a VM that does not run looks as any empty device does.
 
+mod content;
 mod facts;
 mod judge;
-mod layout;
 mod signatures;
 
 use std::fs::{self, File, OpenOptions};
@@ -25,55 +25,17 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
-
+use self::content::{Content, START_BYTES, probe_page};
 use self::facts::Facts;
 use self::judge::Danger;
-use self::layout::{Content, END_BYTES, Layout, PROBE_BYTES, START_BYTES, probe_page};
 use super::area::{Own, random};
 use super::claim::Claim;
+use super::error::DeviceError;
 use super::files::{FileId, OnArea};
 use super::header::{DeviceHeader, Header};
 use crate::sys::{Buffer, PAGE_BYTES};
+use crate::tiers::device_layout::{END_BYTES, Layout, PROBE_BYTES};
 use crate::tiers::disk_facts::{DeviceNumber, device_itself, real_folder, text};
-
-/// Why a device is not used. Nothing on it is changed then.
-#[derive(Debug, Error)]
-pub enum DeviceError {
-    #[error(
-        "{}: cannot be found ({source}); name the device by a path that stays, such as /dev/disk/by-id/...",
-        path.display()
-    )]
-    NotThere { path: PathBuf, source: io::Error },
-    #[error("{} is no block device; for a folder with swap files say `path` in place of `device`", path.display())]
-    NotADevice { path: PathBuf },
-    #[error("{} is {what}: nothing on it is changed; {advice}", path.display())]
-    Unsafe { path: PathBuf, what: String, advice: &'static str },
-    #[error(
-        "{} is in use ({by}): nothing on it is changed; end that, or name another device", path.display()
-    )]
-    InUse { path: PathBuf, by: String },
-    #[error(
-        "{} is not empty, it has {found}: nothing on it is changed; name another device, or, if nothing on it is \
-         needed, zero its first 4 MiB and its last MiB: `blkdiscard --zeroout --length 4MiB {}` and `blkdiscard \
-         --zeroout --offset {} --length 1MiB {}`", path.display(), path.display(), end_at, path.display()
-    )]
-    NotEmpty { path: PathBuf, found: String, end_at: u64 },
-    #[error("{} has {mib} MiB: at least 32 MiB are needed", path.display())]
-    TooSmall { path: PathBuf, mib: u64 },
-    #[error("{} is another device by now than the one that was looked at: nothing on it is changed", path.display())]
-    Replaced { path: PathBuf },
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io { path: PathBuf, action: &'static str, source: io::Error },
-}
-
-/// What the tier on this device can hold; none where there is no such device, or a part of it is in use otherwise.
-pub fn device_capacity_bytes(sys_root: &Path, path: &Path) -> Option<u64> {
-    let folder = real_folder(sys_root, device_itself(path).ok()?)?;
-    // In units of 512 bytes, whatever the disk's own are (Documentation/ABI/stable/sysfs-block).
-    let sectors: u64 = text(&folder.join("size"))?.parse().ok()?;
-    Layout::of(sectors << 9).map(|layout| layout.area_bytes())
-}
 
 /// A block device that can be the swap of a tier, as far as can be told without looking at its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +120,7 @@ impl Device {
             file.write_all_at(buffer.bytes(), layout.probe_at() + page * PAGE_BYTES)?;
         }
         file.sync_all()?;
-        buffer.bytes_mut().copy_from_slice(&layout::header_page(header));
+        buffer.bytes_mut().copy_from_slice(&content::header_page(header));
         file.write_all_at(buffer.bytes(), 0)?;
         file.sync_all()
     }
@@ -202,7 +164,7 @@ impl Device {
             .ok_or_else(|| DeviceError::TooSmall { path: self.path.clone(), mib: bytes >> 20 })?;
         let read = |at, bytes| read(&file, at, bytes).map_err(failed("read it"));
         let (start, end) = (read(0, START_BYTES)?, read(layout.end_at(), END_BYTES)?);
-        match layout::content(start.bytes(), end.bytes()) {
+        match content::content(start.bytes(), end.bytes()) {
             Content::Other(found) => {
                 Err(DeviceError::NotEmpty { path: self.path.clone(), found, end_at: layout.end_at() })
             }
@@ -224,7 +186,7 @@ fn read(file: &File, at: u64, bytes: u64) -> io::Result<Buffer> {
 /// Where it is no device of ours, or cannot be read.
 pub(in crate::tiers) fn open_probe(path: &Path) -> io::Result<(File, Range<u64>)> {
     let (file, header) = open_ours(path)?;
-    let start = layout::probe_at(&header);
+    let start = content::probe_at(&header);
     Ok((file, start..start + PROBE_BYTES))
 }
 
@@ -235,7 +197,7 @@ pub(in crate::tiers) fn open_probe(path: &Path) -> io::Result<(File, Range<u64>)
 pub(super) fn read_back(path: &Path, seed: u64) -> io::Result<()> {
     let (file, header) = open_ours(path)?;
     let page = seed % (PROBE_BYTES / PAGE_BYTES);
-    let found = read(&file, layout::probe_at(&header) + page * PAGE_BYTES, PAGE_BYTES)?;
+    let found = read(&file, content::probe_at(&header) + page * PAGE_BYTES, PAGE_BYTES)?;
     if found.bytes() != probe_page(&header.uuid, page) {
         return Err(io::Error::other("it gives back what was not written"));
     }
@@ -252,7 +214,7 @@ fn open_ours(path: &Path) -> io::Result<(File, DeviceHeader)> {
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let page = read(&file, 0, PAGE_BYTES)?;
     let header = Header::decode(page.bytes()).and_then(|header| header.on_device);
-    let header = header.filter(|header| layout::header_page(header) == page.bytes());
+    let header = header.filter(|header| content::header_page(header) == page.bytes());
     let header = header.ok_or_else(|| io::Error::other("the agent has not made it into swap yet"))?;
     Ok((file, header))
 }
@@ -268,18 +230,6 @@ mod tests {
         assert!(told(file.path()).contains("say `path` in place of `device`"));
         assert!(told(Path::new("/dev/null")).contains("is no block device"));
         assert!(told(Path::new("/dev/disk/by-id/none")).contains("cannot be found"));
-        assert_eq!(device_capacity_bytes(Path::new("/sys"), file.path()), None);
         open_probe(file.path()).unwrap_err();
-    }
-
-    #[test]
-    fn a_refusal_says_what_was_found_and_how_to_give_the_device_away() {
-        let error =
-            DeviceError::NotEmpty { path: "/dev/sdx".into(), found: "an XFS file system".into(), end_at: 99 };
-        let text = error.to_string();
-        assert!(
-            text.starts_with("/dev/sdx is not empty, it has an XFS file system: nothing on it is changed")
-        );
-        assert!(text.contains("--offset 99 --length 1MiB /dev/sdx"), "{text}");
     }
 }

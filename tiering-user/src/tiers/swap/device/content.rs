@@ -1,11 +1,4 @@
-//! What lies where on a device of ours, and whether a device is one. Pure.
-//!
-//! | bytes | |
-//! |---|---|
-//! | 0 to 1 MiB | the header's page, then zeroes |
-//! | to 9 MiB before the end | pages of VMs |
-//! | 8 MiB | random bytes, read to learn how fast the device is |
-//! | the last MiB | zeroes |
+//! Whether a device is one of ours. Pure.
 //!
 //! No page of a VM lies where file systems, partition tables, volume managers and RAID have their marks (libblkid,
 //! src/superblocks; VMFS alone has them further in). So a device is ours if both ends are, byte for byte, as the agent
@@ -20,50 +13,11 @@
 use super::super::header::{DeviceHeader, Header};
 use super::signatures;
 use crate::sys::PAGE_BYTES;
+use crate::tiers::device_layout::FIRST_PAGE;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// What has to be read of the begin.
 pub(super) const START_BYTES: u64 = 4 << 20;
-/// And of the end.
-pub(super) const END_BYTES: u64 = 1 << 20;
-/// No page of a VM before this one; the header has room for 637 bad pages.
-const FIRST_PAGE: u32 = 256;
-/// Of this the part that a measurement reads.
-pub(super) const PROBE_BYTES: u64 = 8 << 20;
-/// Smaller devices are not worth it.
-const LEAST_BYTES: u64 = 32 << 20;
-
-/// Of a device of a size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// Of the swap area, those that are left out and the header's included.
-    pub(super) pages: u32,
-    end_at: u64,
-}
-
-impl Layout {
-    /// None for a device that is too small. What is beyond 16 TiB is not used.
-    pub(super) fn of(device_bytes: u64) -> Option<Self> {
-        let end_at = (device_bytes / PAGE_BYTES * PAGE_BYTES).checked_sub(END_BYTES)?;
-        let pages = end_at.checked_sub(PROBE_BYTES)? / PAGE_BYTES;
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        (device_bytes >= LEAST_BYTES).then_some(Self { pages, end_at })
-    }
-
-    /// Where the last MiB begins.
-    pub(super) fn end_at(&self) -> u64 {
-        self.end_at
-    }
-
-    pub(super) fn probe_at(&self) -> u64 {
-        u64::from(self.pages) * PAGE_BYTES
-    }
-
-    /// What the area can hold, and a page, as for a file, whose header is counted.
-    pub(super) fn area_bytes(&self) -> u64 {
-        u64::from(self.pages - FIRST_PAGE + 1) * PAGE_BYTES
-    }
-}
 
 /// Where the pages to be read begin on a device with this header.
 pub(super) fn probe_at(header: &DeviceHeader) -> u64 {
@@ -121,6 +75,7 @@ pub(super) fn probe_page(uuid: &[u8; 16], page: u64) -> [u8; PAGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiers::device_layout::END_BYTES;
 
     const MIB: u64 = 1 << 20;
 
@@ -130,16 +85,6 @@ mod tests {
 
     fn ours(pages: u32) -> DeviceHeader {
         DeviceHeader::new(pages, [7; 16], "qlc")
-    }
-
-    #[test]
-    fn the_area_the_pages_to_be_read_and_the_end_fill_the_device() {
-        let layout = Layout::of(100 * MIB + 777).unwrap();
-        assert_eq!((layout.probe_at(), layout.end_at()), (91 * MIB, 99 * MIB));
-        assert_eq!(layout.area_bytes(), 90 * MIB + PAGE_BYTES);
-        assert_eq!(probe_at(&ours(layout.pages)), layout.probe_at());
-        assert_eq!([0, 5 * MIB, 31 * MIB].map(Layout::of), [None; 3]);
-        assert!(Layout::of(1 << 60).unwrap().probe_at() <= 1 << 44);
     }
 
     #[test]
