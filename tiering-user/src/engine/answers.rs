@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::lookup::is_meant;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
+use super::managed::is_meant;
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -309,7 +309,7 @@ impl Engine {
                 let id = tier.id;
                 self.drained.insert(id);
                 for vm in self.vms.values_mut() {
-                    vm.moves.queue.retain(|queued| queued.ticket.is_some());
+                    vm.moves.forget_plans();
                 }
                 self.drains.push((id, reply));
                 let vms = self.vms.values().map(|vm| vm.info.clone()).collect();

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::Engine;
 use super::command::Command;
 use super::event::Scanned;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::bpf::Counters;
 use crate::predict::Stages;
 use crate::telemetry::request::ApiError;
@@ -87,8 +87,7 @@ impl Engine {
         for other in self.vms.values_mut() {
             other.forget_leader(id);
         }
-        let waiting = vm.moves.queue.iter().chain(&vm.moves.in_flight);
-        let tickets: BTreeSet<_> = waiting.filter_map(|queued| queued.ticket).collect();
+        let tickets: BTreeSet<_> = vm.moves.waiting().filter_map(|queued| queued.ticket).collect();
         self.fail_pending(id);
         for ticket in tickets.into_iter().filter_map(|ticket| self.tickets.remove(&ticket)) {
             ticket.fail(ApiError::NotFound(format!("the VM {why}")));

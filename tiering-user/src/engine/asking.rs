@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::actuate::{NoReclaim, Outcome, Reclaimed};
 use crate::config::ReclaimBy;
 use crate::policy::Action;
@@ -181,7 +181,7 @@ impl ManagedVm {
     /// So many pages of its group were read back so far.
     pub(super) fn note_refaults(&mut self, total: Option<u64>, now: Monotonic) {
         // What the agent reads meanwhile is known when that is done.
-        if self.moves.in_flight.is_none() && self.prefetch.staging.is_none() {
+        if !self.moves.is_under_way() && self.prefetch.staging.is_none() {
             let reads = self.asked.refaults(total, now);
             self.reclaim.read_back(reads, self.read_wait, now);
         }

@@ -14,10 +14,10 @@
 use std::time::Duration;
 
 use super::Engine;
-use super::asked::Asked;
 use super::asking::ChosenBy;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
+use super::managed::Asked;
+use super::managed::ManagedVm;
 use crate::actuate::{NoReclaim, Reclaimed};
 use crate::config::ReclaimBy;
 use crate::reclaim::{Budget, Reclaim};
@@ -89,8 +89,7 @@ impl Engine {
         let budget: Option<Budget> = budgets.sum();
         let staged = self.vms.values().any(|vm| vm.prefetch.stages.up_unmapped().next().is_some());
         let freeing = self.vms.values().any(|vm| vm.freeing);
-        let reading =
-            self.vms.values().any(|vm| vm.moves.in_flight.is_some() || vm.prefetch.staging.is_some());
+        let reading = self.vms.values().any(|vm| vm.moves.is_under_way() || vm.prefetch.staging.is_some());
         let to_swap = self.allowance().get(usize::from(first.0)).copied().unwrap_or(0);
         let room = (self.room_bytes(first) / PAGE_BYTES).min(to_swap).min(by_brakes.unwrap_or(0));
         let demote_after = self.config.policy.demote_after.0;

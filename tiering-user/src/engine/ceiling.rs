@@ -24,12 +24,11 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::images::ImageName;
+use super::remembered::{RANKS, Remembered, What};
 use crate::config::Size;
 use crate::predict::{Ahead, Marks, Tags, Tape};
 use crate::sys::Monotonic;
 use crate::telemetry::status::AgentStatus;
-use crate::track::VmId;
 
 /// The default: so many bytes, and one in so many of the host's RAM.
 const BASE_BYTES: u64 = 64 << 20;
@@ -40,49 +39,6 @@ const FORGET_FROM_EIGHTHS: u64 = 7;
 const FORGET_TO_EIGHTHS: u64 = 6;
 /// It is told at most so often.
 const TELL_EVERY: Duration = Duration::from_mins(1);
-
-/// What can be forgotten, least missed first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    TapeOnRecord(String),
-    ImageOnRecord(ImageName),
-    OpenImage(ImageName),
-    VmOnRecord(String),
-    Tags(String),
-    Tape(VmId),
-}
-
-impl What {
-    fn rank(&self) -> usize {
-        match self {
-            Self::TapeOnRecord(_) => 0,
-            Self::ImageOnRecord(_) => 1,
-            Self::OpenImage(_) => 2,
-            Self::VmOnRecord(_) => 3,
-            Self::Tags(_) => 4,
-            Self::Tape(_) => 5,
-        }
-    }
-}
-
-/// How things of each rank are called.
-const RANKS: [&str; 6] = [
-    "tapes on record",
-    "orders of images on record",
-    "orders of open images",
-    "VMs that are gone",
-    "indexes of content",
-    "tapes of VMs",
-];
-
-/// Something that is remembered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Remembered {
-    pub what: What,
-    /// Of two of a kind the one with the lower number goes first.
-    pub used: u64,
-    pub bytes: u64,
-}
 
 /// What to forget so that so many bytes become free, or all there is.
 fn choose(mut remembered: Vec<Remembered>, bytes: u64) -> Vec<Remembered> {
@@ -280,6 +236,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::track::VmId;
 
     fn tape(name: &str, used: u64, bytes: u64) -> Remembered {
         Remembered { what: What::TapeOnRecord(name.to_owned()), used, bytes }

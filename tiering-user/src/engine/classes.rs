@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Engine;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::class::{Labels, Model, of_labels};
 use crate::config::{Class, Config};
 use crate::profile::{COMPONENTS, Vector};

@@ -9,7 +9,7 @@
 
 use super::Engine;
 use super::command::{Command, Demote};
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::actuate::Skip;
 use crate::config::KernelDemotion;
 use crate::telemetry::status::KernelDemotionStatus;

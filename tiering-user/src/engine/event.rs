@@ -3,7 +3,7 @@
 
 use tiering_common::{FileRead, Frame, Region, Sample};
 
-use super::braking::Gauge;
+use super::brakes::Gauge;
 use super::facts::Facts;
 use super::images::Opened;
 use super::looks::Looked;

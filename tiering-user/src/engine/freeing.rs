@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step, TierLoad};
 use crate::reclaim::Budget;
@@ -175,7 +175,7 @@ impl ManagedVm {
                 let were_idle = from_memory && matches!(outcome.reason, Reason::Idle(_));
                 self.reclaim.sent(&away, were_idle, outcome.finished);
                 let left = outcome.moved_pages.saturating_sub(outcome.raised_pages);
-                self.moves.lately.add(left, outcome.finished);
+                self.moves.note_left(left, outcome.finished);
             }
             Action::Place { .. } | Action::MapStaged => {
                 back.into_iter().for_each(|page| self.reclaim.is_back(page));
@@ -183,7 +183,7 @@ impl ManagedVm {
             Action::Free | Action::DropStage { .. } => {
                 if outcome.action == Action::Free {
                     self.freeing = false;
-                    self.moves.moved_at = now;
+                    self.moves.note_moving(now);
                 }
                 self.reclaim.freed(&away);
                 back.into_iter().for_each(|page| self.reclaim.is_back(page));

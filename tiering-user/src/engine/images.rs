@@ -23,10 +23,9 @@ use nix::sys::stat::{major, minor};
 use serde::{Deserialize, Serialize};
 use tiering_common::{EXTENT_PAGES, FileRead, ImageKey, MAX_IMAGES};
 
-use super::ceiling::{Remembered, What};
-use super::kept::Kept;
+use super::remembered::{ImageName, Remembered, What};
 use crate::predict::{Extent, ImageTape, MOST_TOUCHES, decode, encode};
-use crate::store::Record;
+use crate::store::{Kept, Record};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::track::VmId;
 use crate::vm::FileId;
@@ -40,16 +39,6 @@ const IMAGES: &str = "image/";
 /// While an image is in use its tape is written when so much of it, at least of this length, is new: a quarter.
 const WORTH_IT: u64 = 256;
 const NEW_PART: u64 = 4;
-
-/// What an image is known by.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct ImageName {
-    owner: String,
-    name: String,
-    inode: u64,
-    bytes: u64,
-    changed_unix_s: i64,
-}
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -6,7 +6,7 @@
 //!
 //! | event | what follows | where |
 //! |---|---|---|
-//! | accesses | the table and the tape take them in, what comes next is staged | `managed_vm`, `predicting`, `staging` |
+//! | accesses | the table and the tape take them in, what comes next is staged | `managed`, `predicting` |
 //! | a look at page tables | the table takes over what was read | `sweeping`, `rearming` |
 //! | a job is done | the table takes over what was read back, the next batch goes | `outcomes` |
 //! | a VM comes or goes | it is managed, or what was learned of it is kept | `arrivals`, `knowledge` |
@@ -15,54 +15,39 @@
 
 mod answers;
 mod arrivals;
-mod asked;
 mod asking;
 mod asking_host;
 mod blocks;
+mod brakes;
 mod braking;
 mod bystanders;
-mod came_up;
 mod ceiling;
 mod classes;
 mod clock;
 mod command;
-mod decisions;
 mod demoting;
 mod event;
-mod explain;
 mod facts;
 mod freeing;
-mod gpa_proof;
-mod histories;
 mod images;
-mod kept;
-mod knowledge;
-mod likeness;
 mod looks;
-mod lookup;
-mod managed_vm;
+mod managed;
 mod outcomes;
 mod planning;
 mod predicting;
-mod prefetch;
-mod profiling;
-mod queue;
 mod rates;
 mod reading_ahead;
 mod rearming;
 mod recording;
 mod records;
 mod regions;
+mod remembered;
 mod report;
 mod savings;
-mod seasons;
 mod shared_groups;
-mod staging;
 mod sweeping;
-mod tapes;
 mod tenants;
 mod tier_health;
-mod waiting;
 
 #[cfg(test)]
 mod decision_tests;
@@ -75,8 +60,8 @@ use tiering_common::Sample;
 
 use answers::{Pending, Ticket};
 use asking_host::HostReclaim;
-pub use braking::Gauge;
-use braking::HostBrakes;
+pub use brakes::Gauge;
+use brakes::HostBrakes;
 use bystanders::Bystanders;
 use ceiling::Ceiling;
 use classes::Classes;
@@ -86,10 +71,10 @@ pub use event::{Event, Scanned};
 pub use facts::{DemotionFacts, Facts, SwapFacts};
 use images::Images;
 pub use images::{Ahead, ImageFacts, Opened};
-use knowledge::Memory;
 pub use looks::{Compared, Look, Looked, Rearmed, Swept};
-use managed_vm::ManagedVm;
+use managed::ManagedVm;
 use recording::Recording;
+use records::Memory;
 use regions::RegionWatch;
 pub use report::Readings;
 use savings::HostAges;

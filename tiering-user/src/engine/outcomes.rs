@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
-use super::queue::Queued;
-use super::waiting::Urgency;
+use super::managed::ManagedVm;
+use super::managed::Queued;
+use super::managed::Urgency;
 use crate::actuate::{Done, Outcome, Skip};
 use crate::policy::{Action, Reason};
 use crate::sys::PAGE_BYTES;
@@ -77,8 +77,7 @@ impl Engine {
         // Before the next batch goes: one for a tier that failed is not sent.
         self.note_trouble(outcome);
         let vm = self.vms.get_mut(&outcome.vm).filter(|_| is_of_mover(outcome))?;
-        vm.moves.moved_at = self.clock.now;
-        let done = vm.moves.in_flight.take();
+        let done = vm.moves.end(self.clock.now);
         self.send_next(outcome.vm);
         done
     }
@@ -159,12 +158,11 @@ impl Engine {
                 | Skip::Gone => {}
             }
         }
-        if refused != vm.moves.refused_now {
-            match &refused {
+        if vm.moves.refuse(refused) {
+            match vm.moves.refused_now() {
                 Some(reason) => tracing::info!(vm = vm.info.vm.name, reason, "not moved for now"),
                 None => tracing::info!(vm = vm.info.vm.name, "moved again"),
             }
-            vm.moves.refused_now = refused;
         }
         if let Some(ticket) = done.and_then(|done| done.ticket) {
             self.on_ticket(ticket, outcome);
@@ -222,7 +220,7 @@ impl Engine {
         if let Some(vm) = self.vms.get_mut(&id)
             && let Some(step) = vm.next_batch(now)
         {
-            vm.moves.moved_at = self.clock.now;
+            vm.moves.note_moving(self.clock.now);
             self.commands.push(Command::Step(vm.info.clone(), step));
         }
     }

@@ -8,7 +8,7 @@ use super::Engine;
 use super::asking::ChosenBy;
 use super::command::Command;
 use super::facts::Facts;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::actuate::room_bytes;
 use crate::config::Percent;
 use crate::policy::{
@@ -76,7 +76,7 @@ impl Engine {
             let Some(vm) = self.vms.get_mut(&id) else { continue };
             let rules = vm.rules(demote_after);
             // Between two rounds nothing shows that would keep a page warm.
-            let cool = match vm.watch.armed_at {
+            let cool = match vm.watch.armed_at() {
                 Some(_) => vm.watch.rounds.take_epoch(),
                 None => {
                     let since = Duration::from_secs(clock.0.wrapping_sub(vm.cooled_at.0).into());
@@ -114,15 +114,15 @@ impl Engine {
             };
             self.commands.push(Command::ShowMoves(id, moves));
             // Where the kernel has moved something since, at once.
-            let moved_since = vm.sweeps.last.began.is_some_and(|began| began < self.kernel_moved_at);
+            let moved_since = vm.sweeps.began().is_some_and(|began| began < self.kernel_moved_at);
             let reclaimed_since =
-                vm.sweeps.last.began.is_some_and(|began| vm.asked.reclaimed_at.is_some_and(|at| began < at));
+                vm.sweeps.began().is_some_and(|began| vm.asked.reclaimed_at.is_some_and(|at| began < at));
             let sweep_after = match () {
                 () if moved_since => SWEEP_LEAST,
                 () if reclaimed_since => sweep_every.min(reclaim_sweep(vm.info.vm.ram_bytes())),
                 () => sweep_every,
             };
-            if vm.sweeps.last.is_over(sweep_after, now) {
+            if vm.sweeps.is_due(sweep_after, now) {
                 self.sweep_if_moved(id);
             }
             if ended.is_some() {
@@ -156,13 +156,13 @@ impl Engine {
         let clock = self.clock.seconds();
         let now = self.clock.now;
         let Some(vm) = self.vms.get(&id) else { return };
-        let busy = vm.moves.in_flight.is_some() || !vm.moves.queue.is_empty();
+        let busy = vm.moves.waiting().next().is_some();
         // Before its page tables were read once, most of its pages are not known.
-        let unknown = !vm.sweeps.any || vm.unmovable().is_some();
-        if busy || unknown || vm.moves.rest_until > now || vm.braking.rests(now) {
+        let unknown = !vm.sweeps.have_held() || vm.unmovable().is_some();
+        if busy || unknown || vm.moves.rests(now).is_some() || vm.braking.rests(now) {
             return;
         }
-        if vm.sweeps.last.is_overdue(now) {
+        if vm.sweeps.is_overdue(now) {
             return self.start_sweep(id);
         }
         let rules = vm.rules(self.config.policy.demote_after.0);
@@ -301,7 +301,7 @@ impl Engine {
         for predicted in vm.prefetch.to_stage.expire(now) {
             vm.prefetch.stages.dropped(predicted.origin);
         }
-        let Wasted { unmapped, mapped, in_use } = vm.prefetch.stages.expire(now, vm.watch.seen_since);
+        let Wasted { unmapped, mapped, in_use } = vm.prefetch.stages.expire(now, vm.watch.seen_since());
         for page in in_use {
             // Where it is the next sweep tells.
             vm.pages.update(page, |entry| entry.with_staged(false));
@@ -399,7 +399,7 @@ impl ManagedVm {
         let floor = (touched as f64 * (floor.0 / 100.0 * self.priors.floor).min(1.0)) as u64;
         // What the kernel has reclaimed since the last sweep is not in the table yet.
         let unseen =
-            self.sweeps.last.began.map_or(0, |began| self.reclaimed_lately.within(now.since(began), now));
+            self.sweeps.began().map_or(0, |began| self.reclaimed_lately.within(now.since(began), now));
         let there = counts.get(Place::In(TierId(0))).saturating_sub(unseen);
         // Others have to give what this one cannot.
         let held = match self.pages.node_tiers().0 {

@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use super::Engine;
-use super::managed_vm::ManagedVm;
-use super::tapes::Earlier;
+use super::managed::Earlier;
+use super::managed::ManagedVm;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
 use crate::sys::Monotonic;

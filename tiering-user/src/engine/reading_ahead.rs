@@ -8,8 +8,8 @@ use tiering_common::FileRead;
 use super::Engine;
 use super::command::Command;
 use super::images::Opened;
-use super::knowledge::identity;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
+use super::records::identity;
 use crate::track::VmId;
 use crate::vm::FileId;
 

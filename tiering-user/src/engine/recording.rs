@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Engine;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::actuate::Outcome;
 use crate::policy::Action;
 use crate::sys::Monotonic;
@@ -112,7 +112,7 @@ impl Engine {
         let Some(recording) = &mut self.recording else { return };
         let wanted = |vm: &&ManagedVm, only: &BTreeSet<String>| only.is_empty() || only.contains(&vm.id);
         // A VM that is not moved is not swept: what its accesses have told of it is all that is known.
-        let told = |vm: &&ManagedVm| vm.sweeps.any || vm.unmovable().is_some();
+        let told = |vm: &&ManagedVm| vm.sweeps.have_held() || vm.unmovable().is_some();
         for vm in self.vms.values().filter(told) {
             let room = recording.sink.capacity() > 0;
             if room && wanted(&vm, &recording.only) && !recording.knows(vm.info.id) {

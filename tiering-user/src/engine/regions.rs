@@ -56,7 +56,7 @@ impl Engine {
     pub(super) fn watch_regions(&mut self) {
         let now = self.clock.now;
         let wanted: Vec<VmId> = if self.config.tracking.damon {
-            let needs = |vm: &&super::managed_vm::ManagedVm| {
+            let needs = |vm: &&super::managed::ManagedVm| {
                 vm.unmovable().is_none() && self.why_not_rearmed(vm).is_some()
             };
             self.vms.values().filter(needs).map(|vm| vm.info.id).collect()

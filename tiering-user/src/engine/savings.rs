@@ -13,10 +13,8 @@ use std::time::Duration;
 use super::Engine;
 use super::asking::ChosenBy;
 use super::command::Command;
-use super::managed_vm::ManagedVm;
-use crate::reclaim::savings::{
-    self, Chooser, Estimate, Facts, FreeHistory, REUSABLE_AFTER, STALE, Source, Tried,
-};
+use super::managed::ManagedVm;
+use crate::reclaim::savings::{self, Chooser, Estimate, Facts, REUSABLE_AFTER, STALE, Source, Tried};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::telemetry::savings::{CanFreeStatus, SavingsSource, SavingsStatus};
 use crate::tiermap::Place;
@@ -42,20 +40,12 @@ pub(super) struct HostAges {
     read: Option<(Monotonic, Result<PageAges, NoAges>)>,
 }
 
-/// What is saved of one VM.
-#[derive(Debug, Default)]
-pub(super) struct VmSavings {
-    free: FreeHistory,
-    /// When it was made, and what came of it.
-    estimated: Option<(Monotonic, Result<Estimate, String>)>,
-}
-
 impl Engine {
     /// Takes in what is free, and estimates what can still be freed.
     pub(super) fn look_at_savings(&mut self) {
         let now = self.clock.now;
         self.ask_for_ages(now);
-        for vm in self.vms.values_mut().filter(|vm| vm.sweeps.any) {
+        for vm in self.vms.values_mut().filter(|vm| vm.sweeps.have_held()) {
             let free = vm.freed_bytes();
             vm.savings.free.note(free, now);
         }
@@ -101,7 +91,7 @@ impl Engine {
             none.then(|| "there is no swap tier".to_owned())
         };
         let not_moved = vm.never_to_swap().or_else(no_swap);
-        if not_moved.is_none() && !vm.sweeps.any {
+        if not_moved.is_none() && !vm.sweeps.have_held() {
             return Err("its page tables were not read yet, which takes seconds".to_owned());
         }
         let counts = vm.pages.counts();

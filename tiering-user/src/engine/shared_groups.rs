@@ -7,7 +7,7 @@
 //! moved into the group with memory that is charged elsewhere is asked for it all the same, down to its floor.
 
 use super::Engine;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::policy::{GroupReading, Holding, SharedGroup, relief};
 use crate::sys::PAGE_BYTES;
 
@@ -31,7 +31,7 @@ impl Engine {
             // What left memory since the group was looked at is missing no more.
             let since = now.since(read_at);
             let left =
-                |vm: &ManagedVm| vm.reclaimed_lately.within(since, now) + vm.moves.lately.within(since, now);
+                |vm: &ManagedVm| vm.reclaimed_lately.within(since, now) + vm.moves.left_within(since, now);
             let missing_pages = missing_pages.saturating_sub(members().map(left).sum());
             if missing_pages == 0 {
                 continue;

@@ -13,6 +13,7 @@
 
 mod aside;
 mod file;
+mod kept;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +22,7 @@ use redb::Database;
 
 pub use file::Record;
 use file::Trouble;
+pub use kept::Kept;
 
 const FILE: &str = "state.redb";
 /// Version of the records. One that is not known here is of a later agent.

@@ -5,15 +5,20 @@
 //! Limits: swap files are not written down here: their kernel numbers are, by those who make them, before they are
 //! used.
 
+mod histories;
+mod memory;
+mod tapes;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::{Memory, identity};
+
 use super::Engine;
 use super::classes::Classes;
 use super::images::Images;
-use super::knowledge::Memory;
 use crate::store::{Record, Store};
 use crate::tiers::{SpentToday, TierId};
 

@@ -1,5 +1,7 @@
 //! The status: what is known, in the form that users and scripts see.
 
+mod explain;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use tiering_common::{EXTENT_PAGES, KernelMoves};
 use super::Engine;
 use super::facts::SwapFacts;
 use super::images::Image;
-use super::managed_vm::ManagedVm;
+use super::managed::ManagedVm;
 use crate::bpf::Counters;
 use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -165,7 +167,7 @@ impl Engine {
 
     fn vm_status(&self, vm: &ManagedVm, counters: Counters) -> VmStatus {
         let process = &vm.info.vm;
-        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now.clone());
+        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now().map(str::to_owned));
         let stages = vm.prefetch.stages.counts();
         let class = vm.class.class().map(|(class, confidence, source)| ClassStatus {
             name: class.name().to_owned(),
@@ -183,12 +185,12 @@ impl Engine {
             movable: blocked.is_none(),
             reason: blocked.or_else(|| vm.never_to_swap()),
             limited_by: vm.braking.limited_by(),
-            ram_bytes: process.ram_bytes().saturating_sub(vm.sweeps.unplugged_bytes),
+            ram_bytes: process.ram_bytes().saturating_sub(vm.sweeps.unplugged_bytes()),
             left_alone: vm.left_alone(),
             tier_bytes: self.bytes_by_name(&places(vm, self.clock.now)),
             page_tables_read: page_tables_read(vm, self.clock.now),
             tier_bytes_peak: self.bytes_by_name(&vm.peaks),
-            huge_bytes: vm.sweeps.huge_bytes,
+            huge_bytes: vm.sweeps.huge_bytes(),
             huge_lost_bytes: vm.pages.split_blocks() * u64::from(BLOCK_PAGES) * PAGE_BYTES,
             huge_kept_bytes: vm.huge_kept_pages() * PAGE_BYTES,
             huge_split_bytes_total: vm.moves.totals.huge_split * PAGE_BYTES,
@@ -201,7 +203,7 @@ impl Engine {
             untouched_bytes: process
                 .ram_bytes()
                 .saturating_sub(places(vm, self.clock.now).values().sum::<u64>() * PAGE_BYTES)
-                .saturating_sub(vm.sweeps.unplugged_bytes),
+                .saturating_sub(vm.sweeps.unplugged_bytes()),
             wss_bytes: vm.working_set_pages * PAGE_BYTES,
             profile: vm.profile_status(self.clock.now),
             reads_total: counters.reads,
@@ -244,8 +246,8 @@ impl ManagedVm {
     fn left_alone(&self) -> Vec<LeftAloneStatus> {
         let parts = self.info.vm.left_alone.iter();
         let parts = parts.map(|part| LeftAloneStatus { bytes: part.bytes, reason: part.why.to_string() });
-        let unplugged = (self.sweeps.unplugged_bytes > 0).then(|| LeftAloneStatus {
-            bytes: self.sweeps.unplugged_bytes,
+        let unplugged = (self.sweeps.unplugged_bytes() > 0).then(|| LeftAloneStatus {
+            bytes: self.sweeps.unplugged_bytes(),
             reason: "room of virtio-mem that is not plugged, or was never touched".to_owned(),
         });
         parts.chain(unplugged).collect()
@@ -299,7 +301,7 @@ fn calibration(known: &Calibration) -> PrefetchCalibration {
 /// Whether the table tells where the VM's pages are. One that is not moved is swept only when somebody asks.
 fn page_tables_read(vm: &ManagedVm, now: Monotonic) -> bool {
     let lately = |began| now.since(began) < SWEPT_LATELY;
-    vm.sweeps.any && (vm.unmovable().is_none() || vm.sweeps.last.began.is_some_and(lately))
+    vm.sweeps.have_held() && (vm.unmovable().is_none() || vm.sweeps.began().is_some_and(lately))
 }
 
 /// Pages by place. Of a VM whose page tables are not read, since it is not moved, what its process has in memory.

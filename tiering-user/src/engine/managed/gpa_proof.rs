@@ -14,7 +14,7 @@ const FRAME_BITS: u64 = (1 << 35) - 1;
 
 /// What is known about one VM.
 #[derive(Debug)]
-pub(super) struct GpaProof {
+pub struct GpaProof {
     ranges: Vec<(GuestRange, Proof)>,
     /// There is RAM of which nothing says where the guest sees it.
     has_unknown: bool,
@@ -26,7 +26,7 @@ pub(super) struct GpaProof {
 
 impl GpaProof {
     /// Nothing is proved yet; of an emulated VM nothing has to be.
-    pub(super) fn new(vm: &Vm, now: Monotonic) -> Self {
+    pub fn new(vm: &Vm, now: Monotonic) -> Self {
         let by_kvm = |range: &&GuestRange| vm.accel == Accel::Kvm && range.gpa.is_some();
         let ranges = vm.guest_ranges.iter().filter(by_kvm);
         Self {
@@ -38,45 +38,45 @@ impl GpaProof {
     }
 
     /// More frames would tell more.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.is_wrong() && self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Open)
     }
 
     /// There is RAM of which nothing says where the guest sees it.
-    pub(super) fn has_unknown(&self) -> bool {
+    pub fn has_unknown(&self) -> bool {
         self.has_unknown
     }
 
     /// Every access of the guest counts, wherever it goes.
-    pub(super) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         let proved = |(_, proof): &(GuestRange, Proof)| proof.verdict() == Verdict::Proved;
         !self.has_unknown && !self.ranges.is_empty() && self.ranges.iter().all(proved)
     }
 
     /// The VM's RAM does not lie where its machine type says.
-    pub(super) fn is_wrong(&self) -> bool {
+    pub fn is_wrong(&self) -> bool {
         self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Wrong)
     }
 
     /// Some of the VM's RAM is proved to be where its machine type says, and none is not.
-    pub(super) fn is_proved(&self) -> bool {
+    pub fn is_proved(&self) -> bool {
         !self.is_wrong() && self.ranges.iter().any(|(_, proof)| proof.verdict() == Verdict::Proved)
     }
 
     /// An address that was translated for this range of RAM is right.
-    pub(super) fn trusts(&self, hva: Hva) -> bool {
+    pub fn trusts(&self, hva: Hva) -> bool {
         let range = self.ranges.iter().find(|(range, _)| range.contains(hva));
         !self.is_wrong() && range.is_some_and(|(_, proof)| proof.verdict() == Verdict::Proved)
     }
 
     /// Page tables are being looked at.
-    pub(super) fn is_asked(&self) -> bool {
+    pub fn is_asked(&self) -> bool {
         self.asked.is_some()
     }
 
     /// Takes frames that were mapped since the last look, and asks for the frames that the process has at the
     /// translated addresses.
-    pub(super) fn ask(&mut self, frames: &[Frame], now: Monotonic) -> Vec<(Frame, Hva)> {
+    pub fn ask(&mut self, frames: &[Frame], now: Monotonic) -> Vec<(Frame, Hva)> {
         self.asked = Some(std::mem::replace(&mut self.looked_at, now));
         let hva = |gpa| self.ranges.iter().find_map(|(range, _)| range.hva(gpa));
         frames
@@ -86,7 +86,7 @@ impl GpaProof {
     }
 
     /// Takes the answer. What was moved meanwhile, at `moved_at` or later, is not where it was.
-    pub(super) fn answer(&mut self, found: &[(Frame, Hva, Option<u64>)], moved_at: Monotonic) {
+    pub fn answer(&mut self, found: &[(Frame, Hva, Option<u64>)], moved_at: Monotonic) {
         if self.asked.take().is_none_or(|since| moved_at >= since) {
             return;
         }

@@ -1,6 +1,6 @@
 //! The profiles of VMs: kept up to date, and told.
 
-use super::managed_vm::ManagedVm;
+use super::ManagedVm;
 use crate::policy::Waits;
 use crate::profile::{Forecast, HORIZONS, Observed, Usage};
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -16,7 +16,7 @@ const EPOCHS_A_POINT: usize = 6;
 
 impl ManagedVm {
     /// Ends the epoch of its profile, if it is over. Returns what its process had used by then.
-    pub(super) fn end_profile_epoch(&mut self, now: Monotonic, clock: Seconds) -> Option<Option<Usage>> {
+    pub fn end_profile_epoch(&mut self, now: Monotonic, clock: Seconds) -> Option<Option<Usage>> {
         self.profile.is_due(now).then(|| {
             let working_sets = self.pages.used_within(HORIZONS, clock);
             let usage = self.braking.usage();
@@ -31,14 +31,14 @@ impl ManagedVm {
     ///
     /// Of rounds, not of seconds: rounds of VMs that do the same all the time are far apart, though they use as
     /// much.
-    pub(super) fn waits(&self, pages: u64) -> Option<Waits> {
-        self.watch.armed_at?;
+    pub fn waits(&self, pages: u64) -> Option<Waits> {
+        self.watch.armed_at()?;
         let used = self.watch.rounds.last().used as f64;
         Some(self.profile.miss_ratios(pages)?.map(|ratio| ratio * used))
     }
 
     /// What `status` says of its profile; none before its first epoch is over.
-    pub(super) fn profile_status(&self, now: Monotonic) -> Option<ProfileStatus> {
+    pub fn profile_status(&self, now: Monotonic) -> Option<ProfileStatus> {
         let profile = &self.profile;
         if profile.epochs() == 0 {
             return None;

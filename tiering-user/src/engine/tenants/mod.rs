@@ -3,13 +3,16 @@
 //! VMs of different tenants share nothing: neither key nor index, nor what was learned of pairs. What was learned
 //! outlives the agent as long as the key does.
 
+mod likeness;
+
 use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::sync::Arc;
 
-use super::ceiling::{Remembered, What};
-use super::likeness::Likeness;
-use super::managed_vm::ManagedVm;
+use likeness::Likeness;
+
+use super::managed::ManagedVm;
+use super::remembered::{Remembered, What};
 use crate::actuate::Outcome;
 use crate::predict::{Match, Tag, TagKey, Tags};
 use crate::similarity::Weights;
@@ -23,7 +26,7 @@ use crate::vm::FileId;
 const WEIGHTS: &str = "weights/";
 
 /// The VMs of one tenant.
-pub(super) struct Tenant {
+pub struct Tenant {
     key: Arc<TagKey>,
     /// Makes names of files that no other tenant has.
     names: RandomState,
@@ -48,7 +51,7 @@ impl Tenant {
 
     /// The page of the member `there` that corresponds to one of another member with this content, whose address is
     /// that of `same_page` there; and how. The copy at the same address is the better one.
-    pub(super) fn corresponding(
+    pub fn corresponding(
         &self,
         tag: Option<Tag>,
         there: VmId,
@@ -69,12 +72,12 @@ impl Tenant {
 
 /// The tenants that the configuration names. A VM without one is its own tenant, and is not here.
 #[derive(Default)]
-pub(super) struct Tenants(BTreeMap<String, Tenant>);
+pub struct Tenants(BTreeMap<String, Tenant>);
 
 impl Tenants {
     /// Tenants with the keys that they had under an earlier agent, and what was learned then. Records of others are
     /// returned, to be removed.
-    pub(super) fn load(
+    pub fn load(
         keys: BTreeMap<String, TagKey>,
         names: &[String],
         read: impl Fn(&str) -> Option<Vec<u8>>,
@@ -98,19 +101,19 @@ impl Tenants {
     }
 
     /// The indexes of content. The largest goes first.
-    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+    pub fn remembered(&self) -> impl Iterator<Item = Remembered> {
         self.0.iter().map(|(name, tenant)| {
             let bytes = tenant.tags.bytes();
             Remembered { what: What::Tags(name.clone()), used: u64::MAX - bytes, bytes }
         })
     }
 
-    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Tenant> {
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Tenant> {
         self.0.get_mut(name)
     }
 
     /// What was learned since it was written down.
-    pub(super) fn records(&mut self) -> Vec<Record> {
+    pub fn records(&mut self) -> Vec<Record> {
         let changed = self.0.iter_mut().filter(|(_, tenant)| tenant.kept != *tenant.likeness.weights());
         let record = |(name, tenant): (&String, &mut Tenant)| {
             tenant.kept = tenant.likeness.weights().clone();
@@ -121,7 +124,7 @@ impl Tenants {
     }
 
     /// A VM joins its tenant. Returns the key for its tags.
-    pub(super) fn join(
+    pub fn join(
         &mut self,
         name: &str,
         vm: VmId,
@@ -136,7 +139,7 @@ impl Tenants {
     }
 
     /// A VM has gone.
-    pub(super) fn leave(&mut self, name: &str, vm: VmId) {
+    pub fn leave(&mut self, name: &str, vm: VmId) {
         if let Some(tenant) = self.0.get_mut(name) {
             tenant.members.retain(|member| *member != vm);
             tenant.tags.forget(vm);
@@ -145,7 +148,7 @@ impl Tenants {
     }
 
     /// A step of `vm` is done: what of its pages is in swap now can be found by its content, what is not cannot.
-    pub(super) fn take_tags(&mut self, vm: &ManagedVm, outcome: &Outcome) {
+    pub fn take_tags(&mut self, vm: &ManagedVm, outcome: &Outcome) {
         let Some(tenant) = self.of_mut(vm) else { return };
         // What is staged is as it was until it is touched.
         let may_change = |page: &&PageIndex| {
@@ -162,19 +165,19 @@ impl Tenants {
         }
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Tenant> {
+    pub fn all(&self) -> impl Iterator<Item = &Tenant> {
         self.0.values()
     }
 
-    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Tenant> {
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Tenant> {
         self.0.values_mut()
     }
 
-    pub(super) fn of(&self, vm: &ManagedVm) -> Option<&Tenant> {
+    pub fn of(&self, vm: &ManagedVm) -> Option<&Tenant> {
         self.0.get(vm.settings.tenant.as_deref()?)
     }
 
-    pub(super) fn of_mut(&mut self, vm: &ManagedVm) -> Option<&mut Tenant> {
+    pub fn of_mut(&mut self, vm: &ManagedVm) -> Option<&mut Tenant> {
         self.0.get_mut(vm.settings.tenant.as_deref()?)
     }
 }

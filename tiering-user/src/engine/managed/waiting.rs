@@ -14,7 +14,7 @@ use crate::track::VmId;
 
 /// A page that is to be staged: because of this, which happened then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Predicted {
+pub struct Predicted {
     pub page: PageIndex,
     pub origin: Origin,
     pub at: Monotonic,
@@ -22,7 +22,7 @@ pub(super) struct Predicted {
 
 /// How soon pages are likely to be needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Urgency {
+pub enum Urgency {
     /// The VM itself is on its way there.
     Now,
     /// Another one was there.
@@ -33,18 +33,18 @@ pub(super) enum Urgency {
 
 impl Predicted {
     /// Whether it should have been touched by now.
-    pub(super) fn is_over(&self, now: Monotonic) -> bool {
+    pub fn is_over(&self, now: Monotonic) -> bool {
         now.since(self.at) >= self.origin.patience()
     }
 
     /// How soon it is likely to be needed.
-    pub(super) fn urgency(&self) -> Urgency {
+    pub fn urgency(&self) -> Urgency {
         Urgency::of(reason(self.origin))
     }
 }
 
 impl Urgency {
-    pub(super) fn of(reason: Reason) -> Self {
+    pub fn of(reason: Reason) -> Self {
         match reason {
             Reason::FollowedLastTime | Reason::FollowedElsewhere => Self::Now,
             Reason::MayBeTouched => Self::Doubtful,
@@ -54,7 +54,7 @@ impl Urgency {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub struct Waiting {
     pages: HashMap<PageIndex, (Reason, Predicted)>,
     /// What does not stand in `pages` for this reason any more is passed over; it is never the first one.
     queues: BTreeMap<Reason, VecDeque<PageIndex>>,
@@ -63,32 +63,32 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// When the first page of this urgency was predicted, of those that still wait.
-    pub(super) fn since(&self, urgency: Urgency) -> Option<Monotonic> {
+    pub fn since(&self, urgency: Urgency) -> Option<Monotonic> {
         let queues = self.queues.iter().filter(|(reason, _)| Urgency::of(**reason) == urgency);
         let first = queues.filter_map(|(_, queue)| self.pages.get(queue.front()?));
         first.map(|(_, predicted)| predicted.at).min()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
 
-    pub(super) fn contains(&self, page: PageIndex) -> bool {
+    pub fn contains(&self, page: PageIndex) -> bool {
         self.pages.contains_key(&page)
     }
 
     /// Whether the page waits, and is not likely enough to be touched to take memory for.
-    pub(super) fn is_doubtful(&self, page: PageIndex) -> bool {
+    pub fn is_doubtful(&self, page: PageIndex) -> bool {
         self.pages.get(&page).is_some_and(|(reason, _)| *reason == Reason::MayBeTouched)
     }
 
     /// A page waits for the first reason that it is predicted for.
-    pub(super) fn push(&mut self, predicted: Predicted) {
+    pub fn push(&mut self, predicted: Predicted) {
         self.push_for(reason(predicted.origin), predicted);
     }
 
     /// A page that is not likely enough to be touched to take memory for.
-    pub(super) fn push_doubtful(&mut self, predicted: Predicted) {
+    pub fn push_doubtful(&mut self, predicted: Predicted) {
         self.push_for(Reason::MayBeTouched, predicted);
     }
 
@@ -100,7 +100,7 @@ impl Waiting {
     }
 
     /// Pages that were predicted too long ago wait no more.
-    pub(super) fn expire(&mut self, now: Monotonic) -> Vec<Predicted> {
+    pub fn expire(&mut self, now: Monotonic) -> Vec<Predicted> {
         let old = |(_, predicted): &(Reason, Predicted)| predicted.is_over(now);
         let expired: Vec<_> = self.pages.extract_if(|_, waiting| old(waiting)).map(|(_, (_, f))| f).collect();
         if !expired.is_empty() {
@@ -110,7 +110,7 @@ impl Waiting {
     }
 
     /// A page need not be staged any more. Returns it if it waited.
-    pub(super) fn remove(&mut self, page: PageIndex) -> Option<Predicted> {
+    pub fn remove(&mut self, page: PageIndex) -> Option<Predicted> {
         let (reason, predicted) = self.pages.remove(&page)?;
         self.trim(reason);
         Some(predicted)
@@ -126,7 +126,7 @@ impl Waiting {
     }
 
     /// The first pages of this urgency, of the reason whose turn it is, at most so many.
-    pub(super) fn next(&mut self, urgency: Urgency, most: usize) -> Option<(Reason, Vec<Predicted>)> {
+    pub fn next(&mut self, urgency: Urgency, most: usize) -> Option<(Reason, Vec<Predicted>)> {
         self.queues.retain(|_, queue| !queue.is_empty());
         let mut of_it = self.queues.keys().filter(|reason| Urgency::of(**reason) == urgency);
         let first = *of_it.clone().next()?;
@@ -146,7 +146,7 @@ impl Waiting {
     }
 
     /// Nothing is staged any more because of this VM.
-    pub(super) fn forget(&mut self, leader: VmId) {
+    pub fn forget(&mut self, leader: VmId) {
         self.pages.retain(|_, (_, predicted)| predicted.origin.leader() != Some(leader));
         self.clean();
     }

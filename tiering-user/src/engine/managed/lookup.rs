@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use tiering_common::PC_GAP;
 
-use super::managed_vm::ManagedVm;
+use super::ManagedVm;
 use crate::sys::PAGE_BYTES;
 use crate::telemetry::request::{ApiError, Pages};
 use crate::tiermap::PageIndex;
@@ -17,32 +17,32 @@ use crate::vm::{Gpa, GuestRange, Hva};
 
 impl ManagedVm {
     /// The parts of its RAM with their addresses in the guest; none where these are not to be believed.
-    pub(super) fn guest_ranges(&self) -> &[GuestRange] {
+    pub fn guest_ranges(&self) -> &[GuestRange] {
         if self.gpa_proof.is_wrong() { &[] } else { &self.info.vm.guest_ranges }
     }
 
     /// Where this address is in the guest.
-    pub(super) fn gpa(&self, hva: Hva) -> Option<Gpa> {
+    pub fn gpa(&self, hva: Hva) -> Option<Gpa> {
         self.guest_ranges().iter().find_map(|range| range.gpa_of(hva))
     }
 
     /// The number of a page in the guest, where its addresses are known; else its number here, which no other VM's
     /// corresponds to.
-    pub(super) fn guest_page(&self, page: PageIndex) -> u64 {
+    pub fn guest_page(&self, page: PageIndex) -> u64 {
         let hva = self.info.layout.locate(page).map(|(hva, _)| hva);
         let gpa = hva.and_then(|hva| self.gpa(hva));
         gpa.map_or(u64::from(self.info.id.0) << 32 | u64::from(page), |gpa| gpa.0 / PAGE_BYTES)
     }
 
     /// Where this address of the guest is in the process.
-    pub(super) fn hva(&self, gpa: Gpa) -> Result<Hva, ApiError> {
+    pub fn hva(&self, gpa: Gpa) -> Result<Hva, ApiError> {
         self.check(&Pages::Gpa(gpa.0..gpa.0.saturating_add(1)))?;
         let hva = self.guest_ranges().iter().find_map(|range| range.hva(gpa));
         hva.ok_or_else(|| ApiError::BadRequest(format!("{:#x} is no RAM of the guest", gpa.0)))
     }
 
     /// Whether any RAM of the VM is meant.
-    pub(super) fn check(&self, pages: &Pages) -> Result<(), ApiError> {
+    pub fn check(&self, pages: &Pages) -> Result<(), ApiError> {
         let name = &self.info.vm.name;
         let (wanted, kind, ram) = match pages {
             Pages::All | Pages::Frame(_) => return Ok(()),
@@ -87,7 +87,7 @@ fn without_pc_gap(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// Whether the page at this address, which is at `gpa` in the guest, is one of those meant.
-pub(super) fn is_meant(pages: &Pages, hva: u64, gpa: Option<Gpa>) -> bool {
+pub fn is_meant(pages: &Pages, hva: u64, gpa: Option<Gpa>) -> bool {
     let overlaps = |range: &Range<u64>, start: u64| range.start < start + PAGE_BYTES && start < range.end;
     match pages {
         Pages::All | Pages::Frame(_) => true,

@@ -24,7 +24,7 @@ const REFUSED: Duration = Duration::from_mins(10);
 
 /// Orders for one VM, or for the host.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub struct Asked {
     /// Bytes of an order that is with the lane.
     under_way: Option<u64>,
     /// Copies that go with it.
@@ -45,50 +45,50 @@ pub(super) struct Asked {
 
 impl Asked {
     /// An order for so many bytes, with which these copies go, is with the lane.
-    pub(super) fn begin(&mut self, bytes: u64, copies: Vec<PageIndex>) {
+    pub fn begin(&mut self, bytes: u64, copies: Vec<PageIndex>) {
         self.under_way = Some(bytes);
         self.copies = copies;
     }
 
     /// It is done: the copies that went with it.
-    pub(super) fn end(&mut self) -> Vec<PageIndex> {
+    pub fn end(&mut self) -> Vec<PageIndex> {
         self.under_way = None;
         std::mem::take(&mut self.copies)
     }
 
     /// Bytes of an order that is with the lane.
-    pub(super) fn under_way(&self) -> Option<u64> {
+    pub fn under_way(&self) -> Option<u64> {
         self.under_way
     }
 
     /// Bytes of mapped memory that leave by an order which is with the lane.
-    pub(super) fn leaving(&self) -> u64 {
+    pub fn leaving(&self) -> u64 {
         self.under_way.filter(|_| self.copies.is_empty()).unwrap_or(0)
     }
 
     /// How long one may have asked.
-    pub(super) fn known_for(&mut self, now: Monotonic) -> Duration {
+    pub fn known_for(&mut self, now: Monotonic) -> Duration {
         now.since(*self.since.get_or_insert(now))
     }
 
     /// The agent has read so many pages.
-    pub(super) fn note_own_read(&mut self, pages: u64, at: Monotonic) {
+    pub fn note_own_read(&mut self, pages: u64, at: Monotonic) {
         self.own_reads.retain(|(read, _)| at.since(*read) <= OWN_READS_KEPT);
         if pages > 0 {
             self.own_reads.push_back((at, pages));
         }
     }
 
-    pub(super) fn rests(&self, now: Monotonic) -> Option<&str> {
+    pub fn rests(&self, now: Monotonic) -> Option<&str> {
         self.rests.as_ref().filter(|(until, _)| now < *until).map(|(_, why)| why.as_str())
     }
 
-    pub(super) fn refused(&self, now: Monotonic) -> Option<&str> {
+    pub fn refused(&self, now: Monotonic) -> Option<&str> {
         self.refused.as_ref().filter(|(until, _)| now < *until).map(|(_, why)| why.as_str())
     }
 
     /// Pages that were read back since the last time, but for those that the agent read.
-    pub(super) fn refaults(&mut self, total: Option<u64>, now: Monotonic) -> u64 {
+    pub fn refaults(&mut self, total: Option<u64>, now: Monotonic) -> u64 {
         let before = std::mem::replace(&mut self.refaults_total, total);
         let Some((before, total)) = before.zip(total) else { return 0 };
         self.own_reads.retain(|(at, _)| now.since(*at) <= OWN_READS_KEPT);
@@ -107,12 +107,12 @@ impl Asked {
     }
 
     /// What was read back meanwhile is nobody's concern.
-    pub(super) fn forget_refaults(&mut self) {
+    pub fn forget_refaults(&mut self) {
         self.refaults_total = None;
     }
 
     /// What came of an order for memory of `whose`.
-    pub(super) fn note(
+    pub fn note(
         &mut self,
         reclaimed: Result<Reclaimed, NoReclaim>,
         whose: &str,

@@ -6,7 +6,7 @@
 //! # Limits
 //! When it was where on its tape is known from the agent's start on, and for 4,096 epochs of work.
 
-use super::managed_vm::ManagedVm;
+use super::ManagedVm;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Origin, SHADOW_PAGES};
 use crate::sys::Monotonic;
@@ -18,7 +18,7 @@ const PATIENCE_POINTS: u32 = 6;
 
 impl ManagedVm {
     /// An epoch of its profile is over.
-    pub(super) fn predict_season(&mut self, rules: Prefetch, now: Monotonic) {
+    pub fn predict_season(&mut self, rules: Prefetch, now: Monotonic) {
         if !rules.by_season || self.never_to_swap().is_some() || !self.braking.may_stage() {
             return;
         }

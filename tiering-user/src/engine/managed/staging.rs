@@ -7,7 +7,7 @@
 //! # Limits
 //! A VM is never on its way to what goes to a faster swap tier: it would be there before.
 
-use super::managed_vm::ManagedVm;
+use super::ManagedVm;
 use super::waiting::{Predicted, Urgency};
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
@@ -27,7 +27,7 @@ const LIFT_PAGES: usize = 8192;
 impl ManagedVm {
     /// `origin` says that this page will be touched: it is to be staged, if it is in swap. Returns false where it would
     /// have to be and the window has no room.
-    pub(super) fn predicted(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
+    pub fn predicted(&mut self, page: PageIndex, origin: Origin, now: Monotonic) -> bool {
         let predicted = Predicted { page, origin, at: now };
         let waits_for_little =
             self.prefetch.to_stage.is_doubtful(page) && predicted.urgency() == Urgency::Now;
@@ -45,7 +45,7 @@ impl ManagedVm {
     }
 
     /// `origin`, which is not trusted alone, says that this page will be touched.
-    pub(super) fn shadowed(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
+    pub fn shadowed(&mut self, page: PageIndex, origin: Origin, threshold: f64, now: Monotonic) {
         if self.can_be_staged(page)
             && let Some(confidence) = self.prefetch.stages.shadowed(page, origin, now)
             && let Some(surest) = self.prefetch.votes.cast(page, (origin, confidence), threshold, now)
@@ -55,7 +55,7 @@ impl ManagedVm {
     }
 
     /// Forgets what another VM, which has gone, predicts.
-    pub(super) fn forget_leader(&mut self, leader: VmId) {
+    pub fn forget_leader(&mut self, leader: VmId) {
         self.prefetch.to_stage.forget(leader);
         self.prefetch.stages.forget(leader);
         self.prefetch.votes.forget(leader);
@@ -69,7 +69,7 @@ impl ManagedVm {
     }
 
     /// The step that stages what waits to be, at most so many pages, unless the stager is still at the one before.
-    pub(super) fn next_stage(
+    pub fn next_stage(
         &mut self,
         urgency: Urgency,
         most: usize,
@@ -110,7 +110,7 @@ impl ManagedVm {
     }
 
     /// The step that takes doubtful pages up from slower swap tiers to the first one, at most so many.
-    pub(super) fn next_lift(&mut self, most: u64, now: Monotonic) -> Option<Step> {
+    pub fn next_lift(&mut self, most: u64, now: Monotonic) -> Option<Step> {
         let to = self.first_swap_tier();
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(LIFT_PAGES);
         let (reason, taken) = self.prefetch.to_stage.next(Urgency::Doubtful, most)?;
@@ -130,7 +130,7 @@ impl ManagedVm {
     }
 
     /// Pages that were to go to a faster swap tier are there, or their stages came to nothing.
-    pub(super) fn note_lift(&mut self, outcome: &Outcome, now: Seconds) {
+    pub fn note_lift(&mut self, outcome: &Outcome, now: Seconds) {
         if outcome.reason != Reason::MayBeTouched {
             return;
         }
@@ -171,7 +171,7 @@ impl ManagedVm {
 
     /// The step that maps what was staged just now, as far as it is sure to be used. Where the first touch would not be
     /// seen, none: what is missing on the tapes cannot be predicted next time.
-    pub(super) fn next_mapping(&mut self, staged: &Outcome, now: Monotonic) -> Option<Step> {
+    pub fn next_mapping(&mut self, staged: &Outcome, now: Monotonic) -> Option<Step> {
         if staged.action != (Action::Stage { to: TierId(0) }) || !self.sees_mapped(now) {
             return None;
         }
@@ -188,7 +188,7 @@ impl ManagedVm {
 
     /// Whether the first touch of a page that is mapped here, but not in the guest's page tables, is seen.
     fn sees_mapped(&self, now: Monotonic) -> bool {
-        self.info.vm.accel == Accel::Kvm && self.gpa_proof.is_proved() && now >= self.watch.unseen_until
+        self.info.vm.accel == Accel::Kvm && self.gpa_proof.is_proved() && !self.watch.may_have_missed(now)
     }
 }
 

@@ -1,20 +1,40 @@
 //! One VM, as the agent keeps it.
 
+mod asked;
+mod came_up;
+mod decisions;
+mod gpa_proof;
+mod knowledge;
+mod lookup;
+mod moves;
+mod prefetch;
+mod profiling;
+mod savings;
+mod seasons;
+mod staging;
+mod sweeps;
+mod waiting;
+mod watch;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::asked::Asked;
-use super::braking::VmBrakes;
-use super::came_up::CameUp;
-use super::gpa_proof::GpaProof;
-use super::knowledge::Knowledge;
-use super::prefetch::Prefetch;
-use super::queue::Moves;
-use super::rearming::Watch;
-use super::savings::VmSavings;
-use super::sweeping::Sweeps;
+pub use asked::Asked;
+use came_up::CameUp;
+pub use decisions::Decision;
+use gpa_proof::GpaProof;
+pub use knowledge::Knowledge;
+pub use lookup::is_meant;
+pub use moves::{Moved, Moves, Queued};
+pub use prefetch::{Earlier, Prefetch};
+use savings::VmSavings;
+use sweeps::Sweeps;
+pub use waiting::Urgency;
+use watch::Watch;
+
+use super::brakes::VmBrakes;
 use crate::actuate::{Homes, Outcome, Skip, VmInfo};
 use crate::class::Belief;
 use crate::config::{Huge, Priors, VmSettings};
@@ -29,11 +49,11 @@ use crate::track::{Access, VmId};
 use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
 
 /// Sweeps and looks at control groups are hardly ever older.
-pub(super) const LATELY: Duration = Duration::from_secs(30);
+pub const LATELY: Duration = Duration::from_secs(30);
 
 /// What a VM may have of the first tier; written once a second.
 #[derive(Debug)]
-pub(super) struct Share {
+pub struct Share {
     /// What is hot and warm.
     pub bands: Bands,
     /// How much it may have, and how much more than that it has.
@@ -44,7 +64,7 @@ pub(super) struct Share {
 }
 
 #[derive(Debug)]
-pub(super) struct ManagedVm {
+pub struct ManagedVm {
     pub info: VmInfo,
     /// As the status shows it: that of the VM, with its process where two have the same.
     pub id: String,
@@ -88,7 +108,7 @@ pub(super) struct ManagedVm {
 }
 
 impl ManagedVm {
-    pub(super) fn new(
+    pub fn new(
         number: VmId,
         id: String,
         vm: Vm,
@@ -118,7 +138,7 @@ impl ManagedVm {
             labels_asked: false,
             gpa_proof: proof,
             pages: VmPages::new(layout, node_tiers),
-            sweeps: Sweeps { unplugged_bytes, ..Sweeps::default() },
+            sweeps: Sweeps::new(unplugged_bytes),
             watch: Watch::default(),
             profile: Profile::new(pages, now),
             knowledge: Knowledge::default(),
@@ -142,24 +162,24 @@ impl ManagedVm {
     }
 
     /// 0 to 100: as the operator, else its class has it.
-    pub(super) fn priority(&self) -> u8 {
+    pub fn priority(&self) -> u8 {
         self.settings.priority.unwrap_or(self.priors.priority)
     }
 
     /// What the policy goes by for it now.
-    pub(super) fn rules(&self, demote_after: Duration) -> Rules {
+    pub fn rules(&self, demote_after: Duration) -> Rules {
         Rules {
             demote_after: demote_after.mul_f64(self.priors.idle_age),
             priority: self.priority(),
             excess_pages: self.share.excess_pages,
             bands: self.share.bands,
-            armed_at: self.watch.armed_at,
+            armed_at: self.watch.armed_at(),
             keep_huge: self.info.keep_huge,
         }
     }
 
     /// Why none of its pages is moved to the tier `to`, if so.
-    pub(super) fn refuses(&self, to: TierId) -> Option<String> {
+    pub fn refuses(&self, to: TierId) -> Option<String> {
         if !self.settings.managed {
             return Some("excluded by the configuration (managed = false)".to_owned());
         }
@@ -178,7 +198,7 @@ impl ManagedVm {
     }
 
     /// The pages of this part of a sweep that lie in RAM which is plugged on demand, and are there.
-    pub(super) fn plugged_pages(&self, sweep: &Sweep) -> u64 {
+    pub fn plugged_pages(&self, sweep: &Sweep) -> u64 {
         let layout = self.pages.layout();
         let pages = |region: &RamRegion| {
             let first = layout.page(region.start)?;
@@ -194,13 +214,13 @@ impl ManagedVm {
     }
 
     /// So many pages of the RAM that is plugged on demand are there.
-    pub(super) fn note_plugged(&mut self, pages: u64) {
+    pub fn note_plugged(&mut self, pages: u64) {
         let room: u64 = self.info.vm.on_demand.iter().map(|region| region.bytes).sum();
-        self.sweeps.unplugged_bytes = room.saturating_sub(pages * PAGE_BYTES);
+        self.sweeps.set_unplugged_bytes(room.saturating_sub(pages * PAGE_BYTES));
     }
 
     /// Why nothing of it is moved to any tier below the first one, if so.
-    pub(super) fn unmovable(&self) -> Option<String> {
+    pub fn unmovable(&self) -> Option<String> {
         // What is true for one lower tier of a kind is true for all.
         let has_lower_memory = self.pages.node_tiers().0 > 1;
         let may_go_there = has_lower_memory && self.refuses(TierId(1)).is_none();
@@ -208,17 +228,17 @@ impl ManagedVm {
     }
 
     /// Why none of its pages is moved to swap, if so.
-    pub(super) fn never_to_swap(&self) -> Option<String> {
+    pub fn never_to_swap(&self) -> Option<String> {
         self.refuses(TierId(self.pages.node_tiers().0))
     }
 
     /// Notes an access. Returns the page, if the guest waited for it or would have but for a stage.
-    pub(super) fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
+    pub fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
         let page = self.pages.layout().page(access.hva)?;
         self.profile.access(page, access.write, access.time, access.weight);
         let touch = self.pages.touch(page, now, access.write);
         let mapped = self.pages.in_memory(touch.before.place());
-        self.watch.seen_by.note(access.kvm, mapped && self.watch.armed_at.is_some(), access.weight);
+        self.watch.seen_by.note(access.kvm, mapped && self.watch.armed_at().is_some(), access.weight);
         if access.kvm && mapped {
             self.note_shown(page, touch.before, now);
         }
@@ -257,7 +277,7 @@ impl ManagedVm {
 
     /// The page at the same guest-physical address in `other`, a VM of the same shape: as much RAM below the hole
     /// for devices, as much above it.
-    pub(super) fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
+    pub fn same_page_in(&self, other: &Self, page: PageIndex) -> Option<PageIndex> {
         let (here, there) = (&self.info.vm.guest_ranges, &other.info.vm.guest_ranges);
         let known = |ranges: &[GuestRange]| ranges.iter().all(|range| range.gpa.is_some());
         let same_shape = known(here)
@@ -271,25 +291,25 @@ impl ManagedVm {
     }
 
     /// Pages of private memory that are staged and not mapped: the kernel has them in the swap cache.
-    pub(super) fn staged_in_swap_cache(&self) -> u64 {
+    pub fn staged_in_swap_cache(&self) -> u64 {
         let layout = self.pages.layout();
         let private = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| !shared);
         self.prefetch.stages.up_unmapped().filter(private).count() as u64
     }
 
     /// Pages brought up: by a move, or by a stage that was used.
-    pub(super) fn promoted_pages(&self) -> u64 {
+    pub fn promoted_pages(&self) -> u64 {
         self.moves.totals.promoted + self.prefetch.stages.counts().used
     }
 
     /// Plans nothing for this many seconds.
-    pub(super) fn rest(&mut self, seconds: u64, now: Monotonic) {
-        self.moves.rest_until = now.after(Duration::from_secs(seconds));
+    pub fn rest(&mut self, seconds: u64, now: Monotonic) {
+        self.moves.rest(now.after(Duration::from_secs(seconds)));
     }
 
     /// Takes over what became of a step.
-    pub(super) fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
-        self.moves.decisions.note(outcome);
+    pub fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
+        self.moves.note_decision(outcome);
         self.moves.totals.huge_split += outcome.huge_split_pages;
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.

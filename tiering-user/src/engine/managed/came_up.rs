@@ -13,13 +13,13 @@ use crate::tiers::TierId;
 
 /// Counted, and not yet added to the totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CameUp {
+pub struct CameUp {
     pages: [u64; MAX_TIERS],
 }
 
 impl CameUp {
     /// So many pages came up from there.
-    pub(super) fn note(&mut self, from: Place, count: u64) {
+    pub fn note(&mut self, from: Place, count: u64) {
         if let Place::In(TierId(level)) = from
             && let Some(pages) = self.pages.get_mut(usize::from(level))
         {
@@ -28,7 +28,7 @@ impl CameUp {
     }
 
     /// These pages were found at `to`; `pages` knows yet where they were.
-    pub(super) fn note_raised(&mut self, pages: &VmPages, run: PageRun, to: Place) {
+    pub fn note_raised(&mut self, pages: &VmPages, run: PageRun, to: Place) {
         let Place::In(to) = to else { return };
         for page in run.pages() {
             let from = pages.get(page).place();
@@ -39,7 +39,7 @@ impl CameUp {
     }
 
     /// Moves what was counted into totals, bytes by level.
-    pub(super) fn add_to(&mut self, totals: &mut [u64]) {
+    pub fn add_to(&mut self, totals: &mut [u64]) {
         for (total, pages) in totals.iter_mut().zip(std::mem::take(&mut self.pages)) {
             *total += pages * PAGE_BYTES;
         }

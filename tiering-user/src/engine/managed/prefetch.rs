@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 
-use super::tapes::Earlier;
 use super::waiting::{Urgency, Waiting};
 use crate::predict::{Ahead, Marks, Stages, Tape, Votes};
 use crate::tiermap::PageIndex;
 
 #[derive(Debug)]
-pub(super) struct Prefetch {
+pub struct Prefetch {
     pub tape: Tape,
     pub marks: Marks,
     /// What goes to swap goes in the order of the tape.
@@ -30,7 +29,7 @@ pub(super) struct Prefetch {
 
 impl Prefetch {
     /// Of a VM with so many pages.
-    pub(super) fn new(pages: u32) -> Self {
+    pub fn new(pages: u32) -> Self {
         Self {
             tape: Tape::new(pages),
             marks: Marks::default(),
@@ -44,4 +43,12 @@ impl Prefetch {
             dropping: HashSet::new(),
         }
     }
+}
+
+/// What the VM touched before it was started anew.
+#[derive(Debug)]
+pub struct Earlier {
+    pub tape: Tape,
+    /// The pages on the tape are those of the same addresses now.
+    pub same_shape: bool,
 }

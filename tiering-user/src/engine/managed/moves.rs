@@ -5,9 +5,11 @@
 //! pages that were accessed since they were planned.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::decisions::Decisions;
-use super::managed_vm::{LATELY, ManagedVm};
+use super::{LATELY, ManagedVm};
+use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
 use crate::reclaim::Recent;
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -19,25 +21,23 @@ const BATCH_PAGES: usize = 8192;
 
 /// Moves of one VM: those that wait, the one under way, and what became of former ones.
 #[derive(Debug)]
-pub(super) struct Moves {
-    pub queue: VecDeque<Queued>,
+pub struct Moves {
+    queue: VecDeque<Queued>,
     /// With the mover now.
-    pub in_flight: Option<Queued>,
-    /// When a move last began or ended: a sweep that began before is out of date.
-    pub moved_at: Monotonic,
-    /// Why the last look before a move refused it, if it did.
-    pub refused_now: Option<String>,
+    in_flight: Option<Queued>,
+    moved_at: Monotonic,
+    refused_now: Option<String>,
     /// Planning pauses until then.
-    pub rest_until: Monotonic,
-    pub decisions: Decisions,
+    rest_until: Monotonic,
+    decisions: Decisions,
     pub totals: Moved,
     /// Pages that the mover took out of memory in the last seconds.
-    pub lately: Recent<u64>,
+    left: Recent<u64>,
 }
 
 impl Moves {
     /// Of a VM with so many pages.
-    pub(super) fn new(pages: u32) -> Self {
+    pub fn new(pages: u32) -> Self {
         Self {
             queue: VecDeque::new(),
             in_flight: None,
@@ -46,14 +46,85 @@ impl Moves {
             rest_until: Monotonic::default(),
             decisions: Decisions::new(pages),
             totals: Moved::default(),
-            lately: Recent::new(LATELY),
+            left: Recent::new(LATELY),
         }
+    }
+
+    /// Steps that wait, and the one that is with the mover.
+    pub fn waiting(&self) -> impl Iterator<Item = &Queued> {
+        self.queue.iter().chain(&self.in_flight)
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Something begins to move, or did until now.
+    pub fn note_moving(&mut self, now: Monotonic) {
+        self.moved_at = now;
+    }
+
+    /// When a move last began or ended, which is now for one under way: a look that began before is out of date.
+    pub fn moved_at(&self, now: Monotonic) -> Monotonic {
+        if self.in_flight.is_some() { now } else { self.moved_at }
+    }
+
+    /// The mover is done with its batch.
+    pub fn end(&mut self, now: Monotonic) -> Option<Queued> {
+        self.note_moving(now);
+        self.in_flight.take()
+    }
+
+    /// Drops what was planned; what an operator asked for stays.
+    pub fn forget_plans(&mut self) {
+        self.queue.retain(|queued| queued.ticket.is_some());
+    }
+
+    /// Why the last look before a move refused it, if it did.
+    pub fn refused_now(&self) -> Option<&str> {
+        self.refused_now.as_deref()
+    }
+
+    /// Returns whether that is new.
+    pub fn refuse(&mut self, why: Option<String>) -> bool {
+        let is_new = self.refused_now != why;
+        self.refused_now = why;
+        is_new
+    }
+
+    /// Plans nothing until then.
+    pub fn rest(&mut self, until: Monotonic) {
+        self.rest_until = until;
+    }
+
+    /// How much longer nothing is planned.
+    pub fn rests(&self, now: Monotonic) -> Option<Duration> {
+        (self.rest_until > now).then(|| self.rest_until.since(now))
+    }
+
+    /// Steps that are done, those of the latest first.
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
+    }
+
+    pub fn note_decision(&mut self, outcome: &Outcome) {
+        self.decisions.note(outcome);
+    }
+
+    /// The mover has taken so many pages out of memory.
+    pub fn note_left(&mut self, pages: u64, at: Monotonic) {
+        self.left.add(pages, at);
+    }
+
+    /// Pages that it took out of memory in so much time.
+    pub fn left_within(&self, within: Duration, now: Monotonic) -> u64 {
+        self.left.within(within, now)
     }
 }
 
 /// Totals of what the mover did, pages.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved {
+pub struct Moved {
     pub demoted: u64,
     pub promoted: u64,
     /// Came back to memory soon after they went down.
@@ -66,7 +137,7 @@ pub(super) struct Moved {
 
 /// A step that waits for the mover, or is with it.
 #[derive(Debug)]
-pub(super) struct Queued {
+pub struct Queued {
     pub step: Step,
     /// When it was decided.
     pub planned: Seconds,
@@ -78,7 +149,7 @@ pub(super) struct Queued {
 
 impl ManagedVm {
     /// Queues a step for the mover, in batches.
-    pub(super) fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
+    pub fn enqueue(&mut self, step: &Step, planned: Seconds, ticket: Option<u64>) -> usize {
         // Private and shared memory take different paths.
         let layout = self.pages.layout();
         let shared = |page: &PageIndex| layout.locate(*page).is_some_and(|(_, shared)| shared);
@@ -104,14 +175,13 @@ impl ManagedVm {
     }
 
     /// Pages of the first tier that are on their way to a lower one.
-    pub(super) fn leaving_pages(&self) -> u64 {
-        let queued: u64 =
-            self.moves.queue.iter().chain(&self.moves.in_flight).map(|queued| queued.leaving).sum();
+    pub fn leaving_pages(&self) -> u64 {
+        let queued: u64 = self.moves.waiting().map(|queued| queued.leaving).sum();
         queued + self.asked.leaving() / PAGE_BYTES
     }
 
     /// The next batch for the mover, after a last look: what was accessed since it was planned stays.
-    pub(super) fn next_batch(&mut self, now: Seconds) -> Option<Step> {
+    pub fn next_batch(&mut self, now: Seconds) -> Option<Step> {
         if self.moves.in_flight.is_some() {
             return None;
         }
@@ -144,7 +214,7 @@ impl ManagedVm {
     }
 
     /// Drops what was planned into a tier; what an operator asked for stays.
-    pub(super) fn forget_plans_for(&mut self, to: TierId) {
+    pub fn forget_plans_for(&mut self, to: TierId) {
         let (stay, go): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.moves.queue)
             .into_iter()
             .partition(|queued| queued.ticket.is_some() || queued.step.action != Action::Place { to });

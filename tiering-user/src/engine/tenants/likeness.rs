@@ -12,7 +12,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::Engine;
+use crate::engine::Engine;
 use crate::predict::Tag;
 use crate::similarity::{MOST_NEIGHBOURS, Parts, Portrait, Similarity, Weights};
 use crate::sys::Monotonic;
@@ -45,7 +45,7 @@ struct Drawn {
 
 /// The VMs of one tenant.
 #[derive(Debug, Default)]
-pub(super) struct Likeness {
+pub struct Likeness {
     similarity: Similarity,
     drawn: BTreeMap<VmId, Drawn>,
     /// Who is worth learning from, best first; and the same the other way round.
@@ -57,16 +57,16 @@ pub(super) struct Likeness {
 
 impl Likeness {
     /// With what was learned before.
-    pub(super) fn with_weights(weights: Weights) -> Self {
+    pub fn with_weights(weights: Weights) -> Self {
         Self { similarity: Similarity::with_weights(weights), ..Self::default() }
     }
 
     /// What was learned.
-    pub(super) fn weights(&self) -> &Weights {
+    pub fn weights(&self) -> &Weights {
         self.similarity.weights()
     }
 
-    pub(super) fn join(
+    pub fn join(
         &mut self,
         vm: VmId,
         images: impl IntoIterator<Item = FileId>,
@@ -79,14 +79,14 @@ impl Likeness {
         self.choose();
     }
 
-    pub(super) fn leave(&mut self, vm: VmId) {
+    pub fn leave(&mut self, vm: VmId) {
         self.drawn.remove(&vm);
         self.similarity.forget(vm);
         self.choose();
     }
 
     /// `vm` has this content in the page of this number of the guest's.
-    pub(super) fn hold(&mut self, vm: VmId, guest_page: u64, tag: Tag) {
+    pub fn hold(&mut self, vm: VmId, guest_page: u64, tag: Tag) {
         if let Some(drawn) = self.drawn.get_mut(&vm) {
             drawn.portrait.hold(guest_page, tag.0);
             drawn.next.hold(guest_page, tag.0);
@@ -95,7 +95,7 @@ impl Likeness {
     }
 
     /// `vm` touched a page, by its content or else by its place.
-    pub(super) fn touch(&mut self, vm: VmId, guest_page: u64, tag: Option<Tag>) {
+    pub fn touch(&mut self, vm: VmId, guest_page: u64, tag: Option<Tag>) {
         if let Some(drawn) = self.drawn.get_mut(&vm) {
             drawn.portrait.trail.note(tag.map_or(guest_page, |tag| tag.0));
             (drawn.changed, drawn.touched) = (true, true);
@@ -113,7 +113,7 @@ impl Likeness {
     }
 
     /// The VMs whose portraits are to be drawn anew now: few at a time, and all of them in a generation.
-    pub(super) fn outdated(&self, now: Monotonic) -> Vec<VmId> {
+    pub fn outdated(&self, now: Monotonic) -> Vec<VmId> {
         let turns = (GENERATION.as_secs() / COMPARE_EVERY.as_secs()) as usize;
         let mut due: Vec<_> =
             self.drawn.iter().filter(|(_, drawn)| now.since(drawn.since) >= GENERATION).collect();
@@ -122,7 +122,7 @@ impl Likeness {
     }
 
     /// A generation of a VM has ended; it has this in swap now.
-    pub(super) fn redraw(&mut self, vm: VmId, held: impl Iterator<Item = (u64, Tag)>, now: Monotonic) {
+    pub fn redraw(&mut self, vm: VmId, held: impl Iterator<Item = (u64, Tag)>, now: Monotonic) {
         let Some(drawn) = self.drawn.get_mut(&vm) else { return };
         let Portrait { content, placed, .. } = std::mem::take(&mut drawn.next);
         (drawn.portrait.content, drawn.portrait.placed) = (content, placed);
@@ -133,12 +133,12 @@ impl Likeness {
     }
 
     /// Whether it is time to compare.
-    pub(super) fn is_due(&self, now: Monotonic) -> bool {
+    pub fn is_due(&self, now: Monotonic) -> bool {
         now.since(self.compared) >= COMPARE_EVERY
     }
 
     /// Compares what has changed.
-    pub(super) fn compare(&mut self, now: Monotonic) {
+    pub fn compare(&mut self, now: Monotonic) {
         self.compared = now;
         for (vm, drawn) in self.drawn.iter_mut().filter(|(_, drawn)| drawn.changed) {
             drawn.changed = false;
@@ -178,23 +178,23 @@ impl Likeness {
     }
 
     /// The VMs that this one learns from, best first.
-    pub(super) fn leaders(&self, follower: VmId) -> &[VmId] {
+    pub fn leaders(&self, follower: VmId) -> &[VmId] {
         self.leaders.get(&follower).map_or(&[], Vec::as_slice)
     }
 
     /// The VMs that learn from this one.
-    pub(super) fn followers(&self, leader: VmId) -> &[VmId] {
+    pub fn followers(&self, leader: VmId) -> &[VmId] {
         self.followers.get(&leader).map_or(&[], Vec::as_slice)
     }
 
     /// Of `ended` stages for the follower because of the leader, `used` were used.
-    pub(super) fn learn(&mut self, leader: VmId, follower: VmId, used: u64, ended: u64) {
+    pub fn learn(&mut self, leader: VmId, follower: VmId, used: u64, ended: u64) {
         let few = |pages| u32::try_from(pages).unwrap_or(u32::MAX);
         self.similarity.learn(leader, follower, few(used), few(ended));
     }
 
     /// How likely what a leader predicts is to be right, for each that was compared.
-    pub(super) fn expectations(&self, follower: VmId) -> impl Iterator<Item = (VmId, f64)> + '_ {
+    pub fn expectations(&self, follower: VmId) -> impl Iterator<Item = (VmId, f64)> + '_ {
         // That pages correspond speaks for them, and so does, independently of that, how alike the VMs are.
         let expected = |score: f64| 1.0 - (1.0 - AT_LEAST) * (1.0 - score);
         let near = self.similarity.neighbours(follower).iter();
@@ -204,7 +204,7 @@ impl Likeness {
 
 impl Engine {
     /// Brings up to date how alike VMs are, and tells each what to expect of its leaders.
-    pub(super) fn compare_vms(&mut self) {
+    pub(in crate::engine) fn compare_vms(&mut self) {
         let now = self.clock.now;
         for tenant in self.tenants.all_mut().filter(|tenant| tenant.likeness.is_due(now)) {
             for id in tenant.likeness.outdated(now) {
@@ -235,7 +235,7 @@ impl Engine {
     }
 
     /// How alike VMs are: all that were compared, or one and those it may learn from.
-    pub(super) fn similar(&self, id: Option<&str>) -> Result<Similar, ApiError> {
+    pub(in crate::engine) fn similar(&self, id: Option<&str>) -> Result<Similar, ApiError> {
         let only = id.map(|id| self.vm(id).map(|vm| vm.info.id)).transpose()?;
         let mut pairs = Vec::new();
         for tenant in self.tenants.all() {

@@ -1,9 +1,11 @@
 use super::*;
 use crate::config::Config;
 use crate::policy::Verdict;
+use crate::reclaim::Reclaim;
 use crate::store::Store;
-use crate::tiermap::{Layout, PageRun};
-use crate::tiers::NodeTiers;
+use crate::sys::Monotonic;
+use crate::tiermap::{Habit, Layout, PageRun, Place, Seconds, VmPages};
+use crate::tiers::{NodeTiers, TierId};
 use crate::track::VmId;
 use crate::vm::{Hva, testing};
 
@@ -26,16 +28,9 @@ fn written(pid: i32, saved_unix_s: u64, identity: &str) -> Vec<Record> {
         promoted_pages: 3,
         seemed: None,
     };
-    let habits = habits(&[(0, encode(Habit { backoff: 2, heat: 4 }, true))]);
-    records(identity, Some(&record), Some(Some(pack(&habits))))
-}
-
-fn habits(of: &[(u32, u8)]) -> Sparse<u8> {
-    let mut habits = Sparse::default();
-    for (block, byte) in of {
-        habits.get_or_insert_with(*block, || *byte);
-    }
-    habits
+    let mut known = Knowledge::default();
+    known.note(0, Habit { backoff: 2, heat: 4 }, true);
+    records(identity, Some(&record), Some(Some(known.packed())))
 }
 
 fn load(boot_id: &str, written: &[Record], unix_s: u64) -> Memory {
@@ -66,16 +61,22 @@ fn the_same_process_gets_back_what_was_known_of_its_blocks() {
     assert_eq!(memory.recall(&vm(2, Some("u")), PAGES).before.demoted, 0, "given once");
 }
 
+/// Of how many blocks something is known, and what was demoted before.
+fn given(mut known: Knowledge) -> (u64, u64) {
+    let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
+    pages.place(PageRun { first: 0, count: PAGES }, Place::In(TierId(0)));
+    known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
+    (known.blocks_recalled, known.before.demoted)
+}
+
 #[test]
 fn another_process_or_boot_gets_the_totals_only() {
     let mut other_process = load("boot", &written(1, 100, "name/web-1"), 200);
-    let known = other_process.recall(&vm(2, None), PAGES);
-    assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
+    assert_eq!(given(other_process.recall(&vm(2, None), PAGES)), (0, 7));
     let mut other_boot = load("later", &written(1, 100, "name/web-1"), 200);
-    let known = other_boot.recall(&vm(1, None), PAGES);
-    assert_eq!((known.recalled.is_none(), known.before.demoted), (true, 7));
+    assert_eq!(given(other_boot.recall(&vm(1, None), PAGES)), (0, 7));
     let mut other_size = load("boot", &written(1, 100, "name/web-1"), 200);
-    assert!(other_size.recall(&vm(1, None), PAGES + 1).recalled.is_none());
+    assert_eq!(given(other_size.recall(&vm(1, None), PAGES + 1)), (0, 7));
 }
 
 #[test]
@@ -125,44 +126,6 @@ fn what_was_not_seen_for_a_month_is_removed() {
     let due = memory.records(std::iter::empty(), 0, false);
     assert_eq!(due, [("machine/uuid/old".to_owned(), None), ("habits/uuid/old".to_owned(), None)]);
     assert!(memory.records(std::iter::empty(), 0, false).is_empty());
-}
-
-#[test]
-fn habits_are_written_when_they_change() {
-    let mut known = Knowledge::default();
-    known.note(3, Habit::default(), false);
-    assert!(!known.changed);
-    known.note(3, Habit { backoff: 1, heat: 200 }, true);
-    assert!(known.changed);
-    assert!(known.habits.iter().eq([(3, &0x5f)]));
-    assert_eq!(decode(0x5f), (Habit { backoff: 1, heat: 15 }, true));
-    assert!(decode(0x9f).1, "as an earlier agent wrote it");
-    known.note(3, Habit::default(), false);
-    assert_eq!(known.habits.len(), 0);
-}
-
-#[test]
-fn habits_are_as_long_as_they_are_many_wherever_they_are() {
-    let far = habits(&[(7, 1), (8, 2), (MOST_BLOCKS - 1, 3)]);
-    let packed = pack(&far);
-    assert_eq!(packed.len(), 8 + 2 + 8 + 1);
-    assert!(unpack(&packed).iter().eq(far.iter()));
-    let mut known = Knowledge { recalled: Some(far), ..Knowledge::default() };
-    let mut pages = VmPages::new(Layout::new(&vm(1, None).ram), NodeTiers(1));
-    known.recall(&mut pages, &mut Reclaim::default(), (Monotonic(0), Seconds(1)));
-    assert_eq!(known.blocks_recalled, 0, "the VM has four blocks");
-}
-
-#[test]
-fn what_is_damaged_is_not_believed() {
-    let packed = pack(&habits(&[(7, 1), (9, 2)]));
-    assert!(unpack(&packed[..packed.len() - 1]).iter().eq([(7, &1)]), "cut off");
-    for first in [MOST_BLOCKS + 1, u32::MAX] {
-        let wrong = [&first.to_le_bytes()[..], &[1, 0, 0, 0, 5]].concat();
-        assert_eq!(unpack(&wrong).len(), 0);
-    }
-    let long = [&0u32.to_le_bytes()[..], &u32::MAX.to_le_bytes(), &[5; 20]].concat();
-    assert_eq!(unpack(&long).len(), 0, "more bytes than there are");
 }
 
 #[test]

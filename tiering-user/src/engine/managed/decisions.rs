@@ -21,7 +21,7 @@ const PAGES_A_RUN: u32 = 96;
 
 /// A step that was carried out, or tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Decision {
+pub struct Decision {
     /// When it was done.
     pub at: Monotonic,
     pub action: Action,
@@ -35,7 +35,7 @@ pub(super) struct Decision {
 
 impl Decision {
     /// How many pages it was about.
-    pub(super) fn pages(&self) -> u64 {
+    pub fn pages(&self) -> u64 {
         self.runs.iter().map(|(run, _)| u64::from(run.count)).sum()
     }
 
@@ -49,7 +49,7 @@ impl Decision {
 
 /// The log.
 #[derive(Clone, Debug)]
-pub(super) struct Decisions {
+pub struct Decisions {
     /// Newest last.
     log: VecDeque<Decision>,
     runs: usize,
@@ -58,12 +58,12 @@ pub(super) struct Decisions {
 
 impl Decisions {
     /// An empty log for a VM of so many pages.
-    pub(super) fn new(pages: u32) -> Self {
+    pub fn new(pages: u32) -> Self {
         Self { log: VecDeque::new(), runs: 0, most_runs: RUNS + (pages / PAGES_A_RUN) as usize }
     }
 
     /// Notes what became of a step.
-    pub(super) fn note(&mut self, outcome: &Outcome) {
+    pub fn note(&mut self, outcome: &Outcome) {
         let runs = runs_with_places(&outcome.asked, &outcome.found);
         self.runs += runs.len();
         self.log.push_back(Decision {
@@ -83,12 +83,12 @@ impl Decisions {
     }
 
     /// All that is remembered, newest first.
-    pub(super) fn newest_first(&self) -> impl Iterator<Item = &Decision> {
+    pub fn newest_first(&self) -> impl Iterator<Item = &Decision> {
         self.log.iter().rev()
     }
 
     /// Those about this page, newest first, each with where the page was afterwards.
-    pub(super) fn about(&self, page: PageIndex) -> impl Iterator<Item = (&Decision, Option<Place>)> {
+    pub fn about(&self, page: PageIndex) -> impl Iterator<Item = (&Decision, Option<Place>)> {
         self.newest_first().filter_map(move |decision| Some((decision, decision.about(page)?)))
     }
 }

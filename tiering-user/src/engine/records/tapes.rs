@@ -18,11 +18,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ceiling::{Remembered, What};
-use super::kept::Kept;
-use super::managed_vm::ManagedVm;
+use crate::engine::managed::{Earlier, ManagedVm};
+use crate::engine::remembered::{Remembered, What};
 use crate::predict::{MOST_TOUCHES, TagKey, Tape, decode, encode};
-use crate::store::Record;
+use crate::store::{Kept, Record};
 use crate::vm::ProcessKey;
 
 const TAPES: &str = "tape/";
@@ -33,14 +32,6 @@ const TOUCH_BYTES: usize = 11;
 /// While the VM is there, its tape is written when so much of it, at least of this length, is new: a quarter.
 const WORTH_IT: u64 = 1024;
 const NEW_PART: u64 = 4;
-
-/// What the VM touched before it was started anew.
-#[derive(Debug)]
-pub(super) struct Earlier {
-    pub tape: Tape,
-    /// The pages on the tape are those of the same addresses now.
-    pub same_shape: bool,
-}
 
 /// Whose tape it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,14 +86,14 @@ impl Header {
 
 /// The tapes that are kept, by identity.
 #[derive(Debug, Default)]
-pub(super) struct Tapes {
+pub struct Tapes {
     kept: BTreeMap<String, Kept<Header>>,
     due: BTreeMap<String, Option<Vec<u8>>>,
 }
 
 impl Tapes {
     /// What the records say of VMs that are known, and the keys of their tenants. All others are to be removed.
-    pub(super) fn load(
+    pub fn load(
         names: &[String],
         read: &impl Fn(&str) -> Option<Vec<u8>>,
         known: impl Fn(&str) -> bool,
@@ -132,7 +123,7 @@ impl Tapes {
 
     /// A VM has come, and no other one of its identity is there: gives it its own tape, or that of its earlier
     /// self.
-    pub(super) fn recall(&mut self, identity: &str, vm: &mut ManagedVm, boot_id: &str) {
+    pub fn recall(&mut self, identity: &str, vm: &mut ManagedVm, boot_id: &str) {
         let Some(Kept { header, bytes }) = self.kept.get(identity) else { return };
         let now = Header::of(vm, boot_id);
         let Some(touches) = decode(bytes).filter(|_| header.same_owner(&now)) else {
@@ -158,7 +149,7 @@ impl Tapes {
 
     /// Keeps the tape of a VM, one of `vms`, if much of it is new, or anything at all if it is the `last`
     /// chance.
-    pub(super) fn keep(
+    pub fn keep(
         &mut self,
         identity: &str,
         vm: &mut ManagedVm,
@@ -189,7 +180,7 @@ impl Tapes {
     }
 
     /// What is on record.
-    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+    pub fn remembered(&self) -> impl Iterator<Item = Remembered> {
         self.kept.iter().map(|(identity, kept)| Remembered {
             what: What::TapeOnRecord(identity.clone()),
             used: kept.header.saved_unix_s,
@@ -198,7 +189,7 @@ impl Tapes {
     }
 
     /// Forgets the tape of a VM.
-    pub(super) fn remove(&mut self, identity: &str) {
+    pub fn remove(&mut self, identity: &str) {
         if let Some(kept) = self.kept.remove(identity) {
             self.due.insert(format!("{TAPES}{identity}"), None);
             self.forget_key(Some(kept));
@@ -206,7 +197,7 @@ impl Tapes {
     }
 
     /// What must be written down.
-    pub(super) fn take_due(&mut self) -> Vec<Record> {
+    pub fn take_due(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.due).into_iter().collect()
     }
 

@@ -8,12 +8,11 @@
 
 use std::time::Duration;
 
-use super::Engine;
-use super::answers::millis;
-use super::asking::ChosenBy;
-use super::decisions::Decision;
-use super::managed_vm::ManagedVm;
 use crate::actuate::Skip;
+use crate::engine::Engine;
+use crate::engine::answers::millis;
+use crate::engine::asking::ChosenBy;
+use crate::engine::managed::{Decision, ManagedVm};
 use crate::policy::{Action, Rules};
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::telemetry::explain::{
@@ -28,12 +27,11 @@ use crate::vm::{Gpa, Hva};
 const TOLD: usize = 20;
 
 impl Engine {
-    pub(super) fn explain(&self, vm: &str, at: Option<Address>) -> Result<Explanation, ApiError> {
+    pub(in crate::engine) fn explain(&self, vm: &str, at: Option<Address>) -> Result<Explanation, ApiError> {
         let vm = self.vm(vm)?;
         let now = self.clock.now;
         let page = at.map(|at| self.page_info(vm, at, now)).transpose()?;
-        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now.clone());
-        let waiting = vm.moves.queue.iter().chain(&vm.moves.in_flight);
+        let blocked = vm.unmovable().or_else(|| vm.moves.refused_now().map(str::to_owned));
         Ok(Explanation {
             vm: vm.id.clone(),
             name: vm.info.vm.name.clone(),
@@ -45,11 +43,11 @@ impl Engine {
             huge: vm.settings.huge.name().to_owned(),
             huge_kept_bytes: vm.huge_kept_pages() * PAGE_BYTES,
             can_free: self.can_free(vm.info.id),
-            resting_ms: (vm.moves.rest_until > now).then(|| millis(vm.moves.rest_until.since(now))),
-            waiting_pages: waiting.map(|queued| queued.step.pages.len() as u64).sum(),
+            resting_ms: vm.moves.rests(now).map(millis),
+            waiting_pages: vm.moves.waiting().map(|queued| queued.step.pages.len() as u64).sum(),
             decisions: vm
                 .moves
-                .decisions
+                .decisions()
                 .newest_first()
                 .take(TOLD)
                 .map(|decision| self.decision_info(decision, None, now))
@@ -109,7 +107,7 @@ impl Engine {
         let seconds = self.clock.seconds();
         let entry = vm.pages.get(page);
         let touched = entry.place() != Place::Untouched;
-        let about = vm.moves.decisions.about(page).take(TOLD);
+        let about = vm.moves.decisions().about(page).take(TOLD);
         Ok(PageInfo {
             hva: hva.0,
             gpa: vm.gpa(hva).map(|gpa| gpa.0),
@@ -130,7 +128,7 @@ impl Engine {
 
     fn next_move(&self, vm: &ManagedVm, page: PageIndex, entry: PageEntry, now: Seconds) -> NextMove {
         let stays = |why: String| NextMove { when: why, ..NextMove::default() };
-        let waits = vm.moves.queue.iter().chain(&vm.moves.in_flight).find(|queued| {
+        let waits = vm.moves.waiting().find(|queued| {
             // In ascending order, or in that of the tape.
             queued.step.pages.contains(&page)
         });

@@ -1,32 +1,22 @@
 //! What is remembered of VMs when the agent ends, and what the next agent makes of it.
 //!
-//! In: summaries of blocks as they change; records that an earlier agent wrote. Out: records; pages that begin with the
-//! back-off and the heat that their block had, if the VM is still the same process. Pure: time is an argument.
+//! In: VMs that are there, come and go; records that an earlier agent wrote. Out: records; for a VM that comes what was
+//! known of it. Pure: time is an argument.
 //!
-//! One byte a block of 2 MiB that has a habit: half a KiB for each GiB of a VM, and nothing for addresses without
-//! memory. A VM is known again by its UUID, else by its name: another process of that identity takes over the
-//! totals, and its tape (see [`Tapes`]).
-//!
-//! Limits: pages are not remembered one by one, and of their idle times nothing. Heat is given back to pages of the
-//! first tier only: elsewhere it says that a page was accessed where it is.
+//! A VM is known again by its UUID, else by its name: another process of that identity takes over the totals, and its
+//! tape (see [`Tapes`]).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ceiling::{Remembered, What};
 use super::histories::Histories;
-use super::managed_vm::ManagedVm;
-use super::queue::Moved;
 use super::tapes::Tapes;
-use super::tenants::Tenants;
 use crate::config::Class;
-use crate::predict::Position;
-use crate::reclaim::Reclaim;
+use crate::engine::managed::{Knowledge, ManagedVm, Moved};
+use crate::engine::remembered::{Remembered, What};
+use crate::engine::tenants::Tenants;
 use crate::store::Record;
-use crate::sys::Monotonic;
-use crate::tiermap::{BLOCK_PAGES, Habit, Place, Seconds, Sparse, VmPages};
-use crate::tiers::TierId;
 use crate::vm::{ProcessKey, Vm};
 
 const MACHINES: &str = "machine/";
@@ -36,19 +26,10 @@ const FORMER_BLOCKS: &str = "blocks/";
 /// What was not seen for so long is forgotten, and what is beyond this number.
 const FORGET_AFTER_S: u64 = 30 * 24 * 3600;
 const MOST_VMS: usize = 1024;
-/// Most that a byte can say of heat and of back-off. Any of the two upper bits says that the block was in use: earlier
-/// agents wrote there how often trials of it had failed.
-const HEAT_MOST: u8 = 15;
-const BACKOFF_MOST: u8 = 3;
-const IN_USE: u8 = 0b0100_0000;
-const IN_USE_BITS: u8 = 0b1100_0000;
-/// No VM has more: 16 TiB.
-const MOST_BLOCKS: u32 = 1 << 23;
-
 /// A VM, as it is written down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct VmRecord {
+pub struct VmRecord {
     saved_unix_s: u64,
     /// The process, and the boot in which it is that.
     boot_id: String,
@@ -61,112 +42,9 @@ pub(super) struct VmRecord {
     seemed: Option<(Class, f32)>,
 }
 
-/// What is known of one VM beyond this agent.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Knowledge {
-    /// By block; where there is none the block has no habit.
-    habits: Sparse<u8>,
-    /// `habits` changed since it was written down.
-    changed: bool,
-    /// What an earlier agent knew of the blocks, until the pages are found.
-    recalled: Option<Sparse<u8>>,
-    /// Blocks that were given back what was known of them.
-    pub blocks_recalled: u64,
-    /// What earlier agents moved.
-    pub before: Moved,
-    /// What kind of work it seemed to do then, and how surely.
-    pub seemed: Option<(Class, f32)>,
-    /// Up to where its tape is kept; written by [`Tapes`].
-    pub tape_kept: Position,
-    /// Epochs of its profile when its history was kept; written by [`Histories`].
-    pub history_kept: u64,
-}
-
-impl Knowledge {
-    /// Notes how the pages of a block behave now, and whether what went out says that it is in use.
-    pub(super) fn note(&mut self, block: u32, habit: Habit, in_use: bool) {
-        let byte = Some(encode(habit, in_use)).filter(|byte| *byte != 0);
-        self.changed |= self.habits.get(block).copied() != byte;
-        match byte {
-            Some(byte) => *self.habits.get_or_insert_with(block, || byte) = byte,
-            None => drop(self.habits.remove(block)),
-        }
-    }
-
-    /// Gives the pages, which were found just now, what was known of their blocks.
-    pub(super) fn recall(
-        &mut self,
-        pages: &mut VmPages,
-        reclaim: &mut Reclaim,
-        (time, now): (Monotonic, Seconds),
-    ) {
-        let blocks = pages.layout().pages().div_ceil(BLOCK_PAGES);
-        let recalled = self.recalled.take().unwrap_or_default();
-        for (block, byte) in recalled.iter().take_while(|(block, _)| *block < blocks) {
-            let (habit, in_use) = decode(*byte);
-            self.blocks_recalled += 1;
-            if in_use {
-                reclaim.was_in_use(block, time);
-            }
-            for page in block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES {
-                let entry = pages.get(page);
-                if entry.place() == Place::Untouched {
-                    continue;
-                }
-                let backoff = entry.backoff().max(habit.backoff.into());
-                let accesses = if entry.place() == Place::In(TierId(0)) { habit.heat } else { 0 };
-                pages.update(page, |entry| {
-                    (0..accesses).fold(entry.with_backoff(backoff), |entry, _| entry.accessed(now, false))
-                });
-            }
-        }
-    }
-}
-
-fn encode(habit: Habit, in_use: bool) -> u8 {
-    (if in_use { IN_USE } else { 0 }) | habit.backoff.min(BACKOFF_MOST) << 4 | habit.heat.min(HEAT_MOST)
-}
-
-fn decode(byte: u8) -> (Habit, bool) {
-    (Habit { backoff: byte >> 4 & BACKOFF_MOST, heat: byte & HEAT_MOST }, byte & IN_USE_BITS != 0)
-}
-
-/// Habits as they are written down: the first block of each run of them (4 bytes, little-endian), how many there are (4
-/// bytes), and their bytes.
-fn pack(habits: &Sparse<u8>) -> Vec<u8> {
-    let all: Vec<(u32, u8)> = habits.iter().map(|(block, byte)| (block, *byte)).collect();
-    let mut packed = Vec::new();
-    for run in all.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-        // No VM has as many blocks.
-        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
-        packed.extend(run[0].0.to_le_bytes().into_iter().chain(count.to_le_bytes()));
-        packed.extend(run.iter().map(|(_, byte)| byte));
-    }
-    packed
-}
-
-/// What [`pack`] gave. Nothing behind the first thing that is wrong is believed.
-fn unpack(packed: &[u8]) -> Sparse<u8> {
-    let mut habits = Sparse::default();
-    let mut rest = packed;
-    while let Some((head, behind)) = rest.split_first_chunk::<8>() {
-        let [first, count] =
-            [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
-        let Some((bytes, behind)) = behind.split_at_checked(count as usize) else { break };
-        if first > MOST_BLOCKS || count > MOST_BLOCKS {
-            break;
-        }
-        for (block, byte) in (first..).zip(bytes).filter(|(_, byte)| **byte != 0) {
-            *habits.get_or_insert_with(block, || 0) = *byte;
-        }
-        rest = behind;
-    }
-    habits
-}
-
 /// What is known of VMs that are not there, by identity.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub struct Memory {
     boot_id: String,
     known: BTreeMap<String, (VmRecord, Vec<u8>)>,
     /// What must be written down beside the VMs that are there.
@@ -178,7 +56,7 @@ pub(super) struct Memory {
 impl Memory {
     /// What the records say, in the boot of this identity, and the tenants as they were. What is too old, or too much,
     /// is to be removed.
-    pub(super) fn load(
+    pub fn load(
         boot_id: String,
         names: &[String],
         read: impl Fn(&str) -> Option<Vec<u8>>,
@@ -213,7 +91,7 @@ impl Memory {
 
     /// A VM has come beside these: it goes on with its tape and its history, or has those of its earlier self. Of
     /// two VMs of one identity that are there at once, neither is the other one's earlier self.
-    pub(super) fn recall_past<'a>(
+    pub fn recall_past<'a>(
         &mut self,
         vm: &mut ManagedVm,
         mut others: impl Iterator<Item = &'a ManagedVm>,
@@ -227,28 +105,17 @@ impl Memory {
     }
 
     /// A VM has come.
-    pub(super) fn recall(&mut self, vm: &Vm, pages: u32) -> Knowledge {
+    pub fn recall(&mut self, vm: &Vm, pages: u32) -> Knowledge {
         let Some((record, blocks)) = self.known.remove(&identity(vm)) else { return Knowledge::default() };
         let process = ProcessKey { pid: record.pid, start_time_ticks: record.start_time_ticks };
         let same = record.boot_id == self.boot_id && process == vm.key && record.pages == pages;
-        let habits = if same { unpack(&blocks) } else { Sparse::default() };
-        Knowledge {
-            // What was taken out of the memory is written down again, also if nothing new is learned.
-            changed: !habits.is_empty(),
-            recalled: same.then(|| habits.clone()),
-            habits,
-            before: Moved {
-                demoted: record.demoted_pages,
-                promoted: record.promoted_pages,
-                ..Moved::default()
-            },
-            seemed: record.seemed,
-            ..Knowledge::default()
-        }
+        let before =
+            Moved { demoted: record.demoted_pages, promoted: record.promoted_pages, ..Moved::default() };
+        Knowledge::recalled(same.then_some(&blocks[..]), before, record.seemed)
     }
 
     /// A VM has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
-    pub(super) fn keep(&mut self, vm: &mut ManagedVm, unix_s: u64) {
+    pub fn keep(&mut self, vm: &mut ManagedVm, unix_s: u64) {
         let (identity, record) = (identity(&vm.info.vm), self.record(vm, unix_s));
         self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), 1, true);
         self.histories.gone(&identity, vm, unix_s);
@@ -259,11 +126,11 @@ impl Memory {
             let oldest = oldest.0.clone();
             self.forget_vm(&oldest);
         }
-        self.known.insert(identity, (record, pack(&vm.knowledge.habits)));
+        self.known.insert(identity, (record, vm.knowledge.packed()));
     }
 
     /// What is on record of VMs, and their tapes.
-    pub(super) fn remembered(&self) -> impl Iterator<Item = Remembered> {
+    pub fn remembered(&self) -> impl Iterator<Item = Remembered> {
         let vms = self.known.iter().map(|(identity, (record, habits))| Remembered {
             what: What::VmOnRecord(identity.clone()),
             used: record.saved_unix_s,
@@ -272,12 +139,12 @@ impl Memory {
         vms.chain(self.tapes.remembered())
     }
 
-    pub(super) fn forget_tape(&mut self, identity: &str) {
+    pub fn forget_tape(&mut self, identity: &str) {
         self.tapes.remove(identity);
     }
 
     /// Forgets all that is on record of a VM that is gone.
-    pub(super) fn forget_vm(&mut self, identity: &str) {
+    pub fn forget_vm(&mut self, identity: &str) {
         self.known.remove(identity);
         self.tapes.remove(identity);
         self.histories.remove(identity);
@@ -285,7 +152,7 @@ impl Memory {
     }
 
     /// All that must be written down now; tapes that are little changed only if it is the `last` time.
-    pub(super) fn records<'a>(
+    pub fn records<'a>(
         &mut self,
         vms: impl ExactSizeIterator<Item = &'a mut ManagedVm>,
         unix_s: u64,
@@ -301,8 +168,7 @@ impl Memory {
                 let record = self.record(vm, unix_s);
                 self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), count, last);
                 self.histories.keep(&identity, vm, unix_s, last);
-                let knowledge = &mut vm.knowledge;
-                let blocks = std::mem::take(&mut knowledge.changed).then(|| Some(pack(&knowledge.habits)));
+                let blocks = vm.knowledge.packed_if_changed().map(Some);
                 due.extend(records(&identity, Some(&record), blocks));
             }
         }
@@ -329,13 +195,13 @@ impl Memory {
 
 impl ManagedVm {
     /// Whether both are known by the same identity, which whoever starts them has chosen.
-    pub(super) fn is_twin_of(&self, other: &Self) -> bool {
+    pub fn is_twin_of(&self, other: &Self) -> bool {
         identity(&self.info.vm) == identity(&other.info.vm)
     }
 }
 
 /// What a VM is called when its process is another one.
-pub(super) fn identity(vm: &Vm) -> String {
+pub fn identity(vm: &Vm) -> String {
     match (&vm.uuid, &vm.namespace) {
         (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
         (Some(uuid), None) => format!("uuid/{uuid}"),
@@ -353,5 +219,5 @@ fn records(identity: &str, record: Option<&VmRecord>, blocks: Option<Option<Vec<
 }
 
 #[cfg(test)]
-#[path = "knowledge_tests.rs"]
+#[path = "memory_tests.rs"]
 mod tests;

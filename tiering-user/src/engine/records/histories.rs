@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::managed_vm::ManagedVm;
+use crate::engine::managed::ManagedVm;
 use crate::profile::{EPOCH, Series};
 use crate::store::Record;
 
@@ -15,7 +15,7 @@ const NEW_EPOCHS: u64 = 60;
 
 /// What is kept of VMs, by identity.
 #[derive(Debug, Default)]
-pub(super) struct Histories {
+pub struct Histories {
     /// Of VMs that are not there: when it was written, and what.
     kept: BTreeMap<String, (u64, Series)>,
     due: BTreeMap<String, Option<Vec<u8>>>,
@@ -23,7 +23,7 @@ pub(super) struct Histories {
 
 impl Histories {
     /// What the records say of VMs that are known. All others are to be removed.
-    pub(super) fn load(
+    pub fn load(
         names: &[String],
         read: &impl Fn(&str) -> Option<Vec<u8>>,
         known: impl Fn(&str) -> bool,
@@ -40,14 +40,14 @@ impl Histories {
     }
 
     /// A VM has come, and no other one of its identity is there.
-    pub(super) fn recall(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
+    pub fn recall(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
         let Some((saved_unix_s, mut series)) = self.kept.remove(identity) else { return };
         series.skip(unix_s.saturating_sub(saved_unix_s) / EPOCH.as_secs());
         vm.profile.go_on_with(series);
     }
 
     /// Keeps the history of a VM if enough of it is new, or anything at all if it is the `last` chance.
-    pub(super) fn keep(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64, last: bool) {
+    pub fn keep(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64, last: bool) {
         let epochs = vm.profile.epochs();
         let new = epochs - vm.knowledge.history_kept;
         if new == 0 || !last && new < NEW_EPOCHS {
@@ -58,22 +58,22 @@ impl Histories {
     }
 
     /// A VM has gone, and may come again.
-    pub(super) fn gone(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
+    pub fn gone(&mut self, identity: &str, vm: &mut ManagedVm, unix_s: u64) {
         self.keep(identity, vm, unix_s, true);
         self.kept.insert(identity.to_owned(), (unix_s, vm.profile.series().clone()));
     }
 
     /// Memory that the history of a VM that is gone takes.
-    pub(super) fn bytes(&self, identity: &str) -> u64 {
+    pub fn bytes(&self, identity: &str) -> u64 {
         self.kept.get(identity).map_or(0, |(_, series)| series.bytes())
     }
 
-    pub(super) fn remove(&mut self, identity: &str) {
+    pub fn remove(&mut self, identity: &str) {
         self.kept.remove(identity);
         self.due.insert(record_name(identity), None);
     }
 
-    pub(super) fn take_due(&mut self) -> impl Iterator<Item = Record> + use<> {
+    pub fn take_due(&mut self) -> impl Iterator<Item = Record> + use<> {
         std::mem::take(&mut self.due).into_iter()
     }
 }
