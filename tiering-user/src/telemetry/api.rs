@@ -105,9 +105,7 @@ fn public_routes() -> Router<Handle> {
 async fn scrape(State(handle): State<Handle>) -> Result<Response, ApiError> {
     // Figures of an agent that has died would look like those of one that lives.
     handle.status.has_changed().map_err(|_| gone())?;
-    let status = handle.latest();
-    // Not on the agent's own thread: with many VMs the text is long.
-    let text = tokio::task::spawn_blocking(|| metrics::render(status)).await.map_err(|_| gone())?;
+    let text = handle.of_latest(metrics::render).await?;
     let text = text.map_err(|error| ApiError::Unavailable(format!("no metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
@@ -119,12 +117,12 @@ async fn healthz(State(handle): State<Handle>) -> Result<&'static str, ApiError>
     }
 }
 
-async fn status(State(handle): State<Handle>) -> Response {
-    Json(handle.latest().as_ref()).into_response()
+async fn status(State(handle): State<Handle>) -> Result<Response, ApiError> {
+    handle.of_latest(|status| Json(status.as_ref()).into_response()).await
 }
 
-async fn vms(State(handle): State<Handle>) -> Response {
-    Json(&handle.latest().vms).into_response()
+async fn vms(State(handle): State<Handle>) -> Result<Response, ApiError> {
+    handle.of_latest(|status| Json(&status.vms).into_response()).await
 }
 
 async fn vm(State(handle): State<Handle>, Path(vm): Path<String>) -> Result<Json<VmStatus>, ApiError> {
@@ -255,6 +253,15 @@ async fn wrong_method(method: Method, uri: Uri) -> Response {
 impl Handle {
     fn latest(&self) -> Arc<Status> {
         Arc::clone(&self.status.borrow())
+    }
+
+    /// Makes something of the latest status. Not on the agent's own thread: with many VMs it is long.
+    async fn of_latest<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(Arc<Status>) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let status = self.latest();
+        tokio::task::spawn_blocking(move || make(status)).await.map_err(|_| gone())
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<Json<T>, ApiError> {
