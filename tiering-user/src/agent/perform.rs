@@ -211,6 +211,7 @@ impl Hands {
             own_memory_bytes: sys::own_memory().ok(),
             shown_access: self.faults.rearming().cost(),
             moved_by_others,
+            moves_show: self.faults.kernel_moves.shows_all(),
             reclaims_nodes: files.iter().all(|file| file.exists()),
             left_out,
             demotion: DemotionFacts {

@@ -50,6 +50,11 @@ impl KernelMoveSource {
         &self.attached
     }
 
+    /// Whether all its events are seen.
+    pub fn shows_all(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// So far: by the kernel or anybody else, and by the agent.
     pub fn totals(&self) -> [KernelMoves; 2] {
         [0, 1].map(|index| {

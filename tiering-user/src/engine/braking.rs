@@ -3,6 +3,8 @@
 //! In: free memory, the agent's own CPU time, what was demoted and came back. Out: the brakes ([`super::brakes`]) for
 //! the next second.
 
+use std::collections::HashMap;
+
 use super::Engine;
 use super::asking::ChosenBy;
 use super::brakes::Gauge;
@@ -13,6 +15,7 @@ use crate::sys::Monotonic;
 use crate::tiermap::Place;
 use crate::tiers::TierId;
 use crate::track::VmId;
+use crate::vm::ProcessKey;
 
 /// Over how many seconds at least the agent's own CPU time is taken.
 const CPU_WINDOW_S: f64 = 4.0;
@@ -20,9 +23,10 @@ const CPU_WINDOW_S: f64 = 4.0;
 impl Engine {
     /// The scanner has looked at the control groups.
     pub(super) fn on_gauges(&mut self, gauges: Vec<Gauge>) {
-        for gauge in gauges {
-            let key = gauge.key;
-            if let Some(vm) = self.vms.values_mut().find(|vm| vm.info.vm.key == key) {
+        let mut gauges: HashMap<ProcessKey, Gauge> =
+            gauges.into_iter().map(|gauge| (gauge.key, gauge)).collect();
+        for vm in self.vms.values_mut() {
+            if let Some(gauge) = gauges.remove(&vm.info.vm.key) {
                 vm.note_refaults(gauge.memory.refaults_total, gauge.at);
                 vm.braking.take_gauge(gauge);
             }

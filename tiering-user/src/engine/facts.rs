@@ -33,8 +33,9 @@ pub struct Facts {
     pub own_memory_bytes: Option<u64>,
     /// What it costs a guest that an access to a mapped page shows; none where none can be made to.
     pub shown_access: Option<Duration>,
-    /// Pages that others than the agent have moved so far.
+    /// Pages that others than the agent have moved so far, and whether all such moves show.
     pub moved_by_others: KernelMoves,
+    pub moves_show: bool,
     /// The kernel can be asked for memory of the first tier's nodes.
     pub reclaims_nodes: bool,
     /// One of the VMs that could not be taken in, and why.

@@ -135,6 +135,8 @@ pub struct Engine {
     all_scanned: bool,
     /// Staging stops when memory is really short.
     may_stage: bool,
+    /// VMs of which something waits to be staged, or is being staged.
+    stages: BTreeSet<VmId>,
     /// What is staged may be mapped at once.
     may_map_stages: bool,
     /// What DAMON watches now.
@@ -204,6 +206,7 @@ impl Engine {
             may_demote: false,
             all_scanned: false,
             may_stage: true,
+            stages: BTreeSet::new(),
             may_map_stages: false,
             region_watch: RegionWatch::default(),
             swap_used: BTreeMap::new(),
@@ -243,7 +246,8 @@ impl Engine {
     /// Whether something waits that no event tells of: a stage for its turn, a VM that all accesses of are looked at
     /// again, what DAMON finds.
     pub fn waits_for_time(&self) -> bool {
-        let stages = self.vms.values().any(|vm| !vm.prefetch.to_stage.is_empty());
+        let of_stages = self.stages.iter().filter_map(|id| self.vms.get(id));
+        let stages = of_stages.map(|vm| &vm.prefetch.to_stage).any(|to_stage| !to_stage.is_empty());
         stages || self.sampling.is_reduced() || matches!(self.region_watch.watching, Watching::Vms { .. })
     }
 

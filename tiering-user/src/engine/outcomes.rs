@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::managed::ManagedVm;
-use super::managed::Queued;
-use super::managed::Urgency;
+use super::managed::{ManagedVm, Queued, Urgency};
 use crate::actuate::{Done, Outcome, Skip};
 use crate::policy::{Action, Reason};
-use crate::sys::PAGE_BYTES;
+use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::Place;
 use crate::tiers::TierId;
 use crate::track::VmId;
@@ -39,19 +37,24 @@ impl Engine {
                 commands.push(Command::Step(vm.info.clone(), step));
             }
         };
-        self.vms.values_mut().for_each(|vm| send(vm, Urgency::Now));
-        let busy = self.vms.values().any(|vm| vm.prefetch.staging.is_some());
+        let mut later: Option<(Monotonic, VmId)> = None;
+        let mut busy = false;
+        self.stages.retain(|id| {
+            let Some(vm) = self.vms.get_mut(id) else { return false };
+            send(vm, Urgency::Now);
+            busy |= vm.prefetch.staging.is_some();
+            if vm.prefetch.staging.is_none() && vm.braking.may_stage() {
+                let since = vm.prefetch.to_stage.since(Urgency::Later).map(|since| (since, *id));
+                later = later.into_iter().chain(since).min();
+            }
+            vm.prefetch.staging.is_some() || !vm.prefetch.to_stage.is_empty()
+        });
         // Who stages for itself all the time must not keep all others waiting.
         let least = if busy { LATER_WAITS } else { Duration::ZERO };
-        let since = |vm: &ManagedVm| {
-            vm.prefetch.to_stage.since(Urgency::Later).filter(|since| now.since(*since) >= least)
-        };
-        let first = self
-            .vms
-            .values_mut()
-            .filter(|vm| vm.prefetch.staging.is_none() && vm.braking.may_stage())
-            .filter(|vm| since(vm).is_some());
-        if let Some(vm) = first.min_by_key(|vm| since(vm)) {
+        if let Some((since, id)) = later
+            && now.since(since) >= least
+            && let Some(vm) = self.vms.get_mut(&id)
+        {
             send(vm, Urgency::Later);
         }
     }

@@ -111,8 +111,9 @@ impl Engine {
             match vm.prefetch.stages.chance(origin, rules.threshold, time) {
                 Chance::Taken => drop(vm.predicted(page, origin, time)),
                 Chance::Shadowed => vm.shadowed(page, origin, rules.threshold, time),
-                Chance::NoRoom => {}
+                Chance::NoRoom => continue,
             }
+            self.stages.insert(neighbour);
         }
     }
 
@@ -170,6 +171,7 @@ impl Engine {
             .filter_map(|(at, page, tag)| Some((at, self.corresponding(vm, origin, page, tag)?)))
             .collect();
         let Some(vm) = self.vms.get_mut(&id) else { return };
+        self.stages.insert(id);
         let mut next = next.into_iter();
         if chance == Chance::Shadowed {
             // What is not touched before the origin is trusted is staged then.

@@ -19,7 +19,9 @@ impl Engine {
         for (id, counters) in counters {
             let Some(vm) = self.vms.get_mut(id) else { continue };
             seen.push((*id, counters.seen));
-            vm.watch.note_dropped(counters.dropped, self.sampling.one_in(*id) > 1, now);
+            if vm.watch.note_dropped(counters.dropped, self.sampling.one_in(*id) > 1, now) {
+                vm.sweeps.disturb();
+            }
         }
         for (id, log2) in self.sampling.look(&seen, now) {
             let Some(vm) = self.vms.get_mut(&id) else { continue };

@@ -9,7 +9,6 @@ use super::Engine;
 use super::command::Command;
 use super::images::Opened;
 use super::managed::ManagedVm;
-use super::records::identity;
 use crate::track::VmId;
 use crate::vm::FileId;
 
@@ -24,13 +23,10 @@ impl Engine {
         let owner = match &vm.settings.tenant {
             Some(tenant) => format!("tenant/{tenant}"),
             // Whoever starts a VM chooses its identity: it is not another one's that is there.
-            None if self.vms.values().any(|other| {
-                other.info.id != vm.info.id && identity(&other.info.vm) == identity(process)
-            }) =>
-            {
+            None if self.vms.values().any(|other| other.info.id != vm.info.id && other.is_twin_of(vm)) => {
                 format!("process/{}/{}", process.key.pid, process.key.start_time_ticks)
             }
-            None => identity(process),
+            None => vm.identity.clone(),
         };
         let number = vm.info.id;
         self.images.enter(owner, number);

@@ -4,6 +4,7 @@
 //! of one that ends is over with the part under way. A part tells of the time at which it was read: what was accessed
 //! or moved since then is known better. While pages move, what a sweep finds is out of date. So that a VM whose pages
 //! always move is seen all the same, nothing more is planned for it once the last sweep that held is too long ago.
+//! A VM of which sweeps tell nothing new is swept less often.
 //! VMs that are never moved are swept when somebody asks for their map, and else not at all.
 
 use tiering_common::Frame;
@@ -57,16 +58,19 @@ impl Engine {
         }
         match swept.sweep {
             Ok(sweep) => {
+                let mut changed = 0;
                 let fresh = !vm.freeing && vm.moves.moved_at(self.clock.now) < swept.began;
                 if fresh {
-                    vm.watch.seen_by.sweeps += vm.pages.apply(&sweep, began, now);
+                    let applied = vm.pages.apply(&sweep, began, now);
+                    vm.watch.seen_by.sweeps += applied.unseen;
+                    changed = applied.changed;
                     vm.pages.set_huge(sweep.part, &sweep.huge);
                     let part = sweep.part.first..sweep.part.first + sweep.part.count;
                     let pages = &vm.pages;
                     vm.reclaim.keep(part, |page| pages.in_swap(pages.get(page).place()));
                 }
                 let part_pages = sweep.part.count;
-                vm.sweeps.note(&sweep, fresh, plugged_pages);
+                vm.sweeps.note(&sweep, fresh, changed, plugged_pages);
                 // A VM without RAM has one part, without pages.
                 if part_pages == 0 || !self.sweep_next_part(id) {
                     self.end_sweep(id);

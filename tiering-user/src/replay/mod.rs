@@ -33,7 +33,7 @@ use crate::track::VmId;
 use crate::vm::{Accel, GroupMemory, Usage};
 
 pub use cache::{AccessAt, lru, min};
-pub use simulated::{Guest, SimulatedHost, Wait, guest};
+pub use simulated::{Guest, SimulatedHost, Took, Wait, guest};
 
 /// The largest VM that is replayed, and all VMs at a time: 1 and 2 TiB.
 const PAGES_MOST: u32 = 1 << 28;

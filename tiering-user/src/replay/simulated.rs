@@ -58,8 +58,16 @@ pub struct SimulatedHost {
     pub no_reclaim: Option<NoReclaim>,
     /// Pages are armed anew as the engine asks for it.
     pub rearms: bool,
-    /// CPU time that the engine took so far; none where it is not measured.
-    took: Option<Duration>,
+    /// CPU time that the engine took; none where it is not measured.
+    took: Option<Took>,
+}
+
+/// CPU time that the engine took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    pub all: Duration,
+    /// For one event: so long it answers nobody.
+    pub longest: Duration,
 }
 
 /// A VM of it.
@@ -111,7 +119,7 @@ impl SimulatedHost {
         let node_tiers = ladder.node_tiers();
         let last = ladder.tiers().last().map_or(0, |tier| tier.id.0);
         let memory = NodeMemory { total: PLENTY, free: PLENTY, available: PLENTY, copies: 0 };
-        let mut facts = Facts { memory: Some(memory), ..Facts::default() };
+        let mut facts = Facts { memory: Some(memory), moves_show: true, ..Facts::default() };
         facts.tier_memory = (0..node_tiers.0).map(|level| (TierId(level), memory)).collect();
         facts.swap.areas = ladder.tiers().iter().filter_map(|tier| area(tier.id, &tier.kind)).collect();
         facts.swap.lines = facts.swap.areas.iter().map(line).collect();
@@ -146,9 +154,9 @@ impl SimulatedHost {
         self.now = now;
     }
 
-    /// CPU time that the engine took since this was called first.
-    pub fn took(&mut self) -> Duration {
-        *self.took.get_or_insert_default()
+    /// CPU time that the engine took since this was called last. From the first call on it is measured.
+    pub fn took(&mut self) -> Took {
+        self.took.replace(Took::default()).unwrap_or_default()
     }
 
     /// A VM that has come and not gone.
@@ -286,8 +294,9 @@ impl SimulatedHost {
         self.guests.values().map(of).sum::<u64>() * PAGE_BYTES
     }
 
-    /// These pages of the VM are there from now on; the engine finds out by its next sweep.
+    /// The kernel has moved these pages of the VM there; the engine finds out which by its next sweep.
     pub fn put(&mut self, vm: VmId, run: PageRun, place: Place) {
+        self.facts.moved_by_others.reclaimed += u64::from(run.count);
         let Some(guest) = self.guests.get_mut(&vm) else { return };
         for page in run.pages() {
             guest.put(page, place, self.node_tiers);
@@ -319,7 +328,9 @@ impl SimulatedHost {
         let began = self.took.map(|_| cpu_time());
         self.engine.handle(self.now, event, &mut |command| commands.push_back(command));
         if let (Some(took), Some(began)) = (&mut self.took, began) {
-            *took += cpu_time().saturating_sub(began);
+            let for_it = cpu_time().saturating_sub(began);
+            took.all += for_it;
+            took.longest = took.longest.max(for_it);
         }
         commands
     }

@@ -5,12 +5,21 @@ use super::layout::{BLOCK_PAGES, PageRun};
 use super::sweep::Sweep;
 use super::table::VmPages;
 
+/// What a sweep told that was not known, pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Had come back to memory unseen, which counts as an access.
+    pub unseen: u64,
+    /// Were not where they are now, those among them.
+    pub changed: u64,
+}
+
 impl VmPages {
     /// Takes over what a sweep of a part found that began at `began`; an access since then knows better, but not on
-    /// which node. Returns how many pages had come back to memory unseen, which counts as an access.
-    pub fn apply(&mut self, sweep: &Sweep, began: Seconds, now: Seconds) -> u64 {
+    /// which node.
+    pub fn apply(&mut self, sweep: &Sweep, began: Seconds, now: Seconds) -> Applied {
         let age = now.0.wrapping_sub(began.0);
-        let mut unseen = 0;
+        let mut applied = Applied::default();
         let mut next = sweep.part.first;
         let end = PageRun { first: sweep.part.first + sweep.part.count, count: 0 };
         for (run, place) in sweep.runs.iter().copied().chain([(end, Place::Untouched)]) {
@@ -25,6 +34,7 @@ impl VmPages {
                     let accessed_since = entry.heat() > 0 && entry.idle(now) <= age;
                     if entry.place() != Place::Untouched && !accessed_since {
                         self.update(page, |_| PageEntry::default());
+                        applied.changed += 1;
                     }
                 }
             }
@@ -34,15 +44,22 @@ impl VmPages {
             for page in moved.into_iter().flat_map(PageRun::pages) {
                 let before = self.get(page);
                 let (was, one) = (before.place(), PageRun { first: page, count: 1 });
+                let accessed_since = before.heat() > 0 && before.idle(now) <= age;
+                let is_new = match (was, place) {
+                    // For shared memory a sweep can only tell "in swap"; in which tier, the table knows better.
+                    (Place::In(_), Place::OtherSwap) if self.in_swap(was) => false,
+                    (was, is) if was == is => false,
+                    (was, is) if self.in_memory(was) && !self.in_memory(is) => !accessed_since,
+                    _ => true,
+                };
+                if !is_new {
+                    continue;
+                }
+                applied.changed += 1;
                 match (was, place) {
                     (Place::Untouched, _) => self.update(page, |_| PageEntry::found(place, now)),
-                    // For shared memory a sweep can only tell "in swap"; in which tier, the table knows better.
-                    (Place::In(_), Place::OtherSwap) if self.in_swap(was) => {}
-                    (was, is) if was == is => {}
-                    (was, is) if self.in_memory(was) && self.in_memory(is) => self.place(one, is),
-                    (was, _) if self.in_memory(was) && before.heat() > 0 && before.idle(now) <= age => {}
-                    (_, is) if self.in_memory(is) => {
-                        unseen += 1;
+                    (was, is) if self.in_memory(is) && !self.in_memory(was) => {
+                        applied.unseen += 1;
                         self.touch(page, now, false);
                         self.update(page, |entry| entry.with_place(is));
                     }
@@ -50,7 +67,7 @@ impl VmPages {
                 }
             }
         }
-        unseen
+        applied
     }
 
     /// Whether all pages of a run, which is a part of one block, are in this place.

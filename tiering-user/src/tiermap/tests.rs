@@ -109,7 +109,7 @@ fn a_page_that_came_back_unseen_counts_as_accessed() {
     for (page, came_to) in [(3, DRAM), (4, CXL)] {
         let mut table = table();
         table.place(PageRun { first: page, count: 1 }, NVME);
-        assert_eq!(table.apply(&run(page, 1, came_to), Seconds(9), Seconds(9)), 1);
+        assert_eq!(table.apply(&run(page, 1, came_to), Seconds(9), Seconds(9)).unseen, 1);
         assert_eq!(table.get(page).place(), came_to);
         assert_eq!(table.get(page).idle(Seconds(10)), 1);
         assert_eq!(table.get(page).heat(), 1);
@@ -131,7 +131,11 @@ fn an_access_after_the_sweep_began_knows_better() {
 fn an_access_does_not_say_on_which_node_the_page_is() {
     let mut table = table();
     table.touch(3, Seconds(9), false);
-    assert_eq!(table.apply(&run(3, 1, CXL), Seconds(8), Seconds(10)), 0, "the kernel moved it: no access");
+    assert_eq!(
+        table.apply(&run(3, 1, CXL), Seconds(8), Seconds(10)).unseen,
+        0,
+        "the kernel moved it: no access"
+    );
     assert_eq!(table.get(3).place(), CXL);
     assert_eq!(table.get(3).heat(), 0, "not accessed since it came there");
     let touch = table.touch(3, Seconds(11), false);

@@ -233,6 +233,17 @@ impl Vm {
         }
     }
 
+    /// What it is called when its process is another one.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match (&self.uuid, &self.namespace) {
+            (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
+            (Some(uuid), None) => format!("uuid/{uuid}"),
+            (None, Some(namespace)) => format!("name/{namespace}/{}", self.name),
+            (None, None) => format!("name/{}", self.name),
+        }
+    }
+
     /// Whether it is refused for a reason that may be over some time.
     fn may_pass(&self) -> bool {
         let scope = self.refusal.as_ref().map(Refusal::scope);

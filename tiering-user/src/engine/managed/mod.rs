@@ -68,6 +68,8 @@ pub struct ManagedVm {
     pub info: VmInfo,
     /// As the status shows it: that of the VM, with its process where two have the same.
     pub id: String,
+    /// As it is known when its process is another one.
+    pub identity: String,
     pub settings: VmSettings,
     /// What kind of work it does, and what that changes.
     pub class: Belief,
@@ -130,6 +132,7 @@ impl ManagedVm {
         };
         let pages = layout.pages();
         Self {
+            identity: info.vm.identity(),
             info,
             id,
             class: Belief::of_operator(settings.class),
@@ -159,6 +162,11 @@ impl ManagedVm {
             working_set_at: None,
             peaks: BTreeMap::new(),
         }
+    }
+
+    /// Whether both are known by the same identity, which whoever starts them has chosen.
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        self.identity == other.identity
     }
 
     /// 0 to 100: as the operator, else its class has it.
@@ -242,6 +250,9 @@ impl ManagedVm {
         if access.kvm && mapped {
             self.note_shown(page, touch.before, now);
         }
+        if !mapped {
+            self.sweeps.disturb();
+        }
         // Where only some accesses are looked at, each stands for others that were alike.
         let weight = u64::from(access.weight);
         if touch.was_lower {
@@ -310,6 +321,7 @@ impl ManagedVm {
     /// Takes over what became of a step.
     pub fn on_outcome(&mut self, outcome: &Outcome, now: Seconds) {
         self.moves.note_decision(outcome);
+        self.sweeps.disturb();
         self.moves.totals.huge_split += outcome.huge_split_pages;
         for (run, place) in &outcome.found {
             // What could not be placed is not worth trying again at once.

@@ -12,11 +12,16 @@ const REST_FACTOR: u32 = 4;
 const HELD_WITHIN: Duration = Duration::from_mins(1);
 const HELD_FACTOR: u32 = 8;
 
+/// A VM of which sweeps tell nothing new is swept half as often after each of them, so many times.
+const QUIET_MOST: u32 = 3;
+
 /// Of one VM.
 #[derive(Debug, Default)]
 pub struct Sweeps {
     under_way: Option<UnderWay>,
     last: LastSweep,
+    /// So many in a row told nothing new, and nothing else did since.
+    quiet: u32,
     huge_bytes: u64,
     shared_huge_bytes: u64,
     unplugged_bytes: u64,
@@ -30,6 +35,8 @@ struct UnderWay {
     next: PageIndex,
     /// No part was out of date when it came.
     fresh: bool,
+    /// Nothing was found, nor came in meanwhile, that was not known.
+    quiet: bool,
     huge_bytes: u64,
     shared_huge_bytes: u64,
     /// Of RAM that is plugged on demand.
@@ -71,14 +78,26 @@ impl Sweeps {
         self.last.began
     }
 
-    /// Whether the next one is due, `every` so often.
-    pub fn is_due(&self, every: Duration, now: Monotonic) -> bool {
-        self.last.is_over(every, now)
+    /// Whether the next one is due, `every` so often where something happens.
+    pub fn are_due(&self, every: Duration, now: Monotonic) -> bool {
+        self.last.is_over(every * self.rarer(), now)
     }
 
     /// Whether what is known of the page tables is so old that moves wait for a sweep.
-    pub fn is_overdue(&self, now: Monotonic) -> bool {
-        self.last.is_overdue(now)
+    pub fn are_overdue(&self, now: Monotonic) -> bool {
+        self.last.is_overdue(HELD_WITHIN * self.rarer(), now)
+    }
+
+    fn rarer(&self) -> u32 {
+        1 << self.quiet.min(QUIET_MOST)
+    }
+
+    /// Something changes in the page tables, or may: a page comes or goes, or what happens to them is not seen.
+    pub fn disturb(&mut self) {
+        self.quiet = 0;
+        if let Some(under_way) = &mut self.under_way {
+            under_way.quiet = false;
+        }
     }
 
     /// Anonymous huge pages of the process.
@@ -110,6 +129,7 @@ impl Sweeps {
             began: now,
             next: 0,
             fresh: true,
+            quiet: true,
             huge_bytes: 0,
             shared_huge_bytes: 0,
             plugged_pages: 0,
@@ -122,11 +142,12 @@ impl Sweeps {
         part(layout, self.under_way.as_ref()?.next)
     }
 
-    /// A part was read.
-    pub fn note(&mut self, sweep: &Sweep, fresh: bool, plugged_pages: u64) {
+    /// A part was read. It is fresh unless it was out of date, and then told of `changed` pages what was not known.
+    pub fn note(&mut self, sweep: &Sweep, fresh: bool, changed: u64, plugged_pages: u64) {
         let Some(under_way) = &mut self.under_way else { return };
         under_way.next = sweep.part.first + sweep.part.count;
         under_way.fresh &= fresh;
+        under_way.quiet &= fresh && changed == 0;
         under_way.huge_bytes += sweep.huge_bytes;
         under_way.shared_huge_bytes += sweep.shared_huge_bytes;
         under_way.plugged_pages += plugged_pages;
@@ -143,8 +164,9 @@ impl Sweeps {
 
     /// All parts were read.
     pub fn end(&mut self, now: Monotonic) -> Option<Ended> {
-        let UnderWay { began, fresh, huge_bytes, shared_huge_bytes, plugged_pages, .. } =
+        let UnderWay { began, fresh, quiet, huge_bytes, shared_huge_bytes, plugged_pages, .. } =
             self.under_way.take()?;
+        self.quiet = if quiet { self.quiet.saturating_add(1) } else { 0 };
         self.last.took = now.since(began);
         (self.huge_bytes, self.shared_huge_bytes) = (huge_bytes, shared_huge_bytes);
         if fresh {
@@ -159,8 +181,8 @@ impl LastSweep {
         self.began.is_none_or(|began| now.since(began) >= every.max(self.took * REST_FACTOR))
     }
 
-    fn is_overdue(self, now: Monotonic) -> bool {
-        self.held.is_some_and(|held| now.since(held) > HELD_WITHIN.max(self.took * HELD_FACTOR))
+    fn is_overdue(self, within: Duration, now: Monotonic) -> bool {
+        self.held.is_some_and(|held| now.since(held) > within.max(self.took * HELD_FACTOR))
     }
 }
 
@@ -185,10 +207,43 @@ mod tests {
     #[test]
     fn moves_wait_for_a_sweep_where_the_last_one_that_held_is_long_ago() {
         let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
-        assert!(!LastSweep::default().is_overdue(at(1000)), "the first one is waited for anyway");
+        assert!(
+            !LastSweep::default().is_overdue(HELD_WITHIN, at(1000)),
+            "the first one is waited for anyway"
+        );
         let held =
             |took| LastSweep { began: Some(at(190)), took: Duration::from_secs(took), held: Some(at(100)) };
-        assert!(!held(1).is_overdue(at(160)) && held(1).is_overdue(at(161)));
-        assert!(!held(10).is_overdue(at(180)) && held(10).is_overdue(at(181)), "of a large VM");
+        assert!(!held(1).is_overdue(HELD_WITHIN, at(160)) && held(1).is_overdue(HELD_WITHIN, at(161)));
+        assert!(
+            !held(10).is_overdue(HELD_WITHIN, at(180)) && held(10).is_overdue(HELD_WITHIN, at(181)),
+            "of a large VM"
+        );
+    }
+
+    #[test]
+    fn a_quiet_vm_is_swept_less_and_less_often_until_something_happens() {
+        let every = Duration::from_secs(30);
+        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
+        let part = Sweep::of(PageRun { first: 0, count: 100 });
+        let mut sweeps = Sweeps::default();
+        // Returns how long it was until the sweep was due.
+        let swept = |sweeps: &mut Sweeps, from: u64, changed: u64| {
+            let due = (from..).find(|second| sweeps.are_due(every, at(*second))).unwrap();
+            assert!(sweeps.begin(at(due)) && !sweeps.are_overdue(at(due)));
+            sweeps.note(&part, true, changed, 0);
+            assert!(sweeps.end(at(due)).is_some_and(|ended| ended.fresh));
+            due
+        };
+        let mut now = swept(&mut sweeps, 1000, 100);
+        let mut intervals = |sweeps: &mut Sweeps, changed: &[u64]| -> Vec<u64> {
+            let mut each = |changed: &u64| {
+                let due = swept(sweeps, now, *changed);
+                due - std::mem::replace(&mut now, due)
+            };
+            changed.iter().map(&mut each).collect()
+        };
+        assert_eq!(intervals(&mut sweeps, &[0, 0, 0, 0, 0, 1, 0]), [30, 60, 120, 240, 240, 240, 30]);
+        sweeps.disturb();
+        assert_eq!(intervals(&mut sweeps, &[0, 0]), [30, 60]);
     }
 }

@@ -50,11 +50,14 @@ impl Watch {
         self.armed_at = armed_at;
     }
 
-    /// Of its accesses so many samples were dropped so far, and some are not sampled at all.
-    pub fn note_dropped(&mut self, dropped: u64, sampled: bool, now: Monotonic) {
-        if dropped > std::mem::replace(&mut self.dropped_samples, dropped) || sampled {
+    /// Of its accesses so many samples were dropped so far, and only some are looked at if it is `sampled`. Returns
+    /// whether accesses were not seen lately.
+    pub fn note_dropped(&mut self, dropped: u64, sampled: bool, now: Monotonic) -> bool {
+        let unseen = dropped > std::mem::replace(&mut self.dropped_samples, dropped) || sampled;
+        if unseen {
             self.note_unseen(now);
         }
+        unseen
     }
 
     /// Until now not all of its touches were seen; they are from the next look on, at best.

@@ -97,8 +97,8 @@ impl Memory {
         mut others: impl Iterator<Item = &'a ManagedVm>,
         unix_s: u64,
     ) {
-        let identity = identity(&vm.info.vm);
-        if others.all(|other| self::identity(&other.info.vm) != identity) {
+        if others.all(|other| !other.is_twin_of(vm)) {
+            let identity = vm.identity.clone();
             self.tapes.recall(&identity, vm, &self.boot_id);
             self.histories.recall(&identity, vm, unix_s);
         }
@@ -106,7 +106,7 @@ impl Memory {
 
     /// A VM has come.
     pub fn recall(&mut self, vm: &Vm, pages: u32) -> Knowledge {
-        let Some((record, blocks)) = self.known.remove(&identity(vm)) else { return Knowledge::default() };
+        let Some((record, blocks)) = self.known.remove(&vm.identity()) else { return Knowledge::default() };
         let process = ProcessKey { pid: record.pid, start_time_ticks: record.start_time_ticks };
         let same = record.boot_id == self.boot_id && process == vm.key && record.pages == pages;
         let before =
@@ -116,7 +116,7 @@ impl Memory {
 
     /// A VM has gone. It may be taken in anew; if its process has ended, nothing of its blocks is of use any more.
     pub fn keep(&mut self, vm: &mut ManagedVm, unix_s: u64) {
-        let (identity, record) = (identity(&vm.info.vm), self.record(vm, unix_s));
+        let (identity, record) = (vm.identity.clone(), self.record(vm, unix_s));
         self.tapes.keep(&identity, vm, (&self.boot_id, unix_s), 1, true);
         self.histories.gone(&identity, vm, unix_s);
         self.due.extend(records(&identity, Some(&record), Some(None)));
@@ -162,7 +162,7 @@ impl Memory {
         let mut seen = std::collections::BTreeSet::new();
         let count = vms.len();
         for vm in vms {
-            let identity = identity(&vm.info.vm);
+            let identity = vm.identity.clone();
             // Of two VMs with one identity the first counts.
             if seen.insert(identity.clone()) {
                 let record = self.record(vm, unix_s);
@@ -190,23 +190,6 @@ impl Memory {
             promoted_pages: before.promoted + vm.promoted_pages(),
             seemed: vm.class.seems(),
         }
-    }
-}
-
-impl ManagedVm {
-    /// Whether both are known by the same identity, which whoever starts them has chosen.
-    pub fn is_twin_of(&self, other: &Self) -> bool {
-        identity(&self.info.vm) == identity(&other.info.vm)
-    }
-}
-
-/// What a VM is called when its process is another one.
-pub fn identity(vm: &Vm) -> String {
-    match (&vm.uuid, &vm.namespace) {
-        (Some(uuid), Some(namespace)) => format!("uuid/{namespace}/{uuid}"),
-        (Some(uuid), None) => format!("uuid/{uuid}"),
-        (None, Some(namespace)) => format!("name/{namespace}/{}", vm.name),
-        (None, None) => format!("name/{}", vm.name),
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use memory::{Memory, identity};
+pub use memory::Memory;
 
 use super::Engine;
 use super::classes::Classes;
