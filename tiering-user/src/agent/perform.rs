@@ -18,7 +18,7 @@ use super::page_tables::{find_frame, tell_explanation, tell_map};
 use super::survey::Survey;
 use super::watch::Sweeping;
 use crate::actuate::{Busy, Job, Lanes, Order, Target, VmInfo};
-use crate::bpf::{BpfError, Counters, Delivery, Faults, Source as _, Watching, Worker};
+use crate::bpf::{BpfError, Counters, Delivery, Faults, KvmSource, Source as _, Watching, Worker};
 use crate::engine::{Command, Demote, DemotionFacts, Facts, SwapFacts};
 use crate::sys::{self, Pidfd};
 use crate::tiermap::Places;
@@ -212,6 +212,7 @@ impl Hands {
             shown_access: self.faults.rearming().cost(),
             moved_by_others,
             moves_show: self.faults.kernel_moves.shows_all(),
+            kvm_shows: matches!(self.faults.kvm(), KvmSource::Active(_)),
             reclaims_nodes: files.iter().all(|file| file.exists()),
             left_out,
             demotion: DemotionFacts {

@@ -36,6 +36,8 @@ pub struct Facts {
     /// Pages that others than the agent have moved so far, and whether all such moves show.
     pub moved_by_others: KernelMoves,
     pub moves_show: bool,
+    /// Accesses of KVM guests show, once it is proved where their RAM lies.
+    pub kvm_shows: bool,
     /// The kernel can be asked for memory of the first tier's nodes.
     pub reclaims_nodes: bool,
     /// One of the VMs that could not be taken in, and why.

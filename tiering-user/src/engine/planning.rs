@@ -21,6 +21,7 @@ use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{TierId, TierKind};
 use crate::trace::Event;
 use crate::track::VmId;
+use crate::vm::Accel;
 
 /// Most pages planned for one VM at a time: 256 MiB.
 const PLAN_PAGES: u64 = 65_536;
@@ -39,9 +40,10 @@ const COVER_DIVISOR: u64 = 4;
 const OPEN_LEAST: Duration = Duration::from_secs(2);
 const OPEN_FOR: Duration = Duration::from_secs(1);
 const OPEN_MOST: Duration = Duration::from_secs(60);
-/// Epochs of profiles that end in one second: of many VMs that came at once not all, each costs 0.2 ms.
-const EPOCHS_LEAST: usize = 8;
-const EPOCHS_DIVISOR: usize = 8;
+/// In one second so many VMs' profiles end an epoch and so many VMs' pages cool, or an eighth of the VMs: many may have
+/// come at once, and while the engine is at it, it answers nobody.
+const TURNS_LEAST: usize = 8;
+const TURNS_DIVISOR: usize = 8;
 /// Huge pages made of one VM at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
 const COLLAPSE_BLOCKS: usize = 16;
 
@@ -69,7 +71,8 @@ impl Engine {
         let staging = self.may_predict();
         let sweep_every = (demote_after / 2).clamp(SWEEP_LEAST, SWEEP_MOST) * pace.every_s().into();
         self.look_at_copies();
-        let mut epochs = EPOCHS_LEAST.max(ids.len() / EPOCHS_DIVISOR);
+        let turns = TURNS_LEAST.max(ids.len() / TURNS_DIVISOR);
+        let (mut epochs, mut coolings) = (turns, turns);
         for id in ids {
             self.expire_stages(id);
             self.brake(id, load);
@@ -84,11 +87,12 @@ impl Engine {
                 Some(_) => vm.watch.rounds.take_epoch(),
                 None => {
                     let since = Duration::from_secs(clock.0.wrapping_sub(vm.cooled_at.0).into());
-                    since >= cooling_epoch(&rules)
+                    since >= cooling_epoch(&rules) && coolings > 0
                 }
             };
             if cool {
                 vm.cooled_at = clock;
+                coolings = coolings.saturating_sub(1);
             }
             let now = self.clock.now;
             vm.pages.age(clock, cool);
@@ -103,7 +107,9 @@ impl Engine {
                 epochs -= 1;
                 if staging {
                     vm.predict_season(self.config.prefetch, now);
-                    self.stages.insert(id);
+                    if !vm.prefetch.to_stage.is_empty() {
+                        self.stages.insert(id);
+                    }
                 }
                 if let Some(recording) = &mut self.recording {
                     recording.push(now, &Event::Used { vm: id, usage });
@@ -123,7 +129,8 @@ impl Engine {
             let moved_since = vm.sweeps.began().is_some_and(|began| began < self.kernel_moved_at);
             let reclaimed_since =
                 vm.sweeps.began().is_some_and(|began| vm.asked.reclaimed_at.is_some_and(|at| began < at));
-            if moved_since || reclaimed_since || !self.facts.moves_show {
+            let shows = vm.info.vm.accel != Accel::Kvm || self.facts.kvm_shows && vm.gpa_proof.is_complete();
+            if moved_since || reclaimed_since || !shows || !self.facts.moves_show {
                 vm.sweeps.disturb();
             }
             let sweep_after = match () {

@@ -111,9 +111,11 @@ impl Engine {
             match vm.prefetch.stages.chance(origin, rules.threshold, time) {
                 Chance::Taken => drop(vm.predicted(page, origin, time)),
                 Chance::Shadowed => vm.shadowed(page, origin, rules.threshold, time),
-                Chance::NoRoom => continue,
+                Chance::NoRoom => {}
             }
-            self.stages.insert(neighbour);
+            if !vm.prefetch.to_stage.is_empty() {
+                self.stages.insert(neighbour);
+            }
         }
     }
 
@@ -171,16 +173,18 @@ impl Engine {
             .filter_map(|(at, page, tag)| Some((at, self.corresponding(vm, origin, page, tag)?)))
             .collect();
         let Some(vm) = self.vms.get_mut(&id) else { return };
-        self.stages.insert(id);
         let mut next = next.into_iter();
         if chance == Chance::Shadowed {
             // What is not touched before the origin is trusted is staged then.
             next.for_each(|(_, page)| vm.shadowed(page, origin, threshold, touched.time));
-            return;
+        } else {
+            // What finds no room is offered again.
+            let refused = next.find(|(_, page)| !vm.predicted(*page, origin, touched.time));
+            vm.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
         }
-        // What finds no room is offered again.
-        let refused = next.find(|(_, page)| !vm.predicted(*page, origin, touched.time));
-        vm.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+        if !vm.prefetch.to_stage.is_empty() {
+            self.stages.insert(id);
+        }
     }
 
     fn tape_of<'a>(&'a self, vm: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {

@@ -119,7 +119,7 @@ impl SimulatedHost {
         let node_tiers = ladder.node_tiers();
         let last = ladder.tiers().last().map_or(0, |tier| tier.id.0);
         let memory = NodeMemory { total: PLENTY, free: PLENTY, available: PLENTY, copies: 0 };
-        let mut facts = Facts { memory: Some(memory), moves_show: true, ..Facts::default() };
+        let mut facts = Facts { memory: Some(memory), moves_show: true, kvm_shows: true, ..Facts::default() };
         facts.tier_memory = (0..node_tiers.0).map(|level| (TierId(level), memory)).collect();
         facts.swap.areas = ladder.tiers().iter().filter_map(|tier| area(tier.id, &tier.kind)).collect();
         facts.swap.lines = facts.swap.areas.iter().map(line).collect();
