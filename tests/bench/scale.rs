@@ -3,7 +3,8 @@
 //! All memory of the VMs is touched; one in a hundred VMs is at work and touches 64 pages a second that it touched
 //! before, all others are idle. The engine is told each second what a host would tell it, and what it asks for is done
 //! at once. Measured is the CPU time of the engine alone, while all that is idle leaves memory and once it has; the
-//! simulation costs extra. Not in it: what it costs to look for VMs, to read page tables and counters, and to move pages.
+//! simulation costs extra. Not in it: what it costs to look for VMs, to read page tables and counters, and to move
+//! pages.
 
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
