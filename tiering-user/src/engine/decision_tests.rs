@@ -78,6 +78,21 @@ fn what_is_idle_goes_down_by_and_by_and_what_comes_back_at_once_stops_it() {
 }
 
 #[test]
+fn a_vm_in_which_nothing_happens_is_swept_seldom_until_the_kernel_moves_something() {
+    let (mut host, vm) = host(SWAP);
+    let sweeps = |asked: Vec<String>| asked.iter().filter(|words| words.contains("sweep")).count();
+    host.idle(600);
+    host.asked();
+    host.idle(400);
+    assert_eq!(sweeps(host.asked()), 10, "one in 40 s, where it is one in 5 s");
+    host.put(vm, PageRun { first: 0, count: 1000 }, Place::In(TierId(0)));
+    host.idle(3);
+    assert_eq!(sweeps(host.asked()), 1);
+    host.idle(12);
+    assert_eq!(sweeps(host.asked()), 1, "as soon as at first");
+}
+
+#[test]
 fn brakes_refusals_and_want_of_room_keep_pages_where_they_are_and_are_told() {
     struct Case {
         what: &'static str,
