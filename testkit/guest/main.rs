@@ -2,8 +2,9 @@
 //! a real program.
 //!
 //! In: the pattern or program on the kernel command line, commands on the serial console. Out: a few lines there. They
-//! are described in `tiering_testkit::pattern` and `tiering_testkit::program`. It runs as process 1 and does not return: it
-//! switches the machine off. To be linked statically, since it is alone in its initramfs (`cargo xtask build` does).
+//! are described in `tiering_testkit::pattern` and `tiering_testkit::program`. It runs as process 1 and does not
+//! return: it switches the machine off. To be linked statically, since it is alone in its initramfs (`cargo xtask
+//! build` does).
 
 mod disk;
 mod histogram;

@@ -1,5 +1,5 @@
-//! What the tests and the demo share: small guests in QEMU, the lab, folders that can hold swap files, the agent as a
-//! process.
+//! What tests, benchmarks, the demo and xtask share: small guests in QEMU, the lab, folders that can hold swap files,
+//! the agent as a process.
 //!
 //! In: the guest kernel, the guest's init and the `tiering` binary that `cargo xtask build` leaves below the target
 //! folder (each can be named by an environment variable instead). Out: processes and files that are gone when their

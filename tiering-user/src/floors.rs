@@ -40,6 +40,7 @@ fn word(path: &str) -> &str {
 /// The first words of a path, or of all that are in braces.
 fn words(rest: &str) -> Vec<&str> {
     let names = rest.strip_prefix('{').and_then(|rest| rest.split('}').next());
+    assert!(names.is_none_or(|names| !names.contains('{')), "an import with braces in braces: {rest:.80}");
     names.map_or_else(|| vec![word(rest)], |names| names.split(',').map(|name| word(name.trim())).collect())
 }
 

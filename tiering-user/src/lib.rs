@@ -6,7 +6,7 @@
 //! `similarity` → `predict` → `policy` → `reclaim` → `actuate` → `telemetry` → `host` → `engine` → `replay` →
 //! `agent` → `cli`
 //!
-//! Nor do files of one folder import each other in a circle. (`floors` holds both to be true.)
+//! Nor do files of one folder, `mod.rs` apart, import each other in a circle. (`floors` holds both to be true.)
 //!
 //! `track`, `tiermap` (but for its sweep), `trace`, `profile`, `class`, `similarity`, `predict`, `policy`, `reclaim`,
 //! `replay` and `engine` are pure: time is an argument, and nothing is touched (but that `engine` reads what the last

@@ -10,6 +10,7 @@
 
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
+use procfs::sys::kernel::Version;
 use tiering_common::KernelMoves;
 
 use super::attach_kind::AttachKind;
@@ -43,6 +44,9 @@ impl KernelMoveSource {
                 Err(reason) => missing.push(format!("{event}: {reason}")),
             }
         }
+        if mglru_hides_reclaim() {
+            missing.push("what MGLRU reclaims raises no event before Linux 6.7".to_owned());
+        }
         Ok(Self { totals: typed(ebpf, "tier_kernel")?, attached, missing })
     }
 
@@ -69,6 +73,14 @@ impl KernelMoveSource {
             sum
         })
     }
+}
+
+/// Whether reclaim raises no event: MGLRU does since "mm: multi-gen LRU: reuse some legacy trace events" (Linux 6.7).
+fn mglru_hides_reclaim() -> bool {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/lru_gen/enabled").unwrap_or_default();
+    let flags = u32::from_str_radix(enabled.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+    let is_before = Version::current().is_ok_and(|kernel| (kernel.major, kernel.minor) < (6, 7));
+    flags != 0 && is_before
 }
 
 impl Source for KernelMoveSource {

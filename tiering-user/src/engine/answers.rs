@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::command::Command;
-use super::managed::ManagedVm;
-use super::managed::is_meant;
+use super::managed::{ManagedVm, Why, is_meant};
 use crate::actuate::Outcome;
 use crate::policy::{Action, Reason, Step};
 use crate::sys::{Monotonic, PAGE_BYTES};
@@ -126,7 +125,7 @@ impl Engine {
 
     fn after_a_sweep(&mut self, vm: VmId, request: AfterSweep) {
         self.pending.push(Pending { vm, asked: self.clock.now, tries: 0, request });
-        self.start_sweep(vm);
+        self.start_sweep(vm, Why::Asked);
     }
 
     /// A sweep of `vm` that began at `began` is in: requests that waited for one are answered if it is up to date,
@@ -157,7 +156,7 @@ impl Engine {
             }
         }
         if self.pending.iter().any(|pending| pending.vm == vm) {
-            self.start_sweep(vm);
+            self.start_sweep(vm, Why::Asked);
         }
     }
 
@@ -333,6 +332,9 @@ impl Engine {
             }
         };
         for id in self.vms.keys().copied().collect::<Vec<_>>() {
+            if let Some(vm) = self.vms.get_mut(&id) {
+                vm.sweeps.disturb();
+            }
             self.sweep_if_moved(id);
         }
         self.status_due = true;

@@ -33,7 +33,7 @@ pub struct Facts {
     pub own_memory_bytes: Option<u64>,
     /// What it costs a guest that an access to a mapped page shows; none where none can be made to.
     pub shown_access: Option<Duration>,
-    /// Pages that others than the agent have moved so far, and whether all such moves show.
+    /// Pages that others than the agent have moved so far, and whether reclaim and migration by the kernel show.
     pub moved_by_others: KernelMoves,
     pub moves_show: bool,
     /// Accesses of KVM guests show, once it is proved where their RAM lies.

@@ -9,7 +9,7 @@
 //! | accesses | the table and the tape take them in, what comes next is staged | `managed`, `predicting` |
 //! | a look at page tables | the table takes over what was read | `sweeping`, `rearming` |
 //! | a job is done | the table takes over what was read back, the next batch goes | `outcomes` |
-//! | a VM comes or goes | it is managed, or what was learned of it is kept | `arrivals`, `knowledge` |
+//! | a VM comes or goes | it is managed, or what was learned of it is kept | `arrivals`, `records` |
 //! | a second | brakes, demotions, what stays staged, sweeps that are due | `planning`, `braking`, `asking` |
 //! | a request | an answer, or a command | `answers` |
 
@@ -135,7 +135,7 @@ pub struct Engine {
     all_scanned: bool,
     /// Staging stops when memory is really short.
     may_stage: bool,
-    /// VMs of which something waits to be staged, or is being staged.
+    /// VMs of which something waits to be staged, or is being staged; see `outcomes::note_waiting`.
     stages: BTreeSet<VmId>,
     /// What is staged may be mapped at once.
     may_map_stages: bool,

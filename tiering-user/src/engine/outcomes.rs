@@ -2,7 +2,7 @@
 //!
 //! In: outcomes. Out: the next batches for the lanes; the table holds what was read back, and not what was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Engine;
@@ -226,6 +226,13 @@ impl Engine {
             vm.moves.note_moving(self.clock.now);
             self.commands.push(Command::Step(vm.info.clone(), step));
         }
+    }
+}
+
+/// Something of this VM waits to be staged now, or may: [`Engine::send_stages`] looks at it.
+pub(super) fn note_waiting(stages: &mut BTreeSet<VmId>, vm: &ManagedVm) {
+    if !vm.prefetch.to_stage.is_empty() {
+        stages.insert(vm.info.id);
     }
 }
 

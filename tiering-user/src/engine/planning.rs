@@ -8,7 +8,8 @@ use super::Engine;
 use super::asking::ChosenBy;
 use super::command::Command;
 use super::facts::Facts;
-use super::managed::ManagedVm;
+use super::managed::{ManagedVm, Why};
+use super::outcomes::note_waiting;
 use crate::actuate::room_bytes;
 use crate::config::Percent;
 use crate::policy::{
@@ -40,8 +41,8 @@ const COVER_DIVISOR: u64 = 4;
 const OPEN_LEAST: Duration = Duration::from_secs(2);
 const OPEN_FOR: Duration = Duration::from_secs(1);
 const OPEN_MOST: Duration = Duration::from_secs(60);
-/// In one second so many VMs' profiles end an epoch and so many VMs' pages cool, or an eighth of the VMs: many may have
-/// come at once, and while the engine is at it, it answers nobody.
+/// In one second the profiles of so many VMs end an epoch, and the heat of so many cools, or of an eighth of all: many
+/// may have come at once, and the engine answers nobody meanwhile.
 const TURNS_LEAST: usize = 8;
 const TURNS_DIVISOR: usize = 8;
 /// Huge pages made of one VM at a time; one takes some milliseconds of the mover (5.9 ms on Linux 6.18).
@@ -87,7 +88,9 @@ impl Engine {
                 Some(_) => vm.watch.rounds.take_epoch(),
                 None => {
                     let since = Duration::from_secs(clock.0.wrapping_sub(vm.cooled_at.0).into());
-                    since >= cooling_epoch(&rules) && coolings > 0
+                    let epoch = cooling_epoch(&rules);
+                    // Whose turn is long over does not wait for another one.
+                    since >= epoch && (coolings > 0 || since >= epoch * 2)
                 }
             };
             if cool {
@@ -107,9 +110,7 @@ impl Engine {
                 epochs -= 1;
                 if staging {
                     vm.predict_season(self.config.prefetch, now);
-                    if !vm.prefetch.to_stage.is_empty() {
-                        self.stages.insert(id);
-                    }
+                    note_waiting(&mut self.stages, vm);
                 }
                 if let Some(recording) = &mut self.recording {
                     recording.push(now, &Event::Used { vm: id, usage });
@@ -179,7 +180,7 @@ impl Engine {
             return;
         }
         if vm.sweeps.are_overdue(now) {
-            return self.start_sweep(id);
+            return self.start_sweep(id, Why::Due);
         }
         let rules = vm.rules(self.config.policy.demote_after.0);
         let chosen_by = self.chosen_by(vm, now);

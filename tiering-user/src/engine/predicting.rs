@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use super::Engine;
-use super::managed::Earlier;
-use super::managed::ManagedVm;
+use super::managed::{Earlier, ManagedVm};
+use super::outcomes::note_waiting;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
 use crate::sys::Monotonic;
@@ -113,9 +113,7 @@ impl Engine {
                 Chance::Shadowed => vm.shadowed(page, origin, rules.threshold, time),
                 Chance::NoRoom => {}
             }
-            if !vm.prefetch.to_stage.is_empty() {
-                self.stages.insert(neighbour);
-            }
+            note_waiting(&mut self.stages, vm);
         }
     }
 
@@ -182,9 +180,7 @@ impl Engine {
             let refused = next.find(|(_, page)| !vm.predicted(*page, origin, touched.time));
             vm.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
         }
-        if !vm.prefetch.to_stage.is_empty() {
-            self.stages.insert(id);
-        }
+        note_waiting(&mut self.stages, vm);
     }
 
     fn tape_of<'a>(&'a self, vm: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {

@@ -81,7 +81,7 @@ impl Recording {
                 self.push(now, &Event::Found { vm: vm.info.id, run, place });
             }
         }
-        // The end of its next epoch may be a while off, and says nothing of what was used since without this.
+        // Usage is told as totals: without a first one the next says nothing of the time between.
         if let Some(usage) = vm.braking.usage() {
             self.push(now, &Event::Used { vm: vm.info.id, usage: Some(usage) });
         }

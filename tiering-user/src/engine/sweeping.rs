@@ -12,21 +12,21 @@ use tiering_common::Frame;
 use super::Engine;
 use super::command::Command;
 use super::looks::{Compared, Look, Looked, Swept};
-use super::managed::ManagedVm;
+use super::managed::{ManagedVm, Why};
 use crate::track::VmId;
 
 impl Engine {
     /// Sends a VM to the sweeper, if it is one that is moved.
     pub(super) fn sweep_if_moved(&mut self, id: VmId) {
         if self.vms.get(&id).is_some_and(|vm| vm.unmovable().is_none()) {
-            self.start_sweep(id);
+            self.start_sweep(id, Why::Due);
         }
     }
 
     /// Sends a VM to the sweeper, unless it is there already.
-    pub(super) fn start_sweep(&mut self, id: VmId) {
+    pub(super) fn start_sweep(&mut self, id: VmId, why: Why) {
         let now = self.clock.now;
-        if self.vms.get_mut(&id).is_some_and(|vm| vm.sweeps.begin(now)) {
+        if self.vms.get_mut(&id).is_some_and(|vm| vm.sweeps.begin(why, now)) {
             self.sweep_next_part(id);
         }
     }
@@ -63,8 +63,7 @@ impl Engine {
                 if fresh {
                     let applied = vm.pages.apply(&sweep, began, now);
                     vm.watch.seen_by.sweeps += applied.unseen;
-                    changed = applied.changed;
-                    vm.pages.set_huge(sweep.part, &sweep.huge);
+                    changed = applied.changed + vm.pages.set_huge(sweep.part, &sweep.huge);
                     let part = sweep.part.first..sweep.part.first + sweep.part.count;
                     let pages = &vm.pages;
                     vm.reclaim.keep(part, |page| pages.in_swap(pages.get(page).place()));

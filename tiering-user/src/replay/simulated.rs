@@ -294,9 +294,14 @@ impl SimulatedHost {
         self.guests.values().map(of).sum::<u64>() * PAGE_BYTES
     }
 
-    /// The kernel has moved these pages of the VM there; the engine finds out which by its next sweep.
-    pub fn put(&mut self, vm: VmId, run: PageRun, place: Place) {
+    /// The kernel has reclaimed these pages of the VM.
+    pub fn reclaimed(&mut self, vm: VmId, run: PageRun, to: TierId) {
         self.facts.moved_by_others.reclaimed += u64::from(run.count);
+        self.put(vm, run, Place::In(to));
+    }
+
+    /// These pages of the VM are there from now on; the engine finds out by its next sweep.
+    pub fn put(&mut self, vm: VmId, run: PageRun, place: Place) {
         let Some(guest) = self.guests.get_mut(&vm) else { return };
         for page in run.pages() {
             guest.put(page, place, self.node_tiers);

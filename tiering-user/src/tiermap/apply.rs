@@ -10,7 +10,7 @@ use super::table::VmPages;
 pub struct Applied {
     /// Had come back to memory unseen, which counts as an access.
     pub unseen: u64,
-    /// Were not where they are now, those among them.
+    /// Whose place in the table was wrong, those among them.
     pub changed: u64,
 }
 

@@ -225,8 +225,10 @@ impl VmPages {
     }
 
     /// Takes over which blocks of `part` are huge pages now: the first page of each, ascending. One that was given up
-    /// and has left memory since, whoever took it, is worth a new try when it comes back.
-    pub fn set_huge(&mut self, part: PageRun, huge: &[PageIndex]) {
+    /// and has left memory since, whoever took it, is worth a new try when it comes back. Returns of how many blocks
+    /// that was not known.
+    pub fn set_huge(&mut self, part: PageRun, huge: &[PageIndex]) -> u64 {
+        let mut changed = 0;
         let node_tiers = self.node_tiers;
         let in_swap = |place| match place {
             Place::Untouched => false,
@@ -236,7 +238,8 @@ impl VmPages {
         for first in part.pages().step_by(BLOCK_PAGES as usize) {
             let Some(block) = self.blocks.get_mut(first / BLOCK_PAGES) else { continue };
             let info = &mut block.info;
-            info.huge = huge.binary_search(&first).is_ok();
+            let before = std::mem::replace(&mut info.huge, huge.binary_search(&first).is_ok());
+            changed += u64::from(info.huge != before);
             info.was_huge |= info.huge;
             self.had_huge |= info.huge;
             if info.given_up {
@@ -244,6 +247,7 @@ impl VmPages {
                 info.given_up = !info.huge && gone * GONE_DIVISOR < block.entries.len();
             }
         }
+        changed
     }
 
     /// Notes that these blocks were to become huge pages: the next sweep tells which are, and the others are given up.

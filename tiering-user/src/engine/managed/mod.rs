@@ -31,6 +31,7 @@ pub use moves::{Moved, Moves, Queued};
 pub use prefetch::{Earlier, Prefetch};
 use savings::VmSavings;
 use sweeps::Sweeps;
+pub use sweeps::Why;
 pub use waiting::Urgency;
 use watch::Watch;
 
@@ -48,7 +49,7 @@ use crate::tiers::{NodeTiers, TierId};
 use crate::track::{Access, VmId};
 use crate::vm::{GuestRange, Hva, RamRegion, Refusal, Scope, Vm};
 
-/// Sweeps and looks at control groups are hardly ever older.
+/// Sweeps and looks at control groups are hardly ever older, but for sweeps of VMs in which nothing happens.
 pub const LATELY: Duration = Duration::from_secs(30);
 
 /// What a VM may have of the first tier; written once a second.
@@ -250,7 +251,8 @@ impl ManagedVm {
         if access.kvm && mapped {
             self.note_shown(page, touch.before, now);
         }
-        if !mapped {
+        // A page that is in memory raises a fault of an emulated guest where the table is wrong about it.
+        if !mapped || !access.kvm {
             self.sweeps.disturb();
         }
         // Where only some accesses are looked at, each stands for others that were alike.

@@ -12,8 +12,9 @@ const REST_FACTOR: u32 = 4;
 const HELD_WITHIN: Duration = Duration::from_mins(1);
 const HELD_FACTOR: u32 = 8;
 
-/// A VM of which sweeps tell nothing new is swept half as often after each of them, so many times.
+/// A VM of which sweeps tell nothing new is swept half as often after each of them, so many times, but once in so long.
 const QUIET_MOST: u32 = 3;
+const QUIET_EVERY_MOST: Duration = Duration::from_mins(4);
 
 /// Of one VM.
 #[derive(Debug, Default)]
@@ -35,6 +36,7 @@ struct UnderWay {
     next: PageIndex,
     /// No part was out of date when it came.
     fresh: bool,
+    why: Why,
     /// Nothing was found, nor came in meanwhile, that was not known.
     quiet: bool,
     huge_bytes: u64,
@@ -50,6 +52,14 @@ struct LastSweep {
     took: Duration,
     /// When the last one began of which nothing was out of date.
     held: Option<Monotonic>,
+}
+
+/// Why a VM is swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Due,
+    /// Somebody wants to know where its pages are.
+    Asked,
 }
 
 /// A sweep that is over.
@@ -80,7 +90,8 @@ impl Sweeps {
 
     /// Whether the next one is due, `every` so often where something happens.
     pub fn are_due(&self, every: Duration, now: Monotonic) -> bool {
-        self.last.is_over(every * self.rarer(), now)
+        let rarer = (every * self.rarer()).min(QUIET_EVERY_MOST);
+        self.last.is_over(every.max(rarer), now)
     }
 
     /// Whether what is known of the page tables is so old that moves wait for a sweep.
@@ -120,7 +131,7 @@ impl Sweeps {
     }
 
     /// Begins one. Returns false where one is under way.
-    pub fn begin(&mut self, now: Monotonic) -> bool {
+    pub fn begin(&mut self, why: Why, now: Monotonic) -> bool {
         if self.under_way.is_some() {
             return false;
         }
@@ -129,6 +140,7 @@ impl Sweeps {
             began: now,
             next: 0,
             fresh: true,
+            why,
             quiet: true,
             huge_bytes: 0,
             shared_huge_bytes: 0,
@@ -160,13 +172,19 @@ impl Sweeps {
     /// The page tables could not be read.
     pub fn fail(&mut self) {
         self.under_way = None;
+        self.quiet = 0;
     }
 
     /// All parts were read.
     pub fn end(&mut self, now: Monotonic) -> Option<Ended> {
-        let UnderWay { began, fresh, quiet, huge_bytes, shared_huge_bytes, plugged_pages, .. } =
+        let UnderWay { began, fresh, why, quiet, huge_bytes, shared_huge_bytes, plugged_pages, .. } =
             self.under_way.take()?;
-        self.quiet = if quiet { self.quiet.saturating_add(1) } else { 0 };
+        self.quiet = match (quiet, why) {
+            (true, Why::Due) => self.quiet.saturating_add(1),
+            // Two of them may be close to each other.
+            (true, Why::Asked) => self.quiet,
+            (false, _) => 0,
+        };
         self.last.took = now.since(began);
         (self.huge_bytes, self.shared_huge_bytes) = (huge_bytes, shared_huge_bytes);
         if fresh {
@@ -229,7 +247,7 @@ mod tests {
         // Returns how long it was until the sweep was due.
         let swept = |sweeps: &mut Sweeps, from: u64, changed: u64| {
             let due = (from..).find(|second| sweeps.are_due(every, at(*second))).unwrap();
-            assert!(sweeps.begin(at(due)) && !sweeps.are_overdue(at(due)));
+            assert!(sweeps.begin(Why::Due, at(due)) && !sweeps.are_overdue(at(due)));
             sweeps.note(&part, true, changed, 0);
             assert!(sweeps.end(at(due)).is_some_and(|ended| ended.fresh));
             due
@@ -245,5 +263,7 @@ mod tests {
         assert_eq!(intervals(&mut sweeps, &[0, 0, 0, 0, 0, 1, 0]), [30, 60, 120, 240, 240, 240, 30]);
         sweeps.disturb();
         assert_eq!(intervals(&mut sweeps, &[0, 0]), [30, 60]);
+        let slowly = Duration::from_mins(8);
+        assert!(!sweeps.are_due(slowly, at(now + 479)) && sweeps.are_due(slowly, at(now + 480)));
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Content {
     Other(String),
 }
 
-/// Judges the first [`START_BYTES`] and the last [`END_BYTES`] of a device.
+/// Judges the first [`START_BYTES`] and the last `END_BYTES` of a device.
 pub(super) fn content(start: &[u8], end: &[u8]) -> Content {
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     if is_zero(start) && is_zero(end) {

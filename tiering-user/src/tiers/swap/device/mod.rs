@@ -6,7 +6,7 @@
 //! 1. The path is resolved once. From there on a device is its number: what is opened is compared with it.
 //! 2. [`facts`] tells what sysfs, the mounts and the processes say of it, [`judge`] what is against it.
 //! 3. It is opened exclusively (`O_EXCL`): the kernel refuses that for what is mounted, on as swap, or part of an array
-//!    or a volume. Its first and last bytes are read past the page cache, and [`layout`] says what is there.
+//!    or a volume. Its first and last bytes are read past the page cache, and [`content`] says what is there.
 //! 4. To make it into swap all of that is done again by the descriptor that then writes: first the pages that are read
 //!    to learn how fast the device is, and the header last.
 //!
