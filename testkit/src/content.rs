@@ -5,6 +5,7 @@
 //! older version or partly written is seen. No page is zero: those are special to the kernel.
 
 use crate::pattern::PAGE_BYTES;
+use crate::random::mix;
 use std::io::{self, Write};
 
 /// Words of a page.
@@ -74,14 +75,6 @@ pub fn write_pages(out: &mut (impl Write + ?Sized), seed: u64, pages: usize) -> 
         out.write_all(&bytes)?;
     }
     Ok(())
-}
-
-/// Splitmix64's output function: a bijection that spreads every bit.
-#[must_use]
-pub fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Undoes [`mix`]: the constants are the inverses of its own, modulo 2^64.

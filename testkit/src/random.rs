@@ -2,8 +2,6 @@
 //!
 //! In: a seed. Out: numbers. Nothing here looks at the machine.
 
-use crate::content::mix;
-
 /// Splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -35,6 +33,14 @@ impl Random {
             items.swap(last, self.below(last + 1));
         }
     }
+}
+
+/// Splitmix64's output function: a bijection that spreads every bit.
+#[must_use]
+pub fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

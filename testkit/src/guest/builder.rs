@@ -4,15 +4,13 @@
 //! What cannot work is refused before anything runs.
 
 use super::{Accel, Backend, Guest, snapshot};
-use crate::lines::Lines;
 use crate::pattern::{IMAGE_PATH, MODULES_PATH, PAGE_BYTES, Pattern};
 use crate::program::{self, Program};
-use crate::qemu::{self, Disk, Load, Machine};
+use crate::qemu::{Disk, Load, Machine};
 use crate::{content, initramfs, kernel, paths};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use tempfile::NamedTempFile;
 
@@ -95,7 +93,7 @@ impl Builder {
             Load::Program(_) => None,
         };
         let image = initramfs(&init, pattern, &modules).context("writing the guest's initramfs")?;
-        launch(self.0, &kernel, Arc::new(image))
+        Guest::launch(self.0, &kernel, Arc::new(image))
     }
 
     /// Checks the load and gives it the disk that it needs; the modules for that.
@@ -121,18 +119,6 @@ impl Builder {
             }
         }
     }
-}
-
-/// Starts QEMU for this machine.
-pub(super) fn launch(machine: Machine, kernel: &Path, initramfs: Arc<NamedTempFile>) -> Result<Guest> {
-    let mut command = machine.command(kernel, initramfs.path());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
-    let console = Lines::default();
-    console.read(child.stdout.take().context("the child has no standard output")?);
-    console.read(child.stderr.take().context("the child has no standard error")?);
-    let input = child.stdin.take().context("the child has no standard input")?;
-    Ok(Guest { machine, child, input, console, initramfs })
 }
 
 /// Modules, in the order in which they are to be loaded.

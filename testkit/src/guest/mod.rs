@@ -7,7 +7,7 @@ use crate::lines::Lines;
 use crate::locate;
 use crate::pattern::{Access, GuestResult, PHASE, Pattern, PhaseResult, READY, RESULT};
 use crate::program::{PROGRESS, ProgramResult, Progress};
-use crate::qemu::{Load, Machine};
+use crate::qemu::{self, Load, Machine};
 use crate::stop;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use std::io::Write;
 use std::ops::Range;
-use std::process::{Child, ChildStdin};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
@@ -48,6 +49,18 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Starts QEMU for this machine.
+    fn launch(machine: Machine, kernel: &Path, initramfs: Arc<NamedTempFile>) -> Result<Self> {
+        let mut command = machine.command(kernel, initramfs.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = qemu::spawn(&mut command, machine.backend != Backend::AnonymousSmall)?;
+        let console = Lines::default();
+        console.read(child.stdout.take().context("the child has no standard output")?);
+        console.read(child.stderr.take().context("the child has no standard error")?);
+        let input = child.stdin.take().context("the child has no standard input")?;
+        Ok(Self { machine, child, input, console, initramfs })
+    }
+
     /// A guest of 256 MiB with anonymous RAM, emulated, of the default pattern.
     #[must_use]
     pub fn builder(name: &str) -> Builder {

@@ -3,7 +3,6 @@
 //! In: a guest that was built to be [savable](super::Builder::savable) and is ready. Out: its state, from which any
 //! number of guests are started, each with memory of its own. QEMU's migration writes and reads it.
 
-use super::builder::launch;
 use super::{Guest, POLL};
 use crate::kernel;
 use crate::qemu::Machine;
@@ -58,7 +57,7 @@ impl Snapshot {
     pub fn start(&self, name: &str) -> Result<Guest> {
         let state = Some(self.state.path().to_owned());
         let machine = Machine { name: name.to_owned(), state, ..self.machine.clone() };
-        launch(machine, &kernel::find()?, Arc::clone(&self.initramfs))
+        Guest::launch(machine, &kernel::find()?, Arc::clone(&self.initramfs))
     }
 }
 
