@@ -1,4 +1,4 @@
-//! Learns the classes of machines from profiles of programs, and says how right that is of programs, sizes and runs
+//! Learns the classes of VMs from profiles of programs, and says how right that is of programs, sizes and runs
 //! that it did not learn from.
 //!
 //! In: `tiering-user/classes/epochs.csv`. Out: with `train` `model.json` beside it; with `evaluate` a table and

@@ -1,4 +1,4 @@
-//! What was said of machines whose class is known: a table, its figure, and its picture.
+//! What was said of VMs whose class is known: a table, its figure, and its picture.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

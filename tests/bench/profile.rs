@@ -1,4 +1,4 @@
-//! What it costs to keep a machine's profile: time an access, time an epoch, and memory. No guests: accesses are made
+//! What it costs to keep a VM's profile: time an access, time an epoch, and memory. No guests: accesses are made
 //! up.
 
 use std::hint::black_box;
@@ -44,23 +44,23 @@ pub fn cost(results: &mut Results, quick: bool) -> Result<()> {
     }
     let an_access = Repeats::of(&an_access).context("no repeats")?;
     let an_epoch = Repeats::of(&an_epoch).context("no repeats")?;
-    results.note("an access of a machine of 16 GiB, ns", an_access);
+    results.note("an access of a VM of 16 GiB, ns", an_access);
     results.note("the end of an epoch, us", an_epoch);
 
-    const MACHINES: usize = 20;
+    const VMS: usize = 20;
     let before = resident()?;
-    let profiles: Vec<Profile> = (0..MACHINES).map(|machine| week(machine as u64)).collect();
-    let each = (resident()?.saturating_sub(before)) / MACHINES as u64 / 1024;
+    let profiles: Vec<Profile> = (0..VMS).map(|vm| week(vm as u64)).collect();
+    let each = (resident()?.saturating_sub(before)) / VMS as u64 / 1024;
     black_box(&profiles);
     results.note("memory of one after a week, KiB", each);
     results.headline(format!(
-        "{:.0} ns an access, {:.0} us an epoch, {each} KiB a machine",
+        "{:.0} ns an access, {:.0} us an epoch, {each} KiB a VM",
         an_access.median, an_epoch.median
     ));
     Ok(())
 }
 
-/// A machine that was watched for a week, and accessed more pages than are looked at.
+/// A VM that was watched for a week, and accessed more pages than are looked at.
 fn week(seed: u64) -> Profile {
     let mut random = Random::new(seed);
     let mut profile = Profile::new(PAGES, Monotonic::default());

@@ -1,5 +1,5 @@
-//! What it is worth to divide memory among machines by what more of it spares each: the patterns of the test guests,
-//! and as much memory as half of what they use. No guests: what waits is counted with each machine's least recently
+//! What it is worth to divide memory among VMs by what more of it spares each: the patterns of the test guests,
+//! and as much memory as half of what they use. No guests: what waits is counted with each VM's least recently
 //! used pages going first, within its share.
 
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ const WATCHED_S: u64 = 300;
 /// Parts of memory in which the best division is looked for.
 const DIVISIONS: u64 = 8;
 
-/// One machine: what it touches, and how often in a second.
+/// One VM: what it touches, and how often in a second.
 type Touching = (Access, u64);
 
 fn mixes() -> [(&'static str, Vec<Touching>); 5] {
@@ -38,7 +38,7 @@ fn mixes() -> [(&'static str, Vec<Touching>); 5] {
     ]
 }
 
-/// What a machine touches, and what the agent knows of it after half of that.
+/// What a VM touches, and what the agent knows of it after half of that.
 struct Watched {
     pages: Vec<u32>,
     half: usize,
@@ -84,13 +84,13 @@ impl Watched {
 }
 
 /// What waits if memory is divided so.
-fn waits(machines: &[Watched], shares: &[u64]) -> u64 {
-    machines.iter().zip(shares).map(|(machine, share)| machine.waits(*share)).sum()
+fn waits(vms: &[Watched], shares: &[u64]) -> u64 {
+    vms.iter().zip(shares).map(|(vm, share)| vm.waits(*share)).sum()
 }
 
-/// The least that waits with two machines, however memory is divided.
-fn least(machines: &[Watched], pages: u64) -> Option<u64> {
-    let [one, other] = machines else { return None };
+/// The least that waits with two VMs, however memory is divided.
+fn least(vms: &[Watched], pages: u64) -> Option<u64> {
+    let [one, other] = vms else { return None };
     let divided =
         |part: u64| one.waits(pages * part / DIVISIONS) + other.waits(pages * (DIVISIONS - part) / DIVISIONS);
     (1..DIVISIONS).map(divided).min()
@@ -102,16 +102,16 @@ pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
         let mut ratios = Vec::new();
         let (mut fairly, mut by_gain, mut at_best) = (0, 0, None);
         for seed in 0..if quick { 2 } else { 5 } {
-            let machines = (1..)
+            let vms = (1..)
                 .zip(&touching)
                 .map(|(vm, touching)| watch(vm, *touching, seed))
                 .collect::<Result<Vec<_>>>()?;
-            let claims: Vec<Claim> = machines.iter().map(|machine| machine.claim).collect();
+            let claims: Vec<Claim> = vms.iter().map(|vm| vm.claim).collect();
             let pages = claims.iter().map(|claim| claim.wants).sum::<u64>() / 2;
             let blind: Vec<Claim> = claims.iter().map(|claim| Claim { waits: None, ..*claim }).collect();
-            fairly = waits(&machines, &shares(&blind, pages));
-            by_gain = waits(&machines, &shares(&claims, pages));
-            at_best = least(&machines, pages);
+            fairly = waits(&vms, &shares(&blind, pages));
+            by_gain = waits(&vms, &shares(&claims, pages));
+            at_best = least(&vms, pages);
             ensure!(fairly > 0, "nothing waits: {name}");
             ratios.push(by_gain as f64 / fairly as f64 * 100.0);
         }

@@ -11,7 +11,7 @@ use tiering_testkit::results::Results;
 use tiering_user::config::Config;
 use tiering_user::replay::{Outcome, Replay};
 use tiering_user::sys::Monotonic;
-use tiering_user::trace::{Block, Event, MAGIC, Machine, Reader};
+use tiering_user::trace::{Appeared, Block, Event, MAGIC, Reader};
 use tiering_user::track::VmId;
 
 const TOUCHES_PER_S: u64 = 1000;
@@ -35,8 +35,8 @@ fn trace(access: Access, seconds: u64) -> Vec<u8> {
     let mut block = Block::default();
     let vm = VmId(1);
     let pages = u32::try_from(pattern.pages()).unwrap_or(u32::MAX);
-    let machine = Machine { vm, name: access.name().to_owned(), pages, priority: 50, node_tiers: 1 };
-    block.push(Monotonic(0), &Event::Appeared(machine));
+    let appeared = Appeared { vm, name: access.name().to_owned(), pages, priority: 50, node_tiers: 1 };
+    block.push(Monotonic(0), &Event::Appeared(appeared));
     let touches = pattern.touches().take((seconds * TOUCHES_PER_S) as usize);
     for (number, touch) in (0u64..).zip(touches) {
         let page = u32::try_from(touch.page).unwrap_or(u32::MAX);

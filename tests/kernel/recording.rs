@@ -1,4 +1,4 @@
-//! What happens to a machine's memory is recorded, and the policy says afterwards what it would have done.
+//! What happens to a VM's memory is recorded, and the policy says afterwards what it would have done.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -8,13 +8,13 @@
 /// Version of everything in this crate.
 pub const LAYOUT_VERSION: u32 = 6;
 
-/// Most RAM ranges of one virtual machine that the kernel side looks at.
+/// Most RAM ranges of one VM that the kernel side looks at.
 pub const MAX_RANGES: usize = 16;
 
 /// Here, in guest-physical addresses, a PC has video memory and firmware in the place of RAM.
 pub const PC_GAP: core::ops::Range<u64> = 0xa_0000..0x10_0000;
 
-/// Most virtual machines tracked at a time.
+/// Most VMs tracked at a time.
 pub const MAX_VMS: usize = 1024;
 
 /// Bytes of the ring buffer `tier_events`.
@@ -75,7 +75,7 @@ pub const EXTENT_PAGES: u64 = 16;
 pub struct Sample {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time_ns: u64,
-    /// Host-virtual address in the virtual machine's process.
+    /// Host-virtual address in the VM's process.
     pub hva: u64,
     /// [`VmEntry::vm`] of the process that faulted.
     pub vm: u32,
@@ -83,7 +83,7 @@ pub struct Sample {
     pub flags: u32,
 }
 
-/// A file that virtual machines read through the host's page cache. Key of the map `tier_images`.
+/// A file that VMs read through the host's page cache. Key of the map `tier_images`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageKey {
@@ -103,7 +103,7 @@ pub struct ImageEntry {
     pub has_order: u32,
 }
 
-/// A virtual machine had this part of an image read into the page cache. A record of the ring `tier_reads`.
+/// A VM had this part of an image read into the page cache. A record of the ring `tier_reads`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(zerocopy::FromBytes, zerocopy::Immutable, zerocopy::KnownLayout))]
@@ -173,7 +173,7 @@ pub struct Range {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmEntry {
-    /// Number the agent gave this virtual machine; never given twice in one run.
+    /// Number the agent gave this VM; never given twice in one run.
     pub vm: u32,
     /// [`LAYOUT_VERSION`] of the agent that wrote the entry.
     pub layout: u32,
@@ -184,7 +184,7 @@ pub struct VmEntry {
     pub ranges: [Range; MAX_RANGES],
 }
 
-/// Counters of one virtual machine on one CPU. Value of the per-CPU map `tier_stats`; the key is
+/// Counters of one VM on one CPU. Value of the per-CPU map `tier_stats`; the key is
 /// [`VmEntry::vm`]. Only the kernel side writes it, so that the sums always balance:
 /// `produced` = samples the agent consumed + `dropped`.
 #[repr(C)]
@@ -205,7 +205,7 @@ pub struct VmStats {
     pub kernel: u64,
 }
 
-/// Frames that KVM mapped into one virtual machine lately: what tells whether [`Range::gpa`] is right. Value of the
+/// Frames that KVM mapped into one VM lately: what tells whether [`Range::gpa`] is right. Value of the
 /// map `tier_frames`; the key is [`VmEntry::vm`]. There only as long as the agent wants to know.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -225,7 +225,7 @@ pub struct Frame {
     pub spte: u64,
 }
 
-/// What the agent did for one virtual machine, pages. Value of the map `tier_moves`; the key is
+/// What the agent did for one VM, pages. Value of the map `tier_moves`; the key is
 /// [`VmEntry::vm`]. Only the agent writes it (a second writer of `tier_stats` would lose counts).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,13 +251,13 @@ pub struct KernelMoves {
     pub collapsed: u64,
 }
 
-/// A block of 2 MiB of one virtual machine. Key of the map `tier_map`.
+/// A block of 2 MiB of one VM. Key of the map `tier_map`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockKey {
     /// [`VmEntry::vm`].
     pub vm: u32,
-    /// Blocks are numbered from 0 through the machine's RAM, in order of address.
+    /// Blocks are numbered from 0 through the VM's RAM, in order of address.
     pub block: u32,
 }
 

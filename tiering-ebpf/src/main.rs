@@ -13,7 +13,7 @@
 //! | `mm_filemap_add_to_page_cache` | whoever reads a watched image | which part of the file: into `tier_reads` |
 //!
 //! Those that tell of accesses do the same: look the process up in `tier_vms`, keep what lies in its RAM, count it in
-//! `tier_stats`, and put it, or of a machine that floods the ring one of many, into `tier_events`. Events of KVM are
+//! `tier_stats`, and put it, or of a VM that floods the ring one of many, into `tier_events`. Events of KVM are
 //! module tracepoints, which BTF-typed programs cannot be attached to with this version of aya.
 //!
 //! Program and map names are at most 15 characters: the kernel cuts them there.
@@ -67,7 +67,7 @@ static BLOCKS: HashMap<BlockKey, VmBlock, MAX_BLOCKS, BPF_F_NO_PREALLOC> = HashM
 #[btf_map(name = "tier_events")]
 static EVENTS: RingBuf<Sample, RING_BYTES> = RingBuf::new();
 
-/// There only for machines whose guest-physical layout is not proved yet.
+/// There only for VMs whose guest-physical layout is not proved yet.
 #[btf_map(name = "tier_frames")]
 static FRAMES: HashMap<u32, VmFrames, MAX_VMS, BPF_F_NO_PREALLOC> = HashMap::new();
 
@@ -97,7 +97,7 @@ static AGENT: u32 = 0;
 #[btf_map(name = "tier_woken")]
 static WOKEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// The tracked machine that this process is.
+/// The tracked VM that this process is.
 #[inline(always)]
 fn this_vm() -> Option<&'static VmEntry> {
     let process = (bpf_get_current_pid_tgid() >> 32) as u32;
@@ -267,7 +267,7 @@ fn kvm_spte_tp(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// The tracked machine that this process is has pages of a watched image read into the page cache.
+/// The tracked VM that this process is has pages of a watched image read into the page cache.
 #[inline(always)]
 fn on_file_read(key: ImageKey, first_page: u64, order: impl FnOnce() -> u8) {
     let Some(vm) = this_vm() else { return };

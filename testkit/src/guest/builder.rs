@@ -6,7 +6,7 @@
 use super::{Accel, Backend, Guest, snapshot};
 use crate::pattern::{IMAGE_PATH, MODULES_PATH, PAGE_BYTES, Pattern};
 use crate::program::{self, Program};
-use crate::qemu::{Disk, Load, Machine};
+use crate::qemu::{self, Disk, Load, Machine};
 use crate::{content, initramfs, kernel, paths};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufWriter, Write};

@@ -80,17 +80,17 @@ pub(super) async fn record(
 
 /// What is in a trace, in a line.
 fn summary(path: &Path) -> Result<String, Failure> {
-    let (mut machines, mut accesses, mut lost) = (0u64, 0u64, 0u64);
+    let (mut vms, mut accesses, mut lost) = (0u64, 0u64, 0u64);
     let mut reader = open(path)?;
     let read = reader.for_each(|timed| match &timed.event {
-        Event::Appeared(_) => machines += 1,
+        Event::Appeared(_) => vms += 1,
         Event::Accessed { .. } => accesses += 1,
         Event::Lost(more) => lost += more,
         _ => {}
     });
     read.map_err(|error| unreadable(path, &error))?;
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    Ok(format!("{}: {accesses} accesses of {machines} VMs in {}, {lost} lost", path.display(), size(bytes)))
+    Ok(format!("{}: {accesses} accesses of {vms} VMs in {}, {lost} lost", path.display(), size(bytes)))
 }
 
 fn open(path: &Path) -> Result<Reader<BufReader<File>>, Failure> {
@@ -106,7 +106,8 @@ fn unreadable(path: &Path, error: &TraceError) -> Failure {
 /// What would have become of the VMs of a trace.
 #[derive(Debug, Serialize)]
 pub(super) struct Replayed {
-    machines: Vec<Outcome>,
+    #[serde(rename = "machines")]
+    vms: Vec<Outcome>,
     /// Accesses that were not recorded.
     lost: u64,
     /// The trace ends within a block.
@@ -149,10 +150,10 @@ pub(super) fn replay(
                 written = writeln!(lines, "{decision}");
             }
         }
-        Told::Epoch { second, machine, profile } => {
+        Told::Epoch { second, vm, profile } => {
             if let (Some((_, rows)), Ok(()), Some(vector)) = (&mut rows, &listed, profile.vector()) {
                 let components = vector.iter().map(|component| format!("{component:.4}"));
-                let row = [machine.to_owned(), second.to_string()].into_iter().chain(components);
+                let row = [vm.to_owned(), second.to_string()].into_iter().chain(components);
                 listed = rows.write_record(row);
             }
         }
@@ -165,14 +166,14 @@ pub(super) fn replay(
     read.map_err(|error| unreadable(path, &error))?;
     fits.map_err(|error| Failure::new(USAGE, format!("{}: {error}", path.display())))?;
     let lost = replay.lost;
-    let machines = replay.end(&mut tell);
+    let vms = replay.end(&mut tell);
     if let Some((to, lines)) = &mut lines {
         written.and_then(|()| lines.flush()).map_err(|error| failed(to, &error))?;
     }
     if let Some((to, rows)) = &mut rows {
         listed.and_then(|()| Ok(rows.flush()?)).map_err(|error| failed(to, &error))?;
     }
-    Ok(Replayed { lost, torn: reader.is_torn(), machines })
+    Ok(Replayed { lost, torn: reader.is_torn(), vms })
 }
 
 /// One line a VM.
@@ -188,17 +189,17 @@ pub(super) fn table(replayed: &Replayed) -> String {
         ">AT BEST",
         ">GAP CLOSED",
     ]);
-    for machine in &replayed.machines {
+    for vm in &replayed.vms {
         table.row([
-            machine.machine.clone(),
-            machine.accesses.to_string(),
-            machine.accessed_pages.to_string(),
-            size(machine.demoted_bytes),
-            size(machine.mean_bytes),
-            machine.came_back.to_string(),
-            machine.came_back_lru.to_string(),
-            machine.came_back_best.to_string(),
-            machine.gap_closed.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
+            vm.vm.clone(),
+            vm.accesses.to_string(),
+            vm.accessed_pages.to_string(),
+            size(vm.demoted_bytes),
+            size(vm.mean_bytes),
+            vm.came_back.to_string(),
+            vm.came_back_lru.to_string(),
+            vm.came_back_best.to_string(),
+            vm.gap_closed.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
         ]);
     }
     let mut text = table.to_string();
@@ -217,15 +218,15 @@ mod tests {
 
     use super::*;
     use crate::sys::Monotonic;
-    use crate::trace::{Block, MAGIC, Machine};
+    use crate::trace::{Appeared, Block, MAGIC};
     use crate::track::VmId;
 
     fn trace(folder: &Path) -> std::path::PathBuf {
         let path = folder.join("trace");
         let mut block = Block::default();
         let vm = VmId(1);
-        let machine = Machine { vm, name: "web-1".to_owned(), pages: 1024, priority: 50, node_tiers: 1 };
-        block.push(Monotonic(0), &Event::Appeared(machine));
+        let appeared = Appeared { vm, name: "web-1".to_owned(), pages: 1024, priority: 50, node_tiers: 1 };
+        block.push(Monotonic(0), &Event::Appeared(appeared));
         for second in 0..1000u64 {
             // All of it in the first second and every five minutes; a few pages all the time.
             let pages = if second % 300 == 0 { 0..1024 } else { 0..16 };
@@ -262,24 +263,21 @@ mod tests {
         assert_eq!(epochs.lines().count(), 101, "a head, and one every ten seconds");
         let table = table(&replayed);
         assert!(table.lines().nth(1).unwrap().starts_with("web-1"), "{table}");
-        assert!(replayed.machines[0].came_back_without_read > 0, "{table}");
+        assert!(replayed.vms[0].came_back_without_read > 0, "{table}");
     }
 
     /// Redis and memcached, recorded elsewhere for a minute (docs/replay.md): what is decided about them, and what
     /// their profiles say, is the same on any host. Where either is changed on purpose, so are these numbers.
     #[test]
-    fn a_trace_of_another_machine_is_replayed_to_the_same_bytes_here() {
+    fn a_trace_of_another_host_is_replayed_to_the_same_bytes_here() {
         let trace = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces/redis-memcached.trace");
         let folder = tempfile::tempdir().unwrap();
         let [decisions, epochs] = ["decisions", "epochs"].map(|name| folder.path().join(name));
         let mut config = Config::default();
         config.policy.demote_after = "5s".parse().unwrap();
         let replayed = replay(&trace, &config, Some(&decisions), Some(&epochs)).unwrap();
-        let outcomes: Vec<_> = replayed
-            .machines
-            .iter()
-            .map(|machine| (machine.machine.as_str(), machine.accesses, machine.came_back_without_read))
-            .collect();
+        let outcomes: Vec<_> =
+            replayed.vms.iter().map(|vm| (vm.vm.as_str(), vm.accesses, vm.came_back_without_read)).collect();
         assert_eq!(outcomes, [("tt-redis-8-0-2", 13_724, 1165), ("tt-memcached-8-0-2", 11_308, 637)]);
         let hash = |path| XxHash3_64::oneshot(&std::fs::read(path).unwrap());
         assert_eq!(

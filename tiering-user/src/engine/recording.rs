@@ -15,7 +15,7 @@ use crate::policy::Action;
 use crate::sys::Monotonic;
 use crate::telemetry::request::ApiError;
 use crate::tiermap::{PageRun, Place};
-use crate::trace::{Block, Event, MAGIC, Machine as Appeared};
+use crate::trace::{Appeared, Block, Event, MAGIC};
 use crate::track::{Access, VmId};
 
 /// One recording, to one reader.

@@ -28,7 +28,7 @@ use crate::profile::Profile;
 use crate::sys::{Monotonic, PAGE_BYTES};
 use crate::tiermap::{PageIndex, PageRun, Place, into_runs};
 use crate::tiers::TierId;
-use crate::trace::{Event, Machine, Timed};
+use crate::trace::{Appeared, Event, Timed};
 use crate::track::VmId;
 use crate::vm::{Accel, GroupMemory, Usage};
 
@@ -70,7 +70,7 @@ pub enum TooLarge {
 pub struct Decision {
     /// Since the trace began.
     pub second: u64,
-    pub machine: String,
+    pub vm: String,
     pub run: PageRun,
     pub action: Action,
     pub reason: Reason,
@@ -78,7 +78,7 @@ pub struct Decision {
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { second, machine, run: PageRun { first, count }, action, reason } = self;
+        let Self { second, vm, run: PageRun { first, count }, action, reason } = self;
         let what = match action {
             Action::Place { to: TierId(level) } => format!("to tier {level}"),
             Action::Stage { to: TierId(level) } => format!("staged into tier {level}"),
@@ -87,7 +87,7 @@ impl fmt::Display for Decision {
             Action::Free => "copies freed".to_owned(),
             Action::Collapse => "made huge".to_owned(),
         };
-        write!(f, "{second} s: {machine}: pages {first} to {} {what}: {reason}", first + count - 1)
+        write!(f, "{second} s: {vm}: pages {first} to {} {what}: {reason}", first + count - 1)
     }
 }
 
@@ -98,7 +98,7 @@ pub enum Told<'a> {
     /// An epoch of a VM has ended, so many seconds after the trace began.
     Epoch {
         second: u64,
-        machine: &'a str,
+        vm: &'a str,
         profile: &'a Profile,
     },
 }
@@ -106,7 +106,8 @@ pub enum Told<'a> {
 /// What became of one VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
-    pub machine: String,
+    #[serde(rename = "machine")]
+    pub vm: String,
     pub accesses: u64,
     /// Pages that were accessed.
     pub accessed_pages: u64,
@@ -154,7 +155,7 @@ pub struct Replay {
 /// A VM of which it is told where its pages were.
 #[derive(Debug)]
 struct Waiting {
-    machine: Machine,
+    appeared: Appeared,
     runs: Vec<(PageRun, Place)>,
     /// In these runs.
     pages: u64,
@@ -162,7 +163,7 @@ struct Waiting {
 
 impl Waiting {
     fn found(&mut self, run: PageRun, place: Place) {
-        let pages = u64::from(self.machine.pages);
+        let pages = u64::from(self.appeared.pages);
         // No page is found twice.
         let fits = u64::from(run.first) + u64::from(run.count) <= pages
             && self.pages + u64::from(run.count) <= pages;
@@ -176,7 +177,7 @@ impl Waiting {
 /// What is counted of one VM.
 #[derive(Debug)]
 struct Tracked {
-    machine: Machine,
+    appeared: Appeared,
     /// When something was told of it last.
     told: u64,
     epochs: u64,
@@ -242,7 +243,7 @@ impl Replay {
         // Events of several threads are not quite in order.
         host.set_now(time.max(host.now()));
         match &timed.event {
-            Event::Appeared(machine) => self.appeared(machine, tell)?,
+            Event::Appeared(appeared) => self.appeared(appeared, tell)?,
             Event::Found { vm, run, place } => {
                 if let Some(waiting) = self.waiting.get_mut(vm) {
                     waiting.found(*run, *place);
@@ -292,24 +293,24 @@ impl Replay {
         self.over.into_iter().chain(self.tracked.into_values().map(Tracked::outcome)).collect()
     }
 
-    fn appeared(&mut self, machine: &Machine, tell: &mut impl FnMut(Told<'_>)) -> Result<(), TooLarge> {
-        let vm = machine.vm;
+    fn appeared(&mut self, appeared: &Appeared, tell: &mut impl FnMut(Told<'_>)) -> Result<(), TooLarge> {
+        let vm = appeared.vm;
         // Told of again after blocks were lost.
-        if self.tracked.get(&vm).is_some_and(|tracked| tracked.machine == *machine) {
+        if self.tracked.get(&vm).is_some_and(|tracked| tracked.appeared == *appeared) {
             return Ok(());
         }
         self.gone(vm, tell);
         self.waiting.remove(&vm);
-        let there = self.tracked.values().map(|tracked| &tracked.machine);
-        let all = there.chain(self.waiting.values().map(|waiting| &waiting.machine));
-        let pages: u64 = all.chain([machine]).map(|machine| u64::from(machine.pages)).sum();
-        if machine.pages > PAGES_MOST || pages > ALL_PAGES_MOST {
-            return Err(TooLarge::Pages(machine.name.clone(), machine.pages));
+        let there = self.tracked.values().map(|tracked| &tracked.appeared);
+        let all = there.chain(self.waiting.values().map(|waiting| &waiting.appeared));
+        let pages: u64 = all.chain([appeared]).map(|appeared| u64::from(appeared.pages)).sum();
+        if appeared.pages > PAGES_MOST || pages > ALL_PAGES_MOST {
+            return Err(TooLarge::Pages(appeared.name.clone(), appeared.pages));
         }
         if self.tracked.len() + self.waiting.len() >= VMS_MOST {
             return Err(TooLarge::Vms);
         }
-        self.waiting.insert(vm, Waiting { machine: machine.clone(), runs: Vec::new(), pages: 0 });
+        self.waiting.insert(vm, Waiting { appeared: appeared.clone(), runs: Vec::new(), pages: 0 });
         Ok(())
     }
 
@@ -329,13 +330,13 @@ impl Replay {
 
     /// All is told of where the pages of a VM were when its recording began.
     fn begin(&mut self, vm: VmId, tell: &mut impl FnMut(Told<'_>)) {
-        let Some(Waiting { machine, runs, .. }) = self.waiting.remove(&vm) else { return };
-        let mut guest = guest(vm, &machine.name, machine.pages);
+        let Some(Waiting { appeared, runs, .. }) = self.waiting.remove(&vm) else { return };
+        let mut guest = guest(vm, &appeared.name, appeared.pages);
         if self.armed.contains(&vm) {
             guest.accel = Accel::Kvm;
         }
-        let recorded = machine.node_tiers;
-        self.tracked.insert(vm, Tracked::new(machine, self.second));
+        let recorded = appeared.node_tiers;
+        self.tracked.insert(vm, Tracked::new(appeared, self.second));
         let Some(host) = &self.host else { return };
         let runs: Vec<_> =
             runs.into_iter().map(|(run, place)| (run, host.place_of(place, recorded))).collect();
@@ -364,7 +365,7 @@ impl Replay {
     }
 
     fn accessed(&mut self, vm: VmId, page: PageIndex, how: (bool, u8), tell: &mut impl FnMut(Told<'_>)) {
-        if self.tracked.get(&vm).is_none_or(|tracked| page >= tracked.machine.pages) {
+        if self.tracked.get(&vm).is_none_or(|tracked| page >= tracked.appeared.pages) {
             return;
         }
         let Some(host) = &mut self.host else { return };
@@ -408,8 +409,8 @@ impl Replay {
                 _ => {}
             }
             for run in into_runs(pages, u32::MAX) {
-                let (machine, action, reason) = (tracked.machine.name.clone(), *action, *reason);
-                tell(Told::Decision(Decision { second, machine, run, action, reason }));
+                let (vm, action, reason) = (tracked.appeared.name.clone(), *action, *reason);
+                tell(Told::Decision(Decision { second, vm, run, action, reason }));
             }
         });
     }
@@ -423,16 +424,16 @@ impl Replay {
             let Some(profile) = host.engine().profile(*vm) else { continue };
             if profile.epochs() > tracked.epochs {
                 tracked.epochs = profile.epochs();
-                tell(Told::Epoch { second: self.second, machine: &tracked.machine.name, profile });
+                tell(Told::Epoch { second: self.second, vm: &tracked.appeared.name, profile });
             }
         }
     }
 }
 
 impl Tracked {
-    fn new(machine: Machine, second: u64) -> Self {
+    fn new(appeared: Appeared, second: u64) -> Self {
         Self {
-            machine,
+            appeared,
             told: second,
             epochs: 0,
             first: Vec::new(),
@@ -457,7 +458,7 @@ impl Tracked {
         accessed.sort_unstable();
         accessed.dedup();
         Outcome {
-            machine: self.machine.name,
+            vm: self.appeared.name,
             accesses: self.accesses.len() as u64,
             accessed_pages: accessed.len() as u64,
             demoted_bytes: self.demoted * PAGE_BYTES,

@@ -16,7 +16,10 @@ fn at(ms: u64, event: Event) -> Timed {
 }
 
 fn appeared() -> Timed {
-    at(0, Event::Appeared(Machine { vm: VM, name: "web-1".into(), pages: 2048, priority: 50, node_tiers: 1 }))
+    at(
+        0,
+        Event::Appeared(Appeared { vm: VM, name: "web-1".into(), pages: 2048, priority: 50, node_tiers: 1 }),
+    )
 }
 
 /// A hundred pages that are accessed every second, and a walk through a thousand others once in two minutes, for

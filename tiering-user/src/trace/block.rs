@@ -11,7 +11,7 @@ use std::time::Duration;
 use integer_encoding::VarInt;
 use twox_hash::XxHash3_64;
 
-use super::{Event, Machine, Timed};
+use super::{Appeared, Event, Timed};
 use crate::sys::Monotonic;
 use crate::tiermap::{PageRun, Place};
 use crate::tiers::TierId;
@@ -97,7 +97,7 @@ impl Block {
                 self.number(i64::from(*page) - i64::from(before));
                 self.accesses += 1;
             }
-            Event::Appeared(Machine { vm, name, pages, priority, node_tiers }) => {
+            Event::Appeared(Appeared { vm, name, pages, priority, node_tiers }) => {
                 self.begin(APPEARED, since);
                 self.number(vm.0);
                 self.number(*pages);
@@ -194,7 +194,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Timed>> {
                     let (priority, node_tiers) = (bytes.byte()?, bytes.byte()?);
                     let length = usize::try_from(bytes.number::<u64>()?).ok()?;
                     let name = str::from_utf8(bytes.next(length)?).ok()?.to_owned();
-                    Event::Appeared(Machine { vm, name, pages, priority, node_tiers })
+                    Event::Appeared(Appeared { vm, name, pages, priority, node_tiers })
                 }
                 GONE => Event::Gone(VmId(bytes.number()?)),
                 FOUND => {

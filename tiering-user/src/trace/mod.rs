@@ -17,7 +17,7 @@ use crate::vm::Usage;
 
 /// A VM as it was when it appeared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct Appeared {
     pub vm: VmId,
     pub name: String,
     /// Pages of its RAM.
@@ -31,7 +31,7 @@ pub struct Machine {
 /// What happened. Of every VM [`Event::Appeared`] comes before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Appeared(Machine),
+    Appeared(Appeared),
     Gone(VmId),
     /// A page was accessed, so many times of which this one was looked at: 2 to the power of `weight_log2`.
     Accessed {

@@ -98,7 +98,7 @@ impl<R: Read> Reader<R> {
 impl Event {
     pub fn vm(&self) -> Option<crate::track::VmId> {
         match self {
-            Self::Appeared(machine) => Some(machine.vm),
+            Self::Appeared(appeared) => Some(appeared.vm),
             Self::Gone(vm)
             | Self::Armed(vm)
             | Self::Used { vm, .. }
@@ -112,7 +112,7 @@ impl Event {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Block, Machine};
+    use super::super::{Appeared, Block};
     use super::*;
     use crate::sys::Monotonic;
     use crate::tiermap::{PageRun, Place};
@@ -139,7 +139,7 @@ mod tests {
             8 => (vm(), any::<u32>(), any::<bool>(), 0u8..32)
                 .prop_map(|(vm, page, write, weight_log2)| Event::Accessed { vm, page, write, weight_log2 }),
             1 => (vm(), "[a-zä]{0,40}", any::<u32>(), 0u8..=100, 1u8..4).prop_map(
-                |(vm, name, pages, priority, node_tiers)| Event::Appeared(Machine { vm, name, pages, priority, node_tiers })
+                |(vm, name, pages, priority, node_tiers)| Event::Appeared(Appeared { vm, name, pages, priority, node_tiers })
             ),
             1 => vm().prop_map(Event::Gone),
             1 => vm().prop_map(Event::Armed),

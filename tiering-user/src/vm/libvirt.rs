@@ -89,36 +89,30 @@ WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE
   </domain>
 </domstatus>"#;
 
-    fn machine(name: &str, pid: i32) -> Vm {
+    fn vm(name: &str, pid: i32) -> Vm {
         let vm = testing::vm(ProcessKey { pid, start_time_ticks: 5 }, Hva(0x10_0000), 4096);
         Vm { name: name.to_owned(), ..vm }
     }
 
     #[test]
-    fn the_labels_of_a_machine_are_those_in_its_metadata() {
+    fn the_labels_of_a_vm_are_those_in_its_metadata() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("db-1.xml"), STATE).unwrap();
-        let found = labels(folder.path(), &machine("db-1", 4711)).unwrap();
+        let found = labels(folder.path(), &vm("db-1", 4711)).unwrap();
         let found: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(found, [("app.kubernetes.io/name", "postgresql"), ("tier", "gold")]);
-        assert!(
-            labels(folder.path(), &machine("db-2", 4711)).unwrap().is_empty(),
-            "libvirt knows no such VM"
-        );
-        assert!(
-            labels(folder.path(), &machine("db-1", 4712)).unwrap().is_empty(),
-            "another process of that name"
-        );
+        assert!(labels(folder.path(), &vm("db-2", 4711)).unwrap().is_empty(), "libvirt knows no such VM");
+        assert!(labels(folder.path(), &vm("db-1", 4712)).unwrap().is_empty(), "another process of that name");
         let inner = folder.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
-        assert!(labels(&inner, &machine("../db-1", 4711)).unwrap().is_empty(), "no way out of the folder");
+        assert!(labels(&inner, &vm("../db-1", 4711)).unwrap().is_empty(), "no way out of the folder");
     }
 
     #[test]
     fn what_cannot_be_read_is_named() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("db-1.xml"), &STATE[..300]).unwrap();
-        let error = labels(folder.path(), &machine("db-1", 4711)).unwrap_err().to_string();
+        let error = labels(folder.path(), &vm("db-1", 4711)).unwrap_err().to_string();
         assert!(error.contains("db-1.xml is no XML"), "{error}");
     }
 }

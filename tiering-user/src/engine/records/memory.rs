@@ -19,7 +19,7 @@ use crate::engine::tenants::Tenants;
 use crate::store::Record;
 use crate::vm::{ProcessKey, Vm};
 
-const MACHINES: &str = "machine/";
+const VMS: &str = "machine/";
 const BLOCKS: &str = "habits/";
 /// As an agent up to 0.1 wrote them: a byte for each block up to the last one.
 const FORMER_BLOCKS: &str = "blocks/";
@@ -67,9 +67,9 @@ impl Memory {
             names.iter().filter(|name| name.starts_with(FORMER_BLOCKS)).map(|name| (name.clone(), None)),
         );
         let mut found = Vec::new();
-        for name in names.iter().filter(|name| name.starts_with(MACHINES)) {
+        for name in names.iter().filter(|name| name.starts_with(VMS)) {
             let record = read(name).and_then(|bytes| serde_json::from_slice::<VmRecord>(&bytes).ok());
-            found.push((name[MACHINES.len()..].to_owned(), record.unwrap_or_default()));
+            found.push((name[VMS.len()..].to_owned(), record.unwrap_or_default()));
         }
         found.sort_by_key(|(_, record)| std::cmp::Reverse(record.saved_unix_s));
         for (number, (identity, record)) in found.into_iter().enumerate() {
@@ -198,7 +198,7 @@ fn records(identity: &str, record: Option<&VmRecord>, blocks: Option<Option<Vec<
     // Plain numbers and text always become JSON.
     let header = record.and_then(|record| serde_json::to_vec(record).ok());
     let blocks = blocks.map(|blocks| (format!("{BLOCKS}{identity}"), blocks));
-    [(format!("{MACHINES}{identity}"), header)].into_iter().chain(blocks).collect()
+    [(format!("{VMS}{identity}"), header)].into_iter().chain(blocks).collect()
 }
 
 #[cfg(test)]
