@@ -1,8 +1,6 @@
 //! Of a VM that has a control group of its own the kernel chooses which pages leave DRAM, as its LRU has them; where it
 //! cannot be asked the agent says why, and chooses itself.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,7 +11,7 @@ use tiering_testkit::guest::{Backend, Guest};
 use tiering_testkit::pattern::{Access, Pattern};
 use tiering_testkit::results::Results;
 
-use crate::host::{BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, number, wait_for};
+use crate::host::{BOOT, Host, Memcg, drain_and_end, known_vm, kvm_guest, longest_mkdir, number, wait_for};
 use crate::scenario::Scenario;
 use crate::still::Still;
 
@@ -119,30 +117,6 @@ fn the_kernel_chooses(results: &mut Results) -> Result<()> {
 #[ignore = "long: until all that is cold is free"]
 fn of_a_vm_with_a_group_of_its_own_the_kernel_chooses() {
     scenario().run("asking::of_a_vm_with_a_group_of_its_own_the_kernel_chooses", the_kernel_chooses);
-}
-
-/// The longest that making and removing a group took, while `run` goes on.
-fn longest_mkdir(run: impl FnOnce() -> Result<()>) -> Result<(Duration, u32)> {
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let looker = scope.spawn(|| -> Result<(Duration, u32)> {
-            let folder = Path::new("/sys/fs/cgroup/tt-mkdir");
-            let (mut longest, mut times) = (Duration::ZERO, 0);
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let began = Instant::now();
-                fs::create_dir(folder)?;
-                fs::remove_dir(folder)?;
-                longest = longest.max(began.elapsed());
-                times += 1;
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Ok((longest, times))
-        });
-        let ran = run();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let looked = looker.join().map_err(|_| anyhow::anyhow!("the looker panicked"))?;
-        ran.and(looked)
-    })
 }
 
 /// What can go wrong with a group, one after the other.

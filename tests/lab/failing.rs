@@ -1,7 +1,7 @@
 //! Tiers that are full, or that fail: no page of a guest is harmed, the status says which tier it is and why, the
 //! others go on, and what works again is used again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use tiering_testkit::guest::Backend;
 use tiering_testkit::observe::meminfo;
 use tiering_testkit::results::Results;
 
-use crate::host::{Host, Memcg, drain_and_end, move_to, number, runs, shell, wait_for};
+use crate::host::{Host, Memcg, drain_and_end, longest_mkdir, move_to, number, runs, shell, wait_for};
 use crate::scenario::Scenario;
 use crate::still::Still;
 
@@ -178,6 +178,15 @@ impl Faulty {
         self.become_table(&format!("0 {} flakey {QLC} 0 0 3600 1 error_writes", self.sectors))
     }
 
+    /// From now on reads and writes wait.
+    fn hang(&self) -> Result<()> {
+        shell("dmsetup --noudevrules --noudevsync suspend --nolockfs --noflush faulty").map(drop)
+    }
+
+    fn go_on(&self) -> Result<()> {
+        shell("dmsetup --noudevrules --noudevsync resume faulty").map(drop)
+    }
+
     fn heal(&self) -> Result<()> {
         self.become_table(&format!("0 {} linear {QLC} 0", self.sectors))
     }
@@ -230,6 +239,89 @@ fn io_errors(results: &mut Results) -> Result<()> {
 fn a_disk_that_refuses_writes_gets_nothing_until_it_takes_them_again() {
     Scenario::default()
         .run("failing::a_disk_that_refuses_writes_gets_nothing_until_it_takes_them_again", io_errors);
+}
+
+/// A disk answers nothing for a while, with memory of a VM on it that is wanted back.
+fn disk_hangs(results: &mut Results) -> Result<()> {
+    let faulty = Faulty::new()?;
+    let host = Host::with_qlc(Faulty::DEVICE)?;
+    let agent = Agent::start(&host.config("1h"), &[])?;
+    let (there, group) = Still::in_group(&agent, "there", &[])?;
+    let other = Still::new(&agent, "other", Backend::Anonymous)?;
+    there.check_move(results, &agent, &host, "qlc")?;
+    wait_for("what went to qlc to be there alone, and not in the swap cache", || {
+        group.reclaim(64 << 20);
+        Ok((meminfo("SwapCached")? < 4 << 20).then_some(()))
+    })?;
+    let mut before = None;
+    let (alone, _) = longest_mkdir(|| {
+        before = Some(fastest_status(&agent)?);
+        std::thread::sleep(Duration::from_secs(10));
+        Ok(())
+    })?;
+    let before = before.context("no status")?;
+    faulty.hang()?;
+    let (moved, longest) = std::thread::scope(|scope| {
+        let up = scope.spawn(|| move_to(&agent, &there.name, "dram", &[]));
+        let longest = longest_mkdir(|| while_it_hangs(results, &agent, &other, before));
+        // Whatever came of that: who waits for the disk waits for ever otherwise.
+        faulty.go_on()?;
+        let moved = up.join().map_err(|_| anyhow::anyhow!("the move panicked"))?;
+        Ok::<_, anyhow::Error>((moved?, longest?.0))
+    })?;
+    results.check(
+        "making another control group took at most",
+        format!("{} ms", longest.as_millis()),
+        &format!("200 ms, or twice the {} ms before", alone.as_millis()),
+        longest < (alone * 2).max(Duration::from_millis(200)),
+    );
+    results.note("the move that the disk held up", moved);
+    let told = wait_for("the warning to be over", || Ok(lane_warning(&agent)?.is_none().then_some(())));
+    results.check("the warning is over", told.is_ok(), "true", told.is_ok());
+    other.check_move(results, &agent, &host, "qlc")?;
+    there.check_content(results)?;
+    other.check_content(results)?;
+    drop((there, other, group));
+    drain_and_end(results, agent, &host)
+}
+
+/// The agent answers, and says what it waits for; another VM has its memory.
+fn while_it_hangs(results: &mut Results, agent: &Agent, other: &Still, before: Duration) -> Result<()> {
+    let warning = wait_for("a warning", || lane_warning(agent))?;
+    results.check("the warning names the VM", &warning, "tt-there", warning.contains("tt-there"));
+    let took = fastest_status(agent)?;
+    results.check(
+        "the status took",
+        format!("{} ms", took.as_millis()),
+        &format!("2 s, or twice the {} ms before", before.as_millis()),
+        took < (before * 2).max(Duration::from_secs(2)),
+    );
+    other.check_content(results)
+}
+
+/// The fastest of a few answers: an emulated host has pauses of its own.
+fn fastest_status(agent: &Agent) -> Result<Duration> {
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        let began = Instant::now();
+        agent.status()?;
+        fastest = fastest.min(began.elapsed());
+    }
+    Ok(fastest)
+}
+
+/// What the status says of a lane that has been at one job for long.
+fn lane_warning(agent: &Agent) -> Result<Option<String>> {
+    let status = agent.status()?;
+    let warnings = status["warnings"].as_array().context("a status without warnings")?;
+    let warnings = warnings.iter().filter_map(Value::as_str);
+    Ok(warnings.filter(|line| line.contains("meanwhile nothing else")).map(str::to_owned).next())
+}
+
+#[test]
+#[ignore = "long: a disk hangs for more than a minute"]
+fn a_disk_that_hangs_holds_up_moves_and_nothing_else() {
+    Scenario::default().run("failing::a_disk_that_hangs_holds_up_moves_and_nothing_else", disk_hangs);
 }
 
 /// A tier holds more than memory has room for.

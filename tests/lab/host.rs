@@ -204,6 +204,30 @@ impl Memcg {
     }
 }
 
+/// The longest that making and removing a group took, while `run` goes on.
+pub fn longest_mkdir(run: impl FnOnce() -> Result<()>) -> Result<(Duration, u32)> {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(|| -> Result<(Duration, u32)> {
+            let folder = Path::new("/sys/fs/cgroup/tt-mkdir");
+            let (mut longest, mut times) = (Duration::ZERO, 0);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let began = Instant::now();
+                std::fs::create_dir(folder)?;
+                std::fs::remove_dir(folder)?;
+                longest = longest.max(began.elapsed());
+                times += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok((longest, times))
+        });
+        let ran = run();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let looked = looker.join().map_err(|_| anyhow::anyhow!("the looker panicked"))?;
+        ran.and(looked)
+    })
+}
+
 /// What `tiering move` says of moving the guest called `name`; `more` are further arguments.
 pub fn move_to(agent: &Agent, name: &str, tier: &str, more: &[&str]) -> Result<Value> {
     let command = [&["move", name, "--to", tier, "--json"], more].concat();
