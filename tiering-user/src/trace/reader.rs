@@ -138,9 +138,10 @@ mod tests {
         prop_oneof![
             8 => (vm(), any::<u32>(), any::<bool>(), 0u8..32)
                 .prop_map(|(vm, page, write, weight_log2)| Event::Accessed { vm, page, write, weight_log2 }),
-            1 => (vm(), "[a-zä]{0,40}", any::<u32>(), 0u8..=100, 1u8..4).prop_map(
-                |(vm, name, pages, priority, node_tiers)| Event::Appeared(Appeared { vm, name, pages, priority, node_tiers })
-            ),
+            1 => (vm(), "[a-zä]{0,40}", any::<u32>(), 0u8..=100, 1u8..4)
+                .prop_map(|(vm, name, pages, priority, node_tiers)| {
+                    Event::Appeared(Appeared { vm, name, pages, priority, node_tiers })
+                }),
             1 => vm().prop_map(Event::Gone),
             1 => vm().prop_map(Event::Armed),
             1 => (vm(), prop::option::of(usage)).prop_map(|(vm, usage)| Event::Used { vm, usage }),
