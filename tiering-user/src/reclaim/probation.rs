@@ -42,12 +42,15 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// What came back counts half after so many minutes.
 const HALF_LIFE: f64 = 10.0;
 const WAKES_HALF_LIFE: f64 = 30.0;
-/// Until a class was watched for so many page-minutes its rate is mostly that of the class before; that of the first
-/// class is this one at first.
+/// Of the first class: until it was watched for so many page-minutes, its rate is mostly this one.
 const PRIOR_PAGE_MINUTES: f64 = 200.0;
 const FIRST_RATE: f64 = 0.05;
-/// A block is like others until so many returns were expected of it, or came.
+/// Of the others: until so many returns were expected, they are as many as in the class before.
+const PRIOR_EXPECTED: f64 = 32.0;
+/// A block is like others until so many returns were expected of it, or came, or it was watched for so many
+/// page-minutes: where nearly all of a VM is cold one that is not must not pass for cold.
 const PRIOR_RETURNS: f64 = 1.0;
+const PRIOR_MOST_PAGE_MINUTES: f64 = 100.0;
 /// No rate is taken to be lower.
 const LEAST_RATE: f64 = 1e-6;
 /// The same for blocks that wake.
@@ -80,8 +83,10 @@ pub struct Return {
 #[derive(Clone, Debug, Default)]
 pub struct Probation {
     blocks: BTreeMap<u32, Block>,
-    /// By class: returns of a page.
-    rates: [Rate; CLASSES],
+    /// Returns of a page of the first class.
+    first: Rate,
+    /// By class: returns, and how many there would be if blocks went on as in the class before.
+    falls: [Fall; CLASSES],
     /// By how long they had been calm: blocks that woke.
     wakes: [Rate; CALM.len() + 1],
     /// How long a page must be idle before it goes out.
@@ -120,7 +125,38 @@ struct Rate {
     events: f64,
 }
 
+/// How much less often pages of a class come back than those of the class before.
+///
+/// Only what came back of a block in the class before says what to expect of it in this one. That a class has more
+/// blocks which are never touched than the one before, because these went out first, must not look like a fall.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fall {
+    expected: f64,
+    came: f64,
+}
+
+impl Fall {
+    fn decay(&mut self, factor: f64) {
+        self.expected *= factor;
+        self.came *= factor;
+    }
+
+    fn add(&mut self, expected: f64, came: u32) {
+        self.expected += expected;
+        self.came += f64::from(came);
+    }
+
+    fn factor(self) -> f64 {
+        ((self.came + PRIOR_EXPECTED) / (self.expected + PRIOR_EXPECTED)).min(1.0)
+    }
+}
+
 impl Rate {
+    /// As it was, where it was watched at all.
+    fn seen(self) -> f64 {
+        if self.minutes > 0.0 { self.events / self.minutes } else { 0.0 }
+    }
+
     fn decay(&mut self, factor: f64) {
         self.minutes *= factor;
         self.events *= factor;
@@ -135,6 +171,14 @@ impl Rate {
         self.minutes += minutes;
         self.events += f64::from(events);
     }
+}
+
+/// Returns for each page and minute.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    rate: f64,
+    /// One standard error above that. Of many blocks that are alike some seem calm by chance.
+    at_most: f64,
 }
 
 /// A bit for each page of a block.
@@ -183,14 +227,19 @@ impl Block {
         }
     }
 
-    /// Returns for each page and minute, by class; `of_vm` is that of all blocks.
-    fn expected(&self, of_vm: &[f64; CLASSES]) -> [f64; CLASSES] {
-        let mut before = of_vm[0];
+    /// Returns for each page and minute, by class: in the first one as of all blocks, then as in the class before and
+    /// as that falls from class to class elsewhere, until enough is known of this one.
+    fn expected(&self, first: f64, falls: &[Fall; CLASSES]) -> [Expected; CLASSES] {
+        let mut before = first;
         std::array::from_fn(|class| {
-            // As the class before, and as that changes from class to class elsewhere.
-            let prior = before * of_vm[class] / of_vm[class.saturating_sub(1)];
-            before = self.rates[class].towards(prior, PRIOR_RETURNS / prior).max(LEAST_RATE);
-            before
+            let prior_minutes = match class {
+                0 => (PRIOR_RETURNS / first).min(PRIOR_MOST_PAGE_MINUTES),
+                _ => PRIOR_RETURNS / (before * falls[class].factor()),
+            };
+            let Rate { minutes, events } = self.rates[class];
+            let (minutes, events) = (minutes + prior_minutes, events + PRIOR_RETURNS);
+            before = (events / minutes).max(LEAST_RATE);
+            Expected { rate: before, at_most: (events + events.sqrt()) / minutes }
         })
     }
 
@@ -322,7 +371,7 @@ impl Probation {
         can: impl Fn(PageIndex) -> bool,
     ) -> Vec<PageIndex> {
         self.count(now);
-        let of_vm = self.class_rates();
+        let first = self.first_rate();
         let (most_a_minute, most_rate) = match reads_a_minute {
             Some(reads) => (reads * EXPECTED_SHARE, 1.0 / WORTH_MINUTES),
             None => (f64::INFINITY, f64::INFINITY),
@@ -331,8 +380,8 @@ impl Probation {
         let mut candidates = Vec::new();
         for (number, block) in &self.blocks {
             let wakes = self.wakes_ahead(block.calm_minutes(now));
-            let rates = block.expected(&of_vm);
-            for (bits, rate) in block.away.iter().zip(rates).skip(SETTLED) {
+            let rates = block.expected(first, &self.falls);
+            for (bits, Expected { rate, at_most }) in block.away.iter().zip(rates).skip(SETTLED) {
                 let away = bits.count();
                 if away == 0 {
                     continue;
@@ -342,7 +391,7 @@ impl Probation {
                 let count = copies.count();
                 expected += f64::from(away - count) * rate;
                 let can = || copies.ones().next().is_some_and(|page| can(number * BLOCK_PAGES + page));
-                if count > 0 && rate <= most_rate && can() {
+                if count > 0 && at_most + wakes <= most_rate && can() {
                     candidates.push((rate, *number, count, copies));
                 }
             }
@@ -362,13 +411,9 @@ impl Probation {
         due
     }
 
-    /// Returns for each page and minute, by class.
-    fn class_rates(&self) -> [f64; CLASSES] {
-        let mut before = FIRST_RATE;
-        self.rates.map(|rate| {
-            before = rate.towards(before, PRIOR_PAGE_MINUTES).max(LEAST_RATE);
-            before
-        })
+    /// Returns for each page of the first class and minute.
+    fn first_rate(&self) -> f64 {
+        self.first.towards(FIRST_RATE, PRIOR_PAGE_MINUTES)
     }
 
     /// How often a block wakes that has been calm for so long, a minute, in the next few.
@@ -393,7 +438,8 @@ impl Probation {
         self.counted_at = Some(now);
         let minutes = now.since(since).as_secs_f64() / 60.0;
         let (decay, wakes_decay) = ((-minutes / HALF_LIFE).exp2(), (-minutes / WAKES_HALF_LIFE).exp2());
-        self.rates.iter_mut().for_each(|rate| rate.decay(decay));
+        self.first.decay(decay);
+        self.falls.iter_mut().for_each(|fall| fall.decay(decay));
         self.wakes.iter_mut().for_each(|rate| rate.decay(wakes_decay));
         self.last_reads.rotate_right(1);
         self.last_reads[0] = std::mem::take(&mut self.reads);
@@ -412,15 +458,21 @@ impl Probation {
                     block.evidence = Evidence::default();
                 }
             }
-            let of_block = block.rates.iter_mut().zip(&mut self.rates);
-            for (class, (rate, of_vm)) in of_block.enumerate() {
+            let before = block.rates.map(Rate::seen);
+            for (class, rate) in block.rates.iter_mut().enumerate() {
                 rate.decay(decay);
                 if woke && class >= SETTLED {
                     continue;
                 }
                 let page_minutes = f64::from(block.away[class].count() + returns[class]) * minutes;
                 rate.add(page_minutes, returns[class]);
-                of_vm.add(page_minutes, returns[class]);
+                match class.checked_sub(1) {
+                    None => self.first.add(page_minutes, returns[class]),
+                    Some(last) if before[last] > 0.0 => {
+                        self.falls[class].add(before[last] * page_minutes, returns[class]);
+                    }
+                    Some(_) => {}
+                }
             }
             for class in (0..CLASSES - 1).rev() {
                 let tick = Duration::from_secs(TICKS[class]).as_nanos() as u64;

@@ -74,6 +74,39 @@ fn a_block_of_which_a_page_comes_back_every_second_keeps_its_copies_and_the_othe
 }
 
 #[test]
+fn a_block_that_went_out_late_is_not_calm_because_those_that_went_before_it_are() {
+    let mut probation = Probation::default();
+    (0..100).for_each(|number| probation.sent(&block(number), true, at(0)));
+    wait(&mut probation, 0..28, |_| None);
+    // Each second one page of one of these two.
+    let in_use = 100..102;
+    in_use.clone().for_each(|number| probation.sent(&block(number), true, at(28)));
+    let touched = |second: u64| u32::try_from((100 + second % 2) * 512 + second / 2 * 3).unwrap();
+    for second in 28..150 {
+        wait(&mut probation, second..second + 1, |second| Some(touched(second)));
+        let due = probation.due(MAY, 100_000, at(second), |_| true);
+        assert!(!due.iter().any(|page| in_use.contains(&(page / 512))), "{second} s");
+        probation.freed(&due);
+    }
+    assert_eq!(probation.copies(), 2 * 512 - 122, "all others are freed");
+}
+
+#[test]
+fn of_many_blocks_that_are_alike_few_are_taken_for_calm_by_chance() {
+    let mut probation = Probation::default();
+    let mut random = fastrand::Rng::with_seed(7);
+    (0..250).for_each(|number| probation.sent(&block(number), true, at(0)));
+    // A page comes back after 20 minutes, in the mean, and is worth a read in 30.
+    for second in 0..300 {
+        for _ in 0..250 * 512 / 1200 {
+            probation.returned(random.u32(0..250 * 512), 1, 1);
+        }
+        let due = probation.due(Some(10_000.0), 100_000, at(second), |_| true);
+        assert!(due.len() <= 250 / 20 * 512, "{second} s: {} blocks of 250", due.len() / 512);
+    }
+}
+
+#[test]
 fn strewn_returns_keep_all_of_a_vm_in_memory_until_they_are_few() {
     let mut probation = Probation::default();
     (0..40).for_each(|number| probation.sent(&block(number), true, at(0)));
