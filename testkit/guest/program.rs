@@ -42,6 +42,7 @@ pub fn run(program: Program, commands: &Receiver<String>) -> Result<()> {
     loop {
         let pause = client.step()?;
         match commands.recv_timeout(pause) {
+            Ok(command) if command == "go" => client.go(),
             Ok(command) if command == "ready" => println!("{READY}"),
             Ok(command) if command == "poweroff" => return Ok(()),
             Ok(command) if command == "finish" => break,
@@ -71,8 +72,8 @@ pub fn run(program: Program, commands: &Receiver<String>) -> Result<()> {
 struct Client<'a> {
     recipe: &'a Recipe,
     program: Program,
-    /// When the next round is due.
-    due: Duration,
+    /// When the next round is due; none before it is asked for.
+    due: Option<Duration>,
     rounds: u64,
     operations: u64,
     told: u64,
@@ -82,14 +83,21 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     fn new(recipe: &'a Recipe, program: Program) -> Self {
-        Self { recipe, program, due: sys::now(), rounds: 0, operations: 0, told: 0, phase: None }
+        let due = (!program.rounds_on_command).then(sys::now);
+        Self { recipe, program, due, rounds: 0, operations: 0, told: 0, phase: None }
+    }
+
+    /// The next round is due now.
+    fn go(&mut self) {
+        self.due = Some(sys::now());
     }
 
     /// Does a round if one is due; how long nothing has to be done then.
     fn step(&mut self) -> Result<Duration> {
         let begin = sys::now();
-        if begin < self.due {
-            return Ok(self.due - begin);
+        let Some(due) = self.due else { return Ok(IDLE_PAUSE) };
+        if begin < due {
+            return Ok(due - begin);
         }
         let Some(line) = self.recipe.round(self.rounds) else { return Ok(IDLE_PAUSE) };
         let output = shell(&line)?;
@@ -113,12 +121,17 @@ impl<'a> Client<'a> {
         phase.end_ns = ns(end);
         phase.rounds += 1;
         phase.operations += operations;
-        if phase.end_ns - phase.start_ns >= ns(LEAST_PHASE) {
+        if self.program.rounds_on_command || phase.end_ns - phase.start_ns >= ns(LEAST_PHASE) {
             self.tell()?;
         }
+        if self.program.rounds_on_command {
+            self.due = None;
+            return Ok(IDLE_PAUSE);
+        }
         // A round that took longer than its time is not caught up with.
-        self.due = (begin + Duration::from_millis(self.recipe.round_every_ms())).max(end);
-        Ok(self.due - end)
+        let due = (begin + Duration::from_millis(self.recipe.round_every_ms())).max(end);
+        self.due = Some(due);
+        Ok(due - end)
     }
 
     fn tell(&mut self) -> Result<()> {

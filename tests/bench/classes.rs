@@ -43,7 +43,7 @@ fn class(kind: Kind) -> Class {
         Kind::Nginx => Class::Web,
         Kind::Redis | Kind::Memcached => Class::Cache,
         Kind::Compile => Class::Build,
-        Kind::Sqlite => Class::Batch,
+        Kind::Sqlite | Kind::Files => Class::Batch,
         Kind::Idle => Class::Idle,
     }
 }
@@ -305,7 +305,7 @@ pub fn evaluate(results: &mut Results) -> Result<()> {
     let believed = format!("believed after {BELIEVED_AFTER} epochs");
     let of = ["first whole epoch", "all epochs", believed.as_str()];
     let mut caught = Vec::new();
-    for kind in Kind::ALL {
+    for kind in programs(&epochs) {
         let shares = unknown(&epochs, kind)?;
         let said: Vec<_> = of.iter().zip(shares).map(|(of, share)| format!("{of} {share:.2}")).collect();
         results.note(&format!("unknown of {}, if no such class was learned", kind.name()), said.join(", "));

@@ -6,6 +6,8 @@
 //! not be measured; a bad figure is a figure.
 
 mod ablation;
+mod boots;
+mod bound;
 mod classes;
 mod clones;
 mod confusion;
@@ -72,6 +74,7 @@ fn run(part: &str, quick: bool, results: &mut Results) -> Result<()> {
         "idle" => idle::measure(results, quick),
         "mix" => mix::measure(results, quick),
         "ablation" => ablation::measure(results, quick),
+        "boots" => boots::measure(results, quick),
         "clones" => clones::measure(results, quick),
         "restart" => restart::measure(results, quick),
         "files" => files::measure(results, quick),

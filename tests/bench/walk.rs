@@ -7,10 +7,12 @@ use crate::group::Group;
 use crate::host;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::ops::Range;
 use std::time::Duration;
 use tiering_testkit::agent::Agent;
 use tiering_testkit::guest::{Backend, Builder, Guest};
 use tiering_testkit::pattern::{Access, Pattern, PhaseResult};
+use tiering_testkit::program::Progress;
 use tiering_testkit::repeats::Repeats;
 use tiering_testkit::results::Results;
 use tiering_testkit::stop;
@@ -20,6 +22,8 @@ pub const SET_MIB: usize = 8;
 /// Followers of less overlap walk pages of their own behind the set.
 const MEM_MIB: usize = 2 * SET_MIB;
 const LIMIT: Duration = Duration::from_secs(120);
+/// Programs make their data meanwhile.
+const BOOT: Duration = Duration::from_secs(240);
 /// What an agent knows is in its status after this time.
 const PUBLISHED: Duration = Duration::from_millis(1500);
 /// Settings of the kernel's readahead; the best of them is what the agent is compared with.
@@ -87,6 +91,10 @@ impl Staged {
         })
     }
 
+    pub fn accuracy(&self) -> f64 {
+        self.accuracy
+    }
+
     /// Without what was known before.
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -129,7 +137,7 @@ impl Member {
     /// A guest that has just been started.
     pub fn of(mut guest: Guest) -> Result<Self> {
         let group = Group::of(guest.name(), guest.pid())?;
-        guest.wait_ready(LIMIT)?;
+        guest.wait_ready(BOOT)?;
         Ok(Self { guest, group, walks: 0 })
     }
 
@@ -149,6 +157,16 @@ impl Member {
         Ok(Walk { phase, major_faults: self.major_faults()? - before })
     }
 
+    /// The same of a guest that runs a program.
+    pub fn end_round(&mut self) -> Result<Progress> {
+        self.guest.wait_progress(self.walks, LIMIT)
+    }
+
+    /// Whether the data of the program is right.
+    pub fn finish_program(&mut self) -> Result<bool> {
+        Ok(self.guest.finish_program()?.data_ok)
+    }
+
     /// It verifies all its memory.
     pub fn finish(&mut self, results: &mut Results) -> Result<()> {
         let right = self.guest.finish()?.checksum_ok;
@@ -162,6 +180,15 @@ impl Member {
 
     pub fn name(&self) -> &str {
         self.guest.name()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.guest.pid()
+    }
+
+    /// Where its RAM is in QEMU.
+    pub fn ram(&self) -> Result<Range<u64>> {
+        self.guest.ram()
     }
 
     pub fn major_faults(&self) -> Result<u64> {

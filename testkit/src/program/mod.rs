@@ -6,7 +6,8 @@
 //! 1. makes the disk its root, which it can write to; what is written is gone with the guest;
 //! 2. starts the program, if it is a server, makes its data, and prints `tg: ready`;
 //! 3. does one round of its client after another, and at a round's end prints `tg: progress ` and a [`Progress`], at
-//!    most one a second: rounds that end sooner are told by the next line;
+//!    most one a second: rounds that end sooner are told by the next line; with [`Program::rounds_on_command`] one at
+//!    each line `go`, which is told at once;
 //! 4. on the line `finish` checks all data, ends the server, and prints `tg: result ` and a [`ProgramResult`]; on
 //!    `poweroff` switches off.
 //!
@@ -46,6 +47,8 @@ pub struct Program {
     pub rate: u64,
     /// Of the data the clients use one part in so many. Redis alone knows more than 1.
     pub used_one_in: usize,
+    /// A round at each command, instead of one after another.
+    pub rounds_on_command: bool,
 }
 
 /// Which program.
@@ -63,13 +66,24 @@ pub enum Kind {
     Compile,
     /// SQLite; an operation is an aggregation over a whole table.
     Sqlite,
+    /// Files are read: 3,000 of the disk that all guests begin with, an archive of some of them, and files of its own.
+    /// An operation is all of them.
+    Files,
     /// Nothing.
     Idle,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] =
-        [Self::Postgres, Self::Nginx, Self::Redis, Self::Memcached, Self::Compile, Self::Sqlite, Self::Idle];
+    pub const ALL: [Self; 8] = [
+        Self::Postgres,
+        Self::Nginx,
+        Self::Redis,
+        Self::Memcached,
+        Self::Compile,
+        Self::Sqlite,
+        Self::Files,
+        Self::Idle,
+    ];
 
     /// As it is called on the command line.
     #[must_use]
@@ -81,6 +95,7 @@ impl Kind {
             Self::Memcached => "memcached",
             Self::Compile => "compile",
             Self::Sqlite => "sqlite",
+            Self::Files => "files",
             Self::Idle => "idle",
         }
     }
@@ -100,7 +115,7 @@ impl Program {
     /// A program with 16 MiB of data, as fast as it can.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
-        Self { kind, size_mib: 16, seed: 7, rate: 0, used_one_in: 1 }
+        Self { kind, size_mib: 16, seed: 7, rate: 0, used_one_in: 1, rounds_on_command: false }
     }
 
     /// The RAM that a guest needs for it.
@@ -116,6 +131,8 @@ impl Program {
             // wrk reserves 80 MB for what it counts, and is refused it where there is not as much RAM.
             Kind::Nginx => 64 + self.size_mib,
             Kind::Sqlite => self.size_mib,
+            // What the guests have in common.
+            Kind::Files => 192 + self.size_mib,
             Kind::Idle => 0,
         };
         u32::try_from(SYSTEM_MIB + program).unwrap_or(u32::MAX)
@@ -124,9 +141,11 @@ impl Program {
     /// The words for the kernel command line.
     #[must_use]
     pub fn to_cmdline(&self) -> String {
-        let Self { kind, size_mib, seed, rate, used_one_in } = self;
+        let Self { kind, size_mib, seed, rate, used_one_in, rounds_on_command } = self;
         let used = if *used_one_in == 1 { String::new() } else { format!(" tg.used_one_in={used_one_in}") };
-        format!("tg.program={} tg.size_mib={size_mib} tg.seed={seed} tg.rate={rate}{used}", kind.name())
+        let on_command = if *rounds_on_command { " tg.rounds_on_command=1" } else { "" };
+        let kind = kind.name();
+        format!("tg.program={kind} tg.size_mib={size_mib} tg.seed={seed} tg.rate={rate}{used}{on_command}")
     }
 
     /// Reads the `tg.` words of a kernel command line; none where it names no program.
@@ -143,6 +162,7 @@ impl Program {
             seed: words.number("seed", default.seed)?,
             rate: words.number("rate", default.rate)?,
             used_one_in: words.number("used_one_in", default.used_one_in)?,
+            rounds_on_command: words.flag("rounds_on_command")?,
         };
         words.end(&format!("tg.program={name}"))?;
         program.check()?;
@@ -159,7 +179,7 @@ impl Program {
         ensure!(self.size_mib <= 1 << 11, "tg.size_mib is more than 2048, and the guest's disk has not more");
         // It is a number in programs that know 32 bits with a sign.
         ensure!(self.seed < 1 << 31, "tg.seed has to be below 2^31");
-        let unpaced = matches!(self.kind, Kind::Compile | Kind::Idle);
+        let unpaced = matches!(self.kind, Kind::Compile | Kind::Files | Kind::Idle);
         ensure!(self.rate == 0 || !unpaced, "tg.rate: {name} has no rate");
         ensure!(self.used_one_in > 0, "tg.used_one_in is 0");
         ensure!(
@@ -182,11 +202,14 @@ mod tests {
     fn a_program_survives_the_command_line() {
         for kind in Kind::ALL {
             let plain = Program::new(kind);
-            let rate = if matches!(kind, Kind::Compile | Kind::Idle) { 0 } else { 50 };
+            let rate = if matches!(kind, Kind::Compile | Kind::Files | Kind::Idle) { 0 } else { 50 };
             let used_one_in = if kind == Kind::Redis { 10 } else { 1 };
-            for program in
-                [plain, Program { used_one_in, ..plain }, Program { size_mib: 3, seed: 99, rate, ..plain }]
-            {
+            for program in [
+                plain,
+                Program { used_one_in, ..plain },
+                Program { size_mib: 3, seed: 99, rate, ..plain },
+                Program { rounds_on_command: true, ..plain },
+            ] {
                 let cmdline = format!("quiet console=ttyS0 {} panic=-1", program.to_cmdline());
                 assert_eq!(Program::from_cmdline(&cmdline).unwrap(), Some(program));
             }

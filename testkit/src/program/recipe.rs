@@ -42,6 +42,12 @@ const WRK_SCRIPT: &str = "local files, pause\n\
     function request() return wrk.format('GET', '/' .. math.random(0, files)) end\n\
     function delay() return pause end\n";
 
+/// Of the disk: the same files for all guests, in the order of their names. The archive has every third.
+const FILES_LIST: &str = "find /usr -xdev -type f -size -256k | LC_ALL=C sort | head -n 3000 >/srv/list && \
+    awk 'NR % 3 == 0' /srv/list | tar -cPf /srv/archive.tar -T -";
+const FILES_READ: &str =
+    "{ xargs -a /srv/list cat | md5sum; md5sum </srv/archive.tar; cat /srv/own/* | md5sum; }";
+
 const SQLITE_QUERY: &str = "select shop, count(*), sum(amount), max(note) from sales group by shop order by shop; \
     select day, avg(amount) from sales group by day having sum(amount) > 0 order by 2, 1;";
 
@@ -121,6 +127,12 @@ impl Recipe {
                 ),
                 "sqlite3 /srv/sales.db 'pragma integrity_check' | grep -qx ok".to_owned(),
             ),
+            Kind::Files => (
+                None,
+                String::new(),
+                format!("{FILES_LIST} && {FILES_READ} >/srv/sums"),
+                format!("{FILES_READ} | cmp - /srv/sums"),
+            ),
             Kind::Idle => (None, String::new(), String::new(), String::new()),
         };
         Self { program, server, answers, fill, check }
@@ -142,6 +154,9 @@ impl Recipe {
                 let sources =
                     files.map(move |number| (format!("/srv/sources/{number}.c"), source(seed, number)));
                 Box::new(keep.into_iter().chain(sources))
+            }
+            Kind::Files => {
+                Box::new(files.map(move |number| (format!("/srv/own/{number:05}"), page(seed, number))))
             }
             _ => Box::new(std::iter::empty()),
         }
@@ -182,6 +197,7 @@ impl Recipe {
                 "for query in $(seq {operations}); do sqlite3 /srv/sales.db \"{SQLITE_QUERY}\" | cmp - /srv/answer || exit 1; \
                  done; echo {operations} answered"
             ),
+            Kind::Files => format!("{FILES_READ} | cmp - /srv/sums && echo 1 read"),
             Kind::Idle => return None,
         })
     }
@@ -214,6 +230,7 @@ impl Recipe {
             }
             Kind::Compile => before(output, " compiled")?,
             Kind::Sqlite => before(output, " answered")?,
+            Kind::Files => before(output, " read")?,
             Kind::Idle => return None,
         };
         Some(number)
@@ -295,6 +312,7 @@ mod tests {
         );
         assert_eq!(operations(Kind::Compile, "1 compiled\n"), Some(1));
         assert_eq!(operations(Kind::Sqlite, "3 answered\n"), Some(3));
+        assert_eq!(operations(Kind::Files, "1 read\n"), Some(1));
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub fn show(
         }
         work(results, &whose, stretch);
     }
+    if let Some(any) = stretches.first().filter(|_| !std::ptr::eq(stretches, none)) {
+        results.note(&format!("{who}: pages read from swap"), any.host_reads);
+    }
     if !alone && !std::ptr::eq(stretches, none) {
         free(results, &format!("{who}, all"), &free_of_all_mib(stretches), None);
     }

@@ -3,7 +3,7 @@
 //! In: guests at work, a length, perhaps something to do every ten seconds. Out: a [`Stretch`] a guest.
 
 use super::vm::{Done, Vm};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 use tiering_testkit::stop;
 
@@ -19,6 +19,8 @@ pub struct Stretch {
     /// Of the guest's RAM, in swap and not in memory: after each of the minutes that are told.
     pub free_mib: Vec<(u64, u64)>,
     pub major_faults: u64,
+    /// Pages that the host read from swap meanwhile, for whomever, with what the kernel read ahead.
+    pub host_reads: u64,
     /// What the guest did a second: in the last minute, in the worst one, and in each.
     pub per_s: f64,
     pub worst_per_s: f64,
@@ -52,7 +54,7 @@ pub fn watch(
     length: Duration,
     mut act: impl FnMut(&[Vm], u32) -> Result<()>,
 ) -> Result<Vec<Stretch>> {
-    let began = Instant::now();
+    let (began, reads) = (Instant::now(), host_reads()?);
     let mut watches = Vec::new();
     for vm in &*vms {
         let (faults, told) = (vm.major_faults()?, vec![vm.done()?.len()]);
@@ -78,11 +80,17 @@ pub fn watch(
         stop::sleep(next.saturating_sub(began.elapsed()))?;
         vms.iter_mut().try_for_each(|vm| vm.guest.check_alive())?;
     }
-    vms.iter().zip(watches).map(|(vm, watch)| watch.end(vm)).collect()
+    let host_reads = host_reads()? - reads;
+    vms.iter().zip(watches).map(|(vm, watch)| watch.end(vm, host_reads)).collect()
+}
+
+fn host_reads() -> Result<u64> {
+    let pages = procfs::vmstat()?.get("pswpin").copied().context("/proc/vmstat has no pswpin")?;
+    Ok(u64::try_from(pages)?)
 }
 
 impl Watch {
-    fn end(self, vm: &Vm) -> Result<Stretch> {
+    fn end(self, vm: &Vm, host_reads: u64) -> Result<Stretch> {
         let done = vm.done()?;
         let [.., before_last, last] = self.told[..] else { anyhow::bail!("less than a minute") };
         let by_minute: Vec<f64> = self.told.windows(2).map(|two| per_s(&done, two[0], two[1])).collect();
@@ -91,6 +99,7 @@ impl Watch {
             in_swap_mib: swapped >> 20,
             free_mib: self.free_mib,
             major_faults: vm.major_faults()? - self.faults,
+            host_reads,
             worst_per_s: by_minute.iter().copied().fold(f64::INFINITY, f64::min),
             by_minute,
             per_s: per_s(&done, before_last, last),

@@ -5,8 +5,8 @@
 //!
 //! How many pages will come back in a minute is estimated by what came back:
 //!
-//! - by block of 2 MiB and by how long a page is away, in a few classes ([`TICKS`]). What is not known of a block is
-//!   taken from what is known of all, and of a class from the class before.
+//! - by block of 2 MiB and by how long a page is away, in a few classes ([`TICKS`]). What is not known of a block in a
+//!   class is taken from what is known of it in the class before, and of the first class from all blocks.
 //! - by blocks that were calm and of which many pages came back at once, by how long the block had been calm. That is
 //!   one event, however many pages it brought: a loop or a nightly job comes back so. What counts is how often that
 //!   happened to blocks in the ten minutes from where the block is now.

@@ -45,7 +45,7 @@ enum Name {
     Prefetch,
     /// Seeing accesses: what it costs, and how many
     Tracking,
-    /// Knowing machines: how right it is, and what it costs
+    /// Knowing VMs: how right it is, and what it costs
     Profile,
     /// Memory that leaves DRAM by the default configuration, and what it costs guests
     Savings,

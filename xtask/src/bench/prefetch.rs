@@ -2,7 +2,7 @@
 
 use super::part::{Part, Place};
 
-pub const PARTS: [Part; 8] = [
+pub const PARTS: [Part; 9] = [
     Part {
         name: "pair",
         about: "what a follower saves when a leader has walked the same pages",
@@ -16,6 +16,11 @@ pub const PARTS: [Part; 8] = [
     Part {
         name: "restart",
         about: "what a guest saves that is started anew when its earlier self walked the same pages",
+        place: Place::Here,
+    },
+    Part {
+        name: "boots",
+        about: "what a guest saves that does the same real work as one of the same image before it",
         place: Place::Here,
     },
     Part { name: "storm", about: "guests of one image that wake one after the other", place: Place::Here },
