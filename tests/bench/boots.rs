@@ -78,7 +78,7 @@ fn repeat(
     lag: Duration,
 ) -> Result<Round> {
     let contents = [contents(leader)?, contents(follower)?];
-    let agent = host.agent(false)?;
+    let agent = host.agent_of_two_tiers(false)?;
     let (mut kernel, mut touches) = (Vec::new(), None);
     for cluster in PAGE_CLUSTERS {
         readahead.set(cluster)?;
@@ -91,18 +91,24 @@ fn repeat(
             kernel.push(wake(leader, follower, lag)?);
         }
     }
-    agent.interrupt()?;
+    end(agent)?;
     readahead.set(DEFAULT_PAGE_CLUSTER)?;
     host.forget_state()?;
-    let agent = host.agent(true)?;
+    let agent = host.agent_of_two_tiers(true)?;
     send_down(&agent, &[leader, follower])?;
     let ours = wake(leader, follower, lag)?;
     let staged = Staged::of(&agent, FOLLOWER)?;
-    agent.interrupt()?;
+    end(agent)?;
     let [first, second] = touches.context("nothing was recorded")?;
     let tape = |touches, contents: &Vec<u64>| Tape { touches, contents: contents.clone() };
     let bound = bound(&tape(first, &contents[0]), &tape(second, &contents[1]));
     Ok(Round { kernel, ours, staged, bound })
+}
+
+/// Nothing is left in swap: the next agent has no state to tell it which area is which.
+fn end(agent: Agent) -> Result<()> {
+    agent.tiering(&["drain", "nvme"])?;
+    agent.interrupt().map(drop)
 }
 
 /// The leader's work, and after the lag the follower's: how many major faults that took.

@@ -65,7 +65,7 @@ impl Host {
 
     /// The same, with these sections in its configuration.
     pub fn agent_with(&self, sections: &str) -> Result<Agent> {
-        self.start(&format!("[policy]\ndemote_after = \"4h\"\npsi_limit = \"100%\"\n{sections}"))
+        self.start(&still_unless_told(sections))
     }
 
     /// An agent as an operator has it who gives it a folder on the only disk and configures nothing else.
@@ -76,6 +76,11 @@ impl Host {
     /// The same, with these sections in its configuration.
     pub fn agent_by_default_but(&self, sections: &str) -> Result<Agent> {
         self.start_on(&[("nvme", "2GiB")], sections)
+    }
+
+    /// As [`agent`](Self::agent), for dram and nvme alone.
+    pub fn agent_of_two_tiers(&self, prefetch: bool) -> Result<Agent> {
+        self.start_on(&[("nvme", "2GiB")], &still_unless_told(&format!("[prefetch]\nenabled = {prefetch}\n")))
     }
 
     fn start(&self, sections: &str) -> Result<Agent> {
@@ -120,6 +125,11 @@ managed = false
         );
         Agent::start(&config, &[])
     }
+}
+
+/// A configuration of these sections by which nothing moves but what is told to.
+fn still_unless_told(sections: &str) -> String {
+    format!("[policy]\ndemote_after = \"4h\"\npsi_limit = \"100%\"\n{sections}")
 }
 
 /// A guest that stands still, its RAM never in huge pages.
