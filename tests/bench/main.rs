@@ -12,6 +12,7 @@ mod classes;
 mod clones;
 mod confusion;
 mod events;
+mod faults;
 mod files;
 mod forecast;
 mod group;
