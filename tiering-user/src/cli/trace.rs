@@ -282,7 +282,7 @@ mod tests {
         let hash = |path| XxHash3_64::oneshot(&std::fs::read(path).unwrap());
         assert_eq!(
             (hash(decisions), hash(epochs)),
-            (13_385_395_567_651_737_665, 8_334_013_842_078_771_481),
+            (6_942_544_564_808_512_903, 8_334_013_842_078_771_481),
             "decisions, and profiles"
         );
     }

@@ -51,9 +51,11 @@ pub(super) struct Record {
     pub foreseen: Foreseen,
     /// Pages used and ended that were told of.
     told: (u64, u64),
-    /// Stages that are open, and that may become so.
+    /// Stages of this try that are open, and that may become so.
     open: u32,
     pub waiting: u32,
+    /// How often it had to prove itself anew.
+    attempt: u32,
     expected: f64,
     used: u32,
     ended: u32,
@@ -93,6 +95,7 @@ impl Record {
             told: (0, 0),
             open: 0,
             waiting: 0,
+            attempt: 0,
             expected: priors.first_confidence,
             used: 0,
             ended: 0,
@@ -159,13 +162,14 @@ impl Record {
     }
 
     /// The VM, which missed so many pages by now, does not go where this origin says any more: it has to prove
-    /// itself anew.
+    /// itself anew. What was staged before may be used yet, and takes no room from what it will say then.
     pub(super) fn look_for_silence(&mut self, misses: u64) {
         let most = if self.for_later { SILENT_MISSES_LATER } else { SILENT_MISSES };
         if self.learns && self.open > 0 && misses - self.misses_at_use >= most {
             self.misses_at_use = misses;
             (self.used, self.ended) = (0, 0);
             self.must_prove = true;
+            (self.open, self.attempt) = (0, self.attempt.wrapping_add(1));
             self.window = self.window.min(self.window_first);
         }
     }
@@ -192,17 +196,22 @@ impl Record {
         self.ended >= PROOF_ENDS && self.confidence() >= CERTAIN
     }
 
-    pub(super) fn opened(&mut self, misses: u64) {
+    /// A page was asked to be staged for it. Returns the try that this is of.
+    pub(super) fn opened(&mut self, misses: u64) -> u32 {
         if self.open == 0 {
             self.misses_at_use = misses;
         }
         self.waiting = self.waiting.saturating_sub(1);
         self.open += 1;
         self.counts.issued += 1;
+        self.attempt
     }
 
-    pub(super) fn closed(&mut self) {
-        self.open = self.open.saturating_sub(1);
+    /// A stage of this try has ended.
+    pub(super) fn closed(&mut self, attempt: u32) {
+        if attempt == self.attempt {
+            self.open = self.open.saturating_sub(1);
+        }
     }
 
     /// What is known is not used: neither confidence nor window change, and nothing stops it.
@@ -372,7 +381,7 @@ mod tests {
     #[test]
     fn who_has_nothing_to_say_of_what_is_touched_now_has_to_prove_itself_anew() {
         let mut record = Record::of(PULLED, Some(0.95), &Priors::NEUTRAL);
-        (0..60).for_each(|_| record.opened(1000));
+        (0..60).for_each(|_| _ = record.opened(1000));
         (0..30).for_each(|_| record.used(1000));
         record.look_for_silence(1063);
         assert!(trusted(&record));
@@ -382,6 +391,23 @@ mod tests {
         (0..16).for_each(|_| record.foresaw(true, 1100));
         record.look_for_silence(1163);
         assert!(trusted(&record), "what was staged before and is not used yet says nothing new");
+    }
+
+    #[test]
+    fn who_proved_itself_anew_has_room_whatever_is_still_open_of_the_time_before() {
+        let mut record = Record::of(PULLED, Some(0.95), &Priors::NEUTRAL);
+        let window = record.window();
+        let first = (0..window).map(|_| record.opened(0)).last().unwrap();
+        assert!(!record.has_room(at(0)));
+        record.look_for_silence(64);
+        (0..16).for_each(|_| record.foresaw(true, 70));
+        assert!(trusted(&record) && record.has_room(at(0)));
+        let window = record.window();
+        let second = (0..window).map(|_| record.opened(70)).last().unwrap();
+        record.closed(first);
+        assert!(!record.has_room(at(0)), "one of before has ended");
+        record.closed(second);
+        assert!(record.has_room(at(0)));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Stage {
     pub done: Option<Monotonic>,
     /// How likely it was thought to be used.
     pub confidence: f64,
+    /// The try of its origin.
+    pub attempt: u32,
     /// It is mapped, or is to be: its first touch is no fault any more, and seen all the same.
     pub mapped: bool,
 }

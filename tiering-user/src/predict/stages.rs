@@ -238,9 +238,9 @@ impl Stages {
         self.waiting = self.waiting.saturating_sub(1);
         let misses = self.misses;
         let record = self.record_mut(request.origin);
-        record.opened(misses);
+        let attempt = record.opened(misses);
         let confidence = record.confidence();
-        let stage = Stage { request, requested: now, done: None, confidence, mapped: false };
+        let stage = Stage { request, requested: now, done: None, confidence, attempt, mapped: false };
         self.open.insert(request.page, stage);
         self.deadlines.insert((stage.deadline(), request.page));
     }
@@ -306,7 +306,7 @@ impl Stages {
             let counts = self.tally(stage.request.origin);
             counts.issued -= 1;
             counts.lifted -= u64::from(!stage.request.in_memory && stage.done.is_some());
-            self.close(stage.request.origin);
+            self.close(&stage);
         }
     }
 
@@ -319,7 +319,7 @@ impl Stages {
         counts.late += u64::from(late);
         self.calibration.note(stage.confidence, true);
         let misses = self.misses;
-        if let Some(record) = self.close(stage.request.origin) {
+        if let Some(record) = self.close(&stage) {
             record.used(misses);
             record.met(late, time);
         }
@@ -351,7 +351,7 @@ impl Stages {
             self.open.remove(&page);
             self.tally(stage.request.origin).wasted += 1;
             self.calibration.note(stage.confidence, false);
-            if let Some(record) = self.close(stage.request.origin) {
+            if let Some(record) = self.close(&stage) {
                 record.wasted();
             }
         }
@@ -379,9 +379,9 @@ impl Stages {
     }
 
     /// A stage is not open any more. Of a VM that has gone there is no record.
-    fn close(&mut self, origin: Origin) -> Option<&mut Record> {
-        let record = self.records.get_mut(&origin)?;
-        record.closed();
+    fn close(&mut self, stage: &Stage) -> Option<&mut Record> {
+        let record = self.records.get_mut(&stage.request.origin)?;
+        record.closed(stage.attempt);
         Some(record)
     }
 }
