@@ -1,8 +1,8 @@
 //! What a follower saves of real work: two guests of one disk image that were booted one after the other.
 //!
 //! Two emulated guests of a tenant run real programs: each reads 3,000 files of the image, an archive of a third of
-//! them, and 40 MiB of its own. Their pages hold the same content, mostly at other addresses. All of both is in the
-//! nvme tier's swap file and nowhere else; then the leader does that once more, and after the lag the follower. By
+//! them, and 40 MiB of its own. Their pages hold the same content, mostly at other addresses. Nearly all of both is in
+//! the nvme tier's swap file and nowhere else; then the leader does that once more, and after the lag the follower. By
 //! turns in each repeat: an agent that stages nothing, with the kernel's readahead at page-cluster 0, 3 and 5, and an
 //! agent that does, with page-cluster 3, newly started and without state on disk. Counted are the follower's major
 //! faults on its RAM, not those on QEMU's own memory, which went out too; times are not: an emulated guest computes too
@@ -189,7 +189,7 @@ fn show(results: &mut Results, name: &str, rounds: &[Round]) {
         let values: Vec<f64> = rounds.iter().map(each).collect();
         let Some(repeats) = Repeats::of(&values) else { return 0.0 };
         let what = format!("{name}: {what}");
-        // Variance is a fault: each of them has to do.
+        // In each repeat, not in the median alone.
         let met = |target: f64| values.iter().all(|value| *value >= target);
         match target {
             Some(target) => results.figure(&what, repeats, &format!("{target} in each"), met(target)),

@@ -1,10 +1,11 @@
 //! How well the touches of one guest could have told those of another: what a predictor reaches that knows the content
 //! of every page.
 //!
-//! In: the order in which each touched pages that were in swap, with times, and the content of each page by a hash. Out:
-//! what share of the follower's touches it would still have waited for, and what share of the staged pages it would
-//! have used. One predictor: a touch of the follower is looked for on the leader's tape, as far as that was written by
-//! then, by content, else by address; of what comes next there each page is staged, by content, else by address.
+//! In: the order in which each touched pages that were in swap, with times, and the content of each page by a hash.
+//! Out: what share of the follower's touches it would still have waited for, and what share of the staged pages it
+//! would have used. One predictor: a touch of the follower is looked for on the leader's tape, as far as that was
+//! written by then, by content, else by address; of what comes next there each page is staged, by content, else by
+//! address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,7 +33,7 @@ impl Tape {
         self.contents.get(page as usize).copied().filter(|content| *content != 0)
     }
 
-    /// Where each stands first, by content and by address.
+    /// Where each content stands, and where each page stands first.
     fn places(&self) -> (BTreeMap<u64, Vec<usize>>, BTreeMap<u32, usize>) {
         let (mut by_content, mut by_page) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::new());
         for (place, (_, page)) in self.touches.iter().enumerate() {

@@ -50,7 +50,7 @@ fn runs(quick: bool) -> Vec<Run> {
             Kind::Compile => (&[1, 2, 3, 4, 6], &[0], 3),
             Kind::Sqlite => (&[8, 16, 24, 40, 64], &[0], 3),
             Kind::Idle => (&[1, 2, 3, 4, 5], &[0], 2),
-            // It is of no class.
+            // It is not recorded: the benchmarks of prefetch run it.
             Kind::Files => continue,
         };
         let sizes = if quick { &sizes[..1] } else { sizes };

@@ -42,15 +42,18 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// What came back counts half after so many minutes.
 const HALF_LIFE: f64 = 10.0;
 const WAKES_HALF_LIFE: f64 = 30.0;
-/// Of the first class: until it was watched for so many page-minutes, its rate is mostly this one.
-const PRIOR_PAGE_MINUTES: f64 = 200.0;
+/// Returns a page-minute in the first class, before anything is known; it weighs as much as so many page-minutes.
 const FIRST_RATE: f64 = 0.05;
-/// Of the others: until so many returns were expected, they are as many as in the class before.
+const PRIOR_PAGE_MINUTES: f64 = 200.0;
+/// How much less often pages come back than in the class before: not at all, as if so many returns had shown that.
 const PRIOR_EXPECTED: f64 = 32.0;
-/// A block is like others until so many returns were expected of it, or came, or it was watched for so many
-/// page-minutes: where nearly all of a VM is cold one that is not must not pass for cold.
+/// What a block is thought to do in a class before it was watched there weighs as much as one return, but no more than
+/// so many page-minutes, in the first class and in the others: a block in use among thousands that are cold shows soon.
 const PRIOR_RETURNS: f64 = 1.0;
-const PRIOR_MOST_PAGE_MINUTES: f64 = 100.0;
+const PRIOR_MOST_FIRST: f64 = 100.0;
+const PRIOR_MOST_LATER: f64 = 4000.0;
+/// A class that was watched for less says nothing.
+const LEAST_PAGE_MINUTES: f64 = 1e-3;
 /// No rate is taken to be lower.
 const LEAST_RATE: f64 = 1e-6;
 /// The same for blocks that wake.
@@ -127,8 +130,9 @@ struct Rate {
 
 /// How much less often pages of a class come back than those of the class before.
 ///
-/// Only what came back of a block in the class before says what to expect of it in this one. That a class has more
-/// blocks which are never touched than the one before, because these went out first, must not look like a fall.
+/// What to expect of a block in a class is what came back of it in the class before. Blocks that are never touched add
+/// nothing to either sum: that a class has more of them than the one before, because they went out first, must not look
+/// like a fall.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fall {
     expected: f64,
@@ -152,9 +156,9 @@ impl Fall {
 }
 
 impl Rate {
-    /// As it was, where it was watched at all.
-    fn seen(self) -> f64 {
-        if self.minutes > 0.0 { self.events / self.minutes } else { 0.0 }
+    /// As it was, where it was watched.
+    fn seen(self) -> Option<f64> {
+        (self.minutes >= LEAST_PAGE_MINUTES).then(|| self.events / self.minutes)
     }
 
     fn decay(&mut self, factor: f64) {
@@ -233,8 +237,8 @@ impl Block {
         let mut before = first;
         std::array::from_fn(|class| {
             let prior_minutes = match class {
-                0 => (PRIOR_RETURNS / first).min(PRIOR_MOST_PAGE_MINUTES),
-                _ => PRIOR_RETURNS / (before * falls[class].factor()),
+                0 => (PRIOR_RETURNS / first).min(PRIOR_MOST_FIRST),
+                _ => (PRIOR_RETURNS / (before * falls[class].factor())).min(PRIOR_MOST_LATER),
             };
             let Rate { minutes, events } = self.rates[class];
             let (minutes, events) = (minutes + prior_minutes, events + PRIOR_RETURNS);
@@ -466,12 +470,10 @@ impl Probation {
                 }
                 let page_minutes = f64::from(block.away[class].count() + returns[class]) * minutes;
                 rate.add(page_minutes, returns[class]);
-                match class.checked_sub(1) {
+                match class.checked_sub(1).map(|last| before[last]) {
                     None => self.first.add(page_minutes, returns[class]),
-                    Some(last) if before[last] > 0.0 => {
-                        self.falls[class].add(before[last] * page_minutes, returns[class]);
-                    }
-                    Some(_) => {}
+                    Some(Some(before)) => self.falls[class].add(before * page_minutes, returns[class]),
+                    Some(None) => {}
                 }
             }
             for class in (0..CLASSES - 1).rev() {

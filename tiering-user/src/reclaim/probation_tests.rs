@@ -107,6 +107,23 @@ fn of_many_blocks_that_are_alike_few_are_taken_for_calm_by_chance() {
 }
 
 #[test]
+fn blocks_of_which_few_pages_are_away_are_not_taken_for_calm_either() {
+    let mut probation = Probation::default();
+    let mut random = fastrand::Rng::with_seed(8);
+    let sixteen = |number: u32| block(number).into_iter().step_by(32).collect::<Vec<_>>();
+    (0..250).for_each(|number| probation.sent(&sixteen(number), true, at(0)));
+    // A page comes back after ten minutes, in the mean: of most blocks none in half a minute.
+    let mut due = 0;
+    for second in 0..120 {
+        for _ in 0..250 * 16 / 600 {
+            probation.returned(random.u32(0..250 * 16) * 32, 1, 1);
+        }
+        due = due.max(probation.due(Some(10_000.0), 100_000, at(second), |_| true).len());
+    }
+    assert!(due <= 250 * 16 / 20, "{due} pages of 4,000");
+}
+
+#[test]
 fn strewn_returns_keep_all_of_a_vm_in_memory_until_they_are_few() {
     let mut probation = Probation::default();
     (0..40).for_each(|number| probation.sent(&block(number), true, at(0)));
