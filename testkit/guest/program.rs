@@ -121,12 +121,12 @@ impl<'a> Client<'a> {
         phase.end_ns = ns(end);
         phase.rounds += 1;
         phase.operations += operations;
-        if self.program.rounds_on_command || phase.end_ns - phase.start_ns >= ns(LEAST_PHASE) {
-            self.tell()?;
-        }
         if self.program.rounds_on_command {
             self.due = None;
-            return Ok(IDLE_PAUSE);
+            return self.tell().map(|()| IDLE_PAUSE);
+        }
+        if phase.end_ns - phase.start_ns >= ns(LEAST_PHASE) {
+            self.tell()?;
         }
         // A round that took longer than its time is not caught up with.
         let due = (begin + Duration::from_millis(self.recipe.round_every_ms())).max(end);

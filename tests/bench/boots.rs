@@ -8,11 +8,11 @@
 //! faults on its RAM, not those on QEMU's own memory, which went out too; times are not: an emulated guest computes too
 //! slowly for them to mean anything.
 //!
-//! With page-cluster 0 the order of all touches is recorded, for the [`bound`] that the data sets.
+//! With page-cluster 0 the order of all touches is recorded, for a [`simple`] predictor to be compared with.
 
-use crate::bound::{Bound, Tape, Touch, bound};
 use crate::faults::MajorFaults;
 use crate::host::Host;
+use crate::simple::{self, Predicted, Tape, Touch};
 use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Staged, builder, send_down};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::File;
@@ -43,7 +43,7 @@ struct Round {
     kernel: Vec<u64>,
     ours: u64,
     staged: Staged,
-    bound: Bound,
+    simple: Predicted,
 }
 
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {
@@ -103,8 +103,8 @@ fn repeat(
     end(agent)?;
     let [first, second] = touches.context("nothing was recorded")?;
     let tape = |touches, contents: &Vec<u64>| Tape { touches, contents: contents.clone() };
-    let bound = bound(&tape(first, &contents[0]), &tape(second, &contents[1]));
-    Ok(Round { kernel, ours, staged, bound })
+    let simple = simple::predict(&tape(first, &contents[0]), &tape(second, &contents[1]));
+    Ok(Round { kernel, ours, staged, simple })
 }
 
 /// Nothing is left in swap: the next agent has no state to tell it which area is which.
@@ -213,7 +213,7 @@ fn show(results: &mut Results, name: &str, rounds: &[Round]) {
         Some(target),
     );
     let used = row("staged pages that were used, %", &|round| round.staged.accuracy(), Some(95.0));
-    row("bound: touches foretold, %", &|round| 100.0 - round.bound.missed, None);
-    row("bound: of these used, %", &|round| round.bound.used, None);
+    row("a simple predictor: touches predicted, %", &|round| 100.0 - round.simple.missed, None);
+    row("a simple predictor: staged pages that were used, %", &|round| round.simple.used, None);
     results.headline(format!("{name}: {avoided:.0} % of major faults avoided, {used:.0} % used"));
 }

@@ -7,7 +7,6 @@
 
 mod ablation;
 mod boots;
-mod bound;
 mod classes;
 mod clones;
 mod confusion;
@@ -29,6 +28,7 @@ mod restart;
 mod savings;
 mod scale;
 mod similar;
+mod simple;
 mod storm;
 mod throughput;
 mod walk;

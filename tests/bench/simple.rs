@@ -1,11 +1,9 @@
-//! How well the touches of one guest could have told those of another: what a predictor reaches that knows the content
-//! of every page.
+//! A simple predictor, to compare the agent with: how many touches of one guest those of another would have told it.
 //!
 //! In: the order in which each touched pages that were in swap, with times, and the content of each page by a hash.
-//! Out: what share of the follower's touches it would still have waited for, and what share of the staged pages it
-//! would have used. One predictor: a touch of the follower is looked for on the leader's tape, as far as that was
-//! written by then, by content, else by address; of what comes next there each page is staged, by content, else by
-//! address.
+//! Out: the share of the follower's touches that it would still have waited for, and the share of the staged pages
+//! that it would have used. A touch of the follower is looked for on the leader's tape, as far as that was written by
+//! then, by content, else by address. Of what comes next there each page is staged, by content, else by address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,7 +21,7 @@ pub struct Tape {
 }
 
 /// Percent.
-pub struct Bound {
+pub struct Predicted {
     pub missed: f64,
     pub used: f64,
 }
@@ -46,7 +44,7 @@ impl Tape {
     }
 }
 
-pub fn bound(leader: &Tape, follower: &Tape) -> Bound {
+pub fn predict(leader: &Tape, follower: &Tape) -> Predicted {
     let (by_content, by_page) = leader.places();
     let mut copies = BTreeMap::<u64, Vec<u32>>::new();
     for page in 0..u32::try_from(follower.contents.len()).unwrap_or(u32::MAX) {
@@ -85,5 +83,5 @@ pub fn bound(leader: &Tape, follower: &Tape) -> Bound {
     }
     let used = staged.intersection(&touched).count();
     let percent = |part: usize, whole: usize| part as f64 / whole.max(1) as f64 * 100.0;
-    Bound { missed: percent(missed, touched.len()), used: percent(used, staged.len()) }
+    Predicted { missed: percent(missed, touched.len()), used: percent(used, staged.len()) }
 }
