@@ -8,11 +8,13 @@
 //! faults on its RAM, not those on QEMU's own memory, which went out too; times are not: an emulated guest computes too
 //! slowly for them to mean anything.
 //!
-//! With page-cluster 0 the order of all touches is recorded, for a [`simple`] predictor to be compared with.
+//! With page-cluster 0 the order of all touches is recorded, for a [`simple`] predictor to be compared with. The last
+//! recording is kept ([`recorded`]): `tiering-user/traces/boots.json` is such a one, by which staging is tested.
 
 use crate::faults::MajorFaults;
 use crate::host::Host;
-use crate::simple::{self, Predicted, Tape, Touch};
+use crate::recorded;
+use crate::simple::{self, Kinds, Predicted, Tape, Touch};
 use crate::walk::{DEFAULT_PAGE_CLUSTER, Member, PAGE_CLUSTERS, Staged, builder, send_down};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs::File;
@@ -40,8 +42,9 @@ const RECORDED: Duration = Duration::from_secs(45);
 /// One repeat.
 struct Round {
     /// Major faults by page-cluster.
-    kernel: Vec<u64>,
-    ours: u64,
+    kernel: Vec<usize>,
+    ours: usize,
+    left: Kinds,
     staged: Staged,
     simple: Predicted,
 }
@@ -88,9 +91,9 @@ fn repeat(
         if cluster == PAGE_CLUSTERS[0] {
             let (faults, recorded) = recorded(&agent, host, (leader, follower), lag)?;
             touches = Some(recorded);
-            kernel.push(faults);
+            kernel.push(faults.len());
         } else {
-            kernel.push(wake(leader, follower, lag)?);
+            kernel.push(wake(leader, follower, lag)?.len());
         }
     }
     end(agent)?;
@@ -103,8 +106,10 @@ fn repeat(
     end(agent)?;
     let [first, second] = touches.context("nothing was recorded")?;
     let tape = |touches, contents: &Vec<u64>| Tape { touches, contents: contents.clone() };
-    let simple = simple::predict(&tape(first, &contents[0]), &tape(second, &contents[1]));
-    Ok(Round { kernel, ours, staged, simple })
+    let (first, second) = (tape(first, &contents[0]), tape(second, &contents[1]));
+    let (simple, left) = (simple::predict(&first, &second), simple::kinds(&first, &second, &ours));
+    recorded::keep(&first, &second)?;
+    Ok(Round { kernel, ours: ours.len(), left, staged, simple })
 }
 
 /// Nothing is left in swap: the next agent has no state to tell it which area is which.
@@ -113,16 +118,18 @@ fn end(agent: Agent) -> Result<()> {
     agent.interrupt().map(drop)
 }
 
-/// The leader's work, and after the lag the follower's: how many major faults on its RAM that took.
-fn wake(leader: &mut Member, follower: &mut Member, lag: Duration) -> Result<u64> {
+/// The leader's work, and after the lag the follower's: the pages of its RAM that it waited for, in order.
+fn wake(leader: &mut Member, follower: &mut Member, lag: Duration) -> Result<Vec<u32>> {
     leader.begin()?;
     stop::sleep(lag)?;
-    let faults = MajorFaults::of(follower.pid(), follower.ram()?)?;
+    let ram = follower.ram()?;
+    let faults = MajorFaults::of(follower.pid(), ram.clone())?;
     follower.begin()?;
     follower.end_round()?;
-    let faults = faults.count()?;
+    let addresses = faults.addresses()?;
     leader.end_round()?;
-    Ok(faults)
+    let pages = addresses.iter().map(|address| u32::try_from((address - ram.start) / PAGE));
+    Ok(pages.collect::<Result<_, _>>()?)
 }
 
 /// The same, and what both touched meanwhile, in order.
@@ -131,7 +138,7 @@ fn recorded(
     host: &Host,
     (leader, follower): (&mut Member, &mut Member),
     lag: Duration,
-) -> Result<(u64, [Vec<Touch>; 2])> {
+) -> Result<(Vec<u32>, [Vec<Touch>; 2])> {
     let path = host.folder("boots.trace");
     std::fs::remove_file(&path).ok();
     let text = path.to_str().context("a path that is no text")?;
@@ -202,6 +209,9 @@ fn show(results: &mut Results, name: &str, rounds: &[Round]) {
         row(&what, &|round| round.kernel[number] as f64, None);
     }
     row("major faults, agent", &|round| round.ours as f64, None);
+    row("... of pages whose content the leader touched", &|round| round.left.content as f64, None);
+    row("... of pages whose address it touched", &|round| round.left.address as f64, None);
+    row("... of others", &|round| round.left.neither as f64, None);
     let of_default = |round: &Round| {
         let default = PAGE_CLUSTERS.iter().position(|cluster| *cluster == DEFAULT_PAGE_CLUSTER);
         round.kernel[default.unwrap_or(0)] as f64

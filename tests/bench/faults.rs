@@ -1,7 +1,7 @@
 //! Which pages a process waits for: its major faults within a range of addresses, as the kernel counts them with the
 //! address of each (perf_event_open(2)).
 //!
-//! In: a process and a range. Out: how many there were since.
+//! In: a process and a range. Out: their addresses since.
 //!
 //! # Limits
 //! Threads that begin later are not seen.
@@ -37,19 +37,20 @@ impl MajorFaults {
         Ok(Self { range, threads })
     }
 
-    pub fn count(mut self) -> Result<u64> {
-        let mut count = 0;
+    /// Their addresses, in order, but for those of different threads.
+    pub fn addresses(mut self) -> Result<Vec<u64>> {
+        let mut addresses = Vec::new();
         for thread in &mut self.threads {
             while let Some(record) = thread.next_record() {
                 match record.parse_record()? {
                     Record::Sample(fault) => {
-                        count += u64::from(fault.addr().is_some_and(|address| self.range.contains(&address)));
+                        addresses.extend(fault.addr().filter(|address| self.range.contains(address)));
                     }
                     Record::Lost(_) | Record::LostSamples(_) => bail!("more faults than there is room for"),
                     _ => {}
                 }
             }
         }
-        Ok(count)
+        Ok(addresses)
     }
 }

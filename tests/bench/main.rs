@@ -22,6 +22,7 @@ mod placement;
 mod prefetch;
 mod profile;
 mod quotas;
+mod recorded;
 mod recordings;
 mod replay;
 mod restart;

@@ -26,6 +26,31 @@ pub struct Predicted {
     pub used: f64,
 }
 
+/// Of pages that a guest waited for, by what the leader's tape could have told of them. Pages.
+#[derive(Clone, Copy, Default)]
+pub struct Kinds {
+    /// Their content stands on it.
+    pub content: usize,
+    /// Their address stands on it, with another content.
+    pub address: usize,
+    pub neither: usize,
+}
+
+pub fn kinds(leader: &Tape, follower: &Tape, pages: &[u32]) -> Kinds {
+    let (by_content, by_page) = leader.places();
+    let mut kinds = Kinds::default();
+    for page in pages {
+        if follower.content(*page).is_some_and(|content| by_content.contains_key(&content)) {
+            kinds.content += 1;
+        } else if by_page.contains_key(page) {
+            kinds.address += 1;
+        } else {
+            kinds.neither += 1;
+        }
+    }
+    kinds
+}
+
 impl Tape {
     fn content(&self, page: u32) -> Option<u64> {
         self.contents.get(page as usize).copied().filter(|content| *content != 0)

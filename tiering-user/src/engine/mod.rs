@@ -52,6 +52,8 @@ mod tier_health;
 #[cfg(test)]
 mod decision_tests;
 #[cfg(test)]
+mod real_work_tests;
+#[cfg(test)]
 mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,11 +6,12 @@
 //! VMs correspond if they have the same content, else if they have the same guest-physical address; whether it is
 //! known that their contents differ makes two kinds of the latter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::Engine;
 use super::managed::{Earlier, ManagedVm};
 use super::outcomes::note_waiting;
+use super::tenants::Held;
 use crate::config::Prefetch;
 use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
 use crate::sys::Monotonic;
@@ -35,21 +36,22 @@ pub(super) struct Touched {
     before: Option<Position>,
 }
 
-/// Of the touches of each VM, in their order, the last one and a few before it: on a tape, what comes after the
-/// others comes after these too, and each costs a look at every leader's.
-fn some_of_each(touched: &[Touched]) -> Vec<Touched> {
+/// Of the touches of each VM, in their order, the last one and a few before it, each with what came after it: on a
+/// tape, what comes after the others comes after these too, and each costs a look at every leader's.
+fn some_of_each(touched: &[Touched]) -> Vec<(Touched, HashSet<PageIndex>)> {
     let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
         by_vm.entry(touched.vm).or_default().push(*touched);
     }
-    let some = by_vm.into_values().flat_map(|touched| {
+    let mut some = Vec::new();
+    for touched in by_vm.into_values() {
         let step = touched.len().div_ceil(PULLS_A_BATCH);
-        let last = touched.len() - 1;
-        let of_it =
-            touched.into_iter().enumerate().filter(move |(number, _)| (last - number).is_multiple_of(step));
-        of_it.map(|(_, touched)| touched)
-    });
-    some.collect()
+        let first = (touched.len() - 1) % step;
+        for (number, one) in touched.iter().enumerate().skip(first).step_by(step) {
+            some.push((*one, touched[number + 1..].iter().map(|later| later.page).collect()));
+        }
+    }
+    some
 }
 
 /// Whether the configuration wants pages staged for this.
@@ -80,8 +82,8 @@ impl Engine {
     pub(super) fn predict(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, .. } = self.config.prefetch;
         if pull {
-            for touched in some_of_each(touched) {
-                self.pull(touched);
+            for (touched, later) in some_of_each(touched) {
+                self.pull(touched, &later);
             }
         }
         if push {
@@ -96,11 +98,13 @@ impl Engine {
         let Touched { vm, page, tag, time, .. } = touched;
         let Some(leader) = self.vms.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
+        let held = Held { vm: Some(vm), tape: &leader.prefetch.tape };
         let mut predicted = Vec::new();
         for neighbour in tenant.likeness.followers(vm) {
             let Some(there) = self.vms.get(neighbour) else { continue };
             let same_page = leader.same_page_in(there, page);
-            let corresponding = tenant.corresponding(tag, *neighbour, same_page);
+            let corresponding =
+                tenant.corresponding(tag, *neighbour, same_page, held, |page| there.waits_in_swap(page));
             predicted.extend(corresponding.map(|(page, by)| (*neighbour, page, Origin::Touched(vm, by))));
         }
         for (neighbour, page, origin) in predicted.into_iter().filter(|(_, _, origin)| uses(rules, *origin)) {
@@ -117,42 +121,52 @@ impl Engine {
         }
     }
 
-    fn pull(&mut self, touched: Touched) {
+    /// By now the VM has touched the pages `later` too.
+    fn pull(&mut self, touched: Touched, later: &HashSet<PageIndex>) {
         let rules = self.config.prefetch;
-        let Some(vm) = self.vms.get(&touched.vm) else { return };
+        let Some(vm) = self.vms.get_mut(&touched.vm) else { return };
         if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
             return;
         }
+        let mut ahead = std::mem::take(&mut vm.prefetch.ahead);
+        let Some(vm) = self.vms.get(&touched.vm) else { return };
         let mut places = Vec::new();
         places.extend(touched.before.map(|place| (Origin::OwnPast, place)));
-        let mut by_each =
-            |origin: &dyn Fn(Match) -> Origin, tape: &Tape, same_page: Option<PageIndex>, least| {
-                let same_content = touched.tag.and_then(|tag| tape.find_tag(tag));
-                if let Some(place) = same_content.or_else(|| tape.find(same_page?))
-                    && tape.end().since(place) > least
-                {
-                    places
-                        .extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
-                }
-            };
+        let mut by_each = |leader, tape: &Tape, same_page, least, origin: &dyn Fn(Match) -> Origin| {
+            if let Some(place) = ahead.place(leader, tape, touched.tag, same_page)
+                && tape.end().since(place) > least
+            {
+                places.extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
+            }
+        };
         if let Some(Earlier { tape, same_shape }) = &vm.prefetch.earlier {
-            by_each(&Origin::Earlier, tape, same_shape.then_some(touched.page), 0);
+            by_each(None, tape, same_shape.then_some(touched.page), 0, &Origin::Earlier);
         }
         if let Some(tenant) = self.tenants.of(vm) {
             for leader in tenant.likeness.leaders(touched.vm) {
                 let Some(there) = self.vms.get(leader) else { continue };
                 let same_page = vm.same_page_in(there, touched.page);
-                by_each(&|by| Origin::Followed(*leader, by), &there.prefetch.tape, same_page, IN_STEP);
+                let origin = |by| Origin::Followed(*leader, by);
+                by_each(Some(*leader), &there.prefetch.tape, same_page, IN_STEP, &origin);
             }
         }
+        if let Some(vm) = self.vms.get_mut(&touched.vm) {
+            vm.prefetch.ahead = ahead;
+        }
         for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {
-            self.follow(touched, origin, place, rules.threshold);
+            self.follow((touched, later), origin, place, rules.threshold);
         }
     }
 
     /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
     /// its window says.
-    fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
+    fn follow(
+        &mut self,
+        (touched, later): (Touched, &HashSet<PageIndex>),
+        origin: Origin,
+        place: Position,
+        threshold: f64,
+    ) {
         let id = touched.vm;
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let chance = vm.prefetch.stages.chance(origin, threshold, touched.time);
@@ -161,25 +175,28 @@ impl Engine {
             return;
         }
         let window = vm.prefetch.stages.window(origin);
-        let window = if chance == Chance::Taken { window } else { window.min(SHADOW_PAGES) };
+        let shadow = chance == Chance::Shadowed;
+        let window = if shadow { window.min(SHADOW_PAGES) } else { window };
         let Some(vm) = self.vms.get(&id) else { return };
         let Some(tape) = self.tape_of(vm, origin) else { return };
-        let part = vm.prefetch.ahead.part(origin, tape, place, window);
-        let end = part.end;
-        let next: Vec<_> = tape
-            .part(part)
-            .filter_map(|(at, page, tag)| Some((at, self.corresponding(vm, origin, page, tag)?)))
-            .collect();
-        let Some(vm) = self.vms.get_mut(&id) else { return };
-        let mut next = next.into_iter();
-        if chance == Chance::Shadowed {
-            // What is not touched before the origin is trusted is staged then.
-            next.for_each(|(_, page)| vm.shadowed(page, origin, threshold, touched.time));
-        } else {
-            // What finds no room is offered again.
-            let refused = next.find(|(_, page)| !vm.predicted(*page, origin, touched.time));
-            vm.prefetch.ahead.followed(origin, refused.map_or(end, |(at, _)| at));
+        let part = vm.prefetch.ahead.part(origin, tape, place, (window, shadow));
+        let next: Vec<_> = tape.part(part.places.clone()).collect();
+        let mut until = part.places.end;
+        for (at, page, tag) in next {
+            let page = self.vms.get(&id).and_then(|vm| self.corresponding(vm, origin, page, tag));
+            let Some((vm, page)) = self.vms.get_mut(&id).zip(page) else { continue };
+            if shadow && later.contains(&page) {
+                vm.prefetch.stages.foresaw(origin);
+            } else if shadow {
+                vm.shadowed(page, origin, threshold, touched.time);
+            } else if !vm.predicted(page, origin, touched.time) {
+                // What finds no room is offered again.
+                until = at;
+                break;
+            }
         }
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        vm.prefetch.ahead.followed(origin, &part, until);
         note_waiting(&mut self.stages, vm);
     }
 
@@ -212,7 +229,8 @@ impl Engine {
         let found = match self.tenants.of(vm) {
             Some(tenant) => {
                 let tag = tag.filter(|_| self.config.prefetch.by_content);
-                tenant.corresponding(tag, vm.info.id, same_page)
+                let held = Held { vm: origin.leader(), tape: self.tape_of(vm, origin)? };
+                tenant.corresponding(tag, vm.info.id, same_page, held, |page| vm.waits_in_swap(page))
             }
             // What has no tenant has no tags.
             None => same_page.map(|page| (page, Match::Page)),
@@ -232,11 +250,13 @@ mod tests {
         let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
         let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
             let some = some_of_each(touches).into_iter();
-            some.filter(|touched| touched.vm == VmId(vm)).map(|touched| touched.page).collect()
+            some.filter(|(touched, _)| touched.vm == VmId(vm)).map(|(touched, _)| touched.page).collect()
         };
         assert_eq!(pages(1, &touches), [24, 49, 74, 99]);
         assert_eq!(pages(2, &touches), [24, 49, 74, 99]);
         assert_eq!(pages(1, &touches[..5]), [0, 1, 2]);
         assert!(some_of_each(&[]).is_empty());
+        let (_, later) = some_of_each(&touches)[2].clone();
+        assert_eq!(later, (75..100).collect(), "what came after the third of them");
     }
 }

@@ -138,7 +138,7 @@ impl Host {
         self.pages_in(vm, Place::In(TierId(tier)))
     }
 
-    fn with(&mut self, act: impl FnOnce(&mut SimulatedHost, &mut dyn FnMut(&Command))) {
+    pub(super) fn with(&mut self, act: impl FnOnce(&mut SimulatedHost, &mut dyn FnMut(&Command))) {
         let second = self.now().since(self.began).as_secs();
         let log = &mut self.log;
         act(&mut self.host, &mut |command| log.extend(in_words(command).map(|words| (second, words))));

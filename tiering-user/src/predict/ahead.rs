@@ -2,35 +2,113 @@
 //!
 //! In: where on a tape the page stands that the VM touches now. Out: the part of that tape which is to be staged:
 //! as many pages ahead as the window says, without those that were in such a part already.
+//!
+//! A content may stand in several places. Of these the one close to where the VM was last is meant. A touch that stands
+//! somewhere else alone tells nothing; where the next one stands close to it, the VM has *jumped* there. It is followed a
+//! few pages ahead at first, and twice as far each time that it goes on from there.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Origin, Position, Tape};
+use super::{Origin, Position, Tag, Tape};
+use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// For each reason to follow a tape, up to where one VM has followed it.
+/// How far a VM is followed that has just jumped.
+const FIRST_REACH: u32 = 32;
+
+/// A VM is followed a part of the window ahead, but a window as narrow as this is not divided.
+const PARTS: u32 = 4;
+const NARROW: u32 = 64;
+
+/// How one VM has followed tapes.
 #[derive(Clone, Debug, Default)]
-pub struct Ahead(BTreeMap<Origin, Position>);
+pub struct Ahead {
+    /// For each reason to follow one.
+    runs: BTreeMap<Origin, Run>,
+    /// Where it was last on that of each leader; none stands for its earlier self.
+    places: BTreeMap<Option<VmId>, Known>,
+}
+
+/// What is known of where a VM is on a tape.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    last: Option<Position>,
+    /// There stands what it touched once since.
+    perhaps: Option<Position>,
+}
+
+/// Places of a tape that a VM passes one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// The first place that is still to come.
+    until: Position,
+    /// Pages that are looked ahead.
+    reach: u32,
+    /// So far it was only compared with what the VM touched.
+    shadow: bool,
+}
+
+/// What is to be staged now.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub places: Range<Position>,
+    reach: u32,
+    shadow: bool,
+}
 
 impl Ahead {
     /// The VM is at `place` on the tape that `origin` is about: what should be staged now, of the next `window`
-    /// pages there.
-    pub fn part(&self, origin: Origin, tape: &Tape, place: Position, window: u32) -> Range<Position> {
-        let (first, end) = (place.plus(1), place.plus(1 + window).min(tape.end()));
+    /// pages there; or, in the `shadow`, compared with what the VM touches. What was only compared is yet to be staged.
+    pub fn part(&self, origin: Origin, tape: &Tape, place: Position, (window, shadow): (u32, bool)) -> Part {
+        let first = place.plus(1);
+        let end = |reach| place.plus(1 + reach).min(tape.end());
         // Further back or further ahead than the window reaches: it has jumped.
-        let until = self.0.get(&origin).copied().filter(|until| *until >= first && *until <= end);
-        until.unwrap_or(first)..end
+        let goes_on = |run: &&Run| (first..=end(window)).contains(&run.until);
+        let most = (window / PARTS).max(NARROW.min(window));
+        let (until, reach) = match self.runs.get(&origin).filter(goes_on) {
+            Some(run) => {
+                let until = if run.shadow && !shadow { first } else { run.until };
+                (until, run.reach.saturating_mul(2).min(most))
+            }
+            None => (first, FIRST_REACH.min(most)),
+        };
+        Part { places: until..end(reach).max(until), reach, shadow }
     }
 
-    /// It has been followed up to this place, which is the first that is still to come.
-    pub fn followed(&mut self, origin: Origin, until: Position) {
-        self.0.insert(origin, until);
+    /// This part has been staged, or compared, up to this place, which is the first that is still to come.
+    pub fn followed(&mut self, origin: Origin, part: &Part, until: Position) {
+        self.runs.insert(origin, Run { until, reach: part.reach, shadow: part.shadow });
+    }
+
+    /// The place of what the VM touches now on the tape of this leader, if that is close to where it was last, or to
+    /// where it seemed to be: a content or a page that stands somewhere else alone does not tell that the VM is there.
+    pub fn place(
+        &mut self,
+        leader: Option<VmId>,
+        tape: &Tape,
+        tag: Option<Tag>,
+        page: Option<PageIndex>,
+    ) -> Option<Position> {
+        let known = self.places.get(&leader).copied().unwrap_or_default();
+        let near = |to: Option<Position>| {
+            let to = to?;
+            let by_page = || tape.find(page?).filter(|place| place.is_near(to));
+            tag.and_then(|tag| tape.find_tag_near(to, tag)).or_else(by_page)
+        };
+        if let Some(place) = near(known.last).or_else(|| near(known.perhaps)) {
+            self.places.insert(leader, Known { last: Some(place), perhaps: None });
+            return Some(place);
+        }
+        let anywhere = tag.and_then(|tag| tape.find_tag(tag)).or_else(|| tape.find(page?));
+        self.places.insert(leader, Known { perhaps: anywhere.or(known.perhaps), ..known });
+        None
     }
 
     /// Forgets the tape of a VM that has gone.
     pub fn forget(&mut self, leader: VmId) {
-        self.0.retain(|origin, _| origin.leader() != Some(leader));
+        self.runs.retain(|origin, _| origin.leader() != Some(leader));
+        self.places.remove(&Some(leader));
     }
 }
 
@@ -43,9 +121,9 @@ mod tests {
 
     /// The numbers on a tape of 0, 1, 2, … that are to be staged when the VM is at `place`.
     fn advance(ahead: &mut Ahead, tape: &Tape, place: u32, window: u32) -> Vec<u32> {
-        let part = ahead.part(ORIGIN, tape, tape.find(place).unwrap(), window);
-        ahead.followed(ORIGIN, part.end);
-        tape.part(part).map(|(_, page, _)| page).collect()
+        let part = ahead.part(ORIGIN, tape, tape.find(place).unwrap(), (window, false));
+        ahead.followed(ORIGIN, &part, part.places.end);
+        tape.part(part.places).map(|(_, page, _)| page).collect()
     }
 
     fn tape(pages: u32) -> Tape {
@@ -71,10 +149,57 @@ mod tests {
     }
 
     #[test]
+    fn who_jumps_is_followed_further_the_longer_it_goes_on_from_there() {
+        let mut tape = Tape::new(10_000);
+        for page in 0..10_000 {
+            tape.record(page, None);
+        }
+        let mut ahead = Ahead::default();
+        let mut reach = |place| advance(&mut ahead, &tape, place, 4096).last().map(|last| last - place);
+        assert_eq!([0, 1, 2, 3].map(&mut reach), [32, 64, 128, 256].map(Some));
+        assert_eq!([9_000, 4].map(&mut reach), [32, 32].map(Some), "one page that stands elsewhere too");
+        let reached = [5, 6, 7, 8, 9, 10].map(&mut reach);
+        assert_eq!(reached[4..], [Some(1024); 2], "a quarter of the window");
+    }
+
+    #[test]
+    fn a_vm_is_where_two_of_its_touches_stand_close_to_each_other() {
+        let mut tape = Tape::new(10_000);
+        for page in 0..10_000 {
+            tape.record(page, Some(Tag(1 + u64::from(page % 8_000))));
+        }
+        let mut ahead = Ahead::default();
+        let mut place = |tag| {
+            let place = ahead.place(Some(VmId(1)), &tape, Some(Tag(tag)), None);
+            place.map(|place| place.since(Position::default()))
+        };
+        assert_eq!([5_000, 5_001].map(&mut place), [None, Some(5_000)], "one touch does not tell");
+        assert_eq!([3_000, 5_002].map(&mut place), [None, Some(5_001)], "what stands elsewhere alone");
+        assert_eq!([2_010, 2_011].map(&mut place), [None, Some(2_010)], "it has jumped");
+        assert_eq!(place(1_990), Some(1_989), "not 9,989");
+        assert_eq!([1, 2].map(&mut place), [None, Some(8_001)], "of two places far away the later one");
+    }
+
+    #[test]
+    fn what_was_only_compared_is_given_again_when_it_is_to_be_staged() {
+        let (tape, mut ahead) = (tape(50), Ahead::default());
+        let mut places = |place, shadow| {
+            let part = ahead.part(ORIGIN, &tape, tape.find(place).unwrap(), (8, shadow));
+            ahead.followed(ORIGIN, &part, part.places.end);
+            tape.part(part.places).map(|(_, page, _)| page).collect::<Vec<_>>()
+        };
+        assert_eq!(places(10, true), [11, 12, 13, 14, 15, 16, 17, 18]);
+        assert_eq!(places(12, true), [19, 20]);
+        assert_eq!(places(13, false), [14, 15, 16, 17, 18, 19, 20, 21]);
+        assert_eq!(places(14, false), [22]);
+    }
+
+    #[test]
     fn what_found_no_room_is_given_again() {
         let (tape, mut ahead) = (tape(50), Ahead::default());
         assert_eq!(advance(&mut ahead, &tape, 10, 4), [11, 12, 13, 14]);
-        ahead.followed(ORIGIN, tape.find(13).unwrap());
+        let part = ahead.part(ORIGIN, &tape, tape.find(10).unwrap(), (4, false));
+        ahead.followed(ORIGIN, &part, tape.find(13).unwrap());
         assert_eq!(advance(&mut ahead, &tape, 11, 4), [13, 14, 15]);
     }
 

@@ -7,6 +7,9 @@ use crate::track::VmId;
 /// What is not touched so soon after it was predicted was predicted wrongly, as a rule.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Places on a tape at which a VM may be at a time: it goes back and forth between what it does at once.
+pub(super) const PLACES: u32 = 4;
+
 /// Why a page is thought to be touched soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {

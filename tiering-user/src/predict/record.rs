@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use super::origin::PLACES;
 use super::{Foreseen, Match, Origin, StageCounts};
 use crate::config::Priors;
 use crate::sys::Monotonic;
@@ -137,8 +138,18 @@ impl Record {
         self.window
     }
 
+    /// Stages that may be pending: on a tape as many for each place that the VM may be at.
+    fn room(&self) -> u32 {
+        self.window * if self.for_later { 1 } else { PLACES }
+    }
+
+    /// Stages of this try that are open, or may become so.
+    pub(super) fn pending(&self) -> u32 {
+        self.open + self.waiting
+    }
+
     pub(super) fn has_room(&self, now: Monotonic) -> bool {
-        self.open + self.waiting < self.window && now >= self.paused_until
+        self.pending() < self.room() && now >= self.paused_until
     }
 
     /// Whether what it predicts is staged: it is known, or expected, to be right with at least this probability.
@@ -170,7 +181,6 @@ impl Record {
             (self.used, self.ended) = (0, 0);
             self.must_prove = true;
             (self.open, self.attempt) = (0, self.attempt.wrapping_add(1));
-            self.window = self.window.min(self.window_first);
         }
     }
 
@@ -207,11 +217,12 @@ impl Record {
         self.attempt
     }
 
-    /// A stage of this try has ended.
-    pub(super) fn closed(&mut self, attempt: u32) {
-        if attempt == self.attempt {
-            self.open = self.open.saturating_sub(1);
-        }
+    /// A stage of this try has ended. Returns whether that is the present one: what was staged before it says nothing
+    /// of what the origin is worth now.
+    pub(super) fn closed(&mut self, attempt: u32) -> bool {
+        let is_present = attempt == self.attempt;
+        self.open = self.open.saturating_sub(u32::from(is_present));
+        is_present
     }
 
     /// What is known is not used: neither confidence nor window change, and nothing stops it.
@@ -396,17 +407,17 @@ mod tests {
     #[test]
     fn who_proved_itself_anew_has_room_whatever_is_still_open_of_the_time_before() {
         let mut record = Record::of(PULLED, Some(0.95), &Priors::NEUTRAL);
-        let window = record.window();
-        let first = (0..window).map(|_| record.opened(0)).last().unwrap();
+        let room = record.room();
+        let first = (0..room).map(|_| record.opened(0)).last().unwrap();
         assert!(!record.has_room(at(0)));
         record.look_for_silence(64);
         (0..16).for_each(|_| record.foresaw(true, 70));
         assert!(trusted(&record) && record.has_room(at(0)));
-        let window = record.window();
-        let second = (0..window).map(|_| record.opened(70)).last().unwrap();
-        record.closed(first);
+        let room = record.room();
+        let second = (0..room).map(|_| record.opened(70)).last().unwrap();
+        assert!(!record.closed(first));
         assert!(!record.has_room(at(0)), "one of before has ended");
-        record.closed(second);
+        assert!(record.closed(second));
         assert!(record.has_room(at(0)));
     }
 

@@ -111,10 +111,13 @@ impl Shadows {
     }
 }
 
-/// Whether what was noted can be right no more, after so many touches of the VM.
+/// Whether what was noted can be right no more, after so many touches of the VM. What comes next comes next after a rest
+/// too.
 fn is_over(origin: Origin, note: Note, touches: u64, now: Monotonic) -> bool {
-    let passed_by = !origin.is_for_later() && touches - note.touches >= TOUCHES;
-    now.since(note.at) >= origin.patience() || passed_by
+    match origin.is_for_later() {
+        true => now.since(note.at) >= origin.patience(),
+        false => touches - note.touches >= TOUCHES,
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +160,14 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_next_on_a_tape_comes_next_after_a_rest_too() {
+        let mut shadows = Shadows::default();
+        shadows.note(PULL, 7, at(0));
+        assert_eq!(shadows.expire(PULL, at(3600)), 0);
+        assert_eq!(shadows.touched(7, at(3600)), [(PULL, true)]);
+    }
+
+    #[test]
     fn what_a_period_foretells_may_be_touched_for_as_long_as_it_says() {
         const SEASON: Origin = Origin::Season(Duration::from_secs(60));
         let mut shadows = Shadows::default();
@@ -179,13 +190,13 @@ mod tests {
     #[test]
     fn no_more_is_noted_than_there_is_room_and_nothing_is_left_of_it() {
         let mut shadows = Shadows::default();
-        (0..1000).for_each(|page| shadows.note(PULL, page, at(0)));
-        assert!(!shadows.has_room(PULL) && shadows.has_room(PUSH));
+        (0..1000).for_each(|page| shadows.note(PUSH, page, at(0)));
+        assert!(!shadows.has_room(PUSH) && shadows.has_room(PULL));
         assert_eq!(shadows.by_page.len(), SHADOW_PAGES as usize);
-        assert_eq!(shadows.expire(PULL, at(10)), u64::from(SHADOW_PAGES));
-        assert!(shadows.has_room(PULL) && shadows.by_page.is_empty());
-        shadows.note(PULL, 5000, at(10));
-        shadows.forget(VmId(1));
+        assert_eq!(shadows.expire(PUSH, at(10)), u64::from(SHADOW_PAGES));
+        assert!(shadows.has_room(PUSH) && shadows.by_page.is_empty());
+        shadows.note(PUSH, 5000, at(10));
+        shadows.forget(VmId(2));
         assert!(shadows.by_page.is_empty() && shadows.noted.is_empty());
     }
 }

@@ -20,7 +20,7 @@ use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// While so many stages of a VM are open or waiting, an origin that has not proved anything gets none.
+/// Stages of a VM, open or waiting, of all origins together that have not proved anything.
 const UNPROVEN_MOST: u32 = 1024;
 
 /// What to do with a chance to stage a page.
@@ -46,8 +46,6 @@ pub struct Stages {
     misses: u64,
     /// Of other VMs, where it is known how alike they are.
     expected: BTreeMap<VmId, f64>,
-    /// Stages that wait to be requested.
-    waiting: u32,
     /// Counts of VMs that have gone, by the kind of match.
     gone: BTreeMap<Option<Match>, StageCounts>,
     gone_foreseen: BTreeMap<Option<Match>, Foreseen>,
@@ -142,7 +140,6 @@ impl Stages {
 
     /// What to do with a chance to stage for this.
     pub fn chance(&mut self, origin: Origin, threshold: f64, now: Monotonic) -> Chance {
-        let crowded = self.pending() >= UNPROVEN_MOST;
         let misses = self.misses;
         let wrong = self.shadows.expire(origin, now);
         let shadow_has_room = self.shadows.has_room(origin);
@@ -152,11 +149,17 @@ impl Stages {
         record.look_for_silence(misses);
         if !record.is_trusted(threshold) {
             if shadow_has_room { Chance::Shadowed } else { Chance::NoRoom }
-        } else if record.has_room(now) && (record.is_proven() || !crowded) {
+        } else if self.has_room(origin, now) {
             Chance::Taken
         } else {
             Chance::NoRoom
         }
+    }
+
+    fn has_room(&self, origin: Origin, now: Monotonic) -> bool {
+        let record = self.record(origin);
+        let unproven = || self.records.values().filter(|record| !record.is_proven()).map(Record::pending);
+        record.has_room(now) && (record.is_proven() || unproven().sum::<u32>() < UNPROVEN_MOST)
     }
 
     /// `origin`, which is not trusted, predicts `page`, which is in swap. Returns how sure it is, if that is known.
@@ -164,6 +167,12 @@ impl Stages {
         self.shadows.note(origin, page, now);
         let record = self.record(origin);
         record.has_proof().then(|| record.confidence())
+    }
+
+    /// `origin`, which is not trusted, predicts a page that the VM has touched since.
+    pub fn foresaw(&mut self, origin: Origin) {
+        let misses = self.misses;
+        self.record_mut(origin).foresaw(true, misses);
     }
 
     /// `page` was touched, which was in swap or staged; `missed` if it had not been staged.
@@ -178,11 +187,8 @@ impl Stages {
     /// Takes the room of one page in the window, if there is any, until it is [`requested`](Self::requested) or
     /// [`withdrawn`](Self::withdrawn).
     pub fn reserve(&mut self, origin: Origin, now: Monotonic) -> bool {
-        let crowded = self.pending() >= UNPROVEN_MOST;
-        let record = self.record_mut(origin);
-        let room = record.has_room(now) && (record.is_proven() || !crowded);
-        record.waiting += u32::from(room);
-        self.waiting += u32::from(room);
+        let room = self.has_room(origin, now);
+        self.record_mut(origin).waiting += u32::from(room);
         room
     }
 
@@ -198,14 +204,9 @@ impl Stages {
 
     /// A page that was worth it waited too long, or too little memory is left.
     pub fn dropped(&mut self, origin: Origin) {
-        self.waiting = self.waiting.saturating_sub(1);
         if let Some(record) = self.records.get_mut(&origin) {
             record.waiting = record.waiting.saturating_sub(1);
         }
-    }
-
-    fn pending(&self) -> u32 {
-        u32::try_from(self.open.len()).unwrap_or(u32::MAX).saturating_add(self.waiting)
     }
 
     fn record_mut(&mut self, origin: Origin) -> &mut Record {
@@ -236,7 +237,6 @@ impl Stages {
     pub fn requested(&mut self, request: Request, now: Monotonic) {
         // It may have come up and gone down again unseen: then the former stage counts neither way.
         self.failed(request.page);
-        self.waiting = self.waiting.saturating_sub(1);
         let misses = self.misses;
         let record = self.record_mut(request.origin);
         let attempt = record.opened(misses);
@@ -366,7 +366,6 @@ impl Stages {
         self.expected.remove(&vm);
         self.shadows.forget(vm);
         for (origin, record) in self.records.extract_if(.., |origin, _| origin.leader() == Some(vm)) {
-            self.waiting = self.waiting.saturating_sub(record.waiting);
             *self.gone.entry(origin.by()).or_default() += record.counts;
             *self.gone_foreseen.entry(origin.by()).or_default() += record.foreseen;
         }
@@ -379,11 +378,11 @@ impl Stages {
         }
     }
 
-    /// A stage is not open any more. Of a VM that has gone there is no record.
+    /// A stage is not open any more. Returns the record that is judged by it: of a VM that has gone there is none, and
+    /// none for what was staged before its origin had to prove itself anew.
     fn close(&mut self, stage: &Stage) -> Option<&mut Record> {
         let record = self.records.get_mut(&stage.request.origin)?;
-        record.closed(stage.attempt);
-        Some(record)
+        record.closed(stage.attempt).then_some(record)
     }
 }
 

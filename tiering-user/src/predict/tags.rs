@@ -139,9 +139,10 @@ impl Tags {
         self.tags.get(&vm)?.get(&page).copied()
     }
 
-    /// A page of this VM with this content.
-    pub fn copy_in(&self, tag: Tag, vm: VmId) -> Option<PageIndex> {
-        self.pages.get(&tag)?.iter().find(|(owner, _)| *owner == vm).map(|(_, page)| *page)
+    /// The pages of this VM with this content.
+    pub fn copies_in(&self, tag: Tag, vm: VmId) -> impl Iterator<Item = PageIndex> + '_ {
+        let all = self.pages.get(&tag).into_iter().flatten();
+        all.filter(move |(owner, _)| *owner == vm).map(|(_, page)| *page)
     }
 }
 
@@ -151,6 +152,10 @@ mod tests {
 
     const ONE: VmId = VmId(1);
     const OTHER: VmId = VmId(2);
+
+    fn copies(tags: &Tags, tag: u64, vm: VmId) -> Vec<PageIndex> {
+        tags.copies_in(Tag(tag), vm).collect()
+    }
 
     #[test]
     fn equal_content_has_equal_tags_under_one_key_only() {
@@ -176,10 +181,11 @@ mod tests {
         tags.insert(OTHER, 9, Tag(7));
         tags.insert(OTHER, 10, Tag(8));
         assert_eq!((tags.of(OTHER, 10), tags.of(OTHER, 3)), (Some(Tag(8)), None));
-        assert_eq!((tags.copy_in(Tag(7), OTHER), tags.copy_in(Tag(8), ONE)), (Some(9), None));
+        assert_eq!((copies(&tags, 7, OTHER), copies(&tags, 8, ONE)), (vec![9], vec![]));
         assert_eq!(tags.remove(OTHER, 9), Some(Tag(7)));
         assert_eq!(tags.remove(OTHER, 9), None);
-        assert_eq!(tags.copy_in(Tag(7), OTHER), None);
+        assert_eq!(copies(&tags, 7, OTHER), [0; 0]);
+        assert_eq!(copies(&tags, 7, ONE), [3, 4]);
     }
 
     #[test]
@@ -187,7 +193,7 @@ mod tests {
         let mut tags = Tags::default();
         tags.insert(OTHER, 9, Tag(7));
         tags.insert(OTHER, 9, Tag(8));
-        assert_eq!((tags.copy_in(Tag(7), OTHER), tags.copy_in(Tag(8), OTHER)), (None, Some(9)));
+        assert_eq!((copies(&tags, 7, OTHER), copies(&tags, 8, OTHER)), (vec![], vec![9]));
         tags.forget(OTHER);
         assert!(tags.tags.is_empty() && tags.pages.is_empty());
     }

@@ -18,6 +18,10 @@ use crate::tiermap::PageIndex;
 /// the pages that are on the tape and no others, whatever their numbers are.
 const MOST: usize = 1 << 20;
 
+/// What is close to a place: behind it and ahead of it.
+const NEAR_BEHIND: u64 = 64;
+const NEAR_AHEAD: u32 = 512;
+
 /// A place on a tape. Never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
@@ -26,6 +30,11 @@ impl Position {
     /// Touches that were recorded from `before` until here.
     pub fn since(self, before: Self) -> u64 {
         self.0.saturating_sub(before.0)
+    }
+
+    /// Whether a VM that was at `place` may be here now without having jumped.
+    pub fn is_near(self, place: Self) -> bool {
+        self.0 + NEAR_BEHIND >= place.0 && self <= place.plus(NEAR_AHEAD)
     }
 
     /// The place so many pages further.
@@ -160,6 +169,15 @@ impl Tape {
             let tag = self.tags.get(slot).copied().filter(|tag| *tag != 0);
             (Position(at), self.ring[slot], tag.map(Tag))
         })
+    }
+
+    /// Where the content stands close to this place: of several places that is the one which a VM means that has just
+    /// been there.
+    pub fn find_tag_near(&self, place: Position, tag: Tag) -> Option<Position> {
+        let first = Position(place.0.saturating_sub(NEAR_BEHIND));
+        let around = self.part(first..place.plus(NEAR_AHEAD));
+        let same = around.filter(|(_, _, there)| *there == Some(tag));
+        same.map(|(at, ..)| at).min_by_key(|at| at.0.abs_diff(place.0))
     }
 
     /// The position before the one of which these are the low bits, if it is on the tape.

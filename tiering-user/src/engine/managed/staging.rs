@@ -62,6 +62,11 @@ impl ManagedVm {
         self.prefetch.ahead.forget(leader);
     }
 
+    /// Whether the page is in swap, and nothing brings it up.
+    pub fn waits_in_swap(&self, page: PageIndex) -> bool {
+        self.can_be_staged(page) && !self.prefetch.to_stage.contains(page)
+    }
+
     fn can_be_staged(&self, page: PageIndex) -> bool {
         let entry = self.pages.get(page);
         let on_its_way = || self.prefetch.stages.is_lifted(page) || self.prefetch.dropping.contains(&page);

@@ -14,7 +14,7 @@ use likeness::Likeness;
 use super::managed::ManagedVm;
 use super::remembered::{Remembered, What};
 use crate::actuate::Outcome;
-use crate::predict::{Match, Tag, TagKey, Tags};
+use crate::predict::{Match, Tag, TagKey, Tags, Tape};
 use crate::similarity::Weights;
 use crate::store::Record;
 use crate::sys::Monotonic;
@@ -24,6 +24,14 @@ use crate::vm::FileId;
 
 /// Records of what was learned of a tenant's pairs.
 const WEIGHTS: &str = "weights/";
+
+/// Where the known contents of a leader are: in swap, and on its tape.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// None where it is the earlier self of a VM.
+    pub vm: Option<VmId>,
+    pub tape: &'a Tape,
+}
 
 /// The VMs of one tenant.
 pub struct Tenant {
@@ -49,24 +57,35 @@ impl Tenant {
         }
     }
 
-    /// The page of the member `there` that corresponds to one of another member with this content, whose address is
-    /// that of `same_page` there; and how. The copy at the same address is the better one.
+    /// The page of the member `there` that corresponds to one of a leader with this content, whose address is
+    /// that of `same_page` there; and how. The copy at the same address is the better one, of others one that `waits`.
+    /// What the leader, of which these are the known contents, holds at another address does not correspond by its own.
     pub fn corresponding(
         &self,
         tag: Option<Tag>,
         there: VmId,
         same_page: Option<PageIndex>,
+        held: Held<'_>,
+        waits: impl Fn(PageIndex) -> bool,
     ) -> Option<(PageIndex, Match)> {
         let tag_there = same_page.and_then(|page| self.tags.of(there, page));
-        let same_page = |by| same_page.map(|page| (page, by));
-        match (tag, tag_there) {
-            (Some(here), Some(there)) if here == there => same_page(Match::Content),
-            (Some(here), other) => {
-                let copy = self.tags.copy_in(here, there).map(|page| (page, Match::Content));
-                copy.or_else(|| same_page(if other.is_some() { Match::Address } else { Match::Page }))
-            }
-            (None, _) => same_page(Match::Page),
+        let by = if tag.is_some() && tag_there.is_some() { Match::Address } else { Match::Page };
+        let copy = || {
+            let mut copies = self.tags.copies_in(tag?, there).peekable();
+            let first = *copies.peek()?;
+            Some((copies.find(|page| waits(*page)).unwrap_or(first), Match::Content))
+        };
+        let is_elsewhere = || tag_there.is_some_and(|tag| self.holds(held, tag));
+        match same_page {
+            Some(page) if tag.is_some() && tag == tag_there => Some((page, Match::Content)),
+            Some(page) => copy().or_else(|| (!is_elsewhere()).then_some((page, by))),
+            None => copy(),
         }
+    }
+
+    fn holds(&self, held: Held<'_>, tag: Tag) -> bool {
+        let Held { vm, tape } = held;
+        tape.find_tag(tag).is_some() || vm.is_some_and(|vm| self.tags.copies_in(tag, vm).next().is_some())
     }
 }
 
@@ -197,14 +216,39 @@ mod tests {
         for (page, tag) in [(3, 7), (9, 7), (4, 8)] {
             tenant.tags.insert(there, page, Tag(tag));
         }
-        let found = |tag: Option<u64>, same| tenant.corresponding(tag.map(Tag), there, same);
-        assert_eq!(found(Some(7), Some(9)), Some((9, Match::Content)), "the same address, of two copies");
-        assert_eq!(found(Some(7), Some(4)), Some((3, Match::Content)), "another address");
-        assert_eq!(found(Some(7), None), Some((3, Match::Content)));
-        assert_eq!(found(Some(1), Some(4)), Some((4, Match::Address)), "other content");
-        assert_eq!(found(Some(1), Some(5)), Some((5, Match::Page)), "nothing known of it there");
-        assert_eq!(found(None, Some(4)), Some((4, Match::Page)), "nor here");
-        assert_eq!(found(None, None), None);
+        let mut tape = Tape::new(100);
+        let found = |tag: Option<u64>, same, tape: &Tape| {
+            let held = Held { vm: Some(here), tape };
+            tenant.corresponding(tag.map(Tag), there, same, held, |page| page != 3)
+        };
+        assert_eq!(
+            found(Some(7), Some(9), &tape),
+            Some((9, Match::Content)),
+            "the same address, of two copies"
+        );
+        assert_eq!(found(Some(7), Some(4), &tape), Some((9, Match::Content)), "another address");
+        assert_eq!(
+            found(Some(7), None, &tape),
+            Some((9, Match::Content)),
+            "of two copies the one that waits"
+        );
+        assert_eq!(found(Some(1), Some(4), &tape), Some((4, Match::Address)), "other content");
+        assert_eq!(found(Some(1), Some(5), &tape), Some((5, Match::Page)), "nothing known of it there");
+        assert_eq!(found(None, Some(4), &tape), Some((4, Match::Page)), "nor here");
+        assert_eq!(found(None, None, &tape), None);
+        tape.record(70, Some(Tag(8)));
+        assert_eq!(
+            found(Some(1), Some(4), &tape),
+            None,
+            "the leader touched that content at another address"
+        );
+        assert_eq!(found(None, Some(4), &tape), None);
+        assert_eq!(found(Some(1), Some(9), &tape), Some((9, Match::Address)));
+        tenant.tags.insert(here, 50, Tag(7));
+        let found = |same| {
+            tenant.corresponding(Some(Tag(1)), there, same, Held { vm: Some(here), tape: &tape }, |_| true)
+        };
+        assert_eq!(found(Some(9)), None, "it holds that content in swap");
     }
 
     #[test]
@@ -244,7 +288,9 @@ mod tests {
         let content = [7; 4096];
         assert_ne!(one.tag(&content), other.tag(&content));
         tenants.0.get_mut("a").unwrap().tags.insert(VmId(1), 3, Tag(7));
-        assert_eq!(tenants.0["b"].corresponding(Some(Tag(7)), VmId(1), None), None);
+        let tape = Tape::new(1);
+        let held = Held { vm: Some(VmId(2)), tape: &tape };
+        assert_eq!(tenants.0["b"].corresponding(Some(Tag(7)), VmId(1), None, held, |_| true), None);
         assert_eq!(tenants.0["b"].members, [VmId(2)]);
     }
 }
