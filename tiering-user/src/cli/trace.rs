@@ -282,7 +282,7 @@ mod tests {
         let hash = |path| XxHash3_64::oneshot(&std::fs::read(path).unwrap());
         assert_eq!(
             (hash(decisions), hash(epochs)),
-            (13_090_867_819_499_169_882, 8_334_013_842_078_771_481),
+            (15_627_454_883_359_443_960, 8_334_013_842_078_771_481),
             "decisions, and profiles"
         );
     }

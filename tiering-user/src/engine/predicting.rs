@@ -6,7 +6,7 @@
 //! VMs correspond if they have the same content, else if they have the same guest-physical address; whether it is
 //! known that their contents differ makes two kinds of the latter.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use super::Engine;
 use super::managed::{Earlier, ManagedVm};
@@ -36,22 +36,18 @@ pub(super) struct Touched {
     before: Option<Position>,
 }
 
-/// Of the touches of each VM, in their order, the last one and a few before it, each with what came after it: on a
-/// tape, what comes after the others comes after these too, and each costs a look at every leader's.
-fn some_of_each(touched: &[Touched]) -> Vec<(Touched, HashSet<PageIndex>)> {
+/// Of the touches of each VM the last few: on a tape, what comes after the others comes after these too, and each costs a
+/// look at every leader's.
+fn last_of_each(touched: &[Touched]) -> Vec<Touched> {
     let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
         by_vm.entry(touched.vm).or_default().push(*touched);
     }
-    let mut some = Vec::new();
-    for touched in by_vm.into_values() {
-        let step = touched.len().div_ceil(PULLS_A_BATCH);
-        let first = (touched.len() - 1) % step;
-        for (number, one) in touched.iter().enumerate().skip(first).step_by(step) {
-            some.push((*one, touched[number + 1..].iter().map(|later| later.page).collect()));
-        }
-    }
-    some
+    let last = by_vm.into_values().flat_map(|touched| {
+        let first = touched.len().saturating_sub(PULLS_A_BATCH);
+        touched.into_iter().skip(first)
+    });
+    last.collect()
 }
 
 /// Whether the configuration wants pages staged for this.
@@ -82,8 +78,8 @@ impl Engine {
     pub(super) fn predict(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, .. } = self.config.prefetch;
         if pull {
-            for (touched, later) in some_of_each(touched) {
-                self.pull(touched, &later);
+            for touched in last_of_each(touched) {
+                self.pull(touched);
             }
         }
         if push {
@@ -98,7 +94,7 @@ impl Engine {
         let Touched { vm, page, tag, time, .. } = touched;
         let Some(leader) = self.vms.get(&vm) else { return };
         let Some(tenant) = self.tenants.of(leader) else { return };
-        let held = Held { vm: Some(vm), tape: &leader.prefetch.tape };
+        let held = rules.by_content.then_some(Held { vm: Some(vm), tape: &leader.prefetch.tape });
         let mut predicted = Vec::new();
         for neighbour in tenant.likeness.followers(vm) {
             let Some(there) = self.vms.get(neighbour) else { continue };
@@ -121,8 +117,7 @@ impl Engine {
         }
     }
 
-    /// By now the VM has touched the pages `later` too.
-    fn pull(&mut self, touched: Touched, later: &HashSet<PageIndex>) {
+    fn pull(&mut self, touched: Touched) {
         let rules = self.config.prefetch;
         let Some(vm) = self.vms.get_mut(&touched.vm) else { return };
         if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
@@ -154,19 +149,13 @@ impl Engine {
             vm.prefetch.ahead = ahead;
         }
         for (origin, place) in places.into_iter().filter(|(origin, _)| uses(rules, *origin)) {
-            self.follow((touched, later), origin, place, rules.threshold);
+            self.follow(touched, origin, place, rules.threshold);
         }
     }
 
     /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
     /// its window says.
-    fn follow(
-        &mut self,
-        (touched, later): (Touched, &HashSet<PageIndex>),
-        origin: Origin,
-        place: Position,
-        threshold: f64,
-    ) {
+    fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
         let id = touched.vm;
         let Some(vm) = self.vms.get_mut(&id) else { return };
         let chance = vm.prefetch.stages.chance(origin, threshold, touched.time);
@@ -185,9 +174,7 @@ impl Engine {
         for (at, page, tag) in next {
             let page = self.vms.get(&id).and_then(|vm| self.corresponding(vm, origin, page, tag));
             let Some((vm, page)) = self.vms.get_mut(&id).zip(page) else { continue };
-            if shadow && later.contains(&page) {
-                vm.prefetch.stages.foresaw(origin);
-            } else if shadow {
+            if shadow {
                 vm.shadowed(page, origin, threshold, touched.time);
             } else if !vm.predicted(page, origin, touched.time) {
                 // What finds no room is offered again.
@@ -230,6 +217,7 @@ impl Engine {
             Some(tenant) => {
                 let tag = tag.filter(|_| self.config.prefetch.by_content);
                 let held = Held { vm: origin.leader(), tape: self.tape_of(vm, origin)? };
+                let held = self.config.prefetch.by_content.then_some(held);
                 tenant.corresponding(tag, vm.info.id, same_page, held, |page| vm.waits_in_swap(page))
             }
             // What has no tenant has no tags.
@@ -244,19 +232,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_touches_the_last_and_a_few_before_it_are_followed() {
+    fn of_many_touches_the_last_few_are_followed() {
         let touched =
             |vm: u32, page| Touched { vm: VmId(vm), page, tag: None, time: Monotonic(0), before: None };
         let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
         let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
-            let some = some_of_each(touches).into_iter();
-            some.filter(|(touched, _)| touched.vm == VmId(vm)).map(|(touched, _)| touched.page).collect()
+            let some = last_of_each(touches).into_iter();
+            some.filter(|touched| touched.vm == VmId(vm)).map(|touched| touched.page).collect()
         };
-        assert_eq!(pages(1, &touches), [24, 49, 74, 99]);
-        assert_eq!(pages(2, &touches), [24, 49, 74, 99]);
+        assert_eq!(pages(1, &touches), [96, 97, 98, 99]);
+        assert_eq!(pages(2, &touches), [96, 97, 98, 99]);
         assert_eq!(pages(1, &touches[..5]), [0, 1, 2]);
-        assert!(some_of_each(&[]).is_empty());
-        let (_, later) = some_of_each(&touches)[2].clone();
-        assert_eq!(later, (75..100).collect(), "what came after the third of them");
+        assert!(last_of_each(&[]).is_empty());
     }
 }

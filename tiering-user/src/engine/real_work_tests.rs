@@ -128,10 +128,13 @@ fn most_of_what_the_leader_touched_is_there_when_the_follower_needs_it() {
 
     let [of_leader, of_follower] = [first, second].map(Work::contents);
     let known: HashSet<u64> = first.touches().map(|page| of_leader[page as usize]).collect();
-    let is_known = |page: &PageIndex| known.contains(&of_follower[*page as usize]);
-    let touched = second.touches().filter(is_known).count();
+    let is_known = |page: &PageIndex| {
+        let content = of_follower[*page as usize];
+        content != 0 && known.contains(&content)
+    };
+    let pages: HashSet<PageIndex> = second.touches().filter(is_known).collect();
+    let (touched, all) = (pages.len(), second.touches().count());
     let missed = waited.iter().filter(|page| is_known(page)).count();
-    let all = second.touches().count();
     let StageCounts { issued, used, .. } = host.engine().vms[&follower].prefetch.stages.counts();
     let told = format!(
         "waited for {} of {all} touches, for {missed} of {touched} contents that the leader had touched; \

@@ -17,10 +17,6 @@ use crate::track::VmId;
 /// How far a VM is followed that has just jumped.
 const FIRST_REACH: u32 = 32;
 
-/// A VM is followed a part of the window ahead, but a window as narrow as this is not divided.
-const PARTS: u32 = 4;
-const NARROW: u32 = 64;
-
 /// How one VM has followed tapes.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
@@ -34,13 +30,15 @@ pub struct Ahead {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     last: Option<Position>,
-    /// There stands what it touched once since.
+    /// Where it was before it jumped, or where what it touched since stands: it may go on there.
     perhaps: Option<Position>,
 }
 
 /// Places of a tape that a VM passes one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    /// Where the VM was.
+    place: Position,
     /// The first place that is still to come.
     until: Position,
     /// Pages that are looked ahead.
@@ -53,6 +51,7 @@ struct Run {
 #[derive(Clone, Debug)]
 pub struct Part {
     pub places: Range<Position>,
+    place: Position,
     reach: u32,
     shadow: bool,
 }
@@ -61,24 +60,23 @@ impl Ahead {
     /// The VM is at `place` on the tape that `origin` is about: what should be staged now, of the next `window`
     /// pages there; or, in the `shadow`, compared with what the VM touches. What was only compared is yet to be staged.
     pub fn part(&self, origin: Origin, tape: &Tape, place: Position, (window, shadow): (u32, bool)) -> Part {
-        let first = place.plus(1);
-        let end = |reach| place.plus(1 + reach).min(tape.end());
-        // Further back or further ahead than the window reaches: it has jumped.
-        let goes_on = |run: &&Run| (first..=end(window)).contains(&run.until);
-        let most = (window / PARTS).max(NARROW.min(window));
-        let (until, reach) = match self.runs.get(&origin).filter(goes_on) {
+        let (first, furthest) = (place.plus(1), place.plus(1 + window).min(tape.end()));
+        let (until, reach) = match self.runs.get(&origin).filter(|run| place.is_near(run.place)) {
             Some(run) => {
-                let until = if run.shadow && !shadow { first } else { run.until };
-                (until, run.reach.saturating_mul(2).min(most))
+                let again = run.shadow && !shadow || run.until > furthest;
+                let until = if again { first } else { run.until.max(first) };
+                (until, run.reach.saturating_mul(1 + u32::from(place > run.place)))
             }
-            None => (first, FIRST_REACH.min(most)),
+            None => (first, FIRST_REACH),
         };
-        Part { places: until..end(reach).max(until), reach, shadow }
+        let reach = reach.min(window);
+        let end = place.plus(1 + reach).min(tape.end());
+        Part { places: until..end.max(until), place, reach, shadow }
     }
 
     /// This part has been staged, or compared, up to this place, which is the first that is still to come.
     pub fn followed(&mut self, origin: Origin, part: &Part, until: Position) {
-        self.runs.insert(origin, Run { until, reach: part.reach, shadow: part.shadow });
+        self.runs.insert(origin, Run { place: part.place, until, reach: part.reach, shadow: part.shadow });
     }
 
     /// The place of what the VM touches now on the tape of this leader, if that is close to where it was last, or to
@@ -96,8 +94,12 @@ impl Ahead {
             let by_page = || tape.find(page?).filter(|place| place.is_near(to));
             tag.and_then(|tag| tape.find_tag_near(to, tag)).or_else(by_page)
         };
-        if let Some(place) = near(known.last).or_else(|| near(known.perhaps)) {
-            self.places.insert(leader, Known { last: Some(place), perhaps: None });
+        if let Some(place) = near(known.last) {
+            self.places.insert(leader, Known { last: Some(place), ..known });
+            return Some(place);
+        }
+        if let Some(place) = near(known.perhaps) {
+            self.places.insert(leader, Known { last: Some(place), perhaps: known.last });
             return Some(place);
         }
         let anywhere = tag.and_then(|tag| tape.find_tag(tag)).or_else(|| tape.find(page?));
@@ -155,11 +157,15 @@ mod tests {
             tape.record(page, None);
         }
         let mut ahead = Ahead::default();
-        let mut reach = |place| advance(&mut ahead, &tape, place, 4096).last().map(|last| last - place);
+        let mut reach = |place| advance(&mut ahead, &tape, place, 1024).last().map(|last| last - place);
         assert_eq!([0, 1, 2, 3].map(&mut reach), [32, 64, 128, 256].map(Some));
-        assert_eq!([9_000, 4].map(&mut reach), [32, 32].map(Some), "one page that stands elsewhere too");
-        let reached = [5, 6, 7, 8, 9, 10].map(&mut reach);
-        assert_eq!(reached[4..], [Some(1024); 2], "a quarter of the window");
+        assert_eq!([9_000, 4].map(&mut reach), [32, 32].map(Some), "there and back");
+        assert_eq!(
+            [44, 84, 244].map(&mut reach),
+            [64, 128, 256].map(Some),
+            "of many touches few are looked at"
+        );
+        assert_eq!([245, 246, 247].map(&mut reach), [512, 1024, 1024].map(Some));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use crate::track::VmId;
 /// What is not touched so soon after it was predicted was predicted wrongly, as a rule.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Places on a tape at which a VM may be at a time: it goes back and forth between what it does at once.
-pub(super) const PLACES: u32 = 4;
+/// Windows on a tape that may be open at a time: a VM that jumps may use later what was staged for it before.
+pub(super) const WINDOWS: u32 = 16;
 
 /// Why a page is thought to be touched soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +75,6 @@ impl Origin {
             None | Some(Match::Content) => 64,
             Some(Match::Page | Match::Address) => 16,
         };
-        (first, if self.is_for_later() { 16_384 } else { 4096 })
+        (first, if self.is_for_later() { 16_384 } else { 1024 })
     }
 }

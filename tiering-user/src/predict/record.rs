@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::origin::PLACES;
+use super::origin::WINDOWS;
 use super::{Foreseen, Match, Origin, StageCounts};
 use crate::config::Priors;
 use crate::sys::Monotonic;
@@ -138,9 +138,9 @@ impl Record {
         self.window
     }
 
-    /// Stages that may be pending: on a tape as many for each place that the VM may be at.
+    /// Stages that may be pending: on a tape some windows full.
     fn room(&self) -> u32 {
-        self.window * if self.for_later { 1 } else { PLACES }
+        self.window * if self.for_later { 1 } else { WINDOWS }
     }
 
     /// Stages of this try that are open, or may become so.

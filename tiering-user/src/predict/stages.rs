@@ -158,8 +158,10 @@ impl Stages {
 
     fn has_room(&self, origin: Origin, now: Monotonic) -> bool {
         let record = self.record(origin);
-        let unproven = || self.records.values().filter(|record| !record.is_proven()).map(Record::pending);
-        record.has_room(now) && (record.is_proven() || unproven().sum::<u32>() < UNPROVEN_MOST)
+        let unproven = || self.records.values().filter(|record| !record.is_proven());
+        // One that was proven and is not any more may have many: they do not stop all others.
+        let pending = || unproven().map(|record| record.pending().min(UNPROVEN_MOST / 4)).sum::<u32>();
+        record.has_room(now) && (record.is_proven() || pending() < UNPROVEN_MOST)
     }
 
     /// `origin`, which is not trusted, predicts `page`, which is in swap. Returns how sure it is, if that is known.
@@ -167,12 +169,6 @@ impl Stages {
         self.shadows.note(origin, page, now);
         let record = self.record(origin);
         record.has_proof().then(|| record.confidence())
-    }
-
-    /// `origin`, which is not trusted, predicts a page that the VM has touched since.
-    pub fn foresaw(&mut self, origin: Origin) {
-        let misses = self.misses;
-        self.record_mut(origin).foresaw(true, misses);
     }
 
     /// `page` was touched, which was in swap or staged; `missed` if it had not been staged.

@@ -171,13 +171,17 @@ impl Tape {
         })
     }
 
-    /// Where the content stands close to this place: of several places that is the one which a VM means that has just
-    /// been there.
+    /// Where the content stands close to this place, the nearest one ahead of it first: of several places that is the
+    /// one which a VM means that has just been there.
     pub fn find_tag_near(&self, place: Position, tag: Tag) -> Option<Position> {
-        let first = Position(place.0.saturating_sub(NEAR_BEHIND));
-        let around = self.part(first..place.plus(NEAR_AHEAD));
-        let same = around.filter(|(_, _, there)| *there == Some(tag));
-        same.map(|(at, ..)| at).min_by_key(|at| at.0.abs_diff(place.0))
+        if self.tags.is_empty() {
+            return None;
+        }
+        let first = place.0.saturating_sub(NEAR_BEHIND).max(self.next.saturating_sub(self.capacity as u64));
+        let end = place.plus(NEAR_AHEAD).0.saturating_add(1).min(self.next);
+        let stands = |at: &u64| self.tags.get(self.slot(*at)) == Some(&tag.0);
+        let found = (place.0 + 1..end).find(stands);
+        found.or_else(|| (first..=place.0.min(self.next)).rev().find(stands)).map(Position)
     }
 
     /// The position before the one of which these are the low bits, if it is on the tape.

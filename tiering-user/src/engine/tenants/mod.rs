@@ -59,13 +59,13 @@ impl Tenant {
 
     /// The page of the member `there` that corresponds to one of a leader with this content, whose address is
     /// that of `same_page` there; and how. The copy at the same address is the better one, of others one that `waits`.
-    /// What the leader, of which these are the known contents, holds at another address does not correspond by its own.
+    /// What holds a content that the leader `held` does not correspond by its address: its content does.
     pub fn corresponding(
         &self,
         tag: Option<Tag>,
         there: VmId,
         same_page: Option<PageIndex>,
-        held: Held<'_>,
+        held: Option<Held<'_>>,
         waits: impl Fn(PageIndex) -> bool,
     ) -> Option<(PageIndex, Match)> {
         let tag_there = same_page.and_then(|page| self.tags.of(there, page));
@@ -75,10 +75,10 @@ impl Tenant {
             let first = *copies.peek()?;
             Some((copies.find(|page| waits(*page)).unwrap_or(first), Match::Content))
         };
-        let is_elsewhere = || tag_there.is_some_and(|tag| self.holds(held, tag));
+        let is_matched = || held.zip(tag_there).is_some_and(|(held, tag)| self.holds(held, tag));
         match same_page {
             Some(page) if tag.is_some() && tag == tag_there => Some((page, Match::Content)),
-            Some(page) => copy().or_else(|| (!is_elsewhere()).then_some((page, by))),
+            Some(page) => copy().or_else(|| (!is_matched()).then_some((page, by))),
             None => copy(),
         }
     }
@@ -218,7 +218,7 @@ mod tests {
         }
         let mut tape = Tape::new(100);
         let found = |tag: Option<u64>, same, tape: &Tape| {
-            let held = Held { vm: Some(here), tape };
+            let held = Some(Held { vm: Some(here), tape });
             tenant.corresponding(tag.map(Tag), there, same, held, |page| page != 3)
         };
         assert_eq!(
@@ -246,9 +246,17 @@ mod tests {
         assert_eq!(found(Some(1), Some(9), &tape), Some((9, Match::Address)));
         tenant.tags.insert(here, 50, Tag(7));
         let found = |same| {
-            tenant.corresponding(Some(Tag(1)), there, same, Held { vm: Some(here), tape: &tape }, |_| true)
+            tenant.corresponding(
+                Some(Tag(1)),
+                there,
+                same,
+                Some(Held { vm: Some(here), tape: &tape }),
+                |_| true,
+            )
         };
         assert_eq!(found(Some(9)), None, "it holds that content in swap");
+        let by_address = tenant.corresponding(None, there, Some(9), None, |_| true);
+        assert_eq!(by_address, Some((9, Match::Page)), "where contents do not count");
     }
 
     #[test]
@@ -289,7 +297,7 @@ mod tests {
         assert_ne!(one.tag(&content), other.tag(&content));
         tenants.0.get_mut("a").unwrap().tags.insert(VmId(1), 3, Tag(7));
         let tape = Tape::new(1);
-        let held = Held { vm: Some(VmId(2)), tape: &tape };
+        let held = Some(Held { vm: Some(VmId(2)), tape: &tape });
         assert_eq!(tenants.0["b"].corresponding(Some(Tag(7)), VmId(1), None, held, |_| true), None);
         assert_eq!(tenants.0["b"].members, [VmId(2)]);
     }
