@@ -36,8 +36,8 @@ pub(super) struct Touched {
     before: Option<Position>,
 }
 
-/// Of the touches of each VM the last few: on a tape, what comes after the others comes after these too, and each costs a
-/// look at every leader's.
+/// Of the touches of each VM the last few: on a tape, what comes after the others comes after these too, and each costs
+/// a look at every leader's.
 fn last_of_each(touched: &[Touched]) -> Vec<Touched> {
     let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {

@@ -2,8 +2,8 @@
 //!
 //! `traces/boots.json` is of `cargo xtask bench prefetch --part boots`, which writes such a file into the folder
 //! `recordings` of the target folder. For each guest it has runs of pages in the order in which they were touched, and
-//! what all pages held: runs of page contents, each with its first number and whether that grows from page to page. Equal
-//! numbers are equal contents; 0 is a page of zeroes.
+//! what all pages held: runs of contents, each with its length, its first number, and by how much that grows from page
+//! to page. Equal numbers are equal contents; 0 is a page of zeroes.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -3,9 +3,10 @@
 //! In: where on a tape the page stands that the VM touches now. Out: the part of that tape which is to be staged:
 //! as many pages ahead as the window says, without those that were in such a part already.
 //!
-//! A content may stand in several places. Of these the one close to where the VM was last is meant. A touch that stands
-//! somewhere else alone tells nothing; where the next one stands close to it, the VM has *jumped* there. It is followed a
-//! few pages ahead at first, and twice as far each time that it goes on from there.
+//! A content may stand in several places. Of these the one close to where the VM was last is meant. A single touch
+//! somewhere else tells nothing; where the next one stands close to it, the VM has *jumped* there. It is followed a few
+//! pages ahead at first, and twice as far each time that it goes on from there. The place from which it jumped is
+//! remembered, so a VM may go back and forth between two.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

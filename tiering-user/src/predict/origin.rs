@@ -65,8 +65,8 @@ impl Origin {
     }
 
     /// Pages, at first and at most. What has the same content is likely to be used for the same, and what a process
-    /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is also how
-    /// far ahead is staged: as far as a VM gets while that is read. What another one touches may be touched here
+    /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is how far
+    /// ahead is staged: as far as a VM gets while that is read. What another one touches may be touched here
     /// seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
     /// comes after that is predicted by the tape.
     pub(super) fn window_bounds(self) -> (u32, u32) {

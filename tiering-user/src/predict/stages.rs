@@ -2,8 +2,8 @@
 //!
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or its
 //! deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a
-//! confidence of its own, and a window, which is how many of its stages may be open since it had to prove itself last.
-//! What an origin that is not trusted predicts is only noted ([`Shadows`]); and all that are trusted without a proof
+//! confidence of its own, and a window, by which it is limited how many of its stages are open since it had to prove
+//! itself last. What an origin that is not trusted predicts is only noted ([`Shadows`]); and all that are trusted without a proof
 //! have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
@@ -133,7 +133,7 @@ impl Stages {
         of_it.for_each(|(_, record)| record.expect(probability));
     }
 
-    /// How many pages may be staged, and not yet known to be right, for this.
+    /// How many pages ahead may be staged for this.
     pub fn window(&self, origin: Origin) -> u32 {
         self.record(origin).window()
     }
