@@ -111,7 +111,8 @@ impl Shadows {
     }
 }
 
-/// Whether what was noted can be right no more, after so many touches of the VM. What comes next does so after a rest too.
+/// Whether what was noted can be right no more, after so many touches of the VM. What comes next does so after a rest
+/// too.
 fn is_over(origin: Origin, note: Note, touches: u64, now: Monotonic) -> bool {
     match origin.is_for_later() {
         true => now.since(note.at) >= origin.patience(),

@@ -3,8 +3,8 @@
 //! Each stage ends in one of two ways: the page is touched (used; late if that was before the stage was done), or its
 //! deadline passes (wasted). What it was staged for, its [`Origin`], is judged by that ([`Record`]): each has a
 //! confidence of its own, and a window, by which it is limited how many of its stages are open since it had to prove
-//! itself last. What an origin that is not trusted predicts is only noted ([`Shadows`]); and all that are trusted without a proof
-//! have [`UNPROVEN_MOST`] together.
+//! itself last. What an origin that is not trusted predicts is only noted ([`Shadows`]); and all that are trusted
+//! without a proof have [`UNPROVEN_MOST`] together.
 //!
 //! # Limits
 //! One confidence an origin, not one a page. Whether a page that is not touched is wasted shows at its deadline only.

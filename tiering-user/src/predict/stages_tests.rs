@@ -172,6 +172,22 @@ fn all_that_have_proved_nothing_share_one_room() {
     assert!(worth_it(&mut stages, expected, 0.5, at(1)) && stages.reserve(expected, at(1)));
 }
 
+#[test]
+fn what_another_origin_has_open_leaves_room_to_those_without_proof() {
+    let [proven, expected] = [1, 2].map(|vm| Followed(VmId(vm), Match::Content));
+    let mut stages = Stages::default();
+    stages.expect(VmId(2), 0.9);
+    prove(&mut stages, proven);
+    let taken = (0..10_000).filter(|_| stages.reserve(proven, at(1))).count();
+    assert!(taken >= UNPROVEN_MOST as usize, "{taken}");
+    assert!(worth_it(&mut stages, expected, 0.5, at(1)));
+    for _ in 0..20 {
+        stages.records.get_mut(&proven).unwrap().wasted();
+    }
+    assert!(!stages.record(proven).is_proven());
+    assert!(worth_it(&mut stages, expected, 0.5, at(1)), "also when it is not proven any more");
+}
+
 /// It was right in the shadow often enough.
 fn prove(stages: &mut Stages, origin: Origin) {
     for page in 1_000_000..1_000_016 {
