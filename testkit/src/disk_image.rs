@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 const PAGES_A_MIB: usize = (1 << 20) / PAGE_BYTES;
 
+/// As the agent's status names an image of the testkit: QEMU reads other files too, as the kernel that it starts.
+pub const NAME: &str = "base.img";
+
 /// Gone with the folder it is in.
 #[derive(Debug)]
 pub struct DiskImage {
@@ -23,7 +26,7 @@ impl DiskImage {
     /// # Errors
     /// Where it cannot be written.
     pub fn create(folder: &Path, mib: usize, seed: u64) -> Result<Self> {
-        let path = folder.join("base.img");
+        let path = folder.join(NAME);
         let image = Self { path };
         let mut out = BufWriter::new(File::create(&image.path).with_context(|| image.name())?);
         content::write_pages(&mut out, seed, mib * PAGES_A_MIB)?;

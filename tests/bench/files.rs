@@ -12,7 +12,7 @@ use crate::host::{self, Host};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 use tiering_testkit::agent::Agent;
-use tiering_testkit::disk_image::{DiskImage, fetched_bytes};
+use tiering_testkit::disk_image::{self, DiskImage, fetched_bytes};
 use tiering_testkit::guest::{Backend, Guest};
 use tiering_testkit::pattern::{Access, PAGE_BYTES, Pattern};
 use tiering_testkit::repeats::Repeats;
@@ -80,7 +80,9 @@ fn round(host: &Host, image: &DiskImage, pattern: &Pattern) -> Result<Round> {
     let ours = pass(&mut second)?;
     stop::sleep(PUBLISHED)?;
     let status = agent.status()?;
-    let known = status["images"].as_array().and_then(|images| images.first()).context("no image is known")?;
+    let images = status["images"].as_array().context("no image is known")?;
+    let known =
+        images.iter().find(|known| known["name"] == disk_image::NAME).context("the image is not known")?;
     let number = |field: &str| known[field].as_f64().with_context(|| format!("no {field} in {known}"));
     let (asked_mib, confidence) =
         (number("read_ahead_bytes_total")? / f64::from(1 << 20), number("confidence")?);

@@ -26,7 +26,11 @@ pub fn show(
         work(results, &whose, stretch);
     }
     if let Some(any) = stretches.first().filter(|_| !std::ptr::eq(stretches, none)) {
-        results.note(&format!("{who}: pages read from swap"), any.host_reads);
+        results.note(&format!("{who}: pages read from swap"), any.host.reads);
+    }
+    if let Some(any) = stretches.first() {
+        let steal = any.host.steal_by_minute.iter();
+        results.note(&format!("{who}: CPU stolen from the host, % of each minute"), row(steal.copied(), 1));
     }
     if !alone && !std::ptr::eq(stretches, none) {
         free(results, &format!("{who}, all"), &free_of_all_mib(stretches), None);
@@ -47,11 +51,19 @@ fn free(results: &mut Results, whose: &str, free_mib: &[(u64, u64)], wanted_mib:
     results.note(&format!("{whose}: free, MiB, over time"), told.collect::<Vec<_>>().join(", "));
 }
 
-/// What a guest did in each minute, percent of what it did in the last one without an agent.
+/// What a guest did in each minute, percent of what it did in the last one without an agent; and what it did a second
+/// of CPU time: that is the same where it was only its share of the processors that changed.
 pub fn by_minute(results: &mut Results, whose: &str, stretch: &Stretch, none: &Stretch) {
-    let percent = stretch.by_minute.iter().map(|per_s| format!("{:.0}", per_s / none.per_s * 100.0));
-    let what = format!("{whose}: throughput of each minute, % of none");
-    results.note(&what, percent.collect::<Vec<_>>().join(", "));
+    let percent = stretch.by_minute.iter().map(|per_s| per_s / none.per_s * 100.0);
+    results.note(&format!("{whose}: throughput of each minute, % of none"), row(percent, 0));
+    let minutes = stretch.by_minute.iter().zip(&stretch.cpu_s_by_minute);
+    let Some(none_cpu_s) = none.cpu_s_by_minute.last() else { return };
+    let percent = minutes.map(|(per_s, cpu_s)| per_s / cpu_s / (none.per_s / none_cpu_s) * 100.0);
+    results.note(&format!("{whose}: the same a CPU second, % of none"), row(percent, 0));
+}
+
+fn row(figures: impl Iterator<Item = f64>, digits: usize) -> String {
+    figures.map(|figure| format!("{figure:.digits$}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What the guest did less than without anybody who takes memory from it.

@@ -1,7 +1,7 @@
 //! A guest at work, alone in a memory control group: what it does, what of its RAM is free, how often it waited.
 
 use crate::group::Group;
-use crate::host::major_faults;
+use crate::host::{cpu_seconds, major_faults};
 use anyhow::Result;
 use std::time::Duration;
 use tiering_testkit::guest::{Backend, Guest};
@@ -98,6 +98,10 @@ impl Vm {
     pub fn free_bytes(&self) -> Result<u64> {
         let (_, swapped) = self.touched_and_swapped_bytes()?;
         Ok(swapped.saturating_sub(self.group.copies_bytes()?))
+    }
+
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(self.guest.pid())
     }
 
     pub fn major_faults(&self) -> Result<u64> {
