@@ -24,12 +24,16 @@ struct Case {
 
 const CASES: [Case; 8] = [
     Case { name: "all of it", rules: "", seen: 0 },
-    Case { name: "content alone", rules: "own_past = false\nby_address = false", seen: 0 },
-    Case { name: "address alone", rules: "own_past = false\nby_content = false", seen: 0 },
-    Case { name: "own past alone", rules: "by_content = false\nby_address = false", seen: 1 },
+    Case { name: "content alone", rules: "readahead = false\nown_past = false\nby_address = false", seen: 0 },
+    Case { name: "address alone", rules: "readahead = false\nown_past = false\nby_content = false", seen: 0 },
+    Case {
+        name: "own past alone",
+        rules: "readahead = false\nby_content = false\nby_address = false",
+        seen: 1,
+    },
     Case {
         name: "own past alone, on disk in the order of addresses",
-        rules: "by_content = false\nby_address = false\nin_tape_order = false",
+        rules: "readahead = false\nby_content = false\nby_address = false\nin_tape_order = false",
         seen: 1,
     },
     Case { name: "push alone", rules: "pull = false", seen: 0 },

@@ -21,8 +21,8 @@ const WALKS_BEFORE: u32 = 100;
 /// What is left of the names, in the words of the configuration.
 const CASES: [(&str, &str); 3] = [
     ("clones", ""),
-    ("clones, by content alone", "own_past = false\nby_address = false"),
-    ("clones, by address alone", "own_past = false\nby_content = false"),
+    ("clones, by content alone", "readahead = false\nown_past = false\nby_address = false"),
+    ("clones, by address alone", "readahead = false\nown_past = false\nby_content = false"),
 ];
 
 pub fn measure(results: &mut Results, quick: bool) -> Result<()> {

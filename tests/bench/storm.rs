@@ -18,7 +18,7 @@ const GUESTS: u64 = 6;
 
 /// What the agent may do, in the words of the configuration, and how often it saw them wake.
 const CASES: [(&str, &str, u32); 3] = [
-    ("own past alone", "by_content = false\nby_address = false", 1),
+    ("own past alone", "readahead = false\nby_content = false\nby_address = false", 1),
     ("all, nothing seen before", "", 0),
     ("all, seen once before", "", 1),
 ];

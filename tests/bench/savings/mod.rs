@@ -7,6 +7,7 @@
 //! then says how steady the host is. Throughput is that of the last minute of each, waits (major faults of QEMU) are
 //! those of all of it. What a guest costs that wakes when its memory has gone is in [`wake`].
 
+mod pace;
 mod plain_swap;
 mod rows;
 mod stretch;

@@ -11,11 +11,11 @@ pub fn show(
     who: &str,
     vms: &[Vm],
     stretches: &[Stretch],
-    none: &[Stretch],
+    nones: &[Stretch],
     wanted_mib: Option<u64>,
 ) {
     let alone = vms.len() == 1;
-    for ((vm, stretch), none) in vms.iter().zip(stretches).zip(none) {
+    for ((vm, stretch), none) in vms.iter().zip(stretches).zip(nones) {
         let whose = if alone { who.to_owned() } else { format!("{who}, {}", vm.label) };
         if !std::ptr::eq(stretch, none) {
             free(results, &whose, &stretch.free_mib, wanted_mib);
@@ -25,14 +25,16 @@ pub fn show(
         }
         work(results, &whose, stretch);
     }
-    if let Some(any) = stretches.first().filter(|_| !std::ptr::eq(stretches, none)) {
+    if let Some(any) = stretches.first().filter(|_| !std::ptr::eq(stretches, nones)) {
         results.note(&format!("{who}: pages read from swap"), any.host.reads);
     }
     if let Some(any) = stretches.first() {
         let steal = any.host.steal_by_minute.iter();
         results.note(&format!("{who}: CPU stolen from the host, % of each minute"), row(steal.copied(), 1));
+        let pace = pace_by_minute(any, &nones[0]);
+        results.note(&format!("{who}: pace of the host's processors, % of none"), row(pace, 0));
     }
-    if !alone && !std::ptr::eq(stretches, none) {
+    if !alone && !std::ptr::eq(stretches, nones) {
         free(results, &format!("{who}, all"), &free_of_all_mib(stretches), None);
     }
 }
@@ -52,14 +54,22 @@ fn free(results: &mut Results, whose: &str, free_mib: &[(u64, u64)], wanted_mib:
 }
 
 /// What a guest did in each minute, percent of what it did in the last one without an agent; and what it did a second
-/// of CPU time: that is the same where it was only its share of the processors that changed.
+/// of CPU time, at the pace of the host's processors: that is the same where only these changed, or its share of them.
 pub fn by_minute(results: &mut Results, whose: &str, stretch: &Stretch, none: &Stretch) {
     let percent = stretch.by_minute.iter().map(|per_s| per_s / none.per_s * 100.0);
     results.note(&format!("{whose}: throughput of each minute, % of none"), row(percent, 0));
-    let minutes = stretch.by_minute.iter().zip(&stretch.cpu_s_by_minute);
     let Some(none_cpu_s) = none.cpu_s_by_minute.last() else { return };
-    let percent = minutes.map(|(per_s, cpu_s)| per_s / cpu_s / (none.per_s / none_cpu_s) * 100.0);
-    results.note(&format!("{whose}: the same a CPU second, % of none"), row(percent, 0));
+    let minutes = stretch.by_minute.iter().zip(&stretch.cpu_s_by_minute).zip(pace_by_minute(stretch, none));
+    let percent =
+        minutes.map(|((per_s, cpu_s), pace)| per_s / cpu_s / (none.per_s / none_cpu_s) / pace * 1e4);
+    results
+        .note(&format!("{whose}: the same a CPU second and at the host's pace, % of none"), row(percent, 0));
+}
+
+/// How fast the host's processors were in each minute, percent of the last one without an agent.
+fn pace_by_minute(stretch: &Stretch, none: &Stretch) -> impl Iterator<Item = f64> {
+    let none = none.host.pace_by_minute.last().copied().unwrap_or(f64::NAN);
+    stretch.host.pace_by_minute.iter().map(move |pace| pace / none * 100.0)
 }
 
 fn row(figures: impl Iterator<Item = f64>, digits: usize) -> String {

@@ -2,6 +2,7 @@
 //!
 //! In: guests at work, a length, perhaps something to do every ten seconds. Out: a [`Stretch`] a guest.
 
+use super::pace::Pace;
 use super::vm::{Done, Vm};
 use anyhow::{Context, Result};
 use procfs::CurrentSI as _;
@@ -38,6 +39,8 @@ pub struct Meanwhile {
     pub reads: u64,
     /// Of each minute's CPU time, what the host did not get from the hypervisor that it runs on, percent.
     pub steal_by_minute: Vec<f64>,
+    /// How fast its processors were in each minute, of any unit.
+    pub pace_by_minute: Vec<f64>,
 }
 
 /// What is free of all guests together, after each of the minutes that are told.
@@ -67,7 +70,7 @@ pub fn watch(
     mut act: impl FnMut(&[Vm], u32) -> Result<()>,
 ) -> Result<Vec<Stretch>> {
     let (began, reads) = (Instant::now(), host_reads()?);
-    let mut ticks = vec![HostTicks::now()?];
+    let (mut ticks, pace, mut pace_by_minute) = (vec![HostTicks::now()?], Pace::start(), Vec::new());
     let mut watches = Vec::new();
     for vm in &*vms {
         let (faults, told, cpu_s) = (vm.major_faults()?, vec![vm.done()?.len()], vec![vm.cpu_seconds()?]);
@@ -80,6 +83,7 @@ pub fn watch(
         if minutes > ended {
             ended = minutes;
             ticks.push(HostTicks::now()?);
+            pace_by_minute.push(pace.take());
             for (vm, watch) in vms.iter().zip(&mut watches) {
                 watch.told.push(vm.done()?.len());
                 watch.cpu_s.push(vm.cpu_seconds()?);
@@ -96,7 +100,7 @@ pub fn watch(
         vms.iter_mut().try_for_each(|vm| vm.guest.check_alive())?;
     }
     let steal_by_minute = ticks.windows(2).map(|two| two[1].stolen_percent_since(&two[0])).collect();
-    let host = Meanwhile { reads: host_reads()? - reads, steal_by_minute };
+    let host = Meanwhile { reads: host_reads()? - reads, steal_by_minute, pace_by_minute };
     vms.iter().zip(watches).map(|(vm, watch)| watch.end(vm, host.clone())).collect()
 }
 

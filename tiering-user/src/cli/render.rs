@@ -276,6 +276,7 @@ pub fn vm(vm: &VmStatus) -> String {
     for origin in &prefetch.origins {
         let what = match (origin.by, origin.way) {
             (_, PrefetchWay::Season) => "  touched a period ago".to_owned(),
+            (_, PrefetchWay::Readahead) => "  next by address".to_owned(),
             (PrefetchMatch::Own, _) => "  after its own past".to_owned(),
             (by, PrefetchWay::Touched) => format!("  touched by {} ({})", origin.leader, match_name(by)),
             (by, PrefetchWay::Followed) => {

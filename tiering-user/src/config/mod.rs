@@ -236,6 +236,8 @@ pub struct Prefetch {
     pub own_past: bool,
     /// What the VM touched a period ago, where its load comes again.
     pub by_season: bool,
+    /// What comes after a touched page in the order of addresses.
+    pub readahead: bool,
     /// Of other VMs: what has the same content.
     pub by_content: bool,
     /// Of other VMs: what has the same guest-physical address.
@@ -369,6 +371,7 @@ impl Default for Prefetch {
             pull: true,
             own_past: true,
             by_season: true,
+            readahead: true,
             by_content: true,
             by_address: true,
             by_file: true,

@@ -220,9 +220,10 @@ fn what_is_hot_in_a_lower_memory_tier_is_promoted_while_the_first_one_has_room()
     assert_eq!((promoted(32 << 30), promoted(0)), (64, 0));
 }
 
-/// Slow enough that nothing goes further while a test waits for the agent to see where pages are.
+/// Slow enough that nothing goes further while a test waits for the agent to see where pages are; and what is close to
+/// others stays down.
 fn patient() -> String {
-    SWAP.replace("10s", "2m")
+    SWAP.replace("10s", "2m") + "[prefetch]\nreadahead = false\n"
 }
 
 /// Pages 0 to 999 in an order that has nothing to do with their addresses.
@@ -252,6 +253,21 @@ fn what_came_next_last_time_is_staged_and_dropped_where_it_is_not_used() {
     assert!(
         host.asked().iter().any(|words| words.contains("DropStage") && words.contains("not used in time"))
     );
+}
+
+#[test]
+fn who_goes_on_by_address_finds_what_is_ahead_staged_also_the_first_time() {
+    let config = patient().replace("readahead = false", "readahead = true");
+    let reads = |pages: &mut dyn Iterator<Item = u32>| {
+        let (mut host, vm) = host(&config);
+        swapped_out(&mut host, vm);
+        let reads = host.walk(vm, pages);
+        (reads, host.asked().iter().any(|words| words.contains("Stage") && words.contains("by address")))
+    };
+    let (in_order, staged) = reads(&mut (0..1000));
+    assert!(staged && in_order < 200, "{in_order} of 1000 pages were read when they were touched");
+    // Nothing is close to another one.
+    assert_eq!(reads(&mut (0..30).map(|number| number * 31)), (30, false));
 }
 
 #[test]

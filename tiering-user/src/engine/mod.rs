@@ -298,8 +298,8 @@ impl Engine {
             }
             self.record_access(&access);
             let Some(vm) = self.vms.get_mut(&access.vm) else { continue };
-            let came_up = vm.on_access(&access, &rules, self.clock.seconds_at(access.time));
-            touched.extend(came_up.and_then(|page| self.note_touch(access.vm, page, access.time)));
+            let returned = vm.on_access(&access, &rules, self.clock.seconds_at(access.time));
+            touched.extend(returned.and_then(|returned| self.note_touch(access.vm, returned, access.time)));
         }
         if self.may_predict() {
             self.predict(&touched);

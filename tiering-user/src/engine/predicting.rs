@@ -1,19 +1,21 @@
 //! What a touch predicts: for the VM itself, and for the others of its tenant.
 //!
-//! Two ways. *Push*: what one VM touches, the others may touch soon, so what corresponds to it there is to be
+//! Three ways. *Push*: what one VM touches, the others may touch soon, so what corresponds to it there is to be
 //! staged. *Pull*: what corresponds to the touched page stands on a tape, its own, that of its earlier self before it
 //! was started anew, or another VM's, so what comes next there is to be staged, a window ahead. Pages of two
 //! VMs correspond if they have the same content, else if they have the same guest-physical address; whether it is
-//! known that their contents differ makes two kinds of the latter.
+//! known that their contents differ makes two kinds of the latter. *Readahead*: where a
+//! VM goes on by address, what comes next there is to be staged, if the tape of no leader tells when that is needed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::Engine;
-use super::managed::{Earlier, ManagedVm};
+use super::managed::{Earlier, ManagedVm, Returned};
 use super::outcomes::note_waiting;
 use super::tenants::Held;
 use crate::config::Prefetch;
-use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape};
+use crate::predict::{Chance, Match, Origin, Position, SHADOW_PAGES, Tag, Tape, readahead};
 use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
@@ -29,6 +31,8 @@ const IN_STEP: u64 = 16;
 pub(super) struct Touched {
     vm: VmId,
     page: PageIndex,
+    /// The VM waited for it.
+    missed: bool,
     /// What it held, where that is known.
     tag: Option<Tag>,
     time: Monotonic,
@@ -53,6 +57,7 @@ fn last_of_each(touched: &[Touched]) -> Vec<Touched> {
 /// Whether the configuration wants pages staged for this.
 fn uses(rules: Prefetch, origin: Origin) -> bool {
     match origin.by() {
+        None if origin == Origin::Readahead => rules.readahead,
         None => rules.own_past,
         Some(_) if origin.leader().is_none() => rules.own_past,
         Some(Match::Content) => rules.by_content,
@@ -61,8 +66,9 @@ fn uses(rules: Prefetch, origin: Origin) -> bool {
 }
 
 impl Engine {
-    /// The VM `id` touched `page` at `time`; it had been in swap or was staged.
-    pub(super) fn note_touch(&mut self, id: VmId, page: PageIndex, time: Monotonic) -> Option<Touched> {
+    /// The VM `id` touched a page at `time` that had been in swap or was staged.
+    pub(super) fn note_touch(&mut self, id: VmId, returned: Returned, time: Monotonic) -> Option<Touched> {
+        let Returned { page, missed } = returned;
         let vm = self.vms.get_mut(&id)?;
         let mut tag = None;
         if let Some(tenant) = self.tenants.of_mut(vm) {
@@ -71,12 +77,12 @@ impl Engine {
         }
         let before = vm.prefetch.tape.record(page, tag);
         let tag = tag.filter(|_| self.config.prefetch.by_content);
-        Some(Touched { vm: id, page, tag, time, before })
+        Some(Touched { vm: id, page, missed, tag, time, before })
     }
 
     /// Stages what these touches predict. All of them are noted by then: what was touched since need not be staged.
     pub(super) fn predict(&mut self, touched: &[Touched]) {
-        let Prefetch { push, pull, .. } = self.config.prefetch;
+        let Prefetch { push, pull, readahead, .. } = self.config.prefetch;
         if pull {
             for touched in last_of_each(touched) {
                 self.pull(touched);
@@ -85,6 +91,11 @@ impl Engine {
         if push {
             for touched in touched {
                 self.push(*touched);
+            }
+        }
+        if readahead {
+            for touched in touched {
+                self.read_ahead(*touched);
             }
         }
     }
@@ -153,6 +164,49 @@ impl Engine {
         }
     }
 
+    /// Stages what comes after the touched page in the order of addresses.
+    fn read_ahead(&mut self, touched: Touched) {
+        let rules = self.config.prefetch;
+        let Touched { vm: id, page, missed, tag, time, .. } = touched;
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
+            return;
+        }
+        let chance = vm.prefetch.stages.chance(Origin::Readahead, rules.threshold, time);
+        if chance == Chance::NoRoom {
+            return;
+        }
+        let window = vm.prefetch.stages.window(Origin::Readahead);
+        let Range { start, end } = readahead(&vm.prefetch.tape, page, missed, window);
+        let next = start..end.min(vm.pages.layout().pages());
+        let Some(vm) = self.vms.get(&id) else { return };
+        if self.is_foretold(vm, tag) {
+            return;
+        }
+        let tag_of = |page| self.tenants.of(vm).and_then(|tenant| tenant.tags.of(id, page));
+        let is_meant = |page: &PageIndex| vm.waits_in_swap(*page) && !self.is_foretold(vm, tag_of(*page));
+        let next: Vec<_> = next.filter(is_meant).collect();
+        let Some(vm) = self.vms.get_mut(&id) else { return };
+        for page in next {
+            match chance {
+                Chance::Shadowed => vm.shadowed(page, Origin::Readahead, rules.threshold, time),
+                _ => drop(vm.predicted(page, Origin::Readahead, time)),
+            }
+        }
+        note_waiting(&mut self.stages, vm);
+    }
+
+    /// Whether a leader that the VM follows, or its earlier self, holds this content: the tape of that tells when that is needed.
+    fn is_foretold(&self, vm: &ManagedVm, tag: Option<Tag>) -> bool {
+        let tag = tag.filter(|_| self.config.prefetch.by_content && self.config.prefetch.pull);
+        let Some((tag, tenant)) = tag.zip(self.tenants.of(vm)) else { return false };
+        let earlier = vm.prefetch.earlier.iter().map(|earlier| (None, &earlier.tape));
+        let leaders = tenant.likeness.leaders(vm.info.id).iter();
+        let leaders = leaders.filter_map(|id| Some((Some(*id), &self.vms.get(id)?.prefetch.tape)));
+        let mut followed = earlier.chain(leaders).filter(|(leader, _)| vm.prefetch.ahead.is_on(*leader));
+        followed.any(|(vm, tape)| tenant.holds(Held { vm, tape }, tag))
+    }
+
     /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
     /// its window says.
     fn follow(&mut self, touched: Touched, origin: Origin, place: Position, threshold: f64) {
@@ -189,7 +243,7 @@ impl Engine {
 
     fn tape_of<'a>(&'a self, vm: &'a ManagedVm, origin: Origin) -> Option<&'a Tape> {
         match origin {
-            Origin::OwnPast | Origin::Season(_) => Some(&vm.prefetch.tape),
+            Origin::OwnPast | Origin::Season(_) | Origin::Readahead => Some(&vm.prefetch.tape),
             Origin::Earlier(_) => vm.prefetch.earlier.as_ref().map(|earlier| &earlier.tape),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
                 self.vms.get(&leader).map(|there| &there.prefetch.tape)
@@ -207,7 +261,7 @@ impl Engine {
         tag: Option<Tag>,
     ) -> Option<PageIndex> {
         let same_page = match origin {
-            Origin::OwnPast | Origin::Season(_) => return Some(page),
+            Origin::OwnPast | Origin::Season(_) | Origin::Readahead => return Some(page),
             Origin::Earlier(_) => vm.prefetch.earlier.as_ref()?.same_shape.then_some(page),
             Origin::Touched(leader, _) | Origin::Followed(leader, _) => {
                 self.vms.get(&leader)?.same_page_in(vm, page)
@@ -233,8 +287,14 @@ mod tests {
 
     #[test]
     fn of_many_touches_the_last_few_are_followed() {
-        let touched =
-            |vm: u32, page| Touched { vm: VmId(vm), page, tag: None, time: Monotonic(0), before: None };
+        let touched = |vm: u32, page| Touched {
+            vm: VmId(vm),
+            page,
+            missed: true,
+            tag: None,
+            time: Monotonic(0),
+            before: None,
+        };
         let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
         let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
             let some = last_of_each(touches).into_iter();

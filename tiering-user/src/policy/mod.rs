@@ -110,6 +110,8 @@ pub enum Reason {
     ContentTouchedElsewhere,
     /// Another VM of its tenant touched what corresponds to it, right after what this one touched now.
     FollowedElsewhere,
+    /// It comes after a page that the same VM touched, in the order of addresses.
+    Readahead,
     /// Another VM of its tenant touched what corresponds to it, which was not always right.
     MayBeTouched,
     /// Brought up ahead of need and not touched before the deadline.
@@ -136,6 +138,7 @@ impl fmt::Display for Reason {
             Self::TouchedElsewhere => f.write_str("another VM touched the same page"),
             Self::ContentTouchedElsewhere => f.write_str("another VM touched the same content"),
             Self::FollowedElsewhere => f.write_str("another VM touched it next"),
+            Self::Readahead => f.write_str("after a page that it touched, by address"),
             Self::MayBeTouched => f.write_str("another VM touched it, which may mean little"),
             Self::NotUsedInTime => f.write_str("staged and not used in time"),
             Self::StayedAway => f.write_str("paged out, and did not come back"),

@@ -17,6 +17,8 @@ use crate::track::VmId;
 
 /// How far a VM is followed that has just jumped.
 const FIRST_REACH: u32 = 32;
+/// A VM that touches so many pages which are not there has left a tape.
+const LOST: u32 = 64;
 
 /// How one VM has followed tapes.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +35,8 @@ struct Known {
     last: Option<Position>,
     /// Where it was before it jumped, or where what it touched since stands: it may go on there.
     perhaps: Option<Position>,
+    /// Touches since then.
+    lost: u32,
 }
 
 /// Places of a tape that a VM passes one after the other.
@@ -96,16 +100,22 @@ impl Ahead {
             tag.and_then(|tag| tape.find_tag_near(to, tag)).or_else(by_page)
         };
         if let Some(place) = near(known.last) {
-            self.places.insert(leader, Known { last: Some(place), ..known });
+            self.places.insert(leader, Known { last: Some(place), lost: 0, ..known });
             return Some(place);
         }
         if let Some(place) = near(known.perhaps) {
-            self.places.insert(leader, Known { last: Some(place), perhaps: known.last });
+            self.places.insert(leader, Known { last: Some(place), perhaps: known.last, lost: 0 });
             return Some(place);
         }
         let anywhere = tag.and_then(|tag| tape.find_tag(tag)).or_else(|| tape.find(page?));
-        self.places.insert(leader, Known { perhaps: anywhere.or(known.perhaps), ..known });
+        let lost = known.lost.saturating_add(1);
+        self.places.insert(leader, Known { perhaps: anywhere.or(known.perhaps), lost, ..known });
         None
+    }
+
+    /// Whether the VM goes where the tape of this leader does.
+    pub fn is_on(&self, leader: Option<VmId>) -> bool {
+        self.places.get(&leader).is_some_and(|known| known.last.is_some() && known.lost < LOST)
     }
 
     /// Forgets the tape of a VM that has gone.
@@ -185,6 +195,21 @@ mod tests {
         assert_eq!([2_010, 2_011].map(&mut place), [None, Some(2_010)], "it has jumped");
         assert_eq!(place(1_990), Some(1_989), "not 9,989");
         assert_eq!([1, 2].map(&mut place), [None, Some(8_001)], "of two places far away the later one");
+    }
+
+    #[test]
+    fn who_touches_much_that_is_not_on_a_tape_has_left_it() {
+        let leader = Some(VmId(1));
+        let (tape, mut ahead) = (tape(50), Ahead::default());
+        let mut touch = |pages: std::ops::Range<PageIndex>| {
+            for page in pages {
+                ahead.place(leader, &tape, None, Some(page));
+            }
+            ahead.is_on(leader)
+        };
+        assert!(!touch(10..11) && touch(11..12));
+        assert!(touch(2000..2063) && !touch(2063..2064));
+        assert!(touch(12..13));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that
 //! went down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other VMs of the
-//! tenant hold, what followed on the tapes of those ([`Ahead`]), tapes as bytes to be kept ([`encode`]), and from what
+//! tenant hold, what followed on the tapes of those ([`Ahead`]), what comes next by address
+//! ([`readahead`]), tapes as bytes to be kept ([`encode`]), and from what
 //! became of it the window and the confidence ([`Stages`]). Pure: the time is an argument.
 
 mod ahead;
@@ -11,6 +12,7 @@ mod delays;
 mod image;
 mod marks;
 mod origin;
+mod readahead;
 mod record;
 mod shadow;
 mod stage;
@@ -26,6 +28,7 @@ pub use delays::Delays;
 pub use image::{Extent, ImageTape};
 pub use marks::Marks;
 pub use origin::{Match, Origin, PATIENCE};
+pub use readahead::readahead;
 pub use shadow::{Foreseen, SHADOW_PAGES};
 pub use stage::{OriginCounts, Request, StageCounts, Used, Wasted};
 pub use stages::{Chance, Stages};

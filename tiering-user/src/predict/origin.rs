@@ -24,6 +24,8 @@ pub enum Origin {
     Touched(VmId, Match),
     /// Another VM touched what corresponds to it next, after what corresponds to the page that this one touched.
     Followed(VmId, Match),
+    /// It comes after the page that the VM touched in the order of addresses.
+    Readahead,
 }
 
 /// How pages of two VMs correspond.
@@ -41,7 +43,7 @@ impl Origin {
     /// The other VM.
     pub fn leader(self) -> Option<VmId> {
         match self {
-            Self::OwnPast | Self::Season(_) | Self::Earlier(_) => None,
+            Self::OwnPast | Self::Season(_) | Self::Earlier(_) | Self::Readahead => None,
             Self::Touched(vm, _) | Self::Followed(vm, _) => Some(vm),
         }
     }
@@ -49,7 +51,7 @@ impl Origin {
     /// How pages correspond; none for what the same process touched.
     pub fn by(self) -> Option<Match> {
         match self {
-            Self::OwnPast | Self::Season(_) => None,
+            Self::OwnPast | Self::Season(_) | Self::Readahead => None,
             Self::Earlier(by) | Self::Touched(_, by) | Self::Followed(_, by) => Some(by),
         }
     }
@@ -68,8 +70,11 @@ impl Origin {
     /// touched next it is likely to touch next again; all else has to prove itself. On a tape the window is how far
     /// ahead is staged: as far as a VM gets while that is read. What another one touches may be touched here
     /// seconds later. Of a period there is one chance in each: what begins with it is to be there by then, and what
-    /// comes after that is predicted by the tape.
+    /// comes after that is predicted by the tape. In the order of addresses less is right the further it is.
     pub(super) fn window_bounds(self) -> (u32, u32) {
+        if self == Self::Readahead {
+            return (16, 64);
+        }
         let first = match self.by() {
             None if self.is_for_later() => 512,
             None | Some(Match::Content) => 64,

@@ -2,7 +2,8 @@ use super::*;
 
 fn config(demote_after: &str, refault_limit: &str) -> Config {
     let policy = format!("[policy]\ndemote_after = \"{demote_after}\"\nrefault_limit = \"{refault_limit}\"");
-    Config::parse(&format!("{LADDER}{policy}"), "test").unwrap()
+    // What comes back is read when it is touched.
+    Config::parse(&format!("{LADDER}{policy}\n[prefetch]\nreadahead = false"), "test").unwrap()
 }
 
 fn usual() -> Config {

@@ -396,6 +396,8 @@ pub enum PrefetchWay {
     Earlier,
     /// This VM itself touched it a period ago.
     Season,
+    /// It comes after a page that this VM itself touched, in the order of addresses.
+    Readahead,
 }
 
 /// How pages of two VMs correspond.

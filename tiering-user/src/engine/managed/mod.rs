@@ -64,6 +64,14 @@ pub struct Share {
     pub excess_of: Option<String>,
 }
 
+/// A page that was in a lower tier until this touch, or had been staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Returned {
+    pub page: PageIndex,
+    /// The VM waited for it.
+    pub missed: bool,
+}
+
 #[derive(Debug)]
 pub struct ManagedVm {
     pub info: VmInfo,
@@ -242,7 +250,7 @@ impl ManagedVm {
     }
 
     /// Notes an access. Returns the page, if the guest waited for it or would have but for a stage.
-    pub fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<PageIndex> {
+    pub fn on_access(&mut self, access: &Access, rules: &Rules, now: Seconds) -> Option<Returned> {
         let page = self.pages.layout().page(access.hva)?;
         self.profile.access(page, access.write, access.time, access.weight);
         let touch = self.pages.touch(page, now, access.write);
@@ -281,11 +289,12 @@ impl ManagedVm {
         if let Some(soon) = note_return(&mut self.pages, page, touch, soon, rules, now) {
             self.moves.totals.ping_pong += weight * u64::from(soon);
         }
+        let missed = ready.is_none();
         let came_up = touch.was_lower || staged.is_some();
         if came_up {
-            self.prefetch.stages.came_up(page, ready.is_none(), access.time);
+            self.prefetch.stages.came_up(page, missed, access.time);
         }
-        came_up.then_some(page)
+        came_up.then_some(Returned { page, missed })
     }
 
     /// The page at the same guest-physical address in `other`, a VM of the same shape: as much RAM below the hole

@@ -46,7 +46,7 @@ impl Predicted {
 impl Urgency {
     pub fn of(reason: Reason) -> Self {
         match reason {
-            Reason::FollowedLastTime | Reason::FollowedElsewhere => Self::Now,
+            Reason::FollowedLastTime | Reason::FollowedElsewhere | Reason::Readahead => Self::Now,
             Reason::MayBeTouched => Self::Doubtful,
             _ => Self::Later,
         }
@@ -168,6 +168,7 @@ fn reason(origin: Origin) -> Reason {
         Origin::Touched(_, Match::Page | Match::Address) => Reason::TouchedElsewhere,
         Origin::Touched(_, Match::Content) => Reason::ContentTouchedElsewhere,
         Origin::Followed(..) => Reason::FollowedElsewhere,
+        Origin::Readahead => Reason::Readahead,
     }
 }
 

@@ -140,6 +140,7 @@ impl Engine {
             let (leader, way, by) = match origin {
                 Origin::OwnPast => (None, PrefetchWay::Followed, None),
                 Origin::Season(_) => (None, PrefetchWay::Season, None),
+                Origin::Readahead => (None, PrefetchWay::Readahead, None),
                 Origin::Earlier(by) => (None, PrefetchWay::Earlier, Some(by)),
                 Origin::Touched(vm, by) => (Some(vm), PrefetchWay::Touched, Some(by)),
                 Origin::Followed(vm, by) => (Some(vm), PrefetchWay::Followed, Some(by)),

@@ -83,7 +83,8 @@ impl Tenant {
         }
     }
 
-    fn holds(&self, held: Held<'_>, tag: Tag) -> bool {
+    /// Whether the leader has this content in swap, or on its tape.
+    pub fn holds(&self, held: Held<'_>, tag: Tag) -> bool {
         let Held { vm, tape } = held;
         tape.find_tag(tag).is_some() || vm.is_some_and(|vm| self.tags.copies_in(tag, vm).next().is_some())
     }
