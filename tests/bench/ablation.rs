@@ -36,8 +36,8 @@ const CASES: [Case; 8] = [
         rules: "readahead = false\nby_content = false\nby_address = false\nin_tape_order = false",
         seen: 1,
     },
-    Case { name: "push alone", rules: "pull = false", seen: 0 },
-    Case { name: "pull alone", rules: "push = false", seen: 0 },
+    Case { name: "push alone", rules: "readahead = false\npull = false", seen: 0 },
+    Case { name: "pull alone", rules: "readahead = false\npush = false", seen: 0 },
     Case { name: "without feedback", rules: "feedback = false", seen: 0 },
 ];
 

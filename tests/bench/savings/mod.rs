@@ -119,6 +119,7 @@ pub fn measure(work: Work, results: &mut Results, quick: bool) -> Result<()> {
 
     // How much of all that is the host's own noise.
     let again = watch(&mut bench.vms, 2 * MINUTE, |_, _| Ok(()))?;
+    rows::host(bench.results, "no agent, again", &again, &bench.none);
     for ((vm, again), none) in bench.vms.iter().zip(&again).zip(&bench.none) {
         by_minute(bench.results, &format!("no agent, again: {}", vm.label), again, none);
     }

@@ -28,12 +28,7 @@ pub fn show(
     if let Some(any) = stretches.first().filter(|_| !std::ptr::eq(stretches, nones)) {
         results.note(&format!("{who}: pages read from swap"), any.host.reads);
     }
-    if let Some(any) = stretches.first() {
-        let steal = any.host.steal_by_minute.iter();
-        results.note(&format!("{who}: CPU stolen from the host, % of each minute"), row(steal.copied(), 1));
-        let pace = pace_by_minute(any, &nones[0]);
-        results.note(&format!("{who}: pace of the host's processors, % of none"), row(pace, 0));
-    }
+    host(results, who, stretches, nones);
     if !alone && !std::ptr::eq(stretches, nones) {
         free(results, &format!("{who}, all"), &free_of_all_mib(stretches), None);
     }
@@ -53,8 +48,18 @@ fn free(results: &mut Results, whose: &str, free_mib: &[(u64, u64)], wanted_mib:
     results.note(&format!("{whose}: free, MiB, over time"), told.collect::<Vec<_>>().join(", "));
 }
 
+/// What the host did in each minute.
+pub fn host(results: &mut Results, who: &str, stretches: &[Stretch], nones: &[Stretch]) {
+    let (Some(any), Some(none)) = (stretches.first(), nones.first()) else { return };
+    let steal = any.host.steal_by_minute.iter();
+    results.note(&format!("{who}: CPU stolen from the host, % of each minute"), row(steal.copied(), 1));
+    let pace = row(pace_by_minute(any, none), 0);
+    results.note(&format!("{who}: pace of the host's processors, % of none"), pace);
+}
+
 /// What a guest did in each minute, percent of what it did in the last one without an agent; and what it did a second
 /// of CPU time, at the pace of the host's processors: that is the same where only these changed, or its share of them.
+/// The latter tells of the host: what the guest waited is not in it.
 pub fn by_minute(results: &mut Results, whose: &str, stretch: &Stretch, none: &Stretch) {
     let percent = stretch.by_minute.iter().map(|per_s| per_s / none.per_s * 100.0);
     results.note(&format!("{whose}: throughput of each minute, % of none"), row(percent, 0));

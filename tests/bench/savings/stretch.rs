@@ -119,7 +119,8 @@ impl HostTicks {
     }
 
     fn stolen_percent_since(&self, before: &Self) -> f64 {
-        (self.stolen - before.stolen) as f64 / (self.all - before.all).max(1) as f64 * 100.0
+        self.stolen.saturating_sub(before.stolen) as f64 / self.all.saturating_sub(before.all).max(1) as f64
+            * 100.0
     }
 }
 

@@ -35,7 +35,12 @@ struct Turn {
 
 const TURNS: [Turn; 3] = [
     Turn { name: "nothing staged", vm: "tt-plain", rules: "enabled = false\n", learning: 1 },
-    Turn { name: "after its own past", vm: "tt-past", rules: "by_season = false\n", learning: 2 },
+    Turn {
+        name: "after its own past",
+        vm: "tt-past",
+        rules: "readahead = false\nby_season = false\n",
+        learning: 2,
+    },
     // Three periods to be known, one to be right in the shadow, and one to begin with.
     Turn { name: "before it comes again", vm: "tt-season", rules: "", learning: 6 },
 ];

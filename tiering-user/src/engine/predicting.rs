@@ -20,8 +20,9 @@ use crate::sys::Monotonic;
 use crate::tiermap::PageIndex;
 use crate::track::VmId;
 
-/// Touches of one VM that are looked for on tapes, of those that are read in one go.
+/// Touches of one VM that are looked for on tapes, of those that are read in one go; and those that are read ahead of.
 const PULLS_A_BATCH: usize = 4;
+const READAHEADS_A_BATCH: usize = 64;
 
 /// Who is no more than so many touches behind its leader gains nothing by following it: both wait for the same disk.
 const IN_STEP: u64 = 16;
@@ -31,27 +32,35 @@ const IN_STEP: u64 = 16;
 pub(super) struct Touched {
     vm: VmId,
     page: PageIndex,
-    /// The VM waited for it.
+    /// The VM waited for a read.
     missed: bool,
     /// What it held, where that is known.
     tag: Option<Tag>,
     time: Monotonic,
-    /// Where it stood on its VM's tape.
+    /// Where it stands on its VM's tape, and where it stood there before.
+    at: Position,
     before: Option<Position>,
 }
 
-/// Of the touches of each VM the last few: on a tape, what comes after the others comes after these too, and each costs
-/// a look at every leader's.
-fn last_of_each(touched: &[Touched]) -> Vec<Touched> {
+/// The touches of each VM. Of many the last few are followed: on a tape, what comes after the others comes after these
+/// too, and each costs a look at every leader's.
+fn by_vm(touched: &[Touched]) -> impl Iterator<Item = Vec<Touched>> {
     let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
         by_vm.entry(touched.vm).or_default().push(*touched);
     }
-    let last = by_vm.into_values().flat_map(|touched| {
-        let first = touched.len().saturating_sub(PULLS_A_BATCH);
-        touched.into_iter().skip(first)
-    });
-    last.collect()
+    by_vm.into_values()
+}
+
+fn last(touched: &[Touched], most: usize) -> &[Touched] {
+    &touched[touched.len().saturating_sub(most)..]
+}
+
+/// The ends of runs: what comes next by address after the others is touched already.
+fn run_ends(touched: &[Touched]) -> Vec<Touched> {
+    let goes_on = |two: &[Touched]| two[0].page.checked_add(1) == Some(two[1].page);
+    let ends = touched.windows(2).filter(|two| !goes_on(two)).map(|two| two[0]);
+    ends.chain(touched.last().copied()).collect()
 }
 
 /// Whether the configuration wants pages staged for this.
@@ -75,26 +84,25 @@ impl Engine {
             tag = tenant.tags.remove(id, page);
             tenant.likeness.touch(id, vm.guest_page(page), tag);
         }
+        let at = vm.prefetch.tape.end();
         let before = vm.prefetch.tape.record(page, tag);
         let tag = tag.filter(|_| self.config.prefetch.by_content);
-        Some(Touched { vm: id, page, missed, tag, time, before })
+        Some(Touched { vm: id, page, missed, tag, time, at, before })
     }
 
     /// Stages what these touches predict. All of them are noted by then: what was touched since need not be staged.
     pub(super) fn predict(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, readahead, .. } = self.config.prefetch;
-        if pull {
-            for touched in last_of_each(touched) {
-                self.pull(touched);
+        for touched in by_vm(touched).filter(|_| pull) {
+            for touched in last(&touched, PULLS_A_BATCH) {
+                self.pull(*touched);
             }
         }
-        if push {
-            for touched in touched {
-                self.push(*touched);
-            }
+        for touched in touched.iter().filter(|_| push) {
+            self.push(*touched);
         }
-        if readahead {
-            for touched in touched {
+        for touched in by_vm(touched).filter(|_| readahead) {
+            for touched in last(&run_ends(&touched), READAHEADS_A_BATCH) {
                 self.read_ahead(*touched);
             }
         }
@@ -139,7 +147,7 @@ impl Engine {
         let mut places = Vec::new();
         places.extend(touched.before.map(|place| (Origin::OwnPast, place)));
         let mut by_each = |leader, tape: &Tape, same_page, least, origin: &dyn Fn(Match) -> Origin| {
-            if let Some(place) = ahead.place(leader, tape, touched.tag, same_page)
+            if let Some(place) = ahead.place((leader, tape), touched.tag, same_page, touched.at)
                 && tape.end().since(place) > least
             {
                 places.extend([Match::Content, Match::Page, Match::Address].map(|by| (origin(by), place)));
@@ -167,7 +175,7 @@ impl Engine {
     /// Stages what comes after the touched page in the order of addresses.
     fn read_ahead(&mut self, touched: Touched) {
         let rules = self.config.prefetch;
-        let Touched { vm: id, page, missed, tag, time, .. } = touched;
+        let Touched { vm: id, page, missed, tag, time, at, .. } = touched;
         let Some(vm) = self.vms.get_mut(&id) else { return };
         if vm.never_to_swap().is_some() || !vm.braking.may_stage() {
             return;
@@ -177,15 +185,21 @@ impl Engine {
             return;
         }
         let window = vm.prefetch.stages.window(Origin::Readahead);
-        let Range { start, end } = readahead(&vm.prefetch.tape, page, missed, window);
+        let Range { start, end } = readahead(&vm.prefetch.tape, (page, at), missed, window);
         let next = start..end.min(vm.pages.layout().pages());
         let Some(vm) = self.vms.get(&id) else { return };
-        if self.is_foretold(vm, tag) {
+        let (followed, tenant) = (self.followed(vm, at), self.tenants.of(vm));
+        let is_foretold = |tag: Option<Tag>| {
+            let of = tenant.zip(tag);
+            of.is_some_and(|(tenant, tag)| followed.iter().any(|held| tenant.holds(*held, tag)))
+        };
+        if is_foretold(tag) {
             return;
         }
-        let tag_of = |page| self.tenants.of(vm).and_then(|tenant| tenant.tags.of(id, page));
-        let is_meant = |page: &PageIndex| vm.waits_in_swap(*page) && !self.is_foretold(vm, tag_of(*page));
-        let next: Vec<_> = next.filter(is_meant).collect();
+        // What has a copy in memory is there without a read.
+        let is_away = |page: &PageIndex| vm.waits_in_swap(*page) && !vm.reclaim.has_copy(*page);
+        let tag_of = |page| tenant.and_then(|tenant| tenant.tags.of(id, page));
+        let next: Vec<_> = next.filter(is_away).filter(|page| !is_foretold(tag_of(*page))).collect();
         let Some(vm) = self.vms.get_mut(&id) else { return };
         for page in next {
             match chance {
@@ -196,15 +210,19 @@ impl Engine {
         note_waiting(&mut self.stages, vm);
     }
 
-    /// Whether a leader that the VM follows, or its earlier self, holds this content: the tape of that tells when that is needed.
-    fn is_foretold(&self, vm: &ManagedVm, tag: Option<Tag>) -> bool {
-        let tag = tag.filter(|_| self.config.prefetch.by_content && self.config.prefetch.pull);
-        let Some((tag, tenant)) = tag.zip(self.tenants.of(vm)) else { return false };
-        let earlier = vm.prefetch.earlier.iter().map(|earlier| (None, &earlier.tape));
-        let leaders = tenant.likeness.leaders(vm.info.id).iter();
-        let leaders = leaders.filter_map(|id| Some((Some(*id), &self.vms.get(id)?.prefetch.tape)));
-        let mut followed = earlier.chain(leaders).filter(|(leader, _)| vm.prefetch.ahead.is_on(*leader));
-        followed.any(|(vm, tape)| tenant.holds(Held { vm, tape }, tag))
+    /// The leaders that the VM follows by content, whose tapes tell when what they hold is needed; and its earlier
+    /// self, if it follows that.
+    fn followed<'a>(&'a self, vm: &'a ManagedVm, at: Position) -> Vec<Held<'a>> {
+        let Prefetch { pull, by_content, own_past, .. } = self.config.prefetch;
+        let tenant = self.tenants.of(vm).filter(|_| pull && by_content);
+        let ids = tenant.map_or(&[][..], |tenant| tenant.likeness.leaders(vm.info.id)).iter();
+        let leaders = ids.filter_map(|id| Some((Some(*id), &self.vms.get(id)?.prefetch.tape, IN_STEP)));
+        let earlier = vm.prefetch.earlier.iter().filter(|_| pull && by_content && own_past);
+        let earlier = earlier.map(|earlier| (None, &earlier.tape, 0));
+        let is_followed = |(leader, tape, least): &(Option<VmId>, &Tape, u64)| {
+            vm.prefetch.ahead.last(*leader, at).is_some_and(|place| tape.end().since(place) > *least)
+        };
+        earlier.chain(leaders).filter(is_followed).map(|(vm, tape, _)| Held { vm, tape }).collect()
     }
 
     /// What was touched is at this place on the tape that `origin` is about: stages of what comes next there as much as
@@ -285,24 +303,29 @@ impl Engine {
 mod tests {
     use super::*;
 
+    fn touched(vm: u32, pages: impl IntoIterator<Item = PageIndex>) -> Vec<Touched> {
+        let (vm, at, time) = (VmId(vm), Position::default(), Monotonic(0));
+        let touch = |page| Touched { vm, page, missed: true, tag: None, time, at, before: None };
+        pages.into_iter().map(touch).collect()
+    }
+
+    fn pages(touched: &[Touched]) -> Vec<PageIndex> {
+        touched.iter().map(|touched| touched.page).collect()
+    }
+
     #[test]
-    fn of_many_touches_the_last_few_are_followed() {
-        let touched = |vm: u32, page| Touched {
-            vm: VmId(vm),
-            page,
-            missed: true,
-            tag: None,
-            time: Monotonic(0),
-            before: None,
-        };
-        let touches: Vec<_> = (0..100).flat_map(|page| [touched(1, page), touched(2, page)]).collect();
-        let pages = |vm: u32, touches: &[Touched]| -> Vec<PageIndex> {
-            let some = last_of_each(touches).into_iter();
-            some.filter(|touched| touched.vm == VmId(vm)).map(|touched| touched.page).collect()
-        };
-        assert_eq!(pages(1, &touches), [96, 97, 98, 99]);
-        assert_eq!(pages(2, &touches), [96, 97, 98, 99]);
-        assert_eq!(pages(1, &touches[..5]), [0, 1, 2]);
-        assert!(last_of_each(&[]).is_empty());
+    fn of_many_touches_of_each_vm_the_last_few_are_followed() {
+        let touches: Vec<_> =
+            (0..100).flat_map(|page| [touched(1, [page]), touched(2, [page])]).flatten().collect();
+        let of_each: Vec<_> = by_vm(&touches).map(|touched| pages(last(&touched, 4))).collect();
+        assert_eq!(of_each, [[96, 97, 98, 99]; 2]);
+        assert_eq!(pages(last(&touched(1, 0..3), 4)), [0, 1, 2]);
+        assert!(by_vm(&[]).next().is_none());
+    }
+
+    #[test]
+    fn of_a_run_of_touches_its_end_is_read_ahead_of() {
+        assert_eq!(pages(&run_ends(&touched(1, [5, 6, 7, 9, 8, 20, 21]))), [7, 9, 8, 21]);
+        assert!(run_ends(&[]).is_empty());
     }
 }

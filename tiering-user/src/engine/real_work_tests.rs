@@ -143,5 +143,6 @@ fn most_of_what_the_leader_touched_is_there_when_the_follower_needs_it() {
     );
     println!("{told}");
     assert!(missed * 100 < touched * 2, "{told}");
+    assert!(waited.len() * 100 < all * 11, "{told}");
     assert!(used * 100 > issued * 92, "{told}");
 }

@@ -18,7 +18,7 @@ use crate::track::VmId;
 /// How far a VM is followed that has just jumped.
 const FIRST_REACH: u32 = 32;
 /// A VM that touches so many pages which are not there has left a tape.
-const LOST: u32 = 64;
+const LOST: u64 = 64;
 
 /// How one VM has followed tapes.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +35,8 @@ struct Known {
     last: Option<Position>,
     /// Where it was before it jumped, or where what it touched since stands: it may go on there.
     perhaps: Option<Position>,
-    /// Touches since then.
-    lost: u32,
+    /// The place on the VM's own tape of the touch that told `last`.
+    told: Position,
 }
 
 /// Places of a tape that a VM passes one after the other.
@@ -86,12 +86,13 @@ impl Ahead {
 
     /// The place of what the VM touches now on the tape of this leader, if that is close to where it was last, or to
     /// where it seemed to be: a content or a page that stands somewhere else alone does not tell that the VM is there.
+    /// The touch stands `at` this place on the VM's own tape.
     pub fn place(
         &mut self,
-        leader: Option<VmId>,
-        tape: &Tape,
+        (leader, tape): (Option<VmId>, &Tape),
         tag: Option<Tag>,
         page: Option<PageIndex>,
+        at: Position,
     ) -> Option<Position> {
         let known = self.places.get(&leader).copied().unwrap_or_default();
         let near = |to: Option<Position>| {
@@ -100,22 +101,22 @@ impl Ahead {
             tag.and_then(|tag| tape.find_tag_near(to, tag)).or_else(by_page)
         };
         if let Some(place) = near(known.last) {
-            self.places.insert(leader, Known { last: Some(place), lost: 0, ..known });
+            self.places.insert(leader, Known { last: Some(place), told: at, ..known });
             return Some(place);
         }
         if let Some(place) = near(known.perhaps) {
-            self.places.insert(leader, Known { last: Some(place), perhaps: known.last, lost: 0 });
+            self.places.insert(leader, Known { last: Some(place), perhaps: known.last, told: at });
             return Some(place);
         }
         let anywhere = tag.and_then(|tag| tape.find_tag(tag)).or_else(|| tape.find(page?));
-        let lost = known.lost.saturating_add(1);
-        self.places.insert(leader, Known { perhaps: anywhere.or(known.perhaps), lost, ..known });
+        self.places.insert(leader, Known { perhaps: anywhere.or(known.perhaps), ..known });
         None
     }
 
-    /// Whether the VM goes where the tape of this leader does.
-    pub fn is_on(&self, leader: Option<VmId>) -> bool {
-        self.places.get(&leader).is_some_and(|known| known.last.is_some() && known.lost < LOST)
+    /// Where the VM is on the tape of this leader, if it has not left that before the touch `at` this place on its own.
+    pub fn last(&self, leader: Option<VmId>, at: Position) -> Option<Position> {
+        let known = self.places.get(&leader)?;
+        known.last.filter(|_| at.since(known.told) < LOST)
     }
 
     /// Forgets the tape of a VM that has gone.
@@ -187,7 +188,7 @@ mod tests {
         }
         let mut ahead = Ahead::default();
         let mut place = |tag| {
-            let place = ahead.place(Some(VmId(1)), &tape, Some(Tag(tag)), None);
+            let place = ahead.place((Some(VmId(1)), &tape), Some(Tag(tag)), None, Position::default());
             place.map(|place| place.since(Position::default()))
         };
         assert_eq!([5_000, 5_001].map(&mut place), [None, Some(5_000)], "one touch does not tell");
@@ -200,16 +201,18 @@ mod tests {
     #[test]
     fn who_touches_much_that_is_not_on_a_tape_has_left_it() {
         let leader = Some(VmId(1));
-        let (tape, mut ahead) = (tape(50), Ahead::default());
-        let mut touch = |pages: std::ops::Range<PageIndex>| {
+        let (tape, mut ahead, mut own) = (tape(50), Ahead::default(), Tape::new(1000));
+        let mut touch = |pages: Range<PageIndex>| {
             for page in pages {
-                ahead.place(leader, &tape, None, Some(page));
+                let at = own.end();
+                own.record(page, None);
+                ahead.place((leader, &tape), None, Some(page), at);
             }
-            ahead.is_on(leader)
+            ahead.last(leader, own.end()).map(|place| place.since(Position::default()))
         };
-        assert!(!touch(10..11) && touch(11..12));
-        assert!(touch(2000..2063) && !touch(2063..2064));
-        assert!(touch(12..13));
+        assert_eq!([touch(10..11), touch(11..12)], [None, Some(11)]);
+        assert_eq!([touch(2000..2062), touch(2062..2063)], [Some(11), None]);
+        assert_eq!(touch(12..13), Some(12));
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Stages {
         sum(self.records.values().map(|record| record.counts).chain(self.gone.values().copied()))
     }
 
-    /// Of the VM's own past, or of what was predicted by others by this kind of match.
+    /// Of what is predicted from the VM's own touches, or by this kind of match from those of others.
     pub fn counts_by(&self, by: Option<Match>) -> StageCounts {
         let records = self.records.iter().filter(|(origin, _)| origin.by() == by);
         sum(records.map(|(_, record)| record.counts).chain(self.gone.get(&by).copied()))

@@ -157,6 +157,11 @@ impl Reclaim {
         self.probation.sent(pages, were_idle, now);
     }
 
+    /// Whether a copy of this page is in memory, as far as is known: it comes back without a read.
+    pub fn has_copy(&self, page: PageIndex) -> bool {
+        self.probation.has_copy(page)
+    }
+
     /// A page came back that the VM waited for; it stands for so many. A read takes `read_wait`.
     pub fn waited_for(
         &mut self,

@@ -190,10 +190,14 @@ struct Expected {
 struct Bits([u64; BLOCK_PAGES as usize / 64]);
 
 impl Bits {
+    fn get(&self, page: u32) -> bool {
+        self.0[page as usize / 64] & 1 << (page % 64) != 0
+    }
+
     /// Returns whether it was set.
     fn set(&mut self, page: u32, to: bool) -> bool {
+        let was = self.get(page);
         let (word, bit) = (&mut self.0[page as usize / 64], 1 << (page % 64));
-        let was = *word & bit != 0;
         *word = if to { *word | bit } else { *word & !bit };
         was
     }
@@ -212,7 +216,7 @@ impl Bits {
     }
 
     fn ones(self) -> impl Iterator<Item = u32> {
-        (0..BLOCK_PAGES).filter(move |page| self.0[*page as usize / 64] & 1 << (page % 64) != 0)
+        (0..BLOCK_PAGES).filter(move |page| self.get(*page))
     }
 }
 
@@ -328,6 +332,11 @@ impl Probation {
     pub fn all_freed(&mut self) {
         self.blocks.values_mut().for_each(|block| block.copies = Bits::default());
         self.copies = 0;
+    }
+
+    /// Whether a copy of this page is in memory, as far as is known.
+    pub fn has_copy(&self, page: PageIndex) -> bool {
+        self.blocks.get(&(page / BLOCK_PAGES)).is_some_and(|block| block.copies.get(page % BLOCK_PAGES))
     }
 
     /// Pages whose copies are in memory, as far as is known.

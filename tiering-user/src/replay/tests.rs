@@ -2,7 +2,7 @@ use super::*;
 
 fn config(demote_after: &str, refault_limit: &str) -> Config {
     let policy = format!("[policy]\ndemote_after = \"{demote_after}\"\nrefault_limit = \"{refault_limit}\"");
-    // What comes back is read when it is touched.
+    // What comes back counts as read: a walk in order would be read ahead.
     Config::parse(&format!("{LADDER}{policy}\n[prefetch]\nreadahead = false"), "test").unwrap()
 }
 

@@ -363,7 +363,7 @@ pub struct PrefetchByMatch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefetchOrigin {
-    /// The VM whose accesses predict; its own id where that is its own past or its earlier self.
+    /// The VM whose accesses predict; its own id where these are its own, or its earlier self's.
     pub leader: String,
     pub way: PrefetchWay,
     /// How pages of the two correspond.
@@ -420,7 +420,7 @@ pub enum PrefetchMatch {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefetchOrigins {
-    /// The VM's own earlier behaviour.
+    /// The VM's own touches: its past, its periods, and readahead by address.
     #[serde(rename = "self")]
     pub own: u64,
     /// The same guest frame number in a similar VM, or in this one before it was started anew.

@@ -68,7 +68,7 @@ pub struct Share {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returned {
     pub page: PageIndex,
-    /// The VM waited for it.
+    /// The VM waited for a read.
     pub missed: bool,
 }
 
@@ -282,17 +282,17 @@ impl ManagedVm {
             true => self.reclaim.touched(page, access.weight),
             false => self.reclaim.waited_for(page, access.weight, self.read_wait, access.time),
         });
-        if back.is_some_and(|back| back.read && !in_time) {
+        let missed = back.is_some_and(|back| back.read && !in_time);
+        if missed {
             self.braking.waited_for(touch.before.place(), weight);
         }
         let soon = back.and_then(|back| back.soon);
         if let Some(soon) = note_return(&mut self.pages, page, touch, soon, rules, now) {
             self.moves.totals.ping_pong += weight * u64::from(soon);
         }
-        let missed = ready.is_none();
         let came_up = touch.was_lower || staged.is_some();
         if came_up {
-            self.prefetch.stages.came_up(page, missed, access.time);
+            self.prefetch.stages.came_up(page, ready.is_none(), access.time);
         }
         came_up.then_some(Returned { page, missed })
     }
