@@ -51,7 +51,8 @@ fn one_after_the_other(host: &Host, other: &str) -> (Value, Value) {
     std::thread::sleep(Duration::from_secs(4));
     let similar: Value = serde_json::from_str(&agent.tiering(&["similar", "--json"]).unwrap()).unwrap();
     let shown = vm(&agent, other);
-    println!("{}\n{similar:#}", agent.tiering(&["vm", "show", other]).unwrap());
+    let [one, pairs] = [&["vm", "show", other][..], &["similar"]].map(|args| agent.tiering(args).unwrap());
+    println!("{one}\n{pairs}\n{similar:#}");
     for mut guest in [leader, follower] {
         assert!(guest.finish().unwrap().checksum_ok, "{}", guest.console().text());
     }
@@ -71,6 +72,11 @@ fn equal_content_is_of_use_within_a_tenant_and_means_nothing_across_tenants() {
     let pair = &similar["pairs"][0];
     assert!(pair["parts"]["content"].as_f64().unwrap() > 0.3, "{similar}");
     assert!(pair["score"].as_f64().unwrap() > 0.1, "{similar}");
+    assert!(pair["why"].as_str().is_some_and(|why| !why.is_empty()), "{similar}");
+    let by = follower["prefetch"]["last_day"]["by"].as_array().unwrap();
+    let by_leader =
+        by.iter().find(|by| by["leader"].as_str().is_some_and(|leader| leader.starts_with("tt-one@")));
+    assert!(by_leader.is_some_and(|by| by["avoided_pages"].as_u64().unwrap() > 0), "{follower}");
 
     let (stranger, similar) = one_after_the_other(&host, "of-others");
     let prefetch = &stranger["prefetch"];

@@ -8,7 +8,8 @@ use std::io;
 use std::path::Path;
 
 use crate::policy::TierLoad;
-use crate::telemetry::status::{self, Latency, TierStatus};
+use crate::telemetry::latency::Latency;
+use crate::telemetry::status::{self, TierStatus};
 use crate::tiers::{
     Areas, DeviceLoads, Facts, Finding, Ladder, Probe, Prober, Quantiles, Speed, Speeds, SwapPlace, TierId,
     TierKind, measure, verify,

@@ -9,11 +9,10 @@ use super::table::{Table, printable};
 use super::units::{location, nanoseconds, or_none, size};
 use crate::config::Config;
 use crate::host::{Check, State};
+use crate::telemetry::latency::Latency;
+use crate::telemetry::prefetch::{PrefetchLastDay, PrefetchMatch, PrefetchOrigin, PrefetchWay};
 use crate::telemetry::request::{DrainOutcome, MapRun, MoveOutcome, VmMap};
-use crate::telemetry::status::{
-    ClassStatus, Latency, PrefetchMatch, PrefetchOrigin, PrefetchWay, RearmStatus, SourceState, Status,
-    TierKind, VmStatus,
-};
+use crate::telemetry::status::{ClassStatus, RearmStatus, SourceState, Status, TierKind, VmStatus};
 
 const SHARING_OFF: &str =
     "every VM is its own tenant: set `tenant` in [[vm]] to let alike VMs learn from each other\n";
@@ -261,6 +260,7 @@ pub fn vm(vm: &VmStatus) -> String {
             prefetch.issued_pages, prefetch.used_pages, prefetch.wasted_pages, prefetch.late_pages
         ),
     );
+    row("  in the last 24 h", last_day(&prefetch.last_day, &vm.id));
     if prefetch.lifted_pages > 0 {
         row("  of these to a faster swap tier", format!("{} pages", prefetch.lifted_pages));
     }
@@ -287,6 +287,21 @@ pub fn vm(vm: &VmStatus) -> String {
         row(&what, outcomes(origin));
     }
     table.to_string()
+}
+
+/// What staging was worth to this VM in the last day, and who predicted it.
+fn last_day(day: &PrefetchLastDay, vm: &str) -> String {
+    let by = day.by.iter().filter(|by| by.avoided_pages > 0).map(|by| {
+        let who = match by.leader.as_deref() {
+            Some(leader) if leader == vm => "itself",
+            Some(leader) => leader,
+            None => "VMs that have gone",
+        };
+        format!("{} by {who}", by.avoided_pages)
+    });
+    let by: Vec<_> = by.collect();
+    let by = if by.is_empty() { String::new() } else { format!(" ({})", by.join(", ")) };
+    format!("{} waits for a read avoided{by}, {} pages read in vain", day.avoided_pages, day.wasted_pages)
 }
 
 /// What became of what one origin predicted.

@@ -1,6 +1,7 @@
 use super::*;
+use crate::telemetry::latency::Latency;
 use crate::telemetry::request::Location;
-use crate::telemetry::status::{EventCounts, Latency, SourceStatus, TierStatus};
+use crate::telemetry::status::{EventCounts, SourceStatus, TierStatus};
 
 fn example() -> Status {
     let tier = |name: &str, level, kind, nodes: &[u32]| TierStatus {

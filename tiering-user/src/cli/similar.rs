@@ -21,6 +21,7 @@ pub fn table(similar: &Similar) -> String {
         ">STAGED",
         ">USED",
         ">WASTED",
+        "WHY",
     ]);
     for pair in &similar.pairs {
         let SimilarParts { content, placed, files, behaviour, lagged } = pair.parts;
@@ -37,6 +38,7 @@ pub fn table(similar: &Similar) -> String {
             pair.issued_pages.to_string(),
             pair.used_pages.to_string(),
             pair.wasted_pages.to_string(),
+            pair.why.clone(),
         ]);
     }
     table.to_string()
@@ -57,10 +59,11 @@ mod tests {
             score: 0.5,
             parts,
             used_pages: 7,
+            why: "used".into(),
             ..SimilarPair::default()
         };
         let text = table(&Similar { pairs: vec![pair] });
         let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(row, ["a", "b", "0.50", "0.76", "-", "-", "-", "-", "0", "7", "0"]);
+        assert_eq!(row, ["a", "b", "0.50", "0.76", "-", "-", "-", "-", "0", "7", "0", "used"]);
     }
 }

@@ -35,7 +35,7 @@ const SURER: [f64; 3] = [0.8, 0.85, 0.9];
 /// Sure enough for what is staged to be mapped at once: as sure as it is when the least proof is all right.
 const CERTAIN: f64 = 0.94;
 /// Ends that prove something, and those after which all before weigh half.
-const PROOF_ENDS: u32 = 16;
+pub const PROOF_ENDS: u32 = 16;
 const REMEMBERED_ENDS: u32 = 64;
 /// Misses in a row of what comes next on a tape, and of what may be touched a while later.
 const SILENT_MISSES: u64 = 64;

@@ -44,6 +44,7 @@ impl Stage {
 /// A stage that ended by a touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
+    pub origin: Origin,
     pub in_time: bool,
     /// Where the page is.
     pub tier: TierId,

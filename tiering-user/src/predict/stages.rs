@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::last_day::{LastDay, Worth};
 use super::record::Record;
 use super::shadow::Shadows;
 use super::stage::{OriginCounts, Request, Stage, StageCounts, Used, Wasted};
@@ -50,6 +51,7 @@ pub struct Stages {
     gone: BTreeMap<Option<Match>, StageCounts>,
     gone_foreseen: BTreeMap<Option<Match>, Foreseen>,
     calibration: Calibration,
+    last_day: LastDay,
     without_feedback: bool,
     /// What origins begin with.
     pub priors: Priors,
@@ -124,6 +126,21 @@ impl Stages {
     /// How well what was thought of stages agrees with what became of them.
     pub fn calibration(&self) -> &Calibration {
         &self.calibration
+    }
+
+    /// What staging was worth lately.
+    pub fn last_day(&self) -> &LastDay {
+        &self.last_day
+    }
+
+    /// The VM touched a page that was staged for this, and did not wait for a read.
+    pub fn spared(&mut self, origin: Origin, now: Monotonic) {
+        self.last_day.note(origin.leader(), Worth { avoided: 1, wasted: 0 }, now);
+    }
+
+    /// Whether pages are staged for this.
+    pub fn is_trusted(&self, origin: Origin, threshold: f64) -> bool {
+        self.record(origin).is_trusted(threshold)
     }
 
     /// Before anything is known of what another VM predicts, it is thought right with this probability.
@@ -320,7 +337,7 @@ impl Stages {
             record.used(misses);
             record.met(late, time);
         }
-        Some(Used { in_time: !late, tier: stage.request.to })
+        Some(Used { origin: stage.request.origin, in_time: !late, tier: stage.request.to })
     }
 
     /// Stages that were not used in time end: as wasted where their use would have been seen, else they count neither
@@ -347,6 +364,7 @@ impl Stages {
             }
             self.open.remove(&page);
             self.tally(stage.request.origin).wasted += 1;
+            self.last_day.note(stage.request.origin.leader(), Worth { avoided: 0, wasted: 1 }, now);
             self.calibration.note(stage.confidence, false);
             if let Some(record) = self.close(&stage) {
                 record.wasted();

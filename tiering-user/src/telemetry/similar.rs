@@ -23,6 +23,8 @@ pub struct SimilarPair {
     pub issued_pages: u64,
     pub used_pages: u64,
     pub wasted_pages: u64,
+    /// Whether pages are staged in the follower because of the leader now, and why so.
+    pub why: String,
 }
 
 /// What the score follows from: shares of the follower's, 0 to 1, that the leader has too. Null where it cannot be

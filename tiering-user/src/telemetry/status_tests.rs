@@ -1,4 +1,7 @@
 use super::*;
+use crate::telemetry::prefetch::{
+    CalibrationBin, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
+};
 use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ReuseTimes, WorkingSet};
 use crate::telemetry::savings::{CanFreeStatus, SavingsSource, SavingsStatus};
 

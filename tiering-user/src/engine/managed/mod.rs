@@ -286,6 +286,9 @@ impl ManagedVm {
         if missed {
             self.braking.waited_for(touch.before.place(), weight);
         }
+        if let Some(used) = ready.filter(|used| used.in_time && back.is_some_and(|back| back.read)) {
+            self.prefetch.stages.spared(used.origin, access.time);
+        }
         let soon = back.and_then(|back| back.soon);
         if let Some(soon) = note_return(&mut self.pages, page, touch, soon, rules, now) {
             self.moves.totals.ping_pong += weight * u64::from(soon);

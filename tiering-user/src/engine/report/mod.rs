@@ -13,13 +13,17 @@ use super::facts::SwapFacts;
 use super::images::Image;
 use super::managed::ManagedVm;
 use crate::bpf::Counters;
-use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages};
+use crate::predict::{Calibration, Delays, Match, Origin, OriginCounts, Stages, Worth};
 use crate::sys::{Monotonic, PAGE_BYTES};
+use crate::telemetry::latency::Latency;
+use crate::telemetry::prefetch::{
+    CalibrationBin, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchLastDay, PrefetchLastDayBy,
+    PrefetchMatch, PrefetchOrigin, PrefetchOrigins, PrefetchWay,
+};
 use crate::telemetry::savings::HostSavingsStatus;
 use crate::telemetry::status::{
-    self, BlockCounts, CalibrationBin, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, Latency,
-    LeftAloneStatus, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
-    PrefetchOrigins, PrefetchWay, SourceStatus, Status, TierStatus, VmStatus,
+    self, BlockCounts, ClassStatus, EventCounts, ImageStatus, KernelMovesStatus, LeftAloneStatus,
+    SourceStatus, Status, TierStatus, VmStatus,
 };
 use crate::tiermap::{BLOCK_PAGES, Place};
 use crate::tiers::{NodeMemory, Tier, TierId, TierKind};
@@ -166,6 +170,20 @@ impl Engine {
         vm.prefetch.stages.origins().filter_map(status).collect()
     }
 
+    fn last_day(&self, vm: &ManagedVm) -> PrefetchLastDay {
+        let mut day = PrefetchLastDay::default();
+        for (leader, Worth { avoided, wasted }) in vm.prefetch.stages.last_day().sums(self.clock.now) {
+            let leader = match leader {
+                None => Some(vm.id.clone()),
+                Some(leader) => self.vms.get(&leader).map(|leader| leader.id.clone()),
+            };
+            day.avoided_pages += avoided;
+            day.wasted_pages += wasted;
+            day.by.push(PrefetchLastDayBy { leader, avoided_pages: avoided, wasted_pages: wasted });
+        }
+        day
+    }
+
     fn vm_status(&self, vm: &ManagedVm, counters: Counters) -> VmStatus {
         let process = &vm.info.vm;
         let blocked = vm.unmovable().or_else(|| vm.moves.refused_now().map(str::to_owned));
@@ -237,6 +255,7 @@ impl Engine {
                 },
                 by_match: by_match(&vm.prefetch.stages),
                 origins: self.origins(vm),
+                last_day: self.last_day(vm),
                 calibration: calibration(vm.prefetch.stages.calibration()),
             },
         }

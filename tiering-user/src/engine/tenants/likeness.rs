@@ -14,10 +14,8 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::predict::Tag;
-use crate::similarity::{MOST_NEIGHBOURS, Parts, Portrait, Similarity, Weights};
+use crate::similarity::{MOST_NEIGHBOURS, Neighbour, Portrait, Similarity, Weights};
 use crate::sys::Monotonic;
-use crate::telemetry::request::ApiError;
-use crate::telemetry::similar::{Similar, SimilarPair, SimilarParts};
 use crate::track::VmId;
 use crate::vm::FileId;
 
@@ -177,6 +175,11 @@ impl Likeness {
         }
     }
 
+    /// A follower, and another VM that it was compared with.
+    pub fn pairs(&self) -> impl Iterator<Item = (VmId, &Neighbour)> {
+        self.similarity.pairs()
+    }
+
     /// The VMs that this one learns from, best first.
     pub fn leaders(&self, follower: VmId) -> &[VmId] {
         self.leaders.get(&follower).map_or(&[], Vec::as_slice)
@@ -232,35 +235,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// How alike VMs are: all that were compared, or one and those it may learn from.
-    pub(in crate::engine) fn similar(&self, id: Option<&str>) -> Result<Similar, ApiError> {
-        let only = id.map(|id| self.vm(id).map(|vm| vm.info.id)).transpose()?;
-        let mut pairs = Vec::new();
-        for tenant in self.tenants.all() {
-            for (follower, neighbour) in tenant.likeness.similarity.pairs() {
-                if only.is_some_and(|only| only != follower) {
-                    continue;
-                }
-                let (Some(one), Some(leader)) = (self.vms.get(&follower), self.vms.get(&neighbour.vm)) else {
-                    continue;
-                };
-                let counts = one.prefetch.stages.counts_of(neighbour.vm);
-                let Parts { content, placed, files, behaviour, lagged } = neighbour.parts;
-                pairs.push(SimilarPair {
-                    follower: one.id.clone(),
-                    leader: leader.id.clone(),
-                    score: neighbour.score,
-                    parts: SimilarParts { content, placed, files, behaviour, lagged },
-                    issued_pages: counts.issued,
-                    used_pages: counts.used,
-                    wasted_pages: counts.wasted,
-                });
-            }
-        }
-        pairs.sort_by(|a, b| b.score.total_cmp(&a.score));
-        Ok(Similar { pairs })
     }
 }
 

@@ -4,6 +4,7 @@
 //! outlives the agent as long as the key does.
 
 mod likeness;
+mod pairs;
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;

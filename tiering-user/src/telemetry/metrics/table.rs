@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use super::Of::{Agent, Image, Source, Tier, Vm};
 use super::{Kind, Metric, Number, Of, Samples};
+use crate::telemetry::latency::Latency;
+use crate::telemetry::prefetch::{PrefetchByMatch, PrefetchMatch, PrefetchOrigin};
 use crate::telemetry::profile::{AheadStatus, ProfileStatus};
 use crate::telemetry::savings::CanFreeStatus;
-use crate::telemetry::status::{
-    KernelMovesStatus, Latency, PrefetchByMatch, PrefetchMatch, PrefetchOrigin, SourceState, Status, VmStatus,
-};
+use crate::telemetry::status::{KernelMovesStatus, SourceState, Status, VmStatus};
 
 const BYTES: Option<&str> = Some("bytes");
 const PAGES: Option<&str> = Some("pages");

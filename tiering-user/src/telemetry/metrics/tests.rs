@@ -1,11 +1,14 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::telemetry::latency::Latency;
+use crate::telemetry::prefetch::{
+    PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
+};
 use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ProfileStatus, WorkingSet};
 use crate::telemetry::savings::{CanFreeStatus, HostSavingsStatus, SavingsSource, SavingsStatus};
 use crate::telemetry::status::{
-    ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, Latency, PrefetchByMatch, PrefetchCalibration,
-    PrefetchCounts, PrefetchMatch, PrefetchOrigin, RearmStatus, SourceState,
+    ClassStatus, DeviceLoad, EventCounts, KernelMovesStatus, RearmStatus, SourceState,
 };
 
 /// A host with one VM, in which everything is known.
