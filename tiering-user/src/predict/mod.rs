@@ -2,9 +2,9 @@
 //!
 //! In: the pages it touched that were, or had been, in a lower tier, in order ([`Tape`]); the content of pages that
 //! went down ([`Tags`]). Out: the pages that followed last time ([`Tape::part`]), the copies that other VMs of the
-//! tenant hold, what followed on the tapes of those ([`Ahead`]), what comes next by address
-//! ([`readahead`]), tapes as bytes to be kept ([`encode`]), and from what
-//! became of it the window and the confidence ([`Stages`]). Pure: the time is an argument.
+//! tenant hold, what followed on the tapes of those ([`Ahead`]), what comes next by address ([`readahead()`]), tapes as
+//! bytes to be kept ([`encode`]), and from what became of it the window, the confidence ([`Stages`]) and what it was
+//! worth ([`LastDay`]). Pure: the time is an argument.
 
 mod ahead;
 mod calibration;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::telemetry::prefetch::{
-    CalibrationBin, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchMatch, PrefetchOrigin,
+    CalibrationBin, PrefetchByMatch, PrefetchCalibration, PrefetchCounts, PrefetchLastDay, PrefetchLastDayBy,
+    PrefetchMatch, PrefetchOrigin,
 };
 use crate::telemetry::profile::{AheadStatus, ForecastStatus, MissRatio, ReuseTimes, WorkingSet};
 use crate::telemetry::savings::{CanFreeStatus, SavingsSource, SavingsStatus};
@@ -68,6 +69,10 @@ fn the_json_has_the_documented_fields() {
                     window_pages: 32,
                     ..PrefetchOrigin::default()
                 }],
+                last_day: PrefetchLastDay {
+                    by: vec![PrefetchLastDayBy { avoided_pages: 5, ..PrefetchLastDayBy::default() }],
+                    ..PrefetchLastDay::default()
+                },
                 calibration: PrefetchCalibration {
                     brier: Some(0.25),
                     bins: vec![CalibrationBin { pages: 4, confidence: 0.5, used: 0.75 }],
@@ -89,6 +94,8 @@ fn the_json_has_the_documented_fields() {
         "origins": [{"leader": "a", "way": "followed", "match": "self", "issued_pages": 0,
             "used_pages": 0, "wasted_pages": 0, "late_pages": 0,
             "shadow_right_pages": 0, "shadow_wrong_pages": 0, "confidence": 0.5, "window_pages": 32}],
+        "last_day": {"avoided_pages": 0, "wasted_pages": 0,
+            "by": [{"leader": null, "avoided_pages": 5, "wasted_pages": 0}]},
         "calibration": {"brier": 0.25, "bins": [{"pages": 4, "confidence": 0.5, "used": 0.75}]}});
     let profile = serde_json::json!({
         "reads_per_s": 1.5, "writes_per_s": 0.0, "sequential": 0.25, "strided": null,
