@@ -1,4 +1,4 @@
-//! How fast the host's processors are: where the host is itself a virtual machine, others share its processors and
+//! How fast the host's processors are: where the host is itself a VM, others share its processors and
 //! their caches, and steal time does not show that.
 //!
 //! Out: loads from memory that depend on each other, of 8 MiB, a second of CPU time. A thread of its own measures it,

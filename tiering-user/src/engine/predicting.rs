@@ -44,12 +44,12 @@ pub(super) struct Touched {
 
 /// The touches of each VM. Of many the last few are followed: on a tape, what comes after the others comes after these
 /// too, and each costs a look at every leader's.
-fn by_vm(touched: &[Touched]) -> impl Iterator<Item = Vec<Touched>> {
+fn by_vm(touched: &[Touched]) -> BTreeMap<VmId, Vec<Touched>> {
     let mut by_vm: BTreeMap<VmId, Vec<Touched>> = BTreeMap::new();
     for touched in touched {
         by_vm.entry(touched.vm).or_default().push(*touched);
     }
-    by_vm.into_values()
+    by_vm
 }
 
 fn last(touched: &[Touched], most: usize) -> &[Touched] {
@@ -66,7 +66,6 @@ fn run_ends(touched: &[Touched]) -> Vec<Touched> {
 /// Whether the configuration wants pages staged for this.
 fn uses(rules: Prefetch, origin: Origin) -> bool {
     match origin.by() {
-        None if origin == Origin::Readahead => rules.readahead,
         None => rules.own_past,
         Some(_) if origin.leader().is_none() => rules.own_past,
         Some(Match::Content) => rules.by_content,
@@ -93,16 +92,17 @@ impl Engine {
     /// Stages what these touches predict. All of them are noted by then: what was touched since need not be staged.
     pub(super) fn predict(&mut self, touched: &[Touched]) {
         let Prefetch { push, pull, readahead, .. } = self.config.prefetch;
-        for touched in by_vm(touched).filter(|_| pull) {
-            for touched in last(&touched, PULLS_A_BATCH) {
+        let by_vm = by_vm(touched);
+        for touched in by_vm.values().filter(|_| pull) {
+            for touched in last(touched, PULLS_A_BATCH) {
                 self.pull(*touched);
             }
         }
         for touched in touched.iter().filter(|_| push) {
             self.push(*touched);
         }
-        for touched in by_vm(touched).filter(|_| readahead) {
-            for touched in last(&run_ends(&touched), READAHEADS_A_BATCH) {
+        for touched in by_vm.values().filter(|_| readahead) {
+            for touched in last(&run_ends(touched), READAHEADS_A_BATCH) {
                 self.read_ahead(*touched);
             }
         }
@@ -188,18 +188,22 @@ impl Engine {
         let Range { start, end } = readahead(&vm.prefetch.tape, (page, at), missed, window);
         let next = start..end.min(vm.pages.layout().pages());
         let Some(vm) = self.vms.get(&id) else { return };
-        let (followed, tenant) = (self.followed(vm, at), self.tenants.of(vm));
-        let is_foretold = |tag: Option<Tag>| {
-            let of = tenant.zip(tag);
-            of.is_some_and(|(tenant, tag)| followed.iter().any(|held| tenant.holds(*held, tag)))
-        };
-        if is_foretold(tag) {
-            return;
-        }
         // What has a copy in memory is there without a read.
         let is_away = |page: &PageIndex| vm.waits_in_swap(*page) && !vm.reclaim.has_copy(*page);
-        let tag_of = |page| tenant.and_then(|tenant| tenant.tags.of(id, page));
-        let next: Vec<_> = next.filter(is_away).filter(|page| !is_foretold(tag_of(*page))).collect();
+        let mut next: Vec<_> = next.filter(is_away).collect();
+        if next.is_empty() {
+            return;
+        }
+        if let Some(tenant) = self.tenants.of(vm) {
+            let followed = self.followed(vm, at);
+            let holds = |tag: Option<Tag>| {
+                tag.is_some_and(|tag| followed.iter().any(|held| tenant.holds(*held, tag)))
+            };
+            if holds(tag) {
+                return;
+            }
+            next.retain(|page| !holds(tenant.tags.of(id, *page)));
+        }
         let Some(vm) = self.vms.get_mut(&id) else { return };
         for page in next {
             match chance {
@@ -317,10 +321,10 @@ mod tests {
     fn of_many_touches_of_each_vm_the_last_few_are_followed() {
         let touches: Vec<_> =
             (0..100).flat_map(|page| [touched(1, [page]), touched(2, [page])]).flatten().collect();
-        let of_each: Vec<_> = by_vm(&touches).map(|touched| pages(last(&touched, 4))).collect();
+        let of_each: Vec<_> = by_vm(&touches).values().map(|touched| pages(last(touched, 4))).collect();
         assert_eq!(of_each, [[96, 97, 98, 99]; 2]);
         assert_eq!(pages(last(&touched(1, 0..3), 4)), [0, 1, 2]);
-        assert!(by_vm(&[]).next().is_none());
+        assert!(by_vm(&[]).is_empty());
     }
 
     #[test]

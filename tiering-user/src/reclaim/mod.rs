@@ -17,6 +17,7 @@
 //! What goes out is written, whether it comes back or not. A working set that jumps shows when it has jumped, not
 //! before.
 
+mod bits;
 mod lru;
 mod pacer;
 mod probation;

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::bits::Bits;
 use super::savings::Tried;
 use crate::policy::{Evidence, Verdict};
 use crate::sys::Monotonic;
@@ -183,41 +184,6 @@ struct Expected {
     rate: f64,
     /// One standard error above that. Of many blocks that are alike some seem calm by chance.
     at_most: f64,
-}
-
-/// A bit for each page of a block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Bits([u64; BLOCK_PAGES as usize / 64]);
-
-impl Bits {
-    fn get(&self, page: u32) -> bool {
-        self.0[page as usize / 64] & 1 << (page % 64) != 0
-    }
-
-    /// Returns whether it was set.
-    fn set(&mut self, page: u32, to: bool) -> bool {
-        let was = self.get(page);
-        let (word, bit) = (&mut self.0[page as usize / 64], 1 << (page % 64));
-        *word = if to { *word | bit } else { *word & !bit };
-        was
-    }
-
-    fn add(&mut self, other: Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
-    }
-
-    fn both(mut self, other: Self) -> Self {
-        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word &= other);
-        self
-    }
-
-    fn count(self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
-    }
-
-    fn ones(self) -> impl Iterator<Item = u32> {
-        (0..BLOCK_PAGES).filter(move |page| self.get(*page))
-    }
 }
 
 impl Block {

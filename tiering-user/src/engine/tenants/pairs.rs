@@ -70,12 +70,13 @@ fn told(origins: impl Iterator<Item = OriginCounts>, threshold: f64) -> String {
     };
     let best = origins.max_by(|a, b| a.confidence.total_cmp(&b.confidence));
     match best.map(|best| (predictions(&best), best.confidence)) {
-        None => "not used yet: none of its touches foretold a page that is in swap".to_owned(),
+        None => "not used yet: none of its touches predicted a page that is in swap".to_owned(),
         Some(((right, all), _)) if all < u64::from(PROOF_ENDS) => {
             format!("being tried: {right} of {all} predictions were right, {PROOF_ENDS} are needed")
         }
         Some(((right, all), confidence)) => format!(
-            "not used now: {right} of {all} predictions were right; confidence is {confidence:.2}, {threshold:.2} is needed"
+            "not used now: {right} of {all} predictions were right; confidence is {confidence:.2}, \
+             {threshold:.2} is needed"
         ),
     }
 }
